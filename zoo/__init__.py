@@ -1,0 +1,44 @@
+"""Safety Zoo: image and prompt safety models whose checkpoints deploy. Everything is imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.card import ModelCard as ModelCard
+    from zoo.policy import Policy as Policy
+    from zoo.predict import load_scorer as load_scorer
+    from zoo.registry import create_model as create_model
+    from zoo.registry import list_models as list_models
+    from zoo.registry import model_card as model_card
+    from zoo.registry import register_model as register_model
+    from zoo.release import load_model as load_model
+    from zoo.release import load_release as load_release
+    from zoo.verdict import Verdict as Verdict
+
+_PUBLIC = {
+    "ModelCard": "zoo.card",
+    "Policy": "zoo.policy",
+    "Verdict": "zoo.verdict",
+    "create_model": "zoo.registry",
+    "list_models": "zoo.registry",
+    "load_model": "zoo.release",
+    "load_release": "zoo.release",
+    "load_scorer": "zoo.predict",
+    "model_card": "zoo.registry",
+    "register_model": "zoo.registry",
+}
+
+__version__ = "0.1.0"
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 (names are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module zoo has no attribute {name!r}; public are {', '.join(sorted(_PUBLIC))}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,158 @@
+"""ModelCard: what a model eats, what it answers, where it comes from, how good it was measured to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from zoo import schema
+from zoo.errors import BadCardError
+
+Resize = Literal["shortest_edge_crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "bilinear_align_corners"]
+Score = Literal["softmax", "sigmoid"]
+Task = Literal["zero_shot", "classification"]
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class ImageInput:
+    """Images as the model eats them: `[B, 3, size, size]` float32 RGB in [0, 1], normalised inside the model.
+
+    `shortest_edge_crop` scales the short side to `size` and crops the centre (CLIP); `squash` ignores the
+    aspect ratio (NSFWJS). `mean` and `std` are per channel, on pixels in [0, 1].
+    """
+
+    size: int
+    resize: Resize
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class TextInput:
+    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json."""
+
+    context_length: int
+    lowercase: bool = True
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Measurement:
+    """One measured figure, with what it was measured on and the command that gives it again.
+
+    `threat` names the attack and its budget where the figure is one of robustness, else it is empty.
+    """
+
+    metric: str
+    value: float
+    data: str
+    count: int
+    command: str
+    threat: str = ""
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Training:
+    """How the weights came about. `recipe` is empty for weights that others published."""
+
+    recipe: str = ""
+    data: str = ""
+    epochs: int = 0
+    steps: int = 0
+    seed: int | None = None
+    safety_zoo: str = ""
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class ModelCard:
+    """Everything that travels with the weights, unchanged, from the registry to the runtime.
+
+    `labels` are the outputs of a classifier, in order; empty for a zero-shot model, whose outputs are the
+    phrases of the policy. `requires` says which inputs must be there for an answer; `accepts` which may be.
+    `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
+    """
+
+    name: str
+    task: Task
+    summary: str
+    score: Score
+    score_meaning: str
+    image: ImageInput | None
+    text: TextInput | None
+    labels: tuple[str, ...]
+    requires: tuple[Literal["image", "text"], ...]
+    licence: str
+    source: str
+    hparams: dict[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    training: Training = field(default_factory=Training)
+    measurements: tuple[Measurement, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.name.count(".") != 1 or not all(self.name.split(".")):
+            raise ValueError(f'name must be "architecture.tag", got "{self.name}"')
+        if self.task == "classification" and not self.labels:
+            raise ValueError("a classification card must list its labels")
+        if self.task == "zero_shot" and self.labels:
+            raise ValueError(f"a zero_shot card has no labels (its policy has phrases), got {self.labels}")
+        missing = [kind for kind in self.requires if getattr(self, kind) is None]
+        if missing:
+            raise ValueError(f'requires {missing}, but describes no such input: fill in "{missing[0]}"')
+
+    @property
+    def architecture(self) -> str:
+        """The part of the name before the dot: `safeclip_vit_b32`."""
+        return self.name.split(".")[0]
+
+    @property
+    def tag(self) -> str:
+        """The part of the name after the dot: `zeroshot`."""
+        return self.name.split(".")[1]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text can be judged. A zero-shot model has a text tower for the policy, and judges images."""
+        return self.text is not None and self.task == "classification"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The arrays that one batch is made of, in the order the model takes them (see `ServedModel`)."""
+        names: list[str] = []
+        if self.image is not None:
+            names.append("image")
+        if self.reads_text:
+            names += ["input_ids", "attention_mask"]
+        if self.image is not None and "image" not in self.requires:
+            names.append("image_present")
+        return tuple(names)
+
+    def replace(self, **changes: Any) -> ModelCard:
+        """Return a copy with these fields changed, checked like any other card."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back to an equal card."""
+        return schema.dump(self)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "card") -> ModelCard:
+        """Build a card from plain data; raises BadCardError naming each unknown, missing or wrong field."""
+        return schema.parse(cls, data, where, BadCardError)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Read `card.json`. Raises BadInputError (missing, not JSON) or BadCardError."""
+        return cls.from_dict(schema.read_json(path), str(path))

@@ -1,0 +1,60 @@
+"""Every error that Safety Zoo raises on purpose. A message says what was wrong, with the value, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """Base of all errors below: `except ZooError` catches what the zoo refuses, and no bug."""
+
+
+class BadInputError(ZooError, ValueError):
+    """An image, text, array, file or argument that cannot be used. Nothing was judged."""
+
+
+class UnknownModelError(ZooError, KeyError):
+    """No model of that name is registered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would quote the message
+
+
+class NoWeightsError(ZooError):
+    """The architecture is known, but there are no published weights to load for it."""
+
+
+class BadCardError(ZooError, ValueError):
+    """A card, policy, verdict or manifest with unknown, missing or wrong fields, or of a newer schema."""
+
+
+class BadPolicyError(BadCardError):
+    """A policy that contradicts itself, or names a category that the model cannot score."""
+
+
+class TamperedFileError(ZooError):
+    """The bytes on disk are not the ones that the card or the manifest names."""
+
+
+class ParityError(ZooError):
+    """The exported model does not answer what the trained one answers, within its budget."""
+
+
+class IncompatibleBundleError(ZooError):
+    """A bundle that this machine or this version cannot run; the message names the mending command."""
+
+
+class MissingDependencyError(ZooError, ImportError):
+    """An optional package is needed for this; the message names the extra that brings it."""
+
+
+def close_match(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "x"?` for the known words nearest to `word`, or the first few known ones."""
+    choices = sorted(set(known))
+    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(f'"{match}"' for match in near) + "?"
+    if not choices:
+        return ""
+    return "; known: " + ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")

@@ -1,0 +1,168 @@
+"""From any image a user may send to uint8 RGB pixels: decode, orient, convert, limit, fit. Pillow and numpy only.
+
+Every road (training, prediction, exported bundle) decodes here, so that none sees other pixels than the rest.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from zoo.card import ImageInput
+from zoo.errors import BadInputError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+ImageSource: TypeAlias = str | Path | bytes | NDArray[np.generic]
+
+#: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty formats nobody uploads.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before any pixel is decoded. `max_pixels` is width x height."""
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 64_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a path, the bytes of a file, or a uint8 `[H, W, 3]` RGB array to an upright RGB image.
+
+    EXIF orientation is honoured; transparency is laid on white, as a browser shows it; 16-bit grey keeps its
+    high byte; of an animation the first frame counts. Raises BadInputError, naming the source and the reason.
+    """
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(check_array(source))
+    data, name = _read(source, limits)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise BadInputError(
+                    f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,} (a decompression bomb?)"
+                )
+            image.seek(0)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise BadInputError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
+    except UnidentifiedImageError:
+        raise BadInputError(f"{name}: not an image ({_guess(data)}); readable are {', '.join(FORMATS)}") from None
+    except BadInputError:
+        raise
+    except Exception as problem:  # Pillow's decoders raise anything from OSError to struct.error on broken files
+        raise BadInputError(f"{name}: broken or truncated image: {problem}") from None
+
+
+def check_array(array: NDArray[np.generic]) -> Pixels:
+    """Return the array if it is uint8 `[H, W, 3]`. Raises BadInputError saying what it is instead."""
+    found = f"got {array.dtype} {list(array.shape)}"
+    if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+        raise BadInputError(f"image array holds NaN; expected uint8 [H, W, 3] RGB, {found}")
+    if array.dtype != np.uint8:
+        raise BadInputError(f"image array must be uint8 in [0, 255] (not floats in [0, 1]), {found}")
+    if array.ndim != 3 or array.shape[2] != 3:
+        hint = "; transpose to channels last" if array.ndim == 3 and array.shape[0] == 3 else ""
+        raise BadInputError(f"image array must be [H, W, 3] RGB, {found}{hint}")
+    if 0 in array.shape:
+        raise BadInputError(f"image array has no pixels, {found}")
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def fit(image: Image.Image, spec: ImageInput) -> Pixels:
+    """Resize an RGB image to the model's `[size, size, 3]` uint8, as `spec` says.
+
+    Pillow's antialiased filters are CLIP's definition of the resize; `zoo.inputs.resize` is the same in torch,
+    within one grey level.
+    """
+    size = spec.size
+    if spec.resize == "squash" and spec.interpolation == "bilinear_align_corners":
+        # Pixel centres of the corners map onto each other (TensorFlow's align_corners); no antialiasing.
+        across, down = ((edge - 1) / max(size - 1, 1) for edge in image.size)
+        matrix = (across, 0.0, 0.5 - 0.5 * across, 0.0, down, 0.5 - 0.5 * down)
+        resized = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+    method = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if spec.resize == "shortest_edge_crop":
+        box = _crop_box(image.width, image.height, size)
+    return np.asarray(image.resize((size, size), method, box=box))
+
+
+def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+    """Decode and fit in one go: any image source to `[size, size, 3]` uint8. Raises BadInputError."""
+    return fit(decode(source, limits), spec)
+
+
+def _crop_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """The part of the source that the centre crop keeps, so that only that part is resized."""
+    short = min(width, height)
+    full_width, full_height = size * width // short, size * height // short
+    left, top = (full_width - size) // 2, (full_height - size) // 2
+    across, down = width / full_width, height / full_height
+    return (
+        left * across,
+        top * down,
+        min((left + size) * across, float(width)),
+        min((top + size) * down, float(height)),
+    )
+
+
+def _read(source: str | Path | bytes, limits: ImageLimits) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        data, name = source, f"{len(source)} bytes"
+    elif isinstance(source, (str, Path)):
+        path, name = Path(source), str(source)
+        if path.is_dir():
+            raise BadInputError(f"{name}: is a directory, expected an image file")
+        try:
+            too_large = path.stat().st_size > limits.max_bytes
+            data = b"" if too_large else path.read_bytes()
+        except FileNotFoundError:
+            raise BadInputError(f"{name}: no such file") from None
+        except OSError as problem:
+            raise BadInputError(f"{name}: cannot be read: {problem.strerror or problem}") from None
+        if too_large:
+            raise BadInputError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
+    else:
+        raise BadInputError(f"an image is a path, bytes or a uint8 array, got {type(source).__name__}")
+    if not data:
+        raise BadInputError(f"{name}: empty file")
+    if len(data) > limits.max_bytes:
+        raise BadInputError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
+    return data, name
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image.copy() if image.readonly else image
+    if image.mode.startswith("I"):  # 16 bits a pixel: keep the high byte; Pillow's own conversion would clip
+        grey = np.asarray(image).astype(np.int64)
+        wide = image.mode != "I" or grey.max() > 255
+        return Image.fromarray(((grey >> 8) if wide else grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadInputError("floating-point pixels have no defined range; convert to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _guess(data: bytes) -> str:
+    head = data[:256].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
+        return "it looks like HTML or SVG text"
+    if head.startswith(b"%pdf"):
+        return "it is a PDF"
+    return f"it starts with {data[:8]!r}"

@@ -1,0 +1,115 @@
+"""From any text a user may send to token ids: clean the Unicode, tokenise, report what was cut off. No torch."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import ftfy
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from zoo.card import TextInput
+from zoo.errors import BadInputError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+#: Longer texts are refused rather than cut: of 1 MB of text, 77 tokens say nothing.
+MAX_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`ids` and `mask` int64 `[B, T]` (mask 1 where there is a token), `truncated` bool `[B]`."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+
+def clean(text: str) -> str:
+    """Return the text that a reader sees: repaired, NFKC, without invisible characters, single-spaced.
+
+    Zero-width, bidirectional and other format and control characters split words for a tokenizer and for
+    nobody else. HTML entities are resolved twice and mojibake and curly quotes mended by ftfy, as CLIP's
+    reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000 characters.
+    """
+    if not isinstance(text, str):
+        raise BadInputError(f"a text must be a str, got {type(text).__name__}")
+    if len(text) > MAX_CHARACTERS:
+        raise BadInputError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = unicodedata.normalize("NFKC", text)
+    kept = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category in ("Cf", "Cs") or character in "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u3164\uffa0":
+            continue  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
+        if 0xFE00 <= ord(character) <= 0xFE0F:
+            continue  # variation selectors
+        kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
+    return " ".join("".join(kept).split())
+
+
+class TextCodec:
+    """A release's tokenizer.json, applied to cleaned text, cut and padded to `[B, context_length]`.
+
+    Control tokens that a user types (`<|endoftext|>`) are encoded as ordinary characters: else they would end
+    the prompt early and hide the rest of it. Raises BadInputError for a file that holds no usable tokenizer.
+    """
+
+    def __init__(self, tokenizer_json: str, spec: TextInput) -> None:
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as problem:  # the Rust side raises bare Exception
+            raise BadInputError(f"tokenizer.json is not a tokenizer: {problem}") from None
+        if tokenizer.get_vocab_size() < 16:
+            raise BadInputError(
+                f"tokenizer.json knows {tokenizer.get_vocab_size()} tokens; an empty tokenizer stands where the "
+                "real file could not be fetched"
+            )
+        tokenizer.encode_special_tokens = True
+        tokenizer.enable_truncation(spec.context_length)
+        # CLIP pools at the first end token and masks the rest, so the padding id cannot matter.
+        tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=tokenizer.id_to_token(0))
+        self._tokenizer, self.spec, self.json = tokenizer, spec, tokenizer_json
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids there are; ids lie in [0, vocabulary_size)."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Clean and tokenise. Raises BadInputError for a text that is not a str or is far too long."""
+        cleaned = [clean(text) for text in texts]
+        if self.spec.lowercase:
+            cleaned = [text.lower() for text in cleaned]
+        encodings = self._tokenizer.encode_batch(cleaned)
+        shape = (len(encodings), self.spec.context_length)
+        return Tokens(
+            np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape),
+            np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64).reshape(shape),
+            np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:
+    """Train a byte-level BPE on cleaned texts and return its tokenizer.json, with CLIP's start and end tokens.
+
+    With no texts this is the plain byte tokenizer of untrained models: 256 bytes and the two control tokens.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((clean(text).lower() for text in texts), trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    return str(tokenizer.to_str())

@@ -1,0 +1,121 @@
+"""From a model's output scores to verdicts: the one place where a policy is applied, in training, export and runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError, BadPolicyError, close_match
+from zoo.policy import Category, Policy
+from zoo.verdict import Verdict, unjudged
+
+Scores = NDArray[np.floating]
+
+
+class Judge:
+    """A policy bound to the outputs of one model.
+
+    `outputs` are the N names that the model scores, in order: a zero-shot model's phrases as the policy lists
+    them, or a classifier's labels as the card lists them. Raises BadPolicyError when they do not fit together.
+    """
+
+    def __init__(self, card: ModelCard, policy: Policy) -> None:
+        self.card, self.policy = card, policy
+        self.policy_id = policy.id
+        zero_shot = card.task == "zero_shot"
+        self.outputs = phrases(policy) if zero_shot else card.labels
+        self._members: list[list[int]] = []
+        start = 0
+        for category in policy.categories:
+            if zero_shot:
+                self._members.append(list(range(start, start + len(category.descriptors))))
+                start += len(category.descriptors)
+            else:
+                self._members.append([card.labels.index(label) for label in labels_of(category, card)])
+        self._flaggable = np.array([c.action != "allow" for c in policy.categories])
+        self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
+
+    def category_scores(self, scores: Scores) -> NDArray[np.float64]:
+        """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
+        if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
+            raise BadInputError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
+        pool = {"sum": np.sum, "mean": np.mean, "max": np.max}[self.policy.pooling]
+        wide = scores.astype(np.float64)
+        return np.stack([pool(wide[:, members], axis=1) for members in self._members], axis=1)
+
+    def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which categories `[B, C]` are flagged: above their threshold and, under `argmax`, the highest."""
+        flagged: NDArray[np.bool_] = (category_scores > self._thresholds) & self._flaggable
+        if self.policy.rule == "argmax":
+            flagged &= category_scores == category_scores.max(axis=1, keepdims=True)
+        return flagged
+
+    def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """One score `[B]` to rank items by: the highest score among categories that block or ask for review."""
+        highest: NDArray[np.float64] = category_scores[:, self._flaggable].max(axis=1)
+        return highest
+
+    def verdicts(
+        self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
+    ) -> list[Verdict]:
+        """Judge output scores `[B, N]`; a row with a NaN, infinity or a value outside [0, 1] is not judged."""
+        names = sources or [""] * len(scores)
+        cut = truncated or [False] * len(scores)
+        table = self.category_scores(scores)
+        flags = self.flags(table)
+        return [self._verdict(*row) for row in zip(scores, table, flags, names, cut, strict=True)]
+
+    def unreadable(self, detail: str, source: str = "") -> Verdict:
+        """The verdict of an item that could not be decoded."""
+        return unjudged("unreadable", detail, policy=self.policy_id, model=self.card.name, source=source)
+
+    def missing_input(self, detail: str, source: str = "") -> Verdict:
+        """The verdict of an item that lacks an input that the model needs."""
+        return unjudged("missing_input", detail, policy=self.policy_id, model=self.card.name, source=source)
+
+    def _verdict(self, scores: Scores, table: Scores, flags: NDArray[np.bool_], source: str, cut: bool) -> Verdict:
+        tolerance = 1e-3  # float16 engines round a probability of 1 upwards
+        if not np.isfinite(scores).all() or scores.min() < -tolerance or scores.max() > 1 + tolerance:
+            detail = "the model's scores are not probabilities (NaN, infinite, or outside [0, 1])"
+            return unjudged("invalid_scores", detail, policy=self.policy_id, model=self.card.name, source=source)
+        categories = self.policy.categories
+        flagged = [index for index in np.argsort(-table, kind="stable") if flags[index]]
+        # A blocking category outranks one that only asks for review, however high the latter scores.
+        flagged.sort(key=lambda index: categories[index].action != "block")
+        decider = categories[flagged[0] if flagged else int(np.argmax(table))]
+        decision = ("unsafe" if decider.action == "block" else "review") if flagged else "safe"
+        return Verdict(
+            "ok",
+            decision,
+            decider.name,
+            {c.name: float(min(max(value, 0.0), 1.0)) for c, value in zip(categories, table, strict=True)},
+            self.policy_id,
+            self.card.name,
+            source,
+            text_truncated=cut,
+        )
+
+
+def phrases(policy: Policy) -> tuple[str, ...]:
+    """All phrases of a zero-shot policy, category by category. Raises BadPolicyError for a category without one."""
+    for category in policy.categories:
+        if not category.descriptors:
+            raise BadPolicyError(
+                f'policy "{policy.name}": category "{category.name}" has no descriptors, and a zero-shot model '
+                "knows a category by them alone: add short phrases under `descriptors:`"
+            )
+    return tuple(phrase for category in policy.categories for phrase in category.descriptors)
+
+
+def labels_of(category: Category, card: ModelCard) -> tuple[str, ...]:
+    """The classifier outputs that make up a category. Raises BadPolicyError for one that the model lacks."""
+    wanted = category.labels or (category.name,)
+    for label in wanted:
+        if label not in card.labels:
+            raise BadPolicyError(
+                f'category "{category.name}": {card.name} has no output "{label}"' + close_match(label, card.labels)
+            )
+    return wanted

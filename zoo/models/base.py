@@ -1,0 +1,40 @@
+"""What every model of the zoo shares: it knows its card, and it carries its tokenizer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.inputs.text import TextCodec, train_tokenizer
+
+
+class ZooModel(nn.Module):
+    """A module with a card. Images come as `[B, 3, size, size]` float32 RGB in [0, 1]; logits go out.
+
+    `tokenizer_json` is the tokenizer.json that its texts are encoded with; None where the model reads no text.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        self.card = card
+        self.tokenizer_json: str | None = train_tokenizer([], 0) if card.text is not None else None
+
+    def codec(self) -> TextCodec:
+        """The text codec of this model. Raises BadInputError when it reads no text."""
+        if self.card.text is None or self.tokenizer_json is None:
+            raise BadInputError(f"{self.card.name} reads no text")
+        codec = TextCodec(self.tokenizer_json, self.card.text)
+        room = self.card.hparams.get("vocabulary_size")
+        if isinstance(room, int) and codec.vocabulary_size > room:
+            raise BadInputError(
+                f"{self.card.name}: the tokenizer knows {codec.vocabulary_size} tokens, the model only {room}"
+            )
+        return codec
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square image in pixels. Raises BadInputError when the model reads no image."""
+        if self.card.image is None:
+            raise BadInputError(f"{self.card.name} reads no image")
+        return self.card.image.size

@@ -1,0 +1,106 @@
+"""Every model that the zoo ships, as data: its card, its builder, where its weights come from. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.card import ImageInput, ModelCard, TextInput
+from zoo.registry import RANDOM, register_model
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: Sizes of OpenAI's CLIP (Radford et al. 2021, table 20) and of our own: image side, patch, vision width, layers,
+#: heads; text width, layers, heads; embedding; vocabulary; context; Hub id.
+CLIP_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int, int, int, int, str | None]] = {
+    "vit_b32": (224, 32, 768, 12, 12, 512, 12, 8, 512, 49408, 77, "openai/clip-vit-base-patch32"),
+    "vit_b16": (224, 16, 768, 12, 12, 512, 12, 8, 512, 49408, 77, "openai/clip-vit-base-patch16"),
+    "vit_l14": (224, 14, 1024, 24, 16, 768, 12, 12, 768, 49408, 77, "openai/clip-vit-large-patch14"),
+    "vit_l14_336": (336, 14, 1024, 24, 16, 768, 12, 12, 768, 49408, 77, "openai/clip-vit-large-patch14-336"),
+    "tiny": (64, 8, 128, 4, 4, 128, 2, 4, 128, 512, 32, None),
+    "test": (32, 8, 32, 2, 2, 32, 2, 2, 16, 300, 24, RANDOM),
+}
+
+
+def clip_image(size: int) -> ImageInput:
+    """CLIP's image input: short side to `size`, antialiased bicubic, centre crop, CLIP's mean and std."""
+    return ImageInput(size, "shortest_edge_crop", "bicubic", CLIP_MEAN, CLIP_STD)
+
+
+def clip_hparams(size: str) -> dict[str, Any]:
+    """The hyperparameters of a CLIP of this size, as `towers.clip_config` reads them."""
+    names = "patch_size vision_width vision_layers vision_heads text_width text_layers text_heads embedding_dim"
+    hparams: dict[str, Any] = dict(zip(names.split(), CLIP_SIZES[size][1:9], strict=True))
+    vocabulary = CLIP_SIZES[size][9]
+    published = vocabulary == 49408  # OpenAI's tokenizer has its control tokens last; ours has them first
+    hparams["vocabulary_size"] = vocabulary
+    hparams["start_token"] = vocabulary - 2 if published else 0
+    hparams["end_token"] = vocabulary - 1 if published else 1
+    return hparams
+
+
+def _safeclip(size: str) -> None:
+    image, context, pretrained = CLIP_SIZES[size][0], CLIP_SIZES[size][10], CLIP_SIZES[size][11]
+    test = size == "test"
+    register_model(
+        ModelCard(
+            name="test_safeclip.random" if test else f"safeclip_{size}.zeroshot",
+            task="zero_shot",
+            summary="Zero-shot detector of toxic images from the CLS token of CLIP (SafeCLIP, arXiv 2503.00037)",
+            score="softmax",
+            score_meaning="share of a phrase among all phrases of the policy; a category's score is their sum",
+            image=clip_image(image),
+            text=TextInput(context),
+            labels=(),
+            requires=("image",),
+            licence="Apache-2.0" if pretrained in (None, RANDOM) else "MIT (OpenAI CLIP weights)",
+            source=f"https://huggingface.co/{pretrained}" if pretrained not in (None, RANDOM) else "safety-zoo",
+            hparams={**clip_hparams(size), "layer": -2, "post_layernorm": False},
+            limits=(
+                "A score is relative to the policy's other phrases: it is no probability of harm.",
+                "The paper's figures (defence success 66.9 %, false positives 3.2 %) were not reproduced here.",
+                "Not the SafeCLIP of ICML 2024 (pre-training) nor the Safe-CLIP of ECCV 2024 (unlearning).",
+            ),
+        ),
+        builder="zoo.models.dual_encoder:build_safeclip",
+        pretrained=pretrained,
+        policy="configs/policy/safeclip.yaml",
+    )
+
+
+def _multimodal(size: str, tag: str) -> None:
+    image, context = CLIP_SIZES[size][0], CLIP_SIZES[size][10]
+    test, fusion = size == "test", tag == "fusion"
+    limit = (
+        "Trained weights are not published here: train it with a recipe on your data."
+        if fusion
+        else "With a single key the attention weight is 1: the prompt never changes the answer. For comparison only."
+    )
+    register_model(
+        ModelCard(
+            name=f"test_multimodal_nsfw.{tag}" if test else f"multimodal_nsfw_{size}.{tag}",
+            task="classification",
+            summary="Judges prompt and image together (multimodal NSFW classifier, arXiv 2504.11707"
+            + (", attention in both directions)" if fusion else "; as released, it ignores the prompt)"),
+            score="softmax",
+            score_meaning="probability of each label; unsafe and safe add up to 1",
+            image=clip_image(image),
+            text=TextInput(context),
+            labels=("unsafe", "safe"),
+            requires=() if fusion else ("image", "text"),
+            licence="Apache-2.0",
+            source="safety-zoo, after https://arxiv.org/abs/2504.11707",
+            hparams={**clip_hparams(size), "heads": 2 if test else 4},
+            limits=(limit,),
+        ),
+        builder="zoo.models.multimodal:" + ("Fusion" if fusion else "AsReleased"),
+        pretrained=RANDOM if test else None,
+        policy="configs/policy/unsafe.yaml",
+    )
+
+
+for _size in CLIP_SIZES:
+    _safeclip(_size)
+for _size in ("vit_b32", "tiny", "test"):
+    for _tag in ("as_released", "fusion"):
+        _multimodal(_size, _tag)

@@ -1,0 +1,66 @@
+"""The model as it is served: uint8 pixels and token ids in, logits and scores out. What eager and export share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zoo.inputs.resize import Resize
+from zoo.models.base import ZooModel
+from zoo.scorer import Feeds
+
+
+class ServedModel(nn.Module):
+    """Wraps a `ZooModel` with resize, normalisation and score function.
+
+    Inputs are those of `card.input_names`, and for a zero-shot model `text_bank`; all as numpy would hold them:
+    `image` uint8 `[B, H, W, 3]`, `input_ids` and `attention_mask` int64 `[B, T]`, `image_present` bool `[B]`,
+    `text_bank` float32 `[P, D]`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
+    """
+
+    def __init__(self, model: ZooModel) -> None:
+        super().__init__()
+        self.model = model
+        self.softmax = model.card.score == "softmax"
+        self.resize = Resize(model.card.image) if model.card.image is not None else None
+
+    def forward(
+        self,
+        image: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_bank: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and scores of a batch; what the model does not read is None."""
+        given: list[Tensor] = []
+        if image is not None:
+            given.append(self.pixels(image))
+        given += [tensor for tensor in (input_ids, attention_mask, image_present, text_bank) if tensor is not None]
+        logits = self.model(*given).float()
+        return logits, logits.softmax(dim=-1) if self.softmax else logits.sigmoid()
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """uint8 `[B, H, W, 3]` to the model's `[B, 3, size, size]` float32 in [0, 1]."""
+        assert self.resize is not None  # an image only comes where the card has an image input
+        # To float before the transpose: TensorRT transposes no uint8.
+        return self.resize(image.float().div(255.0).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+class ServedRun:
+    """Numpy feeds in, numpy scores `[B, N]` out, through eager torch on the model's own device."""
+
+    def __init__(self, model: ZooModel, text_bank: Tensor | None) -> None:
+        self.served, self.text_bank = ServedModel(model).eval(), text_bank
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
+        """Run one batch; the feeds are those of `card.input_names`."""
+        tensors = {name: torch.as_tensor(value).to(self.device) for name, value in feeds.items()}
+        if self.text_bank is not None:
+            tensors["text_bank"] = self.text_bank
+        scores: NDArray[np.float32] = self.served(**tensors)[1].cpu().numpy()
+        return scores

@@ -1,0 +1,120 @@
+"""Image and text towers from transformers' CLIP: pixels or token ids in, embeddings and token sequences out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.inputs.resize import Normalise
+
+
+class Encoded(NamedTuple):
+    """`embedding [B, D]`, projected and not normalised; `sequence [B, T, W]`, the tower's last hidden states."""
+
+    embedding: Tensor
+    sequence: Tensor
+
+
+class ClipImageTower(nn.Module):
+    """CLIP's vision transformer with its projection: `[B, 3, S, S]` in [0, 1] to `Encoded`.
+
+    `layer` is the hidden state whose CLS token is projected (-1 the last, -2 what LLaVA's projector reads);
+    later layers are not built. `post_layernorm` applies CLIP's final LayerNorm before the projection.
+    """
+
+    def __init__(self, card: ModelCard, config: CLIPConfig, layer: int, post_layernorm: bool) -> None:
+        super().__init__()
+        if card.image is None:
+            raise BadInputError(f"{card.name}: an image tower needs a card with an image input")
+        vision: CLIPVisionConfig = config.vision_config
+        depth = vision.num_hidden_layers
+        if not -depth - 1 <= layer <= -1:
+            raise BadInputError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
+        self.normalise = Normalise(card.image)
+        self.vision_model = CLIPVisionModel(vision)
+        # hidden_states[-1 - k] is what comes out when the last k layers are left away: build only what is used.
+        self.vision_model.encoder.layers = self.vision_model.encoder.layers[: depth + 1 + layer]
+        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        self.post_layernorm = post_layernorm
+        if not post_layernorm:
+            # It always runs inside transformers' module, unused here: frozen, it is no parameter to train.
+            self.vision_model.post_layernorm.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Encoded:
+        """Encode a batch of images."""
+        output = self.vision_model(pixel_values=self.normalise(pixels))
+        cls = output.pooler_output if self.post_layernorm else output.last_hidden_state[:, 0]
+        return Encoded(self.visual_projection(cls), output.last_hidden_state)
+
+
+class ClipTextTower(nn.Module):
+    """CLIP's text transformer with its projection: ids and mask `[B, T]` int64 to `Encoded`."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        text: CLIPTextConfig = config.text_config
+        self.text_model = CLIPTextModel(text)
+        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """Encode a batch of texts; the embedding is pooled at the first end token."""
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        return Encoded(self.text_projection(output.pooler_output), output.last_hidden_state)
+
+
+def clip_config(card: ModelCard) -> CLIPConfig:
+    """transformers' configuration of the CLIP that a card's `hparams`, image and text inputs describe."""
+    h: dict[str, Any] = card.hparams
+    if card.image is None or card.text is None:
+        raise BadInputError(f"{card.name}: CLIP needs an image and a text input on its card")
+    vision = {
+        "hidden_size": h["vision_width"],
+        "intermediate_size": 4 * h["vision_width"],
+        "num_hidden_layers": h["vision_layers"],
+        "num_attention_heads": h["vision_heads"],
+        "patch_size": h["patch_size"],
+        "image_size": card.image.size,
+        "projection_dim": h["embedding_dim"],
+    }
+    text = {
+        "hidden_size": h["text_width"],
+        "intermediate_size": 4 * h["text_width"],
+        "num_hidden_layers": h["text_layers"],
+        "num_attention_heads": h["text_heads"],
+        "vocab_size": h["vocabulary_size"],
+        "max_position_embeddings": card.text.context_length,
+        "bos_token_id": h["start_token"],
+        "eos_token_id": h["end_token"],
+        "pad_token_id": h["end_token"],
+        "projection_dim": h["embedding_dim"],
+    }
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=h["embedding_dim"])
+
+
+def copy_clip(clip: CLIPModel, image: ClipImageTower, text: ClipTextTower) -> None:
+    """Copy the weights of a transformers CLIP into the towers. Raises BadInputError when the shapes differ."""
+    state = clip.state_dict()
+    for tower, prefixes in (
+        (image, ("vision_model.", "visual_projection.")),
+        (text, ("text_model.", "text_projection.")),
+    ):
+        wanted = tower.state_dict()
+        given = {key: value for key, value in state.items() if key.startswith(prefixes) and key in wanted}
+        wrong = sorted(
+            f"{key} {list(value.shape)}" if key in given else f"{key} (absent)"
+            for key, value in wanted.items()
+            if key not in given or given[key].shape != value.shape
+        )
+        if wrong:
+            raise BadInputError(f"the pretrained CLIP does not fit the architecture: {', '.join(wrong[:4])}")
+        tower.load_state_dict(given)
+
+
+def unit(embedding: Tensor) -> Tensor:
+    """L2-normalise `[..., D]` in float32: the epsilon of `F.normalize` underflows in float16."""
+    return torch.nn.functional.normalize(embedding.float(), dim=-1).to(embedding.dtype)

@@ -1,0 +1,130 @@
+"""Models by name: `architecture.tag`. Listing and describing need no torch; building imports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError, UnknownModelError, close_match
+
+if TYPE_CHECKING:
+    from zoo.models.base import ZooModel
+
+Builder = Callable[[ModelCard], "ZooModel"]
+
+#: Seeds the random weights of `test_*` models, so that two machines get the same ones.
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One registered model: its card (without files), how to build it, where weights come from.
+
+    `builder` is a callable from card to module, or its "module:name", imported when first built.
+    `pretrained` is a Hugging Face Hub id of a CLIP, `random`, or None where nobody published weights.
+    `policy` names the shipped policy that judges it unless another is given.
+    """
+
+    card: ModelCard
+    builder: str | Builder
+    policy: str
+    pretrained: str | None = None
+
+
+_entries: dict[str, ModelEntry] = {}
+_builtin_loaded = False
+
+
+def register_model(
+    card: ModelCard, *, policy: str, builder: str | Builder | None = None, pretrained: str | None = None
+) -> Callable[[Builder], Builder]:
+    """Register a model under `card.name`; with `builder` at once, else as a decorator of the builder.
+
+    A builder takes the card (hyperparameters in `card.hparams`) and returns an untrained `ZooModel`.
+    Raises BadInputError when the name is taken.
+    """
+
+    def add(function: str | Builder) -> None:
+        if card.name in _entries:
+            raise BadInputError(f'a model named "{card.name}" is already registered')
+        _entries[card.name] = ModelEntry(card, function, policy, pretrained)
+
+    if builder is not None:
+        add(builder)
+
+    def decorate(function: Builder) -> Builder:
+        if builder is None:
+            add(function)
+        return function
+
+    return decorate
+
+
+def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None = None) -> list[str]:
+    """Names that match a wildcard pattern, sorted; `tag` and `task` narrow the list."""
+    _load_builtin()
+    return sorted(
+        name
+        for name, entry in _entries.items()
+        if fnmatch.fnmatch(name, pattern)
+        and (tag is None or entry.card.tag == tag)
+        and (task is None or entry.card.task == task)
+    )
+
+
+def model_entry(name: str) -> ModelEntry:
+    """The entry of that exact name. Raises UnknownModelError with the close matches."""
+    _load_builtin()
+    if name not in _entries:
+        raise UnknownModelError(f'no model is named "{name}"' + close_match(name, _entries) + " (see `zoo list`)")
+    return _entries[name]
+
+
+def model_card(name: str, **hparams: Any) -> ModelCard:
+    """The card of a registered model with some hyperparameters changed.
+
+    `image_size`, `context_length` and `labels` change the card's inputs and outputs; every other name must be
+    in the card's `hparams`. Raises UnknownModelError, or BadInputError naming the unknown hyperparameter.
+    """
+    card = model_entry(name).card
+    if "image_size" in hparams and card.image is not None:
+        card = card.replace(image=dataclasses.replace(card.image, size=hparams.pop("image_size")))
+    if "context_length" in hparams and card.text is not None:
+        card = card.replace(text=dataclasses.replace(card.text, context_length=hparams.pop("context_length")))
+    if "labels" in hparams and card.labels:
+        card = card.replace(labels=tuple(hparams.pop("labels")))
+    for key in hparams:
+        if key not in card.hparams:
+            raise BadInputError(f'{name} has no hyperparameter "{key}"' + close_match(key, card.hparams))
+    return card.replace(hparams={**card.hparams, **hparams})
+
+
+def build(card: ModelCard) -> ZooModel:
+    """Build the untrained module that a card describes. Raises UnknownModelError for an unregistered name."""
+    builder = model_entry(card.name).builder
+    if isinstance(builder, str):
+        module, _, attribute = builder.partition(":")
+        function: Builder = getattr(importlib.import_module(module), attribute)
+    else:
+        function = builder
+    return function(card)
+
+
+def create_model(name: str, **hparams: Any) -> ZooModel:
+    """Build a registered architecture, untrained (random weights, in evaluation mode).
+
+    Raises UnknownModelError with close matches, BadInputError for an unknown hyperparameter.
+    """
+    return build(model_card(name, **hparams)).eval()
+
+
+def _load_builtin() -> None:
+    global _builtin_loaded
+    if not _builtin_loaded:
+        _builtin_loaded = True
+        importlib.import_module("zoo.models.catalogue")

@@ -1,0 +1,220 @@
+"""Releases: model.safetensors, card.json, policy.yaml, tokenizer.json in a directory or on the Hub, hashes checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.assets import find_asset
+from zoo.card import ModelCard
+from zoo.errors import BadCardError, BadInputError, NoWeightsError, TamperedFileError, UnknownModelError
+from zoo.judge import Judge
+from zoo.policy import Policy
+from zoo.registry import RANDOM, ModelEntry, build, list_models, model_card, model_entry
+
+if TYPE_CHECKING:
+    from zoo.models.base import ZooModel
+
+WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
+HUB = "hf-hub:"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A model with weights (in evaluation mode), its card and the policy that judges it."""
+
+    model: ZooModel
+    card: ModelCard
+    policy: Policy
+
+
+def write_release(model: ZooModel, policy: Policy, out: Path, *, overwrite: bool = False) -> ModelCard:
+    """Write a release directory and return its card, hashes filled in.
+
+    Everything is written beside `out` and moved there at the end, so that a broken run leaves no release.
+    Raises BadPolicyError when the policy does not fit the model, BadInputError when `out` is taken.
+    """
+    from safetensors.torch import save_file
+
+    Judge(model.card, policy)
+    with new_directory(out, overwrite=overwrite) as folder:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS)
+        (folder / POLICY).write_text(policy.to_yaml(), encoding="utf-8")
+        if model.tokenizer_json is not None:
+            (folder / TOKENIZER).write_text(model.tokenizer_json, encoding="utf-8")
+        card = model.card.replace(files=hashes(folder))
+        write_card(card, folder)
+    return card
+
+
+def load_release(source: str | Path) -> Release:
+    """Load a model with its policy from a release directory, the Hub (`hf-hub:org/name`), or by registry name.
+
+    Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
+    TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
+    """
+    if Path(source).is_dir():
+        return _read_release(Path(source))
+    name = str(source)
+    if name in list_models():
+        return _published(model_entry(name))
+    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
+        return _read_release(_download(name.removeprefix(HUB)))
+    if "/" in name:
+        raise BadInputError(f"{name}: no such release directory")
+    model_entry(name)  # raises UnknownModelError with the close matches
+    raise UnknownModelError(name)
+
+
+def load_model(source: str | Path) -> ZooModel:
+    """The module of `load_release`, in evaluation mode."""
+    return load_release(source).model
+
+
+def checked_card(folder: Path) -> ModelCard:
+    """Read a release's card and compare every file with its sha256; raises TamperedFileError on a difference."""
+    if not (folder / CARD).is_file():
+        raise BadInputError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release CKPT --out DIR`)")
+    card = ModelCard.read(folder / CARD)
+    for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
+        if required not in card.files:
+            raise BadCardError(f'{folder / CARD}: field "files" names no {required}')
+    check_hashes(folder, card.files)
+    return card
+
+
+def check_hashes(folder: Path, files: dict[str, str]) -> None:
+    """Compare files with their sha256. Raises TamperedFileError for a missing or changed one."""
+    for name, wanted in files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise TamperedFileError(f"{name}: a hash may only name a file of {folder} itself")
+        if not path.is_file():
+            raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
+        found = sha256(path)
+        if found != wanted:
+            raise TamperedFileError(f"{path}: sha256 is {found[:16]}..., expected {wanted[:16]}...; it was changed")
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in a folder, by name."""
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def write_card(card: ModelCard, folder: Path) -> None:
+    """Write `card.json` into a folder."""
+    text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+class new_directory:  # noqa: N801 (used as a with-statement)
+    """Context: a temporary folder that becomes `out` on success and vanishes on failure."""
+
+    def __init__(self, out: Path, *, overwrite: bool) -> None:
+        if out.exists() and not out.is_dir():
+            raise BadInputError(f"{out}: is a file, expected a directory to write")
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            raise BadInputError(f"{out}: exists and is not empty; give another --out, or --overwrite")
+        self.out = out
+
+    def __enter__(self) -> Path:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
+        self.folder.chmod(0o755)
+        return self.folder
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            if self.out.exists():
+                shutil.rmtree(self.out)
+            self.folder.rename(self.out)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read_release(folder: Path) -> Release:
+    from safetensors.torch import load_file
+
+    card = checked_card(folder)
+    policy = Policy.read(folder / POLICY)
+    Judge(card, policy)
+    model = build(card)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as problem:
+        raise BadInputError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
+    if card.text is not None:
+        model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+        model.codec()
+    return Release(model.eval(), card, policy)
+
+
+def _published(entry: ModelEntry) -> Release:
+    policy = Policy.read(find_asset(entry.policy))
+    name = entry.card.name
+    if entry.pretrained is None:
+        raise NoWeightsError(
+            f"{name}: nobody published weights for it. Train it (`zoo recipes`) and load the release directory, "
+            f'import them (`zoo import --help`), or build it untrained with zoo.create_model("{name}")'
+        )
+    if entry.pretrained == RANDOM:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build(entry.card).eval()
+    else:
+        model = load_clip(name, entry.pretrained)
+    return Release(model, model.card, policy)
+
+
+def load_clip(name: str, pretrained: str | Path) -> ZooModel:
+    """A `safeclip_*` model with the weights and tokenizer of a transformers CLIP: a Hub id or a directory.
+
+    Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
+    """
+    from transformers import CLIPModel
+
+    from zoo.models.dual_encoder import DualEncoder, load_clip_weights
+
+    try:
+        clip = CLIPModel.from_pretrained(pretrained)
+        tokenizer = _hub_file(str(pretrained), TOKENIZER)
+    except (OSError, ValueError) as problem:
+        raise BadInputError(f"{name}: its weights ({pretrained}) cannot be loaded: {problem}") from None
+    model = build(model_card(name))
+    assert isinstance(model, DualEncoder)  # only safeclip_* entries name a Hub CLIP
+    load_clip_weights(model, clip)
+    model.tokenizer_json = tokenizer.read_text(encoding="utf-8")
+    model.codec()
+    return model.eval()
+
+
+def _hub_file(repository: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    local = Path(repository) / name
+    return local if local.is_file() else Path(hf_hub_download(repository, name))
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise BadInputError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+    return Path(folder)

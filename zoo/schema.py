@@ -1,0 +1,107 @@
+"""Strict reading and writing of the plain-data classes: card, policy, verdict, manifest.
+
+Unknown, missing and mistyped fields are refused by name; a newer schema is refused with the versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from zoo.errors import BadCardError, BadInputError, close_match
+
+#: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = BadCardError) -> T:
+    """Build `cls` from plain data (as JSON or YAML gives it).
+
+    Raises `error`, naming `where` (a file, say), each wrong field, its value, and the close match.
+    """
+    if not isinstance(data, Mapping):
+        raise error(f"{where}: expected a mapping of fields, got {type(data).__name__}")
+    _check_schema(cls, data, where, error)
+    try:
+        return TypeAdapter(cls).validate_python(data)
+    except ValidationError as problem:
+        lines = [_explain(cls, dict(entry)) for entry in problem.errors()]
+        raise error(f"{where}: " + "; ".join(lines)) from None
+
+
+def dump(value: object) -> dict[str, Any]:
+    """Return the plain data (dict, list, str, numbers) that `parse` reads back to an equal value."""
+    plain: dict[str, Any] = json.loads(TypeAdapter(type(value)).dump_json(value))
+    return plain
+
+
+def read_yaml(path: Path) -> object:
+    """Read one YAML file. Raises BadInputError when it is missing or is not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise BadInputError(f"{path}: not readable as YAML: {problem}") from None
+
+
+def read_json(path: Path) -> object:
+    """Read one JSON file. Raises BadInputError when it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as problem:
+        raise BadInputError(f"{path}: not readable as JSON: {problem}") from None
+
+
+def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type[BadCardError]) -> None:
+    supported = {f.name: f.default for f in dataclasses.fields(cls)}.get("schema_version")
+    if supported is None:
+        return
+    found = data.get("schema_version")
+    if found is None:
+        raise error(f'{where}: missing field "schema_version" (this version of safety-zoo writes {supported})')
+    if isinstance(found, int) and isinstance(supported, int) and found > supported:
+        raise error(
+            f"{where}: schema_version {found} is newer than {supported}, the newest that this safety-zoo reads; "
+            "upgrade with `pip install --upgrade safety-zoo`"
+        )
+    if found != supported:
+        raise error(f"{where}: schema_version {found!r}, expected {supported}")
+
+
+def _explain(cls: type, entry: dict[str, Any]) -> str:
+    path = [part for part in entry["loc"] if part != "__root__"]
+    name = ".".join(str(part) for part in path)
+    kind = entry["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f'unknown field "{name}"' + close_match(str(path[-1]), _field_names(cls, path[:-1]))
+    if kind in ("missing", "missing_argument"):
+        return f'missing field "{name}"'
+    value = repr(entry.get("input"))
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    at = f'field "{name}": ' if name else ""
+    return f"{at}{message}" + ("" if kind == "value_error" else f", got {value[:80]}")
+
+
+def _field_names(cls: type, path: list[Any]) -> list[str]:
+    """Names of the fields of the dataclass that stands at `path` inside `cls`; empty where there is none."""
+    adapter_schema = TypeAdapter(cls).json_schema()
+    definitions = adapter_schema.get("$defs", {})
+    node: dict[str, Any] = adapter_schema
+    for part in path:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        options = [option for option in node.get("anyOf", [node]) if option.get("type") != "null"]
+        node = options[0] if options else {}
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))
