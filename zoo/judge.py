@@ -53,6 +53,11 @@ class Judge:
             flagged &= category_scores == category_scores.max(axis=1, keepdims=True)
         return flagged
 
+    def margins(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How near each item `[B]` comes to the threshold of any category."""
+        nearest: NDArray[np.float64] = np.abs(category_scores - self._thresholds)[:, self._flaggable].min(axis=1)
+        return nearest
+
     def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """One score `[B]` to rank items by: the highest score among categories that block or ask for review."""
         highest: NDArray[np.float64] = category_scores[:, self._flaggable].max(axis=1)

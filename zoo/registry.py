@@ -123,6 +123,17 @@ def create_model(name: str, **hparams: Any) -> ZooModel:
     return build(model_card(name, **hparams)).eval()
 
 
+def model_table(names: list[str]) -> str:
+    """A Markdown table of these models: name, task, image side, where weights come from, summary."""
+    rows = ["| model | task | image | weights | what it is |", "| --- | --- | --- | --- | --- |"]
+    for name in names:
+        entry = model_entry(name)
+        side = f"{entry.card.image.size} px" if entry.card.image else "-"
+        weights = {None: "train or import", RANDOM: "random"}.get(entry.pretrained, f"`{entry.pretrained}`")
+        rows.append(f"| `{name}` | {entry.card.task} | {side} | {weights} | {entry.card.summary} |")
+    return "\n".join(rows)
+
+
 def _load_builtin() -> None:
     global _builtin_loaded
     if not _builtin_loaded:

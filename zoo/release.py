@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
 from zoo.card import ModelCard
-from zoo.errors import BadCardError, BadInputError, NoWeightsError, TamperedFileError, UnknownModelError
+from zoo.errors import BadCardError, BadInputError, NoWeightsError, UnknownModelError
+from zoo.files import check_hashes, hashes, new_directory
 from zoo.judge import Judge
 from zoo.policy import Policy
 from zoo.registry import RANDOM, ModelEntry, build, list_models, model_card, model_entry
@@ -89,59 +87,10 @@ def checked_card(folder: Path) -> ModelCard:
     return card
 
 
-def check_hashes(folder: Path, files: dict[str, str]) -> None:
-    """Compare files with their sha256. Raises TamperedFileError for a missing or changed one."""
-    for name, wanted in files.items():
-        path = folder / name
-        if Path(name).name != name:
-            raise TamperedFileError(f"{name}: a hash may only name a file of {folder} itself")
-        if not path.is_file():
-            raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
-        found = sha256(path)
-        if found != wanted:
-            raise TamperedFileError(f"{path}: sha256 is {found[:16]}..., expected {wanted[:16]}...; it was changed")
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file in a folder, by name."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-
-
 def write_card(card: ModelCard, folder: Path) -> None:
     """Write `card.json` into a folder."""
     text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
-
-
-class new_directory:  # noqa: N801 (used as a with-statement)
-    """Context: a temporary folder that becomes `out` on success and vanishes on failure."""
-
-    def __init__(self, out: Path, *, overwrite: bool) -> None:
-        if out.exists() and not out.is_dir():
-            raise BadInputError(f"{out}: is a file, expected a directory to write")
-        if out.is_dir() and any(out.iterdir()) and not overwrite:
-            raise BadInputError(f"{out}: exists and is not empty; give another --out, or --overwrite")
-        self.out = out
-
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        self.folder.chmod(0o755)
-        return self.folder
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            if self.out.exists():
-                shutil.rmtree(self.out)
-            self.folder.rename(self.out)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _read_release(folder: Path) -> Release:

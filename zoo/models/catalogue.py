@@ -104,3 +104,31 @@ for _size in CLIP_SIZES:
 for _size in ("vit_b32", "tiny", "test"):
     for _tag in ("as_released", "fusion"):
         _multimodal(_size, _tag)
+
+
+def _nsfwjs(name: str, size: tuple[float, int, list[int]], pretrained: str | None) -> None:
+    register_model(
+        ModelCard(
+            name=name,
+            task="classification",
+            summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
+            score="softmax",
+            score_meaning="probability of each of the five classes; they add up to 1",
+            # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
+            image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            text=None,
+            labels=("drawing", "hentai", "neutral", "porn", "sexy"),
+            requires=("image",),
+            licence="MIT",
+            source="https://github.com/infinitered/nsfwjs",
+            hparams=dict(zip(("depth_multiplier", "channel_step", "hidden"), size, strict=True)),
+            limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
+        ),
+        builder="zoo.models.nsfwjs:Nsfwjs",
+        pretrained=pretrained,
+        policy="configs/policy/nsfwjs.yaml",
+    )
+
+
+_nsfwjs("nsfwjs_mobilenet_v2.gantman", (1.0, 8, [256, 128]), None)
+_nsfwjs("test_nsfwjs.random", (0.05, 8, [16, 8]), RANDOM)

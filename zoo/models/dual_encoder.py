@@ -46,7 +46,7 @@ class DualEncoder(ZooModel):
         """The factor that cosines are multiplied by before the softmax: exp(logit_scale), at most 100."""
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_phrases(self, phrases: tuple[str, ...]) -> Tensor:
         """The text bank `[P, D]` of these phrases, unit norm, on the model's device."""
         tokens = self.codec().encode(phrases)

@@ -1,0 +1,135 @@
+"""Inputs for verification: drawn images and texts, photos from a folder, and inputs placed at a threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from zoo.card import ImageInput
+from zoo.errors import BadInputError
+from zoo.inputs.image import load
+from zoo.judge import Judge
+from zoo.policy import Category, Policy, Threshold
+from zoo.scorer import Feeds
+
+_WORDS = "a the red blue small large dog cat car house tree person holding riding near under two three".split()
+
+Scores = Callable[[Feeds], NDArray[np.float32]]
+
+
+def image_probes(count: int, spec: ImageInput | None, folder: Path | None) -> NDArray[np.uint8]:
+    """`[count, size, size, 3]` uint8: photos of a folder first, the rest drawn (gradients, shapes, noise), seeded.
+
+    Raises BadInputError for a folder without a readable image.
+    """
+    size = spec.size if spec else 1
+    found: list[NDArray[np.uint8]] = []
+    if folder is not None and spec is not None:
+        if not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder of images")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if len(found) == count:
+                break
+            try:
+                found.append(load(path, spec))
+            except BadInputError:
+                continue
+        if not found:
+            raise BadInputError(f"{folder}: holds no readable image")
+    rng = np.random.default_rng(0)
+    found += [_draw(rng, size, number) for number in range(count - len(found))]
+    return np.stack(found)
+
+
+def text_probes(count: int, offset: int = 0) -> list[str]:
+    """Seeded texts of 1 to 40 words."""
+    rng = np.random.default_rng(offset + 1)
+    return [" ".join(rng.choice(_WORDS, rng.integers(1, 41))) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Inputs near a threshold, how they came there, and the judge whose thresholds they are near to."""
+
+    feeds: Feeds
+    count: int
+    how: str
+    judge: Judge
+
+
+def placed_at_threshold(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32]) -> Placed:
+    """Make up to 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
+
+    Between an input that is flagged and one that is not, the images are blended, by bisection, until the verdict
+    hangs on single grey levels. Where no input of either kind exists (an untrained model, say), one threshold is
+    moved to the median score of the inputs first.
+    """
+    flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
+    how = "images blended until the verdict hangs on single grey levels"
+    if not (flagged.any() and (~flagged).any()):
+        judge = _at_median(judge, scores)
+        flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
+        how = "a threshold moved to the median score, as the policy's own divide no inputs"
+    over, under = np.flatnonzero(flagged)[:32], np.flatnonzero(~flagged)[:32]
+    pairs = min(len(over), len(under))
+    if pairs == 0 or "image" not in feeds:
+        empty = {name: value[:0] for name, value in feeds.items()}
+        return Placed(empty, 0, "none (all inputs score alike)", judge)
+    # Everything but the image comes from the flagged side, so that a blend of 1 is that very input.
+    sides = {name: value[over[:pairs]] for name, value in feeds.items()}
+    start, end = feeds["image"][under[:pairs]].astype(np.float32), sides["image"].astype(np.float32)
+    low, high = np.zeros(pairs, dtype=np.float32), np.ones(pairs, dtype=np.float32)
+    for _ in range(16):
+        middle = (low + high) / 2
+        blend = _blend(start, end, middle)
+        hit = judge.flags(judge.category_scores(run({**sides, "image": blend}))).any(axis=1)
+        high, low = np.where(hit, middle, high), np.where(hit, low, middle)
+    both = [_blend(start, end, low), _blend(start, end, high)]
+    doubled = {name: np.concatenate([value, value]) for name, value in sides.items()}
+    return Placed({**doubled, "image": np.concatenate(both)}, 2 * pairs, how, judge)
+
+
+def _blend(start: NDArray[np.float32], end: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    mixed = start + (end - start) * share[:, None, None, None]
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def _at_median(judge: Judge, scores: NDArray[np.float32]) -> Judge:
+    """A judge that divides these inputs in halves: by the category that varies most, between its middle scores."""
+    table = judge.category_scores(scores)
+    guarded = [index for index, category in enumerate(judge.policy.categories) if category.threshold]
+    widest = max(guarded, key=lambda index: float(np.std(table[:, index])))
+    ordered = np.sort(table[:, widest])
+    middle = len(ordered) // 2
+    halves = float(np.clip((ordered[middle - 1] + ordered[middle]) / 2, 0, 1))
+
+    def moved(index: int, category: Category) -> Category:
+        if category.threshold is None:
+            return category
+        return dataclasses.replace(category, threshold=Threshold(halves if index == widest else 1.0))
+
+    categories = tuple(moved(index, category) for index, category in enumerate(judge.policy.categories))
+    policy: Policy = dataclasses.replace(judge.policy, categories=categories, rule="each")
+    return Judge(judge.card, policy)
+
+
+def _draw(rng: np.random.Generator, size: int, number: int) -> NDArray[np.uint8]:
+    """One picture: smooth gradients, shapes on them, or noise, in turn."""
+    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+    image = Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR)
+    if number % 3 > 0:
+        draw = ImageDraw.Draw(image)
+        for _ in range(int(rng.integers(1, 6))):
+            box = np.sort(rng.integers(0, size + 1, (2, 2)), axis=0).flatten().tolist()
+            colour = tuple(rng.integers(0, 256, 3).tolist())
+            (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, fill=colour)
+    pixels = np.asarray(image, dtype=np.int16)
+    if number % 3 == 2:
+        pixels = pixels + rng.normal(0, 40, pixels.shape).astype(np.int16)
+    return pixels.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,32 @@
+"""What the subcommands share: parsers that show an example, policies by path."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+from zoo.assets import find_asset
+from zoo.policy import Policy
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose `--help` says what it does and shows an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="example: " + example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def read_policy(path: str | None) -> Policy | None:
+    """The policy of a `--policy` option, as given or as shipped; None where the option was left out."""
+    return Policy.read(find_asset(path)) if path else None

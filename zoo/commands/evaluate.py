@@ -1,0 +1,49 @@
+"""`zoo evaluate`: how often a model with its policy is right on labelled data, with a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zoo.commands.common import Commands, add_command, read_policy
+from zoo.errors import BadInputError
+from zoo.predict import is_bundle
+
+
+def add(commands: Commands) -> None:
+    """Declare the subcommand."""
+    text = "measure a release or bundle on a labelled manifest: AUROC, rates, retrieval, report"
+    example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
+    parser = add_command(commands, "evaluate", _evaluate, text, example)
+    parser.add_argument("--model", required=True, help="bundle or release directory, or registry name")
+    parser.add_argument("--data", type=Path, required=True, help="manifest, CSV or Parquet: image, text, label, split")
+    parser.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
+    parser.add_argument("--columns", default="", help="rename columns: text=caption,label=nsfw")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="only this split (default: all rows)")
+    parser.add_argument("--policy", help="policy file instead of the model's own")
+    parser.add_argument("--positive-label", default="1", help="label that marks a row as unsafe (default: 1)")
+    parser.add_argument("--positive-words", help="rows are unsafe whose text (any caption) has one of: dog,dogs,puppy")
+    parser.add_argument("--retrieval", action="store_true", help="also recall at 1, 5, 10 between images and texts")
+    parser.add_argument("--report", type=Path, help="folder for report.html and report.png")
+    parser.add_argument("--update-card", action="store_true", help="write the figures into the release's card.json")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from zoo.evaluation.run import Labelling, evaluate, read_rows, retrieval
+
+    if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
+        raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
+    columns = dict(pair.split("=", 1) for pair in options.columns.split(",") if "=" in pair)
+    words = [word.strip() for word in (options.positive_words or "").split(",") if word.strip()]
+    labelling = Labelling(options.positive_label, tuple(words))
+    rows = read_rows(options.data, options.image_root, columns, options.split)
+    result = evaluate(options.model, rows, labelling, policy=read_policy(options.policy), data=options.data.name)
+    if options.retrieval:
+        result.figures.update(retrieval(options.model, rows))
+    for name, value in result.figures.items():
+        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+    if options.report:
+        print(f"{'report':24} {result.report(options.report)}")
+    if options.update_card:
+        result.update_card(Path(options.model))
+    return 0

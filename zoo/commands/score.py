@@ -1,0 +1,73 @@
+"""`zoo score`: judge images and texts, a table for people or JSON lines for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from zoo.commands.common import Commands, add_command, read_policy
+from zoo.errors import BadInputError
+from zoo.predict import load_scorer
+from zoo.scorer import Scorer
+from zoo.verdict import Verdict
+
+EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
+
+
+def add(commands: Commands) -> None:
+    """Declare the subcommand."""
+    text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something could not be judged"
+    parser = add_command(commands, "score", _score, text, "zoo score --model releases/signs a.jpg b.png --json")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    parser.add_argument("--model", required=True, help="bundle or release directory, hf-hub:ORG/NAME, or registry name")
+    parser.add_argument(
+        "--text", action="append", metavar="T", help="prompt; one for all images, or one for each (repeat the option)"
+    )
+    parser.add_argument("--policy", help="policy file instead of the model's own")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
+
+
+def _score(options: argparse.Namespace) -> int:
+    images, texts = options.images or None, options.text
+    if images is None and texts is None:
+        raise BadInputError("nothing to judge: name image files, or give --text")
+    if images and texts and len(texts) == 1:
+        texts = texts * len(images)
+    with load_scorer(options.model, read_policy(options.policy)) as scorer:
+        verdicts = []
+        for batch in scorer.stream(images, texts):
+            verdicts += batch
+            if options.json:
+                for verdict in batch:
+                    print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
+        if not options.json:
+            _print_table(scorer, verdicts, texts)
+    return exit_status(verdicts)
+
+
+def exit_status(verdicts: list[Verdict]) -> int:
+    """4 when anything could not be judged, else 3 when anything is not safe, else 0."""
+    if any(verdict.status != "ok" for verdict in verdicts):
+        return EXIT_UNJUDGED
+    return 0 if all(verdict.is_safe for verdict in verdicts) else EXIT_UNSAFE
+
+
+def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"safe": "green", "review": "yellow", "unsafe": "red", "unknown": "magenta"}
+    table = Table(title=f"{scorer.card.name}, policy {scorer.judge.policy_id}")
+    for column in ("item", "decision", "category", "score", "note"):
+        table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
+    for number, verdict in enumerate(verdicts):
+        item = verdict.source or f'"{(texts or [""])[number][:40]}"'
+        note = verdict.detail or ("text cut off: the rest was not judged" if verdict.text_truncated else "")
+        if verdict.status != "ok":
+            note = f"{verdict.status}: {note}"
+        score = f"{verdict.scores[verdict.category]:.3f}" if verdict.category else ""
+        # Text(), for square brackets in a file name or a prompt are no markup.
+        row = [item, Text(verdict.decision, colours[verdict.decision]), verdict.category or "", score, note]
+        table.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in row])
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""What a model is worth: figures of merit, and the report that shows them."""

@@ -1,0 +1,178 @@
+"""Run a release or a bundle over a labelled manifest and gather the figures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import Progress
+
+from zoo.card import Measurement, ModelCard
+from zoo.errors import BadInputError
+from zoo.evaluation.metrics import auroc, rates, recall_at_k
+from zoo.inputs.manifest import Row, assign_splits, read_manifest
+from zoo.policy import Policy
+from zoo.predict import load_scorer
+from zoo.release import load_release, write_card
+from zoo.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What makes an item unsafe: one of its labels is `positive_label`, or a text of it has one of `words`."""
+
+    positive_label: str = "1"
+    words: tuple[str, ...] = ()
+
+    def label(self, rows: list[Row]) -> int | None:
+        """1 unsafe, 0 safe, None not known, for the rows of one item."""
+        if self.words:
+            pattern = re.compile(rf"\b({'|'.join(map(re.escape, self.words))})\b", re.IGNORECASE)
+            return int(any(pattern.search(row.text or "") for row in rows))
+        labels = [label for row in rows for label in row.labels]
+        return int(self.positive_label in labels) if labels else None
+
+
+@dataclass
+class Result:
+    """Verdicts of the items with their labels and scores, and the figures that follow."""
+
+    model: str
+    data: str
+    policy: str
+    threshold: float | None
+    verdicts: list[Verdict]
+    labels: list[int | None]
+    scores: list[float | None]
+    images: list[Path | None]
+    texts: list[str | None]
+    figures: dict[str, float | int] = field(default_factory=dict)
+
+    def report(self, folder: Path) -> Path:
+        """Write report.html and report.png into a folder; returns the path of the former."""
+        from zoo.evaluation.report import write_report
+
+        return write_report(
+            folder,
+            title=f"{self.verdicts[0].model if self.verdicts else self.model} on {self.data}",
+            verdicts=self.verdicts,
+            labels=self.labels,
+            scores=self.scores,
+            images=self.images,
+            texts=self.texts,
+            threshold=self.threshold,
+            notes={"model": self.model, "policy": self.policy, "data": self.data, "command": _command()},
+        )
+
+    def update_card(self, folder: Path) -> ModelCard:
+        """Put the figures into the card of the release; those of the same data and policy are replaced."""
+        card = ModelCard.read(folder / "card.json")
+        data = f"{self.data}, policy {self.policy}"
+        count = len(self.verdicts)
+        new = [Measurement(k, float(v), data, count, _command()) for k, v in self.figures.items()]
+        kept = [old for old in card.measurements if (old.metric, old.data) not in {(m.metric, m.data) for m in new}]
+        card = card.replace(measurements=(*kept, *new))
+        write_card(card, folder)
+        return card
+
+
+def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], split: str | None) -> list[Row]:
+    """The rows of a manifest that belong to a split; all of them for None. Raises as `read_manifest`."""
+    rows = read_manifest(data, image_root, columns)
+    if split is None:
+        return rows
+    if any(row.split is None for row in rows):
+        raise BadInputError(
+            f"{data}: some rows name no split, so the training's own assignment would be needed; add a column split"
+        )
+    chosen = [row for row, own in zip(rows, assign_splits(rows, None, (1, 0, 0), 0), strict=True) if own == split]
+    if not chosen:
+        raise BadInputError(f'{data}: no rows of the split "{split}"')
+    return chosen
+
+
+def evaluate(
+    model: str, rows: list[Row], labelling: Labelling, *, policy: Policy | None = None, data: str = ""
+) -> Result:
+    """Judge each item once (an image with several captions is one item) and compare with its label.
+
+    Figures: `auroc` of the policy's unsafe score, `tpr` and `fpr` of its decisions, counts. Raises as
+    `load_scorer`; unreadable items are counted, never left out silently.
+    """
+    with load_scorer(model, policy) as scorer:
+        items = _items(rows, by_image=not scorer.card.reads_text)
+        images = [item[0].image if scorer.card.image else None for item in items]
+        texts = [item[0].text if scorer.card.reads_text else None for item in items]
+        verdicts: list[Verdict] = []
+        with Progress(transient=True) as progress:
+            task = progress.add_task("Judging", total=len(items))
+            for batch in scorer.stream(images, texts if scorer.card.reads_text else None):
+                verdicts += batch
+                progress.advance(task, len(batch))
+        judge = scorer.judge
+        thresholds = {c.threshold.value for c in judge.policy.categories if c.threshold}
+    guarded = [c.name for c in judge.policy.categories if c.action != "allow"]
+    labels = [labelling.label(item) for item in items]
+    scores = [max(v.scores[name] for name in guarded) if v.status == "ok" else None for v in verdicts]
+    result = Result(
+        model, data, judge.policy_id, thresholds.pop() if len(thresholds) == 1 else None,
+        verdicts, labels, scores, list(images), [item[0].text for item in items],
+    )  # fmt: skip
+    result.figures = _figures(result)
+    return result
+
+
+def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
+    """Recall at 1, 5 and 10 between the images and all their texts. Raises BadInputError for a classifier."""
+    import torch
+
+    from zoo.inputs.image import load
+    from zoo.models.dual_encoder import DualEncoder
+
+    encoder = load_release(model).model
+    if not isinstance(encoder, DualEncoder) or encoder.card.image is None:
+        raise BadInputError(f"{model} has no text tower: retrieval is for zero-shot models")
+    items = _items([row for row in rows if row.image and row.text], by_image=True)
+    image, text, owner = [], [], []
+    codec = encoder.codec()
+    with torch.inference_mode():
+        for number, item in enumerate(items):
+            assert item[0].image is not None  # filtered above
+            pixels = torch.from_numpy(load(item[0].image, encoder.card.image)).permute(2, 0, 1)[None] / 255
+            image.append(encoder.encode_image(pixels))
+            tokens = codec.encode([row.text for row in item if row.text])
+            text.append(encoder.encode_text(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)))
+            owner += [number] * len(tokens.ids)
+    return recall_at_k(torch.cat(text) @ torch.cat(image).T, owner)
+
+
+def _items(rows: list[Row], *, by_image: bool) -> list[list[Row]]:
+    """Rows that show the same image are one item for a model that reads images alone."""
+    if not by_image:
+        return [[row] for row in rows]
+    groups: dict[object, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.image or row.line].append(row)
+    return list(groups.values())
+
+
+def _figures(result: Result) -> dict[str, float | int]:
+    counted = rates(result.verdicts, result.labels)
+    flagged = sum(v.decision in ("unsafe", "review") for v in result.verdicts)
+    judged = sum(v.status == "ok" for v in result.verdicts)
+    figures: dict[str, float | int] = {"items": len(result.verdicts), "unjudged": len(result.verdicts) - judged}
+    if judged:
+        figures["flagged_share"] = flagged / judged
+    if counted.positives + counted.negatives:
+        figures |= {"positives": counted.positives, "negatives": counted.negatives}
+    named = {"auroc": auroc(result.scores, result.labels), "tpr": counted.tpr, "fpr": counted.fpr}
+    return figures | {name: value for name, value in named.items() if value is not None}
+
+
+def _command() -> str:
+    """The command that gives these figures again."""
+    return shlex.join(["zoo", *sys.argv[1:]])

@@ -1,0 +1,127 @@
+"""Reads a TensorFlow.js layers model (`model.json` and its weight shards) into numpy arrays.
+
+Format: https://www.tensorflow.org/js/guide/save_load and the Keras topology inside `modelTopology`. Only
+numpy and json are needed: published weights can be converted on a machine without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.errors import BadInputError
+
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4")}
+QUANTISED_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True)
+class TfjsModel:
+    """A layers model as stored: `layers` are (class name, Keras config) in file order, `weights` by name."""
+
+    layers: tuple[tuple[str, dict[str, Any]], ...]
+    weights: dict[str, NDArray[np.float32]]
+
+
+def read_tfjs(folder: Path) -> TfjsModel:
+    """Read the TensorFlow.js layers model in `folder`.
+
+    Weights are float32 in the Keras layout: convolution [height, width, in, out], depthwise [height, width,
+    channels, 1], dense [in, out]. Quantised weights are returned as stored value * scale + min.
+
+    Raises `BadInputError` for a missing folder, `model.json` or shard, a shard of the wrong size, and a dtype
+    or structure that is not a layers model's.
+    """
+    manifest_file = folder / "model.json"
+    if not folder.is_dir():
+        raise BadInputError(f"no folder {folder}; expected a folder with model.json and its weight shards")
+    if not manifest_file.is_file():
+        raise BadInputError(f"no model.json in {folder}; expected a TensorFlow.js layers model")
+    try:
+        model = json.loads(manifest_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInputError(f"{manifest_file} is not JSON: {error}") from error
+    try:
+        layer_list = _layer_list(model["modelTopology"])
+        layers = tuple((layer["class_name"], layer["config"]) for layer in layer_list)
+        weights: dict[str, NDArray[np.float32]] = {}
+        for group in model["weightsManifest"]:
+            for name, array in _read_group(folder, group):
+                if name in weights:
+                    raise BadInputError(f"{manifest_file} lists the weight {name!r} twice; expected it once")
+                weights[name] = array
+    except (KeyError, TypeError, AttributeError) as error:
+        message = f"{manifest_file} is not a TensorFlow.js layers model: {type(error).__name__} {error}"
+        raise BadInputError(f"{message}; expected modelTopology and weightsManifest") from error
+    return TfjsModel(layers, weights)
+
+
+def _layer_list(topology: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the layers of a functional model (`config.layers`) or a sequential one (`config` itself)."""
+    config = topology.get("model_config", topology)["config"]
+    layers: list[dict[str, Any]] = config if isinstance(config, list) else config["layers"]
+    return layers
+
+
+def _read_group(folder: Path, group: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Cut a manifest group into its weights: its shards are one run of bytes, the weights lie in a row."""
+    blob = b"".join(_read_shard(folder, name) for name in group["paths"])
+    shards = ", ".join(group["paths"])
+    start = 0
+    for spec in group["weights"]:
+        stored = _stored_dtype(spec)
+        count = _count(spec)
+        end = start + count * stored.itemsize
+        if end > len(blob):
+            raise BadInputError(f"{shards} holds {len(blob)} bytes; {spec['name']!r} ends at {end}")
+        values = np.frombuffer(blob, stored, count, start).reshape(spec["shape"])
+        yield spec["name"], _dequantise(values, spec)
+        start = end
+    if start != len(blob):
+        raise BadInputError(f"{shards} holds {len(blob)} bytes; the weights listed for it take {start}")
+
+
+def _read_shard(folder: Path, name: str) -> bytes:
+    path = folder / name
+    # The manifest is a downloaded file: it must not be able to name a file elsewhere on the disk.
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInputError(f"weight shard {name!r} lies outside {folder}; expected a file inside it")
+    if not path.is_file():
+        raise BadInputError(f"no weight shard {name!r} in {folder}; model.json lists it")
+    return path.read_bytes()
+
+
+def _count(spec: dict[str, Any]) -> int:
+    shape = spec["shape"]
+    if not isinstance(shape, list) or any(not isinstance(size, int) or size < 0 for size in shape):
+        raise BadInputError(f"weight {spec['name']!r} has shape {shape!r}; expected a list of sizes")
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _stored_dtype(spec: dict[str, Any]) -> np.dtype[Any]:
+    """Return the type of the bytes on disk: the quantised one where there is one."""
+    if spec["dtype"] not in FLOAT_DTYPES:
+        known = ", ".join(FLOAT_DTYPES)
+        raise BadInputError(f"weight {spec['name']!r} has dtype {spec['dtype']!r}; expected {known}")
+    quantisation = spec.get("quantization")
+    if quantisation is None:
+        return FLOAT_DTYPES[spec["dtype"]]
+    if quantisation["dtype"] not in QUANTISED_DTYPES:
+        known = ", ".join(QUANTISED_DTYPES)
+        raise BadInputError(f"weight {spec['name']!r} is stored as {quantisation['dtype']!r}; expected {known}")
+    return QUANTISED_DTYPES[quantisation["dtype"]]
+
+
+def _dequantise(values: NDArray[Any], spec: dict[str, Any]) -> NDArray[np.float32]:
+    quantisation = spec.get("quantization")
+    if quantisation is None:
+        return values.astype(np.float32)  # a copy: the buffer's view is read-only
+    # TensorFlow.js computes in double precision and rounds once, on storing.
+    real: NDArray[np.float64] = values * np.float64(quantisation["scale"]) + np.float64(quantisation["min"])
+    return real.astype(np.float32)

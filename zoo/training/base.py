@@ -1,0 +1,141 @@
+"""What the LightningModules share: the model by name, its tokenizer and policy, the optimizer, the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+import zoo
+from zoo.assets import find_asset
+from zoo.card import Training
+from zoo.checkpoint import CHECKPOINT_KEY
+from zoo.errors import BadInputError
+from zoo.inputs.text import TextCodec, train_tokenizer
+from zoo.judge import Judge
+from zoo.models.base import ZooModel
+from zoo.policy import Policy
+from zoo.registry import create_model, model_entry
+from zoo.release import load_model
+from zoo.training.data import Batch, ManifestData
+
+log = logging.getLogger("zoo.training")
+
+
+class Base(lightning.LightningModule):
+    """Holds a `ZooModel` and its policy. Subclasses add the steps."""
+
+    def __init__(
+        self,
+        model: str,
+        model_args: dict[str, Any] | None,
+        policy: str | None,
+        init_from: str | None,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+    ) -> None:
+        super().__init__()
+        self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
+        self.model: ZooModel = load_model(init_from) if init_from else create_model(model, **(model_args or {}))
+        if init_from and self.model.card.name != model:
+            raise BadInputError(f"init_from {init_from} is a {self.model.card.name}, the recipe trains {model}")
+        self.model.train()  # the registry hands out models in evaluation mode
+        self.judge = Judge(self.model.card, self.policy)
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self._codec: TextCodec | None = self.model.codec() if init_from and self.model.card.text else None
+
+    def setup(self, stage: str) -> None:
+        """Train the tokenizer on the training texts when the model has none of its own yet."""
+        if self.model.card.text is None or self._codec is not None:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        size = self.model.card.hparams["vocabulary_size"]
+        if stage == "fit" and isinstance(data, ManifestData):
+            data.setup(stage)
+            self.model.tokenizer_json = train_tokenizer(data.train_texts(), size)
+        self._codec = self.model.codec()
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask `[B, T]` of these texts, on the module's device."""
+        assert self._codec is not None, "setup() makes the codec"
+        encoded = self._codec.encode(texts)
+        return torch.from_numpy(encoded.ids).to(self.device), torch.from_numpy(encoded.mask).to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, round(self.warmup * total))
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Verdicts of a batch as plain data, with the manifest line of each as its source."""
+        scores = self.scores(batch).float().cpu().numpy()
+        sources = [f"line {line}" for line in batch["lines"]]
+        truncated = None
+        if self.model.card.reads_text and self._codec is not None:
+            truncated = [bool(cut) for cut in self._codec.encode([t or "" for t in batch["texts"]]).truncated]
+        verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, truncated)]
+        self._predicted += verdicts
+        return verdicts
+
+    def on_predict_start(self) -> None:
+        """Start an empty list of verdicts."""
+        self._predicted: list[dict[str, Any]] = []
+
+    def on_predict_end(self) -> None:
+        """Write the verdicts to `predictions.jsonl` in the log directory."""
+        path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in self._predicted)
+        path.write_text("".join(lines), encoding="utf-8")
+        log.warning("%d verdicts written to %s", len(self._predicted), path)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Output scores `[B, N]` of a batch, in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} must define scores()")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the card, the policy and the tokenizer, so that `zoo release` needs nothing but the checkpoint."""
+        data = getattr(self.trainer, "datamodule", None)
+        training = Training(
+            recipe=str(self.hparams.get("recipe") or ""),
+            data=str(data.manifest) if isinstance(data, ManifestData) else "",
+            epochs=self.current_epoch + 1,
+            steps=self.global_step,
+            seed=int(torch.initial_seed()) if torch.initial_seed() < 2**32 else None,
+            safety_zoo=zoo.__version__,
+        )
+        checkpoint[CHECKPOINT_KEY] = {
+            "card": self.model.card.replace(training=training).to_dict(),
+            "policy": self.policy.to_dict(),
+            "tokenizer": self.model.tokenizer_json,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tokenizer of the checkpoint: ids must mean what they meant in training."""
+        stored = checkpoint.get(CHECKPOINT_KEY)
+        if stored is None:
+            raise BadInputError("this checkpoint was not written by safety-zoo: it carries no card")
+        if stored["tokenizer"] is not None:
+            self.model.tokenizer_json = stored["tokenizer"]
+            self._codec = self.model.codec()

@@ -1,0 +1,144 @@
+"""Training of classifiers of an image, a prompt, or both together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+
+from zoo.errors import BadInputError, close_match
+from zoo.training.base import Base
+from zoo.training.data import Batch
+
+
+class Classification(Base):
+    """Cross-entropy (softmax cards) or binary cross-entropy (sigmoid cards) on the labels of the manifest.
+
+    Validated by loss, and by AUROC and AUPRC of the policy's unsafe score against rows that the policy would
+    block for their label.
+
+    Args:
+        model: registry name of a classifier.
+        model_args: hyperparameters to change (`labels` among them), see `zoo show NAME`.
+        policy: policy file, as given or as shipped; the model's own when None.
+        init_from: a release to start from instead of random weights.
+        lr, weight_decay, warmup: as in `Contrastive`.
+        label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
+        image_dropout: share of rows that train without their image, where the model can do without.
+        text_dropout: share of rows that train without their text, likewise. No row loses both.
+        recipe: name of the recipe, for the card.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        model_args: dict[str, Any] | None = None,
+        policy: str | None = None,
+        init_from: str | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        label_names: dict[str, str] | None = None,
+        image_dropout: float = 0.0,
+        text_dropout: float = 0.0,
+        recipe: str = "",
+    ) -> None:
+        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup)
+        self.save_hyperparameters()
+        card = self.model.card
+        if card.task != "classification":
+            raise BadInputError(f"{model} is zero-shot and has no labels to train on: use Contrastive")
+        if (image_dropout or text_dropout) and (card.requires or not card.reads_text):
+            raise BadInputError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
+        self.label_names = label_names or {}
+        self.image_dropout, self.text_dropout = image_dropout, text_dropout
+        blocking = {c.name: c.labels or (c.name,) for c in self.policy.categories if c.action != "allow"}
+        self._unsafe = {label for labels in blocking.values() for label in labels}
+        self.area, self.precision_area = BinaryAUROC(), BinaryAveragePrecision()
+        self.mean_loss = MeanMetric()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on `[B]` rows."""
+        target = self._target(batch["labels"])
+        loss = self._loss(self.model(*self._inputs(batch, drop=True)), target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect loss and ranking figures."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self._evaluate(batch, "test")
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores `[B, L]` of the labels."""
+        logits: Tensor = self.model(*self._inputs(batch, drop=False))
+        return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        target = self._target(batch["labels"])
+        logits = self.model(*self._inputs(batch, drop=False))
+        self.mean_loss.update(self._loss(logits, target), weight=len(target))
+        scores = logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
+        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
+        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in batch["labels"]])
+        for metric in (self.area, self.precision_area):
+            metric.update(torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device))
+        figures = {"loss": self.mean_loss, "auroc": self.area, "auprc": self.precision_area}
+        for name, metric in figures.items():
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))
+
+    def _inputs(self, batch: Batch, *, drop: bool) -> list[Tensor]:
+        """The tensors of `card.input_names`, as the model takes them."""
+        card = self.model.card
+        inputs: list[Tensor] = []
+        count = len(batch["labels"])
+        image_there = batch.get("image_present", torch.zeros(count, dtype=torch.bool)).to(self.device)
+        texts = batch.get("texts") or [None] * count
+        text_there = torch.tensor([text is not None for text in texts], device=self.device)
+        for kind, there in (("image", image_there), ("text", text_there)):
+            if kind in card.requires and not there.all():
+                raise BadInputError(f"{card.name} needs an {kind} in every row of the manifest")
+        if drop:
+            chance = torch.rand(count, device=self.device)
+            both = image_there & text_there
+            image_there = image_there & ~(both & (chance < self.image_dropout))
+            text_there = text_there & ~(both & (chance > 1 - self.text_dropout))
+        if card.image is not None:
+            blank = torch.zeros(count, 3, card.image.size, card.image.size, device=self.device)
+            inputs.append(batch.get("pixels", blank))
+        if card.reads_text:
+            ids, mask = self.tokens([text or "" for text in texts])
+            inputs += [ids * text_there[:, None], mask * text_there[:, None]]
+        if "image_present" in card.input_names:
+            inputs.append(image_there)
+        return inputs
+
+    def _label(self, name: str) -> str:
+        return self.label_names.get(name, name)
+
+    def _target(self, rows: list[tuple[str, ...]]) -> Tensor:
+        """Class indices `[B]` for softmax, a 0/1 matrix `[B, L]` for sigmoid. Raises BadInputError on odd labels."""
+        labels = self.model.card.labels
+        for row in rows:
+            for name in row:
+                if self._label(name) not in labels:
+                    raise BadInputError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
+        if self.model.card.score == "sigmoid":
+            hot = [[float(label in map(self._label, row)) for label in labels] for row in rows]
+            return torch.tensor(hot, device=self.device)
+        wrong = next((row for row in rows if len(row) != 1), None)
+        if wrong is not None:
+            raise BadInputError(f"{self.model.card.name} wants exactly one label a row, found {list(wrong)}")
+        return torch.tensor([labels.index(self._label(row[0])) for row in rows], device=self.device)
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.model.card.score == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, target)
+        return F.cross_entropy(logits, target)

@@ -1,0 +1,124 @@
+"""`zoo fit|validate|test|predict`: LightningCLI with our recipes, loggers and error messages."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from zoo.errors import ZooError, close_match
+
+
+class Parser(LightningArgumentParser):
+    """Names the close match of a wrong key, which jsonargparse does not."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with status 2, the message and the close match."""
+        wrong = re.search(r"(?:accept option|[Oo]ption|[Kk]ey) '([\w.]+)'", message)
+        if wrong:
+            message = f"'{wrong[1]}'{close_match(wrong[1].split('.')[-1], _names(self, message))}\n{message}"
+        super().error(message, ex)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with a CSV logger, TensorBoard when it is installed, and checkpoints read without pickle."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse pickles in checkpoints, and let the card know which recipe this was."""
+        config = self.config[self.subcommand]
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True
+        arguments = config.model.init_args
+        if config.config and "recipe" in arguments and not arguments.recipe:
+            arguments.recipe = Path(str(config.config[0])).stem
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Add the default loggers where the recipe names none: `runs/RECIPE/version_N`."""
+        config = self.config[self.subcommand]
+        if config.trainer.logger is None and not config.trainer.fast_dev_run:
+            folder = Path(config.trainer.default_root_dir or "runs")
+            name = config.model.init_args.get("recipe") or "model"
+            csv = CSVLogger(folder, name=name)
+            kwargs["logger"] = [csv]
+            if importlib.util.find_spec("tensorboard"):
+                kwargs["logger"].append(TensorBoardLogger(folder, name=name, version=f"version_{csv.version}"))
+        return super().instantiate_trainer(**kwargs)
+
+
+class RecipeCheck(ZooCLI):
+    """Binds every class and argument of a recipe, and stops there."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def run(args: list[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict` with its arguments, as `lightning fit --config X.yaml` does.
+
+    Exits with status 2 for a wrong argument and 1 for what the zoo refuses (message on standard error).
+    """
+    logging.getLogger("lightning.pytorch").addFilter(_no_advertising)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images lie in memory: none needed
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
+    try:
+        _cli(ZooCLI, args)
+    except ZooError as problem:
+        sys.exit(f"zoo: {problem}")
+
+
+def check(recipe: Path) -> dict[str, str]:
+    """Bind every class and argument of a recipe without building or running anything.
+
+    Exits with status 2 and the close match on the first that does not bind. Returns the classes that were named.
+    """
+    cli = _cli(RecipeCheck, ["fit", "--config", str(recipe)])
+    config = cli.config["fit"]
+    return {group: config[group].class_path for group in ("model", "data") if config.get(group) is not None}
+
+
+def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
+    before = sys.argv
+    sys.argv = ["zoo", *args]  # LightningCLI warns when it is given arguments beside those of the process
+    try:
+        return kind(
+            model_class=lightning.LightningModule,
+            datamodule_class=lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            # omegaconf+ resolves ${...} after the command line; plain omegaconf would resolve before it.
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"},
+            # Our checkpoints carry the card, from which the class follows; plain hyperparameters suffice.
+            load_from_checkpoint_support=False,
+        )
+    finally:
+        sys.argv = before
+
+
+def _names(parser: LightningArgumentParser, message: str) -> set[str]:
+    """The keys that could have been meant: the parser's, and the arguments of the class that the message names."""
+    names = {action.dest.split(".")[-1] for action in parser._actions}
+    for path in re.findall(r"class_path '([\w.]+)'", message):
+        module, _, name = path.rpartition(".")
+        found = getattr(importlib.import_module(module), name, None)
+        if found is not None:
+            names |= set(found.__init__.__annotations__)
+    return names - {"return"}
+
+
+def _no_advertising(record: logging.LogRecord) -> bool:
+    return not any(word in record.getMessage().lower() for word in ("litlogger", "litmodels", "lightning.ai"))

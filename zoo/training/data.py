@@ -1,0 +1,257 @@
+"""A DataModule over a manifest and an image folder: decoded once, kept in memory, augmented on the device."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.card import ImageInput
+from zoo.errors import BadInputError
+from zoo.inputs.image import decode, fit
+from zoo.inputs.text import clean
+from zoo.training.augment import RandomView
+from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint, read_manifest
+
+log = logging.getLogger("zoo.data")
+
+
+class Batch(TypedDict, total=False):
+    """One batch. `pixels` is there when the rows have images, `texts` when they have texts.
+
+    `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the label names of each row; `lines` manifest lines;
+    `group` int64 `[B]`: rows with the same number show the same image.
+    """
+
+    pixels: Tensor
+    image_present: Tensor
+    texts: list[str | None]
+    labels: list[tuple[str, ...]]
+    lines: list[int]
+    group: Tensor
+
+
+class ManifestData(lightning.LightningDataModule):
+    """Examples from a manifest (see `read_manifest`), split once and for all, unreadable rows set aside.
+
+    Args:
+        manifest: CSV or Parquet file.
+        image_root: folder that image paths are relative to; the manifest's own when None.
+        columns: renames columns, `{text: caption}`.
+        batch_size: rows (or images, see below) in a batch.
+        one_caption_per_image: train on each image once an epoch, with one of its captions drawn anew, so
+            that no other caption of the same image stands in the batch as a negative.
+        splits: shares of train, val and test for rows whose split the manifest leaves open.
+        split_seed: seeds the hash that assigns them.
+        flip, min_crop: augmentation in training, see `RandomView`. No flip where captions say left or right.
+        num_workers: processes that assemble batches; 0 suffices while the images fit in memory.
+        max_cache_gb: images are kept decoded up to this size, beyond it they are decoded anew each epoch.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        image_root: str | None = None,
+        columns: dict[str, str] | None = None,
+        batch_size: int = 128,
+        one_caption_per_image: bool = False,
+        splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+        flip: bool = False,
+        min_crop: float = 1.0,
+        num_workers: int = 0,
+        max_cache_gb: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if batch_size < 2:
+            raise BadInputError(f"batch_size must be at least 2, got {batch_size}")
+        self.manifest, self.batch_size, self.num_workers = manifest, batch_size, num_workers
+        self.image_root = Path(image_root) if image_root else None
+        self.columns, self.one_caption_per_image = columns, one_caption_per_image
+        self.fractions, self.split_seed, self.max_cache_gb = splits, split_seed, max_cache_gb
+        self.view = RandomView(flip=flip, min_crop=min_crop)
+        self.rows: list[Row] = []
+        self.unreadable: list[tuple[int, str, str]] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
+        if self.rows:
+            return
+        rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
+        spec = self._image_spec()
+        self.images = ImageStore(sorted({row.image for row in rows if row.image and spec}), spec, self.max_cache_gb)
+        readable = [row for row in rows if self._readable(row)]
+        self._report(len(rows))
+        prints = np.array([self.images.prints.get(row.image, 0) for row in readable], dtype=np.uint64)
+        splits = assign_splits(readable, prints, self.fractions, self.split_seed)
+        self.rows = readable
+        self.by_split: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
+        for row, split in zip(readable, splits, strict=True):
+            self.by_split[split].append(row)
+
+    def train_texts(self) -> list[str]:
+        """The texts of the training split, to train a tokenizer on."""
+        return [row.text for row in self.by_split["train"] if row.text]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of the training split; the last, smaller one is left out."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation split in order, every row."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order, every row; the validation split where the manifest has no test rows."""
+        return self._loader("test" if self.by_split["test"] else "val")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The rows of `test_dataloader`."""
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make pixels of the bytes on the device, and in training a random view of them."""
+        image = batch.pop("image", None)  # type: ignore[typeddict-item]
+        if image is not None:
+            pixels = image.permute(0, 3, 1, 2).float().div_(255.0)
+            training = self.trainer is not None and self.trainer.training
+            batch["pixels"] = self.view(pixels) if training else pixels
+        return batch
+
+    def _image_spec(self) -> ImageInput | None:
+        if self.trainer is None:
+            raise BadInputError("ManifestData takes the image size from the model: use it with a Trainer")
+        spec: ImageInput | None = self.trainer.lightning_module.model.card.image
+        return spec
+
+    def _readable(self, row: Row) -> bool:
+        reason = self.images.refused.get(row.image, "") if row.image else ""
+        if not reason and row.image is None and row.text is None:
+            reason = "the row has neither image nor text"
+        if not reason and row.text is not None:
+            try:
+                clean(row.text)
+            except BadInputError as problem:
+                reason = str(problem)
+        if reason:
+            self.unreadable.append((row.line, str(row.image or ""), reason))
+        return not reason
+
+    def _report(self, total: int) -> None:
+        if not self.unreadable:
+            return
+        folder = Path(self.trainer.log_dir or ".") if self.trainer else Path()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "unreadable.csv"
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["line", "image", "reason"])
+            writer.writerows(self.unreadable)
+        log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(self.unreadable), total, path)
+        if len(self.unreadable) == total:
+            raise BadInputError(f"{self.manifest}: no row is readable; first: {self.unreadable[0]}")
+
+    def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Batch]:
+        rows = self.by_split[split]
+        if not rows:
+            raise BadInputError(f'{self.manifest}: no rows for the split "{split}"')
+        if shuffle and self.one_caption_per_image:
+            by_image: dict[Path | None, list[Row]] = defaultdict(list)
+            for row in rows:
+                by_image[row.image].append(row)
+            items = list(by_image.values())
+        else:
+            items = [[row] for row in rows]
+        if shuffle and len(items) < self.batch_size:
+            raise BadInputError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
+        return DataLoader(
+            _Rows(items, self.images),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_collate(self.images),
+        )
+
+
+class ImageStore:
+    """Images by path, fitted to the model's size; decoded once, kept as uint8 while they fit in memory."""
+
+    def __init__(self, paths: list[Path], spec: ImageInput | None, max_gigabytes: float) -> None:
+        self.spec = spec
+        self.refused: dict[Path, str] = {}
+        self.prints: dict[Path | None, int] = {}
+        self.number = {path: number for number, path in enumerate(paths)}
+        self.pixels: NDArray[np.uint8] | None = None
+        if spec is None or not paths:
+            return
+        shape = (len(paths), spec.size, spec.size, 3)
+        if np.prod(shape, dtype=np.float64) <= max_gigabytes * 1e9:
+            self.pixels = np.empty(shape, dtype=np.uint8)
+        with ThreadPoolExecutor() as pool:
+            for _ in track(pool.map(self._read, paths), "Reading images", total=len(paths), transient=True):
+                pass
+
+    def get(self, path: Path) -> NDArray[np.uint8]:
+        """The fitted pixels `[S, S, 3]` of a readable image."""
+        if self.pixels is not None:
+            return self.pixels[self.number[path]]
+        assert self.spec is not None  # rows keep their image only where the model reads images
+        return fit(decode(path), self.spec)
+
+    def _read(self, path: Path) -> None:
+        assert self.spec is not None
+        try:
+            image = decode(path)
+        except BadInputError as problem:
+            self.refused[path] = str(problem)
+            return
+        self.prints[path] = fingerprint(image)
+        if self.pixels is not None:
+            self.pixels[self.number[path]] = fit(image, self.spec)
+
+
+class _Rows(Dataset[Row]):
+    """Items of one or more rows; of several, one is drawn each time."""
+
+    def __init__(self, items: list[list[Row]], images: ImageStore) -> None:
+        self.items, self.images = items, images
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Row:
+        choices = self.items[index]
+        return choices[0] if len(choices) == 1 else choices[random.randrange(len(choices))]
+
+
+def _collate(images: ImageStore) -> Callable[[list[Row]], dict[str, Any]]:
+    def collate(rows: list[Row]) -> dict[str, Any]:
+        batch: dict[str, Any] = {"labels": [row.labels for row in rows], "lines": [row.line for row in rows]}
+        if images.number:
+            present = [row.image is not None for row in rows]
+            blank = np.zeros((images.spec.size, images.spec.size, 3), np.uint8) if images.spec else None
+            stack = [images.get(row.image) if row.image else blank for row in rows]
+            batch["image"] = torch.from_numpy(np.stack(stack))  # type: ignore[arg-type]
+            batch["image_present"] = torch.tensor(present)
+            batch["group"] = torch.tensor([images.number[row.image] if row.image else -row.line for row in rows])
+        if any(row.text for row in rows):
+            batch["texts"] = [row.text for row in rows]
+        return batch
+
+    return collate
