@@ -64,7 +64,7 @@ class Benchmark:
     def text(self) -> str:
         """Markdown, for people and for a README."""
         lines = [f"{key}: {value}" for key, value in self.setting.items()] + [""]
-        lines += ["| engine | batch | p50 ms | p90 ms | p99 ms | fastest ms | images/s |", "|---|---|---|---|---|---|---|"]
+        lines += ["| engine | batch | p50 ms | p90 ms | p99 ms | fastest ms | images/s |", "|---" * 7 + "|"]
         for row in self.rows:
             figures = f"{row.p50:.1f} | {row.p90:.1f} | {row.p99:.1f} | {row.fastest:.1f} | {row.images_per_second:.1f}"
             lines.append(f"| {row.engine} | {row.batch} | {figures} |")
@@ -111,7 +111,7 @@ def _interleave(
     sides: list[tuple[str, Run]], jpegs: list[bytes], rounds: int, tick: Callable[[], None]
 ) -> dict[str, NDArray[np.float64]]:
     times: dict[str, list[float]] = {name: [] for name, _ in sides}
-    for name, run in sides * 2:  # warm-up
+    for _, run in sides * 2:  # warm-up
         run(jpegs)
     for number in range(rounds):
         for name, run in sides if number % 2 == 0 else reversed(sides):

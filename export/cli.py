@@ -14,7 +14,7 @@ from zoo.errors import BadInputError
 def add_export(commands: Commands) -> None:
     """Declare `zoo export`."""
     text = "export a model to a bundle that runs without torch"
-    parser = add_command(commands, "export", _export, text, "zoo export onnx --model releases/signs --out bundles/signs")
+    parser = add_command(commands, "export", _export, text, "zoo export onnx --model releases/x --out bundles/x")
     parser.add_argument("format", choices=("onnx",), help="engine to export to")
     parser.add_argument("--model", required=True, help="release directory, hf-hub:ORG/NAME, or registry name")
     parser.add_argument("--out", type=Path, required=True, help="bundle directory to write")

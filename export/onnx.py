@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import zoo
-from export.bundle import CARD, MODEL, POLICY, TEXT_ENCODER, TOKENIZER, Manifest, TensorSpec
+from export.bundle import MODEL, POLICY, TEXT_ENCODER, TOKENIZER, Manifest, TensorSpec
 from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import IncompatibleBundleError
@@ -157,7 +157,8 @@ def _export(
 @contextmanager
 def _eager_attention(module: nn.Module) -> Iterator[None]:
     """Eager attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
-    configs = {id(c): c for m in module.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
+    found = [getattr(child, "config", None) for child in module.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:

@@ -18,7 +18,7 @@ from zoo.judge import Judge
 from zoo.policy import Category, Policy, Threshold
 from zoo.scorer import Feeds
 
-_WORDS = "a the red blue small large dog cat car house tree person holding riding near under two three".split()
+_WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
 
 Scores = Callable[[Feeds], NDArray[np.float32]]
 
@@ -95,7 +95,7 @@ def placed_at_threshold(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray
     return Placed({**doubled, "image": np.concatenate(both)}, 2 * pairs, how, judge)
 
 
-def _blend(start: NDArray[np.float32], end: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _blend(start: NDArray[np.float32], end: NDArray[np.float32], share: NDArray[np.floating]) -> NDArray[np.uint8]:
     mixed = start + (end - start) * share[:, None, None, None]
     return mixed.round().clip(0, 255).astype(np.uint8)
 

@@ -1,8 +1,8 @@
 """Run a bundle: numpy, Pillow, tokenizers and onnxruntime; neither torch nor transformers nor lightning.
 
-    from export import runtime
-    with runtime.load("bundles/demo") as scorer:
-        print(scorer.verdict("photo.jpg"))
+from export import runtime
+with runtime.load("bundles/demo") as scorer:
+    print(scorer.verdict("photo.jpg"))
 """
 
 from __future__ import annotations

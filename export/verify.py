@@ -54,14 +54,15 @@ class Report:
         share = 100 * len(self.flips) / max(self.inputs, 1)
         lines = [
             f"{self.bundle}: {'PASSED' if not self.problems else 'FAILED'} against eager {self.model}",
-            f"  inputs         {self.inputs} ({self.image_source}), {self.at_threshold} at the threshold: {self.how_placed}",
+            f"  inputs         {self.inputs} ({self.image_source}), "
+            f"{self.at_threshold} at the threshold: {self.how_placed}",
             f"  logits         max difference {self.max_difference:.2e}, mean {self.mean_difference:.2e}, "
             f"tolerance {self.tolerance:.0e}",
             f"  graph's resize max difference {self.resize_difference:.2e} over image sizes "
             + ", ".join(f"{w}x{h}" for h, w in SIZES),
             f"  shapes         batches {', '.join(map(str, BATCHES))}",
-            f"  verdicts       {len(self.flips)} of {self.inputs} flip ({share:.2f} %), {self.ties} ties within {TIE:.0e}; "
-            f"the input nearest to a threshold is {self.nearest:.1e} from it",
+            f"  verdicts       {len(self.flips)} of {self.inputs} flip ({share:.2f} %), {self.ties} ties ({TIE:.0e})"
+            f", nearest to a threshold is {self.nearest:.0e} off",
         ]
         return "\n".join(lines + [f"  problem        {problem}" for problem in self.problems])
 

@@ -31,7 +31,7 @@ _PUBLIC = {
 }
 
 __version__ = "0.1.0"
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 (names are strings)
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

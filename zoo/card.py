@@ -46,6 +46,10 @@ class TextInput:
     context_length: int
     lowercase: bool = True
 
+    def __post_init__(self) -> None:
+        if self.context_length < 3:
+            raise ValueError(f"context_length must be at least 3 (start, a token, end), got {self.context_length}")
+
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Measurement:

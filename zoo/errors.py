@@ -1,4 +1,4 @@
-"""Every error that Safety Zoo raises on purpose. A message says what was wrong, with the value, and what would be right."""
+"""Every error that Safety Zoo raises on purpose: what was wrong, with the value, and what would be right."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""From a model's output scores to verdicts: the one place where a policy is applied, in training, export and runtime."""
+"""From a model's output scores to verdicts: the one place where a policy is applied."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zoo.card import ModelCard
 from zoo.errors import BadInputError, BadPolicyError, close_match
 from zoo.policy import Category, Policy
-from zoo.verdict import Verdict, unjudged
+from zoo.verdict import Decision, Verdict, unjudged
 
 Scores = NDArray[np.floating]
 
@@ -42,9 +42,13 @@ class Judge:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
             raise BadInputError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
-        pool = {"sum": np.sum, "mean": np.mean, "max": np.max}[self.policy.pooling]
+        pool: dict[str, Callable[[Scores], Scores]] = {
+            "sum": lambda part: part.sum(axis=1),
+            "mean": lambda part: part.mean(axis=1),
+            "max": lambda part: part.max(axis=1),
+        }
         wide = scores.astype(np.float64)
-        return np.stack([pool(wide[:, members], axis=1) for members in self._members], axis=1)
+        return np.stack([pool[self.policy.pooling](wide[:, members]) for members in self._members], axis=1)
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which categories `[B, C]` are flagged: above their threshold and, under `argmax`, the highest."""
@@ -91,7 +95,9 @@ class Judge:
         # A blocking category outranks one that only asks for review, however high the latter scores.
         flagged.sort(key=lambda index: categories[index].action != "block")
         decider = categories[flagged[0] if flagged else int(np.argmax(table))]
-        decision = ("unsafe" if decider.action == "block" else "review") if flagged else "safe"
+        decision: Decision = "safe"
+        if flagged:
+            decision = "unsafe" if decider.action == "block" else "review"
         return Verdict(
             "ok",
             decision,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import importlib
 from collections.abc import Callable
@@ -89,19 +88,21 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
     """The card of a registered model with some hyperparameters changed.
 
     `image_size`, `context_length` and `labels` change the card's inputs and outputs; every other name must be
-    in the card's `hparams`. Raises UnknownModelError, or BadInputError naming the unknown hyperparameter.
+    in the card's `hparams`. Raises UnknownModelError, BadInputError naming the unknown hyperparameter, or
+    BadCardError naming the value that a card does not allow.
     """
-    card = model_entry(name).card
-    if "image_size" in hparams and card.image is not None:
-        card = card.replace(image=dataclasses.replace(card.image, size=hparams.pop("image_size")))
-    if "context_length" in hparams and card.text is not None:
-        card = card.replace(text=dataclasses.replace(card.text, context_length=hparams.pop("context_length")))
-    if "labels" in hparams and card.labels:
-        card = card.replace(labels=tuple(hparams.pop("labels")))
+    data = model_entry(name).card.to_dict()
+    if "image_size" in hparams and data["image"]:
+        data["image"]["size"] = hparams.pop("image_size")
+    if "context_length" in hparams and data["text"]:
+        data["text"]["context_length"] = hparams.pop("context_length")
+    if "labels" in hparams and data["labels"]:
+        data["labels"] = hparams.pop("labels")
     for key in hparams:
-        if key not in card.hparams:
-            raise BadInputError(f'{name} has no hyperparameter "{key}"' + close_match(key, card.hparams))
-    return card.replace(hparams={**card.hparams, **hparams})
+        if key not in data["hparams"]:
+            raise BadInputError(f'{name} has no hyperparameter "{key}"' + close_match(key, data["hparams"]))
+    data["hparams"] |= hparams
+    return ModelCard.from_dict(data, name)
 
 
 def build(card: ModelCard) -> ZooModel:

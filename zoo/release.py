@@ -139,10 +139,13 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
     from zoo.models.dual_encoder import DualEncoder, load_clip_weights
 
     try:
-        clip = CLIPModel.from_pretrained(pretrained)
+        clip, report = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
         tokenizer = _hub_file(str(pretrained), TOKENIZER)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RuntimeError) as problem:
         raise BadInputError(f"{name}: its weights ({pretrained}) cannot be loaded: {problem}") from None
+    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
+        absent = ", ".join(sorted(report["missing_keys"])[:4])
+        raise BadInputError(f"{name}: the weights of {pretrained} are incomplete, without {absent}")
     model = build(model_card(name))
     assert isinstance(model, DualEncoder)  # only safeclip_* entries name a Hub CLIP
     load_clip_weights(model, clip)

@@ -31,7 +31,8 @@ def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = Ba
         raise error(f"{where}: expected a mapping of fields, got {type(data).__name__}")
     _check_schema(cls, data, where, error)
     try:
-        return TypeAdapter(cls).validate_python(data)
+        # As JSON, where strict still reads lists into tuples; lax would take `value: yes` for a threshold of 1.
+        return TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as problem:
         lines = [_explain(cls, dict(entry)) for entry in problem.errors()]
         raise error(f"{where}: " + "; ".join(lines)) from None

@@ -69,7 +69,8 @@ class Scorer:
 
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
-        return self._judge_batch([self._prepare(item) for item in self._items([image], [text])], [_name(image)])[0]
+        items = self._items([image], [text])
+        return self._judge_batch([self._prepare(item) for item in items], [item.source for item in items])[0]
 
     def verdicts(
         self,
@@ -129,14 +130,14 @@ class Scorer:
                 f"{self.card.name} judges images only, so the text would be ignored; "
                 "leave it out, or use a model that reads both (`zoo list '*multimodal*'`)"
             )
-        return [_Item(i, t, _name(i)) for i, t in zip(all_images, all_texts, strict=True)]
+        return [_Item(i, t, image_input.source_name(i)) for i, t in zip(all_images, all_texts, strict=True)]
 
     def _prepare(self, item: _Item) -> _Ready:
         given = {"image": item.image is not None, "text": item.text is not None}
         missing = [kind for kind in self.card.requires if not given[kind]]
         if missing or not any(given.values()):
-            what = " and ".join(missing) or "image or text"
-            return _Ready(self.judge.missing_input(f"{self.card.name} needs an {what}, none was given", item.source))
+            what = " and ".join(missing) or "an image or a text"
+            return _Ready(self.judge.missing_input(f"{self.card.name} needs {what}, which was not given", item.source))
         try:
             pixels = None
             if item.image is not None and self.card.image is not None:
@@ -172,7 +173,3 @@ class Scorer:
         if "image_present" in names:
             feeds["image_present"] = np.array([item.pixels is not None for item in items])
         return feeds
-
-
-def _name(image: ImageSource | None) -> str:
-    return str(image) if isinstance(image, (str, Path)) else ""

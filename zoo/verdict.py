@@ -55,4 +55,3 @@ class Verdict:
 def unjudged(status: Status, detail: str, *, policy: str, model: str, source: str = "") -> Verdict:
     """Return the verdict of an item that could not be judged: decision `unknown`, no scores."""
     return Verdict(status, "unknown", None, {}, policy, model, source, detail=detail)
-

@@ -7,6 +7,7 @@ order or transposition in the port shows.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -20,15 +21,10 @@ from torch.nn import functional
 from transformers import MobileNetV1ForImageClassification, MobileNetV1Model
 
 from zoo.errors import BadInputError
-from zoo.models.mobilenet import (
-    NsfwjsClassifier,
-    Weights,
-    mobilenet_v1_config,
-    mobilenet_v1_state,
-    mobilenet_v2_config,
-    mobilenet_v2_state,
-)
+from zoo.models.mobilenet import Weights, mobilenet_v1_config, mobilenet_v1_state
+from zoo.models.nsfwjs import NAME, Nsfwjs, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
+from zoo.registry import model_card
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SAFETY_ZOO_SHARED", REPOSITORY.parent / "shared")) / "data"
@@ -156,8 +152,8 @@ def test_mobilenet_v1_equals_the_keras_graph() -> None:
 @pytest.mark.shared_data
 def test_nsfwjs_equals_the_keras_graph() -> None:
     folder = _model_folder("nsfwjs_mobilenet_v2")
-    model = NsfwjsClassifier().eval()
-    model.load_state_dict(mobilenet_v2_state(read_tfjs(folder).weights))
+    model = Nsfwjs(model_card(NAME)).eval()
+    model.load_state_dict(nsfwjs_state(read_tfjs(folder).weights))
     pixels = _pixels()
     keras = _walk(folder, pixels)
     with torch.inference_mode():
@@ -172,11 +168,11 @@ def test_missing_left_over_and_misshapen_weights_are_named() -> None:
     weights = dict(read_tfjs(_model_folder("nsfwjs_mobilenet_v2")).weights)
     bias = weights.pop("dense_3/bias")
     with pytest.raises(BadInputError, match="missing: dense_3/bias"):
-        mobilenet_v2_state(weights)
+        nsfwjs_state(weights)
     with pytest.raises(BadInputError, match="left over: dense_4/bias"):
-        mobilenet_v2_state(weights | {"dense_3/bias": bias, "dense_4/bias": bias})
+        nsfwjs_state(weights | {"dense_3/bias": bias, "dense_4/bias": bias})
     with pytest.raises(BadInputError, match=r"dense_3/bias gives \[4\], expected \[5\]"):
-        mobilenet_v2_state(weights | {"dense_3/bias": bias[:4]})
+        nsfwjs_state(weights | {"dense_3/bias": bias[:4]})
 
 
 def _keras_weights(model: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
@@ -214,9 +210,10 @@ def test_mobilenet_v1_without_its_first_layer_is_refused() -> None:
 
 def test_test_sized_models_are_small_and_run() -> None:
     torch.manual_seed(0)
-    model = NsfwjsClassifier(mobilenet_v2_config(0.01, 2), hidden=(8, 8)).eval()
+    card = model_card(NAME)
+    tiny = card.hparams | {"depth_multiplier": 0.01, "channel_step": 2, "hidden": [8, 8]}
+    model = Nsfwjs(dataclasses.replace(card, hparams=tiny)).eval()
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) < 100_000
-    assert not {"mean", "std"} & model.state_dict().keys()
     with torch.inference_mode():
         logits = model(torch.rand(2, 3, 224, 224))
     assert logits.shape == (2, 5)

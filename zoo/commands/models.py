@@ -16,7 +16,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--tag", help="only this tag, such as zeroshot")
     parser.add_argument("--task", choices=("zero_shot", "classification"), help="only this task")
     parser.add_argument("--table", action="store_true", help="a Markdown table with summary, task and weights")
-    parser = add_command(commands, "show", _show, "print the card of a model as JSON", "zoo show safeclip_tiny.zeroshot")
+    text = "print the card of a model as JSON"
+    parser = add_command(commands, "show", _show, text, "zoo show safeclip_tiny.zeroshot")
     parser.add_argument("model", help="registry name, or a release or bundle directory")
     text = "turn published weights into a release"
     parser = add_command(commands, "import", _import, text, "zoo import nsfwjs nsfwjs/models/mobilenet_v2 --out nsfw")

@@ -11,7 +11,8 @@ from zoo.commands.common import Commands, add_command, read_policy
 def add(commands: Commands) -> None:
     """Declare the subcommand."""
     text = "make a release (weights, card, policy, tokenizer, hashes) from a checkpoint"
-    parser = add_command(commands, "release", _release, text, "zoo release runs/x/checkpoints/best.ckpt --out releases/x")
+    example = "zoo release runs/x/checkpoints/best.ckpt --out releases/x"
+    parser = add_command(commands, "release", _release, text, example)
     parser.add_argument("checkpoint", type=Path, help="checkpoint that `zoo fit` wrote")
     parser.add_argument("--out", type=Path, required=True, help="release directory to write")
     parser.add_argument("--policy", help="policy file to ship with it (default: the recipe's)")

@@ -68,6 +68,6 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
             note = f"{verdict.status}: {note}"
         score = f"{verdict.scores[verdict.category]:.3f}" if verdict.category else ""
         # Text(), for square brackets in a file name or a prompt are no markup.
-        row = [item, Text(verdict.decision, colours[verdict.decision]), verdict.category or "", score, note]
-        table.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in row])
+        decision = Text(verdict.decision, colours[verdict.decision])
+        table.add_row(Text(item), decision, Text(verdict.category or ""), Text(score), Text(note))
     Console().print(table)

@@ -21,7 +21,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.generic]
 
 #: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty formats nobody uploads.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LI
     return fit(decode(source, limits), spec)
 
 
+def source_name(source: ImageSource | None) -> str:
+    """How messages and verdicts name a source: a path as valid Unicode, whatever its bytes; else empty."""
+    if not isinstance(source, (str, Path)):
+        return ""
+    return str(source).encode("utf-8", "backslashreplace").decode()
+
+
 def _crop_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
     """The part of the source that the centre crop keeps, so that only that part is resized."""
     short = min(width, height)
@@ -121,16 +129,18 @@ def _read(source: str | Path | bytes, limits: ImageLimits) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         data, name = source, f"{len(source)} bytes"
     elif isinstance(source, (str, Path)):
-        path, name = Path(source), str(source)
-        if path.is_dir():
-            raise BadInputError(f"{name}: is a directory, expected an image file")
+        path, name = Path(source), source_name(source)
         try:
+            if path.is_dir():
+                raise BadInputError(f"{name}: is a directory, expected an image file")
             too_large = path.stat().st_size > limits.max_bytes
             data = b"" if too_large else path.read_bytes()
         except FileNotFoundError:
             raise BadInputError(f"{name}: no such file") from None
-        except OSError as problem:
-            raise BadInputError(f"{name}: cannot be read: {problem.strerror or problem}") from None
+        except BadInputError:
+            raise
+        except (OSError, ValueError) as problem:  # ValueError: a null character in the name
+            raise BadInputError(f"{name[:200]}: cannot be read: {getattr(problem, 'strerror', problem)}") from None
         if too_large:
             raise BadInputError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
     else:

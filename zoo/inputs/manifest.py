@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,7 @@ class Row:
     split: Split | None
 
 
-def read_manifest(
-    path: Path, image_root: Path | None = None, columns: Mapping[str, str] | None = None
-) -> list[Row]:
+def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
     """Read a manifest; image paths are relative to `image_root`, by default the manifest's own folder.
 
     `columns` renames: {"text": "caption"} reads `text` from the column `caption`. `image` or `text` must be
@@ -153,7 +151,7 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
     if split and split not in SPLITS:
         raise BadInputError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
     labels = tuple(label.strip() for label in raw.split("|") if label.strip())
-    return Row(line, root / image if image else None, text, labels, cast("Split", split) if split else None)
+    return Row(line, root / image if image else None, text, labels, split if split else None)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -42,7 +42,6 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         raise BadInputError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    text = unicodedata.normalize("NFKC", text)
     kept = []
     for character in text:
         category = unicodedata.category(character)
@@ -51,7 +50,8 @@ def clean(text: str) -> str:
         if 0xFE00 <= ord(character) <= 0xFE0F:
             continue  # variation selectors
         kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
-    return " ".join("".join(kept).split())
+    # Composed after the invisible is gone, or a zero-width space between letter and accent would keep them apart.
+    return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
 
 
 class TextCodec:

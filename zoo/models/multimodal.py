@@ -108,4 +108,3 @@ def _with_stand_in(sequence: Tensor, stand_in: Tensor, mask: Tensor) -> tuple[Te
 def _mean(sequence: Tensor, mask: Tensor) -> Tensor:
     weights = mask.to(sequence.dtype)[:, :, None]
     return (sequence * weights).sum(dim=1) / weights.sum(dim=1)
-

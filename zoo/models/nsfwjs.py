@@ -31,6 +31,10 @@ class Nsfwjs(ZooModel):
         self.normalise = Normalise(card.image)
         config = mobilenet_v2_config(card.hparams["depth_multiplier"], card.hparams["channel_step"])
         self.backbone = MobileNetV2Model(config)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                # transformers draws them so small that every image gets the same answer from an untrained model.
+                nn.init.kaiming_normal_(module.weight)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.conv_1x1.convolution.out_channels, first),
             nn.ReLU(),

@@ -106,7 +106,7 @@ def copy_clip(clip: CLIPModel, image: ClipImageTower, text: ClipTextTower) -> No
         wanted = tower.state_dict()
         given = {key: value for key, value in state.items() if key.startswith(prefixes) and key in wanted}
         wrong = sorted(
-            f"{key} {list(value.shape)}" if key in given else f"{key} (absent)"
+            f"{key} {list(given[key].shape)} (expected {list(value.shape)})" if key in given else f"{key} (absent)"
             for key, value in wanted.items()
             if key not in given or given[key].shape != value.shape
         )

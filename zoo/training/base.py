@@ -92,7 +92,7 @@ class Base(lightning.LightningModule):
         scores = self.scores(batch).float().cpu().numpy()
         sources = [f"line {line}" for line in batch["lines"]]
         truncated = None
-        if self.model.card.reads_text and self._codec is not None:
+        if self.model.card.reads_text and self._codec is not None and "texts" in batch:
             truncated = [bool(cut) for cut in self._codec.encode([t or "" for t in batch["texts"]]).truncated]
         verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, truncated)]
         self._predicted += verdicts
@@ -120,7 +120,7 @@ class Base(lightning.LightningModule):
         training = Training(
             recipe=str(self.hparams.get("recipe") or ""),
             data=str(data.manifest) if isinstance(data, ManifestData) else "",
-            epochs=self.current_epoch + 1,
+            epochs=self.trainer.fit_loop.epoch_progress.current.ready,  # begun: the same during an epoch and after it
             steps=self.global_step,
             seed=int(torch.initial_seed()) if torch.initial_seed() < 2**32 else None,
             safety_zoo=zoo.__version__,

@@ -88,8 +88,9 @@ class Classification(Base):
         scores = logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
         unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
         truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in batch["labels"]])
-        for metric in (self.area, self.precision_area):
-            metric.update(torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device))
+        ranked, truth = torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device)
+        self.area.update(ranked, truth)
+        self.precision_area.update(ranked, truth)
         figures = {"loss": self.mean_loss, "auroc": self.area, "auprc": self.precision_area}
         for name, metric in figures.items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))

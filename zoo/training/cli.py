@@ -22,14 +22,17 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2, the message and the close match."""
-        wrong = re.search(r"(?:accept option|[Oo]ption|[Kk]ey) '([\w.]+)'", message)
+        wrong = re.search(r"(?:(?:[Oo]ption|[Kk]ey|attribute) '|unrecognized arguments: --)([\w.]+)", message)
         if wrong:
-            message = f"'{wrong[1]}'{close_match(wrong[1].split('.')[-1], _names(self, message))}\n{message}"
+            message = f"'{wrong[1]}'{close_match(wrong[1], _names(self, message))}\n{message}"
         super().error(message, ex)
 
 
 class ZooCLI(LightningCLI):
     """LightningCLI with a CSV logger, TensorBoard when it is installed, and checkpoints read without pickle."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would merge a checkpoint's hyperparameters over the recipe's."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse pickles in checkpoints, and let the card know which recipe this was."""
@@ -37,8 +40,8 @@ class ZooCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True
         arguments = config.model.init_args
-        if config.config and "recipe" in arguments and not arguments.recipe:
-            arguments.recipe = Path(str(config.config[0])).stem
+        if "recipe" in arguments and not arguments.recipe:
+            arguments.recipe = _recipe(sys.argv)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Add the default loggers where the recipe names none: `runs/RECIPE/version_N`."""
@@ -74,8 +77,13 @@ def run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
     try:
         _cli(ZooCLI, args)
-    except ZooError as problem:
-        sys.exit(f"zoo: {problem}")
+    except Exception as problem:
+        refusal: BaseException | None = problem
+        while refusal is not None and not isinstance(refusal, ZooError):
+            refusal = refusal.__cause__  # jsonargparse wraps what a constructor raises
+        if refusal is None:
+            raise
+        sys.exit(f"zoo: {refusal}")
 
 
 def check(recipe: Path) -> dict[str, str]:
@@ -109,14 +117,29 @@ def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
         sys.argv = before
 
 
+def _recipe(args: list[str]) -> str:
+    """The name of the first --config. The parsed configuration forgets it where the recipe has a ${...}."""
+    for option, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = option.partition("=")
+        if name in ("-c", "--config"):
+            return Path(value or following).stem
+    return ""
+
+
 def _names(parser: LightningArgumentParser, message: str) -> set[str]:
-    """The keys that could have been meant: the parser's, and the arguments of the class that the message names."""
-    names = {action.dest.split(".")[-1] for action in parser._actions}
+    """What could have been meant: keys of the parser and its subcommands, arguments and neighbours of a named class."""
+    parsers = [parser]
+    for action in parser._actions:
+        parsers += action.choices.values() if isinstance(action.choices, dict) else []
+    names = {action.dest for known in parsers for action in known._actions}
     for path in re.findall(r"class_path '([\w.]+)'", message):
         module, _, name = path.rpartition(".")
-        found = getattr(importlib.import_module(module), name, None)
-        if found is not None:
-            names |= set(found.__init__.__annotations__)
+        try:
+            home = importlib.import_module(module)
+        except ImportError:
+            continue
+        found = getattr(home, name, None)
+        names |= set(found.__init__.__annotations__) if found else set(getattr(home, "__all__", vars(home)))
     return names - {"return"}
 
 

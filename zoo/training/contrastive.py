@@ -10,8 +10,8 @@ from torch import Tensor
 
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, recall_at_k
+from zoo.judge import phrases
 from zoo.models.dual_encoder import DualEncoder
-from zoo.predict import text_bank
 from zoo.training.base import Base
 from zoo.training.data import Batch
 
@@ -81,7 +81,9 @@ class Contrastive(Base):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases."""
-        bank = text_bank(self.model, self.policy)
+        if "pixels" not in batch or not batch["image_present"].all():
+            raise BadInputError(f"{self.model.card.name} needs an image in every row of the manifest")
+        bank = self.model.embed_phrases(phrases(self.policy))
         logits: Tensor = self.model(batch["pixels"], bank)
         return logits.softmax(dim=-1)
 
@@ -116,7 +118,7 @@ class Contrastive(Base):
         figures = {f"{stage}/{key}": value for key, value in recall_at_k(similarity, inverse).items()}
         labelled = ~unsafe.isnan()
         if labelled.any():
-            bank = text_bank(self.model, self.policy)
+            bank = self.model.embed_phrases(phrases(self.policy))
             scores = (self.model.scale() * image @ bank.transpose(0, 1)).softmax(dim=-1).cpu().numpy()
             ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
             area = auroc(ranked[labelled.cpu().numpy()].tolist(), unsafe[labelled].int().tolist())

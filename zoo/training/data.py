@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.inputs.image import decode, fit
+from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 from zoo.inputs.text import clean
 from zoo.training.augment import RandomView
-from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 
 log = logging.getLogger("zoo.data")
 
@@ -32,8 +32,8 @@ log = logging.getLogger("zoo.data")
 class Batch(TypedDict, total=False):
     """One batch. `pixels` is there when the rows have images, `texts` when they have texts.
 
-    `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the label names of each row; `lines` manifest lines;
-    `group` int64 `[B]`: rows with the same number show the same image.
+    `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the
+    label names of each row; `lines` manifest lines; `group` int64 `[B]`: rows of one number show one image.
     """
 
     pixels: Tensor
@@ -135,7 +135,8 @@ class ManifestData(lightning.LightningDataModule):
     def _image_spec(self) -> ImageInput | None:
         if self.trainer is None:
             raise BadInputError("ManifestData takes the image size from the model: use it with a Trainer")
-        spec: ImageInput | None = self.trainer.lightning_module.model.card.image
+        model: Any = self.trainer.lightning_module.model
+        spec: ImageInput | None = model.card.image
         return spec
 
     def _readable(self, row: Row) -> bool:
@@ -161,7 +162,9 @@ class ManifestData(lightning.LightningDataModule):
             writer = csv.writer(stream)
             writer.writerow(["line", "image", "reason"])
             writer.writerows(self.unreadable)
-        log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(self.unreadable), total, path)
+        log.warning(
+            "%d of %d rows are unreadable and left out; they are listed in %s", len(self.unreadable), total, path
+        )
         if len(self.unreadable) == total:
             raise BadInputError(f"{self.manifest}: no row is readable; first: {self.unreadable[0]}")
 
@@ -170,9 +173,9 @@ class ManifestData(lightning.LightningDataModule):
         if not rows:
             raise BadInputError(f'{self.manifest}: no rows for the split "{split}"')
         if shuffle and self.one_caption_per_image:
-            by_image: dict[Path | None, list[Row]] = defaultdict(list)
+            by_image: dict[Path | int, list[Row]] = defaultdict(list)
             for row in rows:
-                by_image[row.image].append(row)
+                by_image[row.image or row.line].append(row)
             items = list(by_image.values())
         else:
             items = [[row] for row in rows]
@@ -210,7 +213,8 @@ class ImageStore:
     def get(self, path: Path) -> NDArray[np.uint8]:
         """The fitted pixels `[S, S, 3]` of a readable image."""
         if self.pixels is not None:
-            return self.pixels[self.number[path]]
+            kept: NDArray[np.uint8] = self.pixels[self.number[path]]
+            return kept
         assert self.spec is not None  # rows keep their image only where the model reads images
         return fit(decode(path), self.spec)
 

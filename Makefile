@@ -1,0 +1,49 @@
+# make quickstart   train, release, export, verify and judge, all from nothing, in .venv
+# make test         lint, types and the whole test suite
+# make clean        remove what quickstart and test made (not .venv)
+#
+# PYTHON=python3.12 picks the interpreter, EXTRA=gpu installs onnxruntime-gpu in place of onnxruntime.
+
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+export HF_HUB_OFFLINE ?= 1  # neither target downloads anything but packages
+
+.PHONY: quickstart test clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "safety-zoo needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps, so that a second call installs nothing.
+$(VENV)/.installed-$(EXTRA): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA)]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/.installed-$(EXTRA)
+	$(BIN)/zoo data signs --out $(RUN)/data
+	$(BIN)/lightning fit --config recipes/quickstart.yaml
+	$(BIN)/zoo release $(RUN)/checkpoints/best.ckpt --out $(RUN)/release --overwrite
+	$(BIN)/zoo export onnx --model $(RUN)/release --out $(RUN)/bundle --overwrite
+	$(BIN)/zoo verify $(RUN)/bundle --images $(RUN)/data/images
+	@# Status 3 says that something unsafe was found, which is the point here.
+	$(BIN)/zoo score --model $(RUN)/bundle $(RUN)/data/images/test_0000[0-9].jpg || test $$? -eq 3
+	$(BIN)/zoo evaluate --model $(RUN)/bundle --data $(RUN)/data/manifest.csv --split test --report $(RUN)/report
+	@echo "data $(RUN)/data, checkpoint $(RUN)/checkpoints/best.ckpt, release $(RUN)/release, bundle $(RUN)/bundle,"
+	@echo "report $(RUN)/report/report.html and $(RUN)/report/report.png"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,127 @@
+"""A bundle is what its manifest says, byte for byte, or it is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.bundle import Bundle, read_bundle
+from zoo.errors import BadCardError, BadInputError, BadPolicyError, IncompatibleBundleError, TamperedFileError, ZooError
+from zoo.files import sha256
+from zoo.policy import Policy
+
+CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
+FILES = ["card.json", "model.onnx", "policy.yaml", "text_encoder.onnx", "tokenizer.json"]
+
+
+@pytest.fixture
+def bundle(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(bundles[CLIP], tmp_path / "bundle"))
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    return found
+
+
+def test_a_bundle_reads_back(bundle: Path) -> None:
+    found = read_bundle(str(bundle))
+    assert isinstance(found, Bundle)
+    assert (found.card.name, found.policy.name) == (CLIP, "safeclip")
+    assert sorted(found.manifest.files) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, -1], ids=["first byte", "last byte"])
+def test_one_changed_byte_is_found(bundle: Path, name: str, place: int) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[place] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(TamperedFileError, match=rf"{name}: sha256 is .*, expected .*; it was changed"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(TamperedFileError, match=rf"{name}: missing"):
+        read_bundle(bundle)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
+    _edit(bundle, schema_version=2)
+    with pytest.raises(BadCardError, match="schema_version 2 is newer than 1.*pip install --upgrade safety-zoo"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"opsett": 20}, 'unknown field "opsett"; did you mean "opset"'),
+        ({"opset": "twenty"}, 'field "opset"'),
+        ({"precision": "fp8"}, 'field "precision"'),
+        ({"schema_version": None}, 'missing field "schema_version"'),
+        ({"schema_version": 0}, "schema_version 0, expected 1"),
+    ],
+)
+def test_a_wrong_field_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    _edit(bundle, **changes)
+    with pytest.raises(BadCardError, match=message):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "card.json", "policy.yaml"])
+def test_a_manifest_that_vouches_for_less_is_refused(bundle: Path, name: str) -> None:
+    files = _files(bundle)
+    del files[name]
+    _edit(bundle, files=files)
+    with pytest.raises(BadCardError, match=f'field "files" names no {name}'):
+        read_bundle(bundle)
+
+
+def test_a_model_that_reads_text_needs_its_tokenizer(bundles: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundles[FUSION], tmp_path / "bundle"))
+    files = _files(folder)
+    del files["tokenizer.json"]
+    (folder / "tokenizer.json").unlink()
+    _edit(folder, files=files)
+    with pytest.raises(IncompatibleBundleError, match=r"reads text, but the bundle has no tokenizer\.json"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "deeper/file", ".."])
+def test_a_hash_names_no_file_elsewhere(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_text("x", encoding="utf-8")
+    _edit(bundle, files={**_files(bundle), name: sha256(bundle.parent / "secret")})
+    with pytest.raises(TamperedFileError):
+        read_bundle(bundle)
+
+
+def test_a_policy_that_does_not_fit_the_model_is_refused(bundle: Path, bundles: dict[str, Path]) -> None:
+    shutil.copy(bundles[FUSION] / "policy.yaml", bundle / "policy.yaml")
+    _edit(bundle, files={**_files(bundle), "policy.yaml": sha256(bundle / "policy.yaml")})
+    assert Policy.read(bundle / "policy.yaml").name == "unsafe"
+    with pytest.raises(BadPolicyError, match='category "unsafe" has no descriptors'):
+        read_bundle(bundle)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"holds no manifest\.json, so it is no bundle"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"{}"])
+def test_a_broken_manifest_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    with pytest.raises(ZooError, match=r"manifest\.json: "):
+        read_bundle(bundle)

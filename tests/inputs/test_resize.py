@@ -1,0 +1,105 @@
+"""One resize everywhere: Pillow on the crop is Pillow on the whole, and the differentiable one equals it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from zoo.card import ImageInput
+from zoo.inputs.image import Pixels, decode, fit
+from zoo.inputs.resize import Normalise, Resize
+from zoo.registry import list_models, model_entry
+
+SIZES = [(640, 480), (333, 500), (224, 224), (97, 61), (1000, 64), (40, 300), (30, 20)]
+
+
+def _specs() -> list[ImageInput]:
+    """Every way that a registered model resizes, and the ways that none does yet; small, for speed."""
+    found = {(s.resize, s.interpolation) for s in (model_entry(n).card.image for n in list_models()) if s is not None}
+    found |= {("shortest_edge_crop", "bilinear"), ("squash", "bilinear"), ("squash", "bicubic")}
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    return [ImageInput(side, *how, mean, std) for how in sorted(found) for side in (64, 97)]
+
+
+def _drawn(width: int, height: int) -> Image.Image:
+    """A picture with smooth gradients and soft shapes."""
+    rng = np.random.default_rng(width * height)
+    image = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height))
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        draw.ellipse([x - width // 6, y - height // 6, x + width // 6, y + height // 6], fill=colour)
+    return image.filter(ImageFilter.GaussianBlur(2))
+
+
+def _by_torch(image: Image.Image, spec: ImageInput) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = Resize(spec)(pixels)[0].permute(1, 2, 0).numpy() * 255
+    return found
+
+
+def _whole_then_crop(image: Image.Image, spec: ImageInput) -> Pixels:
+    """What CLIP's own preprocessing does."""
+    method = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    short = min(image.size)
+    width, height = (spec.size * edge // short for edge in image.size)
+    left, top = (width - spec.size) // 2, (height - spec.size) // 2
+    whole = image.resize((width, height), method)
+    return np.asarray(whole.crop((left, top, left + spec.size, top + spec.size)))
+
+
+CROPS = [spec for spec in _specs() if spec.resize == "shortest_edge_crop"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("spec", CROPS, ids=lambda spec: f"{spec.interpolation}-{spec.size}")
+def test_resizing_the_crop_is_cropping_the_resized(spec: ImageInput, size: tuple[int, int]) -> None:
+    image = _drawn(*size)
+    difference = fit(image, spec).astype(int) - _whole_then_crop(image, spec)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+def test_torch_equals_pillow_on_drawn_images(spec: ImageInput, size: tuple[int, int]) -> None:
+    image = _drawn(*size)
+    assert np.abs(_by_torch(image, spec) - fit(image, spec)).max() <= 1.1
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+def test_torch_equals_pillow_on_photos(spec: ImageInput, shared: Path) -> None:
+    for path in sorted((shared / "flickr8k_small" / "images").glob("*.jpg"))[:12]:
+        image = decode(path)
+        assert np.abs(_by_torch(image, spec) - fit(image, spec)).max() <= 1.1, path.name
+
+
+def test_align_corners_is_tensorflows() -> None:
+    ramp = np.repeat(np.array([0, 100, 200], dtype=np.uint8)[None, :, None], 3, axis=2).repeat(3, axis=0)
+    spec = ImageInput(5, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert fit(Image.fromarray(ramp), spec)[0, :, 0].tolist() == [0, 50, 100, 150, 200]
+    assert _by_torch(Image.fromarray(ramp), spec)[0, :, 0].round().tolist() == [0, 50, 100, 150, 200]
+
+
+@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+def test_a_gradient_reaches_every_pixel_that_counts(spec: ImageInput) -> None:
+    pixels = (0.2 + 0.6 * torch.rand(1, 3, 80, 120, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    Normalise(spec)(Resize(spec)(pixels)).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert pixels.grad is not None
+    hit = pixels.grad.abs().sum(dim=(0, 1)) > 0
+    if spec.resize == "shortest_edge_crop":
+        hit = hit[:, 22:98]
+    # Without antialiasing a few source pixels may fall between the samples.
+    assert hit.float().mean() > (0.6 if spec.interpolation == "bilinear_align_corners" else 0.99)
+
+
+def test_normalise_by_hand() -> None:
+    spec = ImageInput(8, "squash", "bicubic", (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
+    values = Normalise(spec)(torch.full((1, 3, 1, 1), 0.5)).flatten().tolist()
+    assert values == pytest.approx([0.0, 1.0, 0.25])
+    assert not Normalise(spec).state_dict()

@@ -1,0 +1,132 @@
+"""Text: cleaned as a reader sees it, control tokens only from us, truncation said, no tokenizer by mistake."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zoo.card import TextInput
+from zoo.errors import BadInputError
+from zoo.inputs.text import END, MAX_CHARACTERS, START, TextCodec, clean, train_tokenizer
+
+BYTES = train_tokenizer([], 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ("ｇｕｎ ﬁre ①", "gun fire 1"),
+        ("g\u200bu\u200c\u200dn\ufeff", "gun"),
+        ("g\u00adun", "gun"),
+        ("\u202egun\u202c \u2066x\u2069", "gun x"),
+        ("gu\ufe0fn \u3164\u115fx", "gun x"),
+        ("cafe\u0301", "café"),
+        ("cafe\u200b\u0301", "café"),
+        ("&lt;b&gt; &amp;amp; &#103;un", "<b> & gun"),
+        ("&amp;lt;", "<"),
+        ("“quoted” and ‘it’s’", "\"quoted\" and 'it's'"),
+        ("schÃ¶n", "schön"),
+        ("a\tb\r\n\nc\u2028d\u00a0\u3000e  f ", "a b c d e f"),
+        ("a\x00b\x1b[31m", "ab"),
+        ("\ud800gun", "gun"),
+        ("", ""),
+    ],
+)
+def test_clean(given: str, seen: str) -> None:
+    found = clean(given).replace("\ufffd", "")  # how a lone surrogate is replaced is ftfy's affair
+    assert found == seen
+    assert clean(clean(given)) == clean(given)
+
+
+def _codec(length: int = 24, **options: Any) -> TextCodec:
+    return TextCodec(BYTES, TextInput(length, **options))
+
+
+def test_ids_lie_in_the_vocabulary_between_start_and_end() -> None:
+    codec = _codec()
+    tokens = codec.encode(["a red car", ""])
+    assert tokens.ids.shape == tokens.mask.shape == (2, 24)
+    assert (tokens.ids.dtype, tokens.mask.dtype, tokens.truncated.dtype) == (np.int64, np.int64, np.bool_)
+    assert tokens.ids.max() < codec.vocabulary_size == 258
+    length = int(tokens.mask[0].sum())
+    assert (tokens.ids[0, 0], tokens.ids[0, length - 1]) == (0, 1)
+    assert tokens.mask[0].tolist() == [1] * length + [0] * (24 - length)
+    assert tokens.mask[1].sum() == 2  # an empty text is start and end, no NaN later
+
+
+def test_case_counts_only_where_the_card_says_so() -> None:
+    upper, lower = (_codec().encode([text]).ids for text in ("GUN", "gun"))
+    assert np.array_equal(upper, lower)
+
+
+@pytest.mark.parametrize("control", [START, END, END.upper(), f"a{END}b", "<|end\u200boftext|>", "&lt;|endoftext|&gt;"])
+def test_control_tokens_that_a_user_types_stay_text(control: str) -> None:
+    for codec in (_codec(60), TextCodec(_published_kind(), TextInput(60))):
+        start, *_ = codec.encode(["a"]).ids[0]
+        row = codec.encode([f"{control} gun"])
+        ids = row.ids[0][row.mask[0] == 1].tolist()
+        last = ids[-1]
+        assert (ids.count(start), ids.count(last)) == (1, 1)
+        assert len(ids) > len(control) - 4  # its characters are all there
+        longer = codec.encode([f"{control} gun and more"])
+        assert longer.mask.sum() > row.mask.sum()  # nothing is hidden behind it
+
+
+def _published_kind() -> str:
+    """A tokenizer whose control tokens stand last, are padded with the end token and normalised, as OpenAI's."""
+    data = json.loads(BYTES)
+    vocabulary = data["model"]["vocab"]
+    shift = {token: number - 2 for token, number in vocabulary.items() if number > 1}
+    data["model"]["vocab"] = shift | {START: 256, END: 257}
+    for added in data["added_tokens"]:
+        added["id"] = 256 if added["content"] == START else 257
+    for token, entry in data["post_processor"]["special_tokens"].items():
+        entry["ids"] = [256 if token == START else 257]
+    return json.dumps(data)
+
+
+def test_truncation_is_said_and_keeps_the_end_token() -> None:
+    tokens = _codec(8).encode(["abc", "abcdef", "a" * 50])
+    assert tokens.truncated.tolist() == [False, True, True]
+    assert tokens.ids[2, -1] == 1
+
+
+def test_neighbours_in_a_batch_do_not_matter() -> None:
+    texts = ["a", "two dogs on a sofa", "x" * 90]
+    together = _codec().encode(texts)
+    assert np.array_equal(together.ids, np.concatenate([_codec().encode([text]).ids for text in texts]))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("x" * 1_000_000, "1,000,000 characters, the limit is 100,000"), (b"gun", "got bytes"), (None, "got NoneType")],
+)
+def test_what_is_no_usable_text_is_refused(text: Any, named: str) -> None:
+    with pytest.raises(BadInputError, match=named):
+        _codec().encode([text])
+    assert clean("x" * MAX_CHARACTERS) == "x" * MAX_CHARACTERS
+
+
+def _emptied() -> str:
+    data = json.loads(BYTES)
+    data["model"]["vocab"] = {START: 0, END: 1}
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(_emptied(), "knows 2 tokens; an empty tokenizer stands"), ("{}", "is not a tokenizer"), ("", "not a tokenizer")],
+)
+def test_a_file_that_is_no_tokenizer_is_refused(content: str, named: str) -> None:
+    with pytest.raises(BadInputError, match=named):
+        TextCodec(content, TextInput(24))
+
+
+def test_training_makes_words_of_what_is_frequent() -> None:
+    text = "a red octagon on a pole"
+    trained = TextCodec(train_tokenizer([text] * 50, 300), TextInput(40))
+    assert trained.vocabulary_size <= 300
+    assert trained.encode([text]).mask.sum() < _codec(40).encode([text]).mask.sum()

@@ -1,0 +1,140 @@
+"""Who may import whom. A module imports from earlier layers and from its own; what serves never sees torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "lightning")
+
+#: From the bottom up. A folder stands for all modules in it.
+LAYERS = (
+    ("zoo.errors",),
+    ("zoo.schema", "zoo.files", "zoo.assets"),
+    ("zoo.card", "zoo.policy", "zoo.verdict"),
+    ("zoo.judge", "zoo.registry", "zoo.inputs"),
+    ("zoo.scorer",),
+    ("zoo.models",),
+    ("zoo.release",),
+    ("zoo.predict", "zoo.checkpoint", "zoo.importers"),
+    ("zoo.evaluation",),
+    ("zoo.training",),
+    ("zoo.commands",),
+    ("zoo.cli",),
+    ("zoo.__main__",),
+)
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package in ("zoo", "export"):
+        for path in (REPOSITORY / package).rglob("*.py"):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str, *, module_level: bool = False) -> set[str]:
+    """Modules that a module imports, `if TYPE_CHECKING` apart: that is never run. Submodules count as such."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if module_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{name}: a relative import"
+                module = child.module or ""
+                names = {f"{module}.{alias.name}" for alias in child.names}
+                found.update({one if one in MODULES else module for one in names})
+            visit(child)
+
+    visit(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    return found
+
+
+def _layer(name: str) -> int:
+    for number, members in enumerate(LAYERS):
+        if any(name == member or name.startswith(member + ".") for member in members):
+            return number
+    raise AssertionError(f"{name} belongs to no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("zoo.")))
+def test_a_module_imports_only_from_its_layer_and_below(name: str) -> None:
+    ours = {module for module in _imports(name) if module.startswith("zoo.")}
+    above = {module for module in ours if _layer(module) > _layer(name)}
+    assert not above, f"{name} reaches up to {sorted(above)}"
+
+
+def test_zoo_itself_imports_nothing_when_it_is_imported() -> None:
+    assert not {module for module in _imports("zoo") if module.split(".")[0] in ("zoo", "export", *HEAVY)}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.split(".")[0] == "zoo"))
+def test_zoo_never_imports_export(name: str) -> None:
+    assert not {module for module in _imports(name) if module.split(".")[0] == "export"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.split(".")[0] == "export"))
+def test_export_imports_zoo_no_further_than_prediction(name: str) -> None:
+    above = _layer("zoo.commands") if name == "export.cli" else _layer("zoo.predict")
+    assert not {m for m in _imports(name) if m.startswith("zoo.") and _layer(m) > above}
+
+
+def _reached(start: str) -> set[str]:
+    """Everything that importing a module imports, through our own modules and the packages that hold them."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in MODULES:
+            parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+            waiting += [*_imports(name, module_level=True), *parents]
+    return seen
+
+
+LIGHT = (
+    "export.runtime",
+    "export.bundle",
+    "export.cli",
+    "zoo.cli",
+    "zoo.scorer",
+    "zoo.registry",
+    "zoo.models.catalogue",
+)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_serves_and_lists_never_imports_torch(name: str) -> None:
+    assert not {module for module in _reached(name) if module.split(".")[0] in HEAVY}
+
+
+def test_the_search_through_imports_finds_torch_where_it_is() -> None:
+    assert "torch" in _reached("export.verify")
+    assert "transformers" in _reached("zoo.models.dual_encoder")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import export.runtime", "import zoo.cli; zoo.cli.build_parser()", "import zoo; zoo.list_models(); zoo.Policy"],
+)
+def test_no_torch_in_a_fresh_interpreter(code: str) -> None:
+    check = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & {set(HEAVY)}))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "[]"

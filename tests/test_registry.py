@@ -1,0 +1,161 @@
+"""The registry by listing: every model's card, small models that come out the same everywhere, and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zoo import registry
+from zoo.assets import find_asset
+from zoo.card import ModelCard
+from zoo.errors import BadCardError, BadInputError, UnknownModelError
+from zoo.judge import Judge
+from zoo.models.base import ZooModel
+from zoo.models.served import ServedRun
+from zoo.policy import Policy
+from zoo.predict import text_bank
+from zoo.registry import create_model, list_models, model_card, model_entry, model_table, register_model
+from zoo.release import load_release
+from zoo.scorer import Feeds
+
+ALL = list_models()
+TEST_MODELS = list_models("test_*")
+
+
+@pytest.fixture
+def empty_shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone afterwards."""
+    list_models()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_card_round_trips_and_fits_its_policy(name: str) -> None:
+    entry = model_entry(name)
+    assert entry.card.name == name
+    assert ModelCard.from_dict(json.loads(json.dumps(entry.card.to_dict()))) == entry.card
+    Judge(entry.card, Policy.read(find_asset(entry.policy)))
+    assert f"`{name}`" in model_table([name])
+
+
+def test_listing_by_wildcard_tag_and_task() -> None:
+    assert list_models() == sorted(ALL)
+    assert set(list_models("safeclip_*")) == {name for name in ALL if name.startswith("safeclip_")}
+    assert list_models("safeclip_vit_l14*") == ["safeclip_vit_l14.zeroshot", "safeclip_vit_l14_336.zeroshot"]
+    assert all(name.endswith(".fusion") for name in list_models(tag="fusion"))
+    assert list_models("*nsfw*", tag="fusion", task="zero_shot") == []
+    assert set(list_models(task="zero_shot")) | set(list_models(task="classification")) == set(ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("safeclip_vit_b23.zeroshot", "safeclip_vit_b32.zeroshot"), ("multimodal_nsfw_tiny.fuson", "tiny.fusion")],
+)
+def test_an_unknown_name_is_answered_with_close_ones(name: str, near: str) -> None:
+    with pytest.raises(UnknownModelError, match=near) as refusal:
+        create_model(name)
+    assert str(refusal.value).startswith(f'no model is named "{name}"')  # no quotes around it all, as KeyError has
+
+
+def _build(card: ModelCard) -> ZooModel:
+    model = ZooModel(card)
+    model.add_module("layer", torch.nn.Linear(card.hparams["width"], 1))
+    return model
+
+
+CARD = model_card("test_nsfwjs.random").replace(name="mine.demo", hparams={"width": 3})
+
+
+@pytest.mark.usefixtures("empty_shelf")
+def test_register_as_function_and_as_decorator() -> None:
+    register_model(CARD, policy="configs/policy/nsfwjs.yaml", builder=_build)
+    decorate = register_model(CARD.replace(name="mine.other"), policy="configs/policy/nsfwjs.yaml")
+    assert list_models("mine.*") == ["mine.demo"]
+    assert decorate(_build) is _build
+    assert list_models("mine.*") == ["mine.demo", "mine.other"]
+    weight = create_model("mine.other", width=5).get_submodule("layer").weight
+    assert isinstance(weight, torch.Tensor)
+    assert weight.shape == (1, 5)
+    with pytest.raises(BadInputError, match='"mine.demo" is already registered'):
+        register_model(CARD, policy="configs/policy/nsfwjs.yaml", builder=_build)
+    with pytest.raises(BadInputError, match="already registered"):
+        register_model(model_card("test_safeclip.random"), policy="x", builder=_build)
+
+
+@pytest.mark.parametrize(
+    ("hparams", "error", "named"),
+    [
+        ({"vision_widht": 64}, BadInputError, 'no hyperparameter "vision_widht"; did you mean "vision_width"'),
+        ({"image_size": 0}, BadCardError, "at least 1 pixel, got 0"),
+        ({"image_size": "big"}, BadCardError, "got 'big'"),
+        ({"context_length": 1}, BadCardError, "at least 3"),
+        ({"labels": "unsafe"}, BadCardError, '"labels"'),
+        ({"labels": []}, BadCardError, "must list its labels"),
+    ],
+)
+def test_overrides_that_no_card_allows_are_refused(hparams: dict[str, Any], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        create_model("test_multimodal_nsfw.fusion", **hparams)
+
+
+def test_a_zero_shot_model_has_no_labels_to_override() -> None:
+    with pytest.raises(BadInputError, match='no hyperparameter "labels"'):
+        create_model("test_safeclip.random", labels=["a"])
+
+
+def test_overrides_change_the_card_and_the_model() -> None:
+    torch.manual_seed(0)
+    labels = ("gore", "nudity", "safe")
+    model = create_model(
+        "test_multimodal_nsfw.fusion", image_size=48, context_length=10, labels=labels, vision_layers=1
+    )
+    assert model.card.image is not None
+    assert model.card.text is not None
+    assert (model.image_size, model.card.text.context_length, model.card.labels) == (48, 10, labels)
+    assert model.card.hparams["vision_layers"] == 1
+    tokens = model.codec().encode(["a", "b " * 30])
+    assert tokens.ids.shape == (2, 10)
+    ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+    with torch.inference_mode():
+        logits = model(torch.rand(2, 3, 48, 48), ids, mask, torch.ones(2, dtype=torch.bool))
+        assert logits.shape == (2, 3)
+        with pytest.raises(ValueError, match="48"):  # the old size no longer fits
+            model(torch.rand(2, 3, 32, 32), ids, mask, torch.ones(2, dtype=torch.bool))
+    assert model_card("test_multimodal_nsfw.fusion").labels == ("unsafe", "safe")
+
+
+#: Recorded from a run, of the first two outputs for two images of seeded noise; NSFWJS all five.
+GOLDEN = {
+    "test_multimodal_nsfw.as_released": [[0.43719, 0.56281], [0.43569, 0.56431]],
+    "test_multimodal_nsfw.fusion": [[0.37787, 0.62213], [0.37959, 0.62041]],
+    "test_nsfwjs.random": [[0.16746, 0.26652, 0.18581, 0.21565, 0.16456], [0.16981, 0.2652, 0.18213, 0.22173, 0.16114]],
+    "test_safeclip.random": [[0.01565, 0.04167], [0.01381, 0.03226]],
+}
+
+
+@pytest.mark.parametrize("name", TEST_MODELS)
+def test_test_models_are_small_and_the_same_everywhere(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(99)  # must not matter
+    before = torch.get_rng_state()
+    release = load_release(name)
+    assert torch.equal(before, torch.get_rng_state())
+    save_file(release.model.state_dict(), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
+    feeds: Feeds = {"image": np.random.default_rng(7).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)}
+    if release.card.reads_text:
+        tokens = release.model.codec().encode(["a red bicycle", "two dogs on a sofa"])
+        feeds |= {"input_ids": tokens.ids, "attention_mask": tokens.mask}
+    if "image_present" in release.card.input_names:
+        feeds["image_present"] = np.array([True, False])
+    scores = ServedRun(release.model, text_bank(release.model, release.policy))(feeds)
+    expected = np.array(GOLDEN[name])
+    assert np.abs(scores[:, : expected.shape[1]] - expected).max() < 1e-4
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3  # else a broken export would pass unnoticed

@@ -1,0 +1,170 @@
+"""The training command line: every shipped recipe binds, wrong keys are named with what was meant, configs merge."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zoo.assets import assets_root, recipes
+from zoo.cli import run as zoo_run
+from zoo.training.cli import RecipeCheck, _cli, check, run
+
+FRAGMENT = re.compile(r"(?:\.\./)?configs/[\w./-]+\.yaml")
+
+
+def _bind(*args: str) -> Any:
+    """The configuration of `fit` with these arguments, bound to its classes, nothing built."""
+    return _cli(RecipeCheck, ["fit", *args]).config["fit"]
+
+
+def _recipe(folder: Path, **changes: Any) -> str:
+    """A small recipe; a change names a dotted key with `__` for each dot."""
+    config: dict[str, Any] = {
+        "trainer": {"max_epochs": 3, "accelerator": "cpu"},
+        "model": {"class_path": "zoo.training.Contrastive", "init_args": {"model": "test_safeclip.random"}},
+        "data": {"class_path": "zoo.training.ManifestData", "init_args": {"manifest": "none.csv"}},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = config
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("path", recipes().values(), ids=recipes().keys())
+def test_every_shipped_recipe_binds(path: Path) -> None:
+    found = check(path)
+    assert found["model"].startswith("zoo.")
+    assert found["data"].startswith("zoo.")
+
+
+@pytest.mark.parametrize("path", recipes().values(), ids=recipes().keys())
+def test_every_shipped_recipe_says_how_to_launch_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = "".join(re.match(r"(?:#.*\n)*", text)[0])  # type: ignore[index]
+    assert f"fit --config recipes/{path.name}" in header
+    for name in FRAGMENT.findall(text):
+        assert (assets_root() / name.removeprefix("../")).is_file(), name
+
+
+def test_a_copied_recipe_binds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run(["recipes", "copy", "quickstart", "--to", str(tmp_path)]) == 0
+    copy = tmp_path / "recipes" / "quickstart.yaml"
+    assert str(copy) in capsys.readouterr().out.splitlines()
+    assert copy.read_bytes() == recipes()["quickstart"].read_bytes()
+    assert zoo_run(["recipes", "check", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy}: ok, zoo.training.Contrastive with zoo.training.ManifestData\n"
+    assert zoo_run(["recipes", "copy", "quickstart", "--to", str(tmp_path)]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["recipes", "copy", "quickstrat"], 'no recipe is named "quickstrat"; did you mean "quickstart"'),
+        (["recipes", "check", "recipes/quickstar.yaml"], 'no such recipe file; did you mean "quickstart"'),
+    ],
+)
+def test_a_wrong_recipe_name_is_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run(args) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("trainr__max_epochs", 2, "trainer.max_epochs"),
+        ("trainer__max_epoch", 2, "trainer.max_epochs"),
+        ("model__init_args__label_smothing", 0.1, "label_smoothing"),
+        ("data__init_args__batchsize", 8, "batch_size"),
+        ("model__class_path", "zoo.training.Contrastve", "Contrastive"),
+        ("model__class_path", "zoo.trainig.Contrastive", None),
+        ("data__class_path", "zoo.training.ManifestDatta", "ManifestData"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_the_close_match(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, match: str | None
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check(Path(_recipe(tmp_path, **{key: value})))
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert str(value) in message or key.split("__")[-1] in message
+    assert match is None or re.search(rf'did you mean (".*" or )*"{match}"', message)
+
+
+def test_a_wrong_option_is_refused_with_the_close_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["fit", "--config", _recipe(tmp_path), "--trainer.max_epocks", "2"])
+    assert caught.value.code == 2
+    assert 'did you mean "trainer.max_epochs"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__init_args__model": "test_safeclip.randon"}, 'did you mean "test_safeclip.random"'),
+        ({"model__init_args__policy": "configs/policy/quickstar.yaml"}, "configs/policy/quickstart.yaml"),
+        ({}, "none.csv: no such manifest file"),
+    ],
+)
+def test_what_the_zoo_refuses_ends_with_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run(["fit", "--config", _recipe(tmp_path, trainer__fast_dev_run=True, **changes)])
+    assert str(caught.value.code).startswith("zoo: ")  # printed on standard error, with status 1
+    assert message in str(caught.value.code)
+
+
+def test_a_relative_interpolation_is_resolved_after_the_command_line(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, model__init_args__lr=0.01, model__init_args__weight_decay="${.lr}")
+    assert _bind("--config", recipe).model.init_args.weight_decay == 0.01
+    config = _bind("--config", recipe, "--model.init_args.lr", "0.5")
+    assert (config.model.init_args.lr, config.model.init_args.weight_decay) == (0.5, 0.5)
+    assert config.model.init_args.recipe == "mine"
+
+
+def test_a_second_config_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
+    smoke = str(assets_root() / "configs" / "trainer" / "smoke.yaml")
+    config = _bind("--config", _recipe(tmp_path, model__init_args__lr=0.25), "--config", smoke)
+    assert config.trainer.fast_dev_run is True
+    assert (config.trainer.max_epochs, config.trainer.accelerator) == (3, "cpu")
+    assert (config.model.init_args.lr, config.model.init_args.model) == (0.25, "test_safeclip.random")
+    assert config.model.init_args.recipe == "mine"
+
+
+def test_checkpoints_are_read_without_pickle(tmp_path: Path) -> None:
+    assert _bind("--config", _recipe(tmp_path)).weights_only is True
+
+
+@pytest.mark.slow
+def test_zoo_python_m_zoo_and_lightning_are_the_same() -> None:
+    scripts = Path(sys.executable).parent
+    commands = [[str(scripts / "zoo")], [sys.executable, "-m", "zoo"], [str(scripts / "lightning")]]
+    environment = {**os.environ, "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    found = [
+        subprocess.run([*command, "fit", "--help"], capture_output=True, text=True, check=True, env=environment).stdout
+        for command in commands
+    ]
+    assert "--trainer.max_epochs" in found[0]
+    assert found[0] == found[1] == found[2]
