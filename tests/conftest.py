@@ -10,6 +10,8 @@ from typing import Any
 # Before anything imports huggingface_hub: offline, each look-up that fails costs minutes otherwise.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# The models of the tests are tiny: a second thread gains nothing, and where the cores are busy it costs a hundredfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -126,7 +126,7 @@ def test_zero_shot_scores_equal_plain_numpy(pooling: Literal["sum", "max"]) -> N
     with torch.inference_mode():
         scores = model(pixels, bank).softmax(dim=1).numpy()
         images = model.image_tower(pixels).embedding.double().numpy()
-        tokens = model.codec().encode(["a gun", "a person holding a rifle", "pistols"] + ["a glass of beer"])
+        tokens = model.codec().encode(["a gun", "a person holding a rifle", "pistols", "a glass of beer"])
         tokens_neutral = model.codec().encode(["a meadow", "a house"])
         texts = np.concatenate(
             [
@@ -137,8 +137,8 @@ def test_zero_shot_scores_equal_plain_numpy(pooling: Literal["sum", "max"]) -> N
     cosines = (images / np.linalg.norm(images, axis=1)[:, None]) @ (texts / np.linalg.norm(texts, axis=1)[:, None]).T
     powers = np.exp(cosines * np.exp(float(model.logit_scale.detach())))
     share = powers / powers.sum(axis=1, keepdims=True)
-    pool = {"sum": np.sum, "max": np.max}[pooling]
-    expected = np.stack([pool(share[:, part], axis=1) for part in (slice(0, 3), slice(3, 4), slice(4, 6))], axis=1)
+    parts = [share[:, 0:3], share[:, 3:4], share[:, 4:6]]
+    expected = np.stack([part.sum(axis=1) if pooling == "sum" else part.max(axis=1) for part in parts], axis=1)
     judge = Judge(model.card, policy)
     assert np.abs(judge.category_scores(scores) - expected).max() < 1e-6
     for row, verdict in zip(expected, judge.verdicts(scores), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ TEST_MODELS = list_models("test_*")
 
 
 @pytest.fixture
-def empty_shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def empty_shelf(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone afterwards."""
     list_models()
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    yield
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -84,7 +82,7 @@ def test_register_as_function_and_as_decorator() -> None:
     weight = create_model("mine.other", width=5).get_submodule("layer").weight
     assert isinstance(weight, torch.Tensor)
     assert weight.shape == (1, 5)
-    with pytest.raises(BadInputError, match='"mine.demo" is already registered'):
+    with pytest.raises(BadInputError, match=r'"mine\.demo" is already registered'):
         register_model(CARD, policy="configs/policy/nsfwjs.yaml", builder=_build)
     with pytest.raises(BadInputError, match="already registered"):
         register_model(model_card("test_safeclip.random"), policy="x", builder=_build)

@@ -1,10 +1,9 @@
-"""Releases: what is written comes back, what was changed or is incomplete is refused, SafeCLIP is transformers' CLIP."""
+"""Releases: what is written comes back, what was changed is refused; SafeCLIP is what transformers' CLIP computes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clip_entries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clip_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two entries that fit the CLIP above: as SafeCLIP reads it, and as CLIP itself does."""
     list_models()
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
@@ -227,7 +226,6 @@ def clip_entries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         changes |= {"embedding_dim": 8} if tag == "wide" else {}
         card = model_card("test_safeclip.random", **changes).replace(name=f"saved_clip.{tag}")
         register_model(card, policy="configs/policy/safeclip.yaml", builder="zoo.models.dual_encoder:build_safeclip")
-    yield
 
 
 @pytest.mark.usefixtures("clip_entries")

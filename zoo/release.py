@@ -140,7 +140,7 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
 
     try:
         clip, report = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
-        tokenizer = _hub_file(str(pretrained), TOKENIZER)
+        tokenizer = hub_file(str(pretrained), TOKENIZER)
     except (OSError, ValueError, RuntimeError) as problem:
         raise BadInputError(f"{name}: its weights ({pretrained}) cannot be loaded: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
@@ -154,7 +154,8 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
     return model.eval()
 
 
-def _hub_file(repository: str, name: str) -> Path:
+def hub_file(repository: str, name: str) -> Path:
+    """One file of a Hub repository, or of a local directory of the same layout. Raises OSError when absent."""
     from huggingface_hub import hf_hub_download
 
     local = Path(repository) / name

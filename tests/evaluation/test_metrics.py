@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,6 @@ import torch
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, rates, recall_at_k, roc
 from zoo.verdict import Decision, Verdict, unjudged
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SAFETY_ZOO_SHARED", REPOSITORY.parent / "shared")) / "data"
 
 
 def _verdict(decision: Decision) -> Verdict:
@@ -136,11 +132,8 @@ def test_recall_refuses(table: np.ndarray, own: list[int], ks: tuple[int, ...], 
 
 
 @pytest.mark.shared_data
-def test_recall_of_clip_vit_b32_on_flickr8k() -> None:
-    file = SHARED / "flickr8k_small" / "clip_vit_b32_embeddings.npz"
-    if not file.is_file():
-        pytest.skip("no Flickr8k embeddings in the shared data; set SAFETY_ZOO_SHARED to the folder that holds data/")
-    data = np.load(file)
+def test_recall_of_clip_vit_b32_on_flickr8k(shared: Path) -> None:
+    data = np.load(shared / "flickr8k_small" / "clip_vit_b32_embeddings.npz")
     names, first, own = np.unique(data["pair_image"], return_index=True, return_inverse=True)
     images, texts = data["pair_image_embed"][first].astype(np.float32), data["pair_text_embed"].astype(np.float32)
     assert (len(names), len(texts)) == (94, 470)

@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
     _edit(bundle, schema_version=2)
-    with pytest.raises(BadCardError, match="schema_version 2 is newer than 1.*pip install --upgrade safety-zoo"):
+    with pytest.raises(BadCardError, match=r"schema_version 2 is newer than 1.*pip install --upgrade safety-zoo"):
         read_bundle(bundle)
 
 

@@ -53,7 +53,7 @@ def test_golden_files_decode(name: str, golden: dict[str, bytes], tmp_path: Path
             found = np.array(image.getpixel(place))
             assert np.abs(found - colour).max() <= 5, f"{place} is {found}"
     pixels = load(path, SPEC)
-    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
+    assert (pixels.shape, pixels.dtype.name) == ((32, 32, 3), "uint8")
 
 
 def test_an_array_is_taken_as_it_is() -> None:
@@ -73,7 +73,7 @@ def test_squash_keeps_the_whole() -> None:
     halves = np.zeros((10, 200, 3), dtype=np.uint8)
     halves[:, 100:] = 255
     for interpolation in ("bicubic", "bilinear", "bilinear_align_corners"):
-        spec = ImageInput(32, "squash", interpolation, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # type: ignore[arg-type]
+        spec = ImageInput(32, "squash", interpolation, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         pixels = fit(decode(halves), spec)
         assert (pixels[16, 0, 0], pixels[16, 31, 0]) == (0, 255)
 

@@ -31,7 +31,7 @@ def _drawn(width: int, height: int) -> Image.Image:
     image = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
-        x, y = rng.integers(0, width), rng.integers(0, height)
+        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
         colour = tuple(rng.integers(0, 256, 3).tolist())
         draw.ellipse([x - width // 6, y - height // 6, x + width // 6, y + height // 6], fill=colour)
     return image.filter(ImageFilter.GaussianBlur(2))
@@ -60,8 +60,10 @@ CROPS = [spec for spec in _specs() if spec.resize == "shortest_edge_crop"]
 @pytest.mark.parametrize("spec", CROPS, ids=lambda spec: f"{spec.interpolation}-{spec.size}")
 def test_resizing_the_crop_is_cropping_the_resized(spec: ImageInput, size: tuple[int, int]) -> None:
     image = _drawn(*size)
-    difference = fit(image, spec).astype(int) - _whole_then_crop(image, spec)
-    assert np.abs(difference).max() <= 1
+    difference = np.abs(fit(image, spec).astype(int) - _whole_then_crop(image, spec))
+    # Pillow rounds to 8 bits between its two passes and may take them in another order for the smaller box.
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 1e-3
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -89,7 +91,7 @@ def test_align_corners_is_tensorflows() -> None:
 @pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
 def test_a_gradient_reaches_every_pixel_that_counts(spec: ImageInput) -> None:
     pixels = (0.2 + 0.6 * torch.rand(1, 3, 80, 120, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    Normalise(spec)(Resize(spec)(pixels)).square().sum().backward()  # type: ignore[no-untyped-call]
+    Normalise(spec)(Resize(spec)(pixels)).square().sum().backward()
     assert pixels.grad is not None
     hit = pixels.grad.abs().sum(dim=(0, 1)) > 0
     if spec.resize == "shortest_edge_crop":

@@ -49,7 +49,7 @@ def test_ids_lie_in_the_vocabulary_between_start_and_end() -> None:
     codec = _codec()
     tokens = codec.encode(["a red car", ""])
     assert tokens.ids.shape == tokens.mask.shape == (2, 24)
-    assert (tokens.ids.dtype, tokens.mask.dtype, tokens.truncated.dtype) == (np.int64, np.int64, np.bool_)
+    assert [array.dtype.name for array in (tokens.ids, tokens.mask, tokens.truncated)] == ["int64", "int64", "bool"]
     assert tokens.ids.max() < codec.vocabulary_size == 258
     length = int(tokens.mask[0].sum())
     assert (tokens.ids[0, 0], tokens.ids[0, length - 1]) == (0, 1)

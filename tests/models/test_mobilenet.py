@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,7 @@ from zoo.models.nsfwjs import NAME, Nsfwjs, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.registry import model_card
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SAFETY_ZOO_SHARED", REPOSITORY.parent / "shared")) / "data"
 TOLERANCE = 1e-4
-
-
-def _model_folder(name: str) -> Path:
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"no {name} in the shared data; set SAFETY_ZOO_SHARED to the folder that holds data/")
-    return folder
 
 
 def _pixels() -> torch.Tensor:
@@ -126,8 +116,8 @@ def _walk(folder: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.shared_data
-def test_mobilenet_v1_equals_the_keras_graph() -> None:
-    folder = _model_folder("mobilenet_v1_075_imagenet")
+def test_mobilenet_v1_equals_the_keras_graph(shared: Path) -> None:
+    folder = shared / "mobilenet_v1_075_imagenet"
     weights = read_tfjs(folder).weights
     tower = MobileNetV1Model(mobilenet_v1_config(0.75))
     tower.train(False)
@@ -150,8 +140,8 @@ def test_mobilenet_v1_equals_the_keras_graph() -> None:
 
 
 @pytest.mark.shared_data
-def test_nsfwjs_equals_the_keras_graph() -> None:
-    folder = _model_folder("nsfwjs_mobilenet_v2")
+def test_nsfwjs_equals_the_keras_graph(shared: Path) -> None:
+    folder = shared / "nsfwjs_mobilenet_v2"
     model = Nsfwjs(model_card(NAME)).eval()
     model.load_state_dict(nsfwjs_state(read_tfjs(folder).weights))
     pixels = _pixels()
@@ -164,8 +154,8 @@ def test_nsfwjs_equals_the_keras_graph() -> None:
 
 
 @pytest.mark.shared_data
-def test_missing_left_over_and_misshapen_weights_are_named() -> None:
-    weights = dict(read_tfjs(_model_folder("nsfwjs_mobilenet_v2")).weights)
+def test_missing_left_over_and_misshapen_weights_are_named(shared: Path) -> None:
+    weights = dict(read_tfjs(shared / "nsfwjs_mobilenet_v2").weights)
     bias = weights.pop("dense_3/bias")
     with pytest.raises(BadInputError, match="missing: dense_3/bias"):
         nsfwjs_state(weights)

@@ -1,6 +1,8 @@
-"""The multimodal classifiers: as released the prompt is ignored; the fusion reads both and bears that one is missing."""
+"""The multimodal classifiers: as released the prompt is ignored; the fusion reads both, and either may be missing."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +59,8 @@ def test_fusion_reads_the_prompt_and_the_image() -> None:
 def test_fusion_never_looks_at_what_is_missing(attention: str) -> None:
     model = _model("fusion")
     for module in model.modules():
-        if hasattr(config := getattr(module, "config", None), "_attn_implementation"):
+        config: Any = getattr(module, "config", None)
+        if config is not None:
             config._attn_implementation = attention
     pixels, ids, mask = _inputs(model)
     present = torch.tensor([True, False, True])

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from zoo.card import Measurement, ModelCard
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, rates, recall_at_k
-from zoo.inputs.manifest import Row, assign_splits, read_manifest
+from zoo.inputs.manifest import Row, read_manifest
 from zoo.policy import Policy
 from zoo.predict import load_scorer
 from zoo.release import load_release, write_card
@@ -89,7 +89,7 @@ def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], spli
         raise BadInputError(
             f"{data}: some rows name no split, so the training's own assignment would be needed; add a column split"
         )
-    chosen = [row for row, own in zip(rows, assign_splits(rows, None, (1, 0, 0), 0), strict=True) if own == split]
+    chosen = [row for row in rows if row.split == split]
     if not chosen:
         raise BadInputError(f'{data}: no rows of the split "{split}"')
     return chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import zoo
 from zoo.assets import find_asset
 from zoo.card import Training
 from zoo.checkpoint import CHECKPOINT_KEY
-from zoo.errors import BadInputError
+from zoo.errors import BadInputError, close_match
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judge import Judge
 from zoo.models.base import ZooModel
@@ -41,6 +42,7 @@ class Base(lightning.LightningModule):
         lr: float,
         weight_decay: float,
         warmup: float,
+        lr_factors: dict[str, float] | None,
     ) -> None:
         super().__init__()
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
@@ -50,6 +52,7 @@ class Base(lightning.LightningModule):
         self.model.train()  # the registry hands out models in evaluation mode
         self.judge = Judge(self.model.card, self.policy)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.lr_factors = lr_factors or {}
         self._codec: TextCodec | None = self.model.codec() if init_from and self.model.card.text else None
 
     def setup(self, stage: str) -> None:
@@ -67,16 +70,13 @@ class Base(lightning.LightningModule):
         """Ids and mask `[B, T]` of these texts, on the module's device."""
         assert self._codec is not None, "setup() makes the codec"
         encoded = self._codec.encode(texts)
-        return torch.from_numpy(encoded.ids).to(self.device), torch.from_numpy(encoded.mask).to(self.device)
+        longest = int(encoded.mask.sum(axis=1).max(initial=1))  # padding past the longest text costs time for nothing
+        ids, mask = encoded.ids[:, :longest], encoded.mask[:, :longest]
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
         total = int(self.trainer.estimated_stepping_batches)
         warm = max(1, round(self.warmup * total))
 
@@ -86,6 +86,23 @@ class Base(lightning.LightningModule):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
+        groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                prefix = max((p for p in self.lr_factors if name.startswith(p)), key=len, default=None)
+                factor = 1.0 if prefix is None else self.lr_factors[prefix]
+                groups[factor, parameter.ndim >= 2].append(parameter)
+        unused = [p for p in self.lr_factors if not any(n.startswith(p) for n, _ in self.model.named_parameters())]
+        if unused:
+            names = {n.rsplit(".", depth)[0] for n, _ in self.model.named_parameters() for depth in (1, 2, 3)}
+            raise BadInputError(f'lr_factors: no parameter begins with "{unused[0]}"' + close_match(unused[0], names))
+        return [
+            {"params": parameters, "lr": self.lr * factor, "weight_decay": self.weight_decay if matrix else 0.0}
+            for (factor, matrix), parameters in groups.items()
+        ]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Verdicts of a batch as plain data, with the manifest line of each as its source."""

@@ -26,7 +26,7 @@ class Classification(Base):
         model_args: hyperparameters to change (`labels` among them), see `zoo show NAME`.
         policy: policy file, as given or as shipped; the model's own when None.
         init_from: a release to start from instead of random weights.
-        lr, weight_decay, warmup: as in `Contrastive`.
+        lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
         image_dropout: share of rows that train without their image, where the model can do without.
         text_dropout: share of rows that train without their text, likewise. No row loses both.
@@ -42,12 +42,13 @@ class Classification(Base):
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
+        lr_factors: dict[str, float] | None = None,
         label_names: dict[str, str] | None = None,
         image_dropout: float = 0.0,
         text_dropout: float = 0.0,
         recipe: str = "",
     ) -> None:
-        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup)
+        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup, lr_factors)
         self.save_hyperparameters()
         card = self.model.card
         if card.task != "classification":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from zoo.judge import phrases
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training.base import Base
 from zoo.training.data import Batch
+from zoo.training.locked import LockedTower
 
 
 class Contrastive(Base):
@@ -27,6 +29,11 @@ class Contrastive(Base):
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
         warmup: share of all steps in which the learning rate rises from 0.
+        lr_factors: learning rates of parts, as factors of `lr` by the beginning of the parameter's name.
+        image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
+        text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
+        locked_views: above 0 the backbone of the image tower is locked (LiT), and its features of that many random
+            views of each training image are computed once, before the first epoch.
         label_smoothing: of the cross-entropy over the batch.
         positive_label: the label that marks a row as unsafe, where the manifest has labels.
         recipe: name of the recipe, for the card.
@@ -43,29 +50,61 @@ class Contrastive(Base):
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: float = 0.05,
+        lr_factors: dict[str, float] | None = None,
+        image_weights: str | None = None,
+        text_weights: str | None = None,
+        locked_views: int = 0,
         label_smoothing: float = 0.0,
         positive_label: str = "1",
         recipe: str = "",
     ) -> None:
-        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup)
+        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup, lr_factors)
         self.save_hyperparameters()
         if not isinstance(self.model, DualEncoder):
             raise BadInputError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
-        self._seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        if image_weights or text_weights:
+            from zoo.models.conv_clip import load_pretrained_image, load_pretrained_text
+
+            if image_weights:
+                load_pretrained_image(self.model, Path(image_weights))
+            if text_weights:
+                load_pretrained_text(self.model, text_weights)
+                self._codec = self.model.codec()
+        self.locked = LockedTower(self.model, locked_views) if locked_views else None
+        self._images: dict[int, Tensor] = {}
+        self._texts: list[tuple[Tensor, list[int], list[float]]] = []
+
+    def on_fit_start(self) -> None:
+        """Compute the features of a locked tower."""
+        if self.locked is not None:
+            self.locked.compute(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning has put everything into training mode; a locked tower keeps its statistics."""
+        if self.locked is not None:
+            self.locked.tower.backbone.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` pairs."""
-        image, text = self._embed(batch)
+        image = self._embed_images(batch) if self.locked is None else self.locked.embed(batch["group"])
+        text = self.model.encode_text(*self.tokens(self._captions(batch)))
         loss = self._loss(image, text, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the embeddings; the figures come from all of them together."""
-        image, text = self._embed(batch)
+        groups = batch["group"].tolist()
+        new = {group: row for row, group in reversed(list(enumerate(groups))) if group not in self._images}
+        if new:  # a photo with five captions comes five times, and is encoded once
+            rows = list(new.values())
+            images = self._embed_images(
+                {"pixels": batch["pixels"][rows], "image_present": batch["image_present"][rows]}
+            )
+            self._images |= dict(zip(new, images, strict=True))
         unsafe = [float("nan") if not row else float(self.positive_label in row) for row in batch["labels"]]
-        self._seen.append((image, text, batch["group"], torch.tensor(unsafe)))
+        self._texts.append((self.model.encode_text(*self.tokens(self._captions(batch))), groups, unsafe))
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval both ways and, where there are labels, the AUROC of the policy."""
@@ -87,11 +126,16 @@ class Contrastive(Base):
         logits: Tensor = self.model(batch["pixels"], bank)
         return logits.softmax(dim=-1)
 
-    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _embed_images(self, batch: Batch) -> Tensor:
+        if "pixels" not in batch or not batch["image_present"].all():
+            raise BadInputError("contrastive training needs an image in every row of the manifest")
+        return self.model.encode_image(batch["pixels"])
+
+    def _captions(self, batch: Batch) -> list[str]:
         texts = [text for text in batch.get("texts", ()) if text is not None]
-        if "pixels" not in batch or len(texts) < len(batch["labels"]) or not batch["image_present"].all():
-            raise BadInputError("contrastive training needs an image and a text in every row of the manifest")
-        return self.model.encode_image(batch["pixels"]), self.model.encode_text(*self.tokens(texts))
+        if len(texts) < len(batch["labels"]):
+            raise BadInputError("contrastive training needs a text in every row of the manifest")
+        return texts
 
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         logits = self.model.scale() * image @ text.transpose(0, 1)
@@ -108,20 +152,21 @@ class Contrastive(Base):
         return (_smooth(logits, twins, smooth) + _smooth(logits.T, twins.T, smooth)) / 2
 
     def _report(self, stage: str) -> None:
-        image, text, group, unsafe = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._seen.clear()
-        # A photo with five captions comes five times: keep it once, and every caption.
-        _, inverse = torch.unique(group, return_inverse=True)
-        first = torch.zeros(int(inverse.max()) + 1, dtype=torch.long, device=inverse.device)
-        first.scatter_(0, inverse.flip(0), torch.arange(len(inverse), device=inverse.device).flip(0))
-        similarity = text @ image[first].transpose(0, 1)
-        figures = {f"{stage}/{key}": value for key, value in recall_at_k(similarity, inverse).items()}
+        numbers = {group: number for number, group in enumerate(self._images)}
+        image = torch.stack(list(self._images.values()))
+        text = torch.cat([part for part, _, _ in self._texts])
+        owner = torch.tensor([numbers[group] for _, groups, _ in self._texts for group in groups])
+        unsafe = torch.full((len(image),), float("nan"))
+        unsafe[owner] = torch.tensor([label for _, _, labels in self._texts for label in labels])
+        self._images, self._texts = {}, []
+        found = recall_at_k(text @ image.transpose(0, 1), owner)
+        figures = {f"{stage}/{key}": value for key, value in found.items()}
         labelled = ~unsafe.isnan()
         if labelled.any():
             bank = self.model.embed_phrases(phrases(self.policy))
             scores = (self.model.scale() * image @ bank.transpose(0, 1)).softmax(dim=-1).cpu().numpy()
             ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
-            area = auroc(ranked[labelled.cpu().numpy()].tolist(), unsafe[labelled].int().tolist())
+            area = auroc(ranked[labelled.numpy()].tolist(), unsafe[labelled].int().tolist())
             if area is not None:
                 figures[f"{stage}/auroc"] = area
         self.log_dict(figures)

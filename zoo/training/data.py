@@ -84,6 +84,8 @@ class ManifestData(lightning.LightningDataModule):
         self.columns, self.one_caption_per_image = columns, one_caption_per_image
         self.fractions, self.split_seed, self.max_cache_gb = splits, split_seed, max_cache_gb
         self.view = RandomView(flip=flip, min_crop=min_crop)
+        #: False once a locked tower has computed its features: then training needs no pixels.
+        self.pixels_in_training = True
         self.rows: list[Row] = []
         self.unreadable: list[tuple[int, str, str]] = []
 
@@ -126,9 +128,9 @@ class ManifestData(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make pixels of the bytes on the device, and in training a random view of them."""
         image = batch.pop("image", None)  # type: ignore[typeddict-item]
-        if image is not None:
+        training = self.trainer is not None and self.trainer.training
+        if image is not None and (self.pixels_in_training or not training):
             pixels = image.permute(0, 3, 1, 2).float().div_(255.0)
-            training = self.trainer is not None and self.trainer.training
             batch["pixels"] = self.view(pixels) if training else pixels
         return batch
 

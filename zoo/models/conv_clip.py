@@ -1,0 +1,138 @@
+"""CLIPs with a convolutional image tower and a BERT text tower, both transformers' classes, for small data.
+
+`clip_mobilenet_v1.lit`: the published ImageNet MobileNetV1, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and
+MiniLM. `clip_resnet_small.scratch`: a small ResNet and a two-layer BERT from random weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, ResNetModel
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.inputs.resize import Normalise
+from zoo.models.base import ZooModel
+from zoo.models.dual_encoder import DualEncoder
+from zoo.models.mobilenet import mobilenet_v1_config, mobilenet_v1_state
+from zoo.models.tfjs import read_tfjs
+from zoo.models.towers import Encoded
+
+
+class Projection(nn.Module):
+    """`[B, width]` features to `[B, out]`: whitened per feature, then a linear map plus a residual MLP."""
+
+    def __init__(self, width: int, hidden: int, out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, out)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project a batch."""
+        x = self.dropout(self.norm(features))
+        projected: Tensor = self.linear(x) + self.mlp(x)
+        return projected
+
+
+class ConvImageTower(nn.Module):
+    """A convolutional backbone of transformers, its pooled features projected: `[B, 3, S, S]` to `Encoded`."""
+
+    def __init__(self, card: ModelCard, backbone: nn.Module, width: int) -> None:
+        super().__init__()
+        assert card.image is not None  # the catalogue's cards have one
+        self.normalise = Normalise(card.image)
+        self.backbone = backbone
+        h = card.hparams
+        self.projection = Projection(width, h["head_width"], h["embedding_dim"], h["dropout"])
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pooled features `[B, width]`, what a locked tower computes once for all."""
+        pooled: Tensor = self.backbone(self.normalise(pixels)).pooler_output.flatten(1)
+        return pooled
+
+    def forward(self, pixels: Tensor) -> Encoded:
+        """Encode a batch of images; the sequence is the last feature map, `[B, H * W, width]`."""
+        output = self.backbone(self.normalise(pixels))
+        embedding = self.projection(output.pooler_output.flatten(1))
+        return Encoded(embedding, output.last_hidden_state.flatten(2).transpose(1, 2))
+
+
+class BertTextTower(nn.Module):
+    """A BERT whose token states are averaged and projected: ids and mask `[B, T]` int64 to `Encoded`."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        h: dict[str, Any] = card.hparams
+        config = BertConfig(
+            vocab_size=h["vocabulary_size"],
+            hidden_size=h["text_width"],
+            num_hidden_layers=h["text_layers"],
+            num_attention_heads=h["text_heads"],
+            intermediate_size=4 * h["text_width"],
+            max_position_embeddings=h["text_positions"],
+        )
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.projection = Projection(h["text_width"], h["head_width"], h["embedding_dim"], h["dropout"])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """Encode a batch of texts."""
+        states = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.to(states.dtype)[:, :, None]
+        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+        return Encoded(self.projection(mean), states)
+
+
+def build_mobilenet(card: ModelCard) -> DualEncoder:
+    """`clip_mobilenet_v1.*` with the sizes of `card.hparams`."""
+    config = mobilenet_v1_config(card.hparams["depth_multiplier"], card.hparams["min_depth"])
+    backbone = MobileNetV1Model(config)
+    width = backbone.layer[-1].convolution.out_channels
+    return DualEncoder(card, ConvImageTower(card, backbone, width), BertTextTower(card))
+
+
+def build_resnet(card: ModelCard) -> DualEncoder:
+    """`clip_resnet_small.*` with the sizes of `card.hparams`."""
+    widths = list(card.hparams["image_widths"])
+    config = ResNetConfig(
+        embedding_size=widths[0], hidden_sizes=widths, depths=[1] * len(widths), layer_type="basic", hidden_act="relu"
+    )
+    return DualEncoder(card, ConvImageTower(card, ResNetModel(config), widths[-1]), BertTextTower(card))
+
+
+def load_pretrained_image(model: ZooModel, source: Path) -> None:
+    """Read a TensorFlow.js MobileNetV1 into the image tower of `clip_mobilenet_v1.*`.
+
+    Raises BadInputError when the model has no such tower, or the directory holds no such network.
+    """
+    tower = getattr(model, "image_tower", None)
+    if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
+        raise BadInputError(f"{model.card.name} has no MobileNetV1 image tower to read {source} into")
+    tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(source).weights))
+
+
+def load_pretrained_text(model: ZooModel, source: str) -> None:
+    """Read a BERT (a Hub id, or a directory that transformers wrote) and its tokenizer into the text tower.
+
+    Raises BadInputError when it cannot be fetched, or does not fit the tower.
+    """
+    from zoo.release import hub_file
+
+    tower = getattr(model, "text_tower", None)
+    if not isinstance(tower, BertTextTower):
+        raise BadInputError(f"{model.card.name} has no BERT text tower to read {source} into")
+    try:
+        bert = BertModel.from_pretrained(source, add_pooling_layer=False)
+        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        raise BadInputError(f"text weights {source} cannot be loaded: {problem}") from None
+    try:
+        tower.bert.load_state_dict(bert.state_dict())
+    except RuntimeError as problem:
+        raise BadInputError(f"text weights {source} do not fit {model.card.name}: {problem}") from None
+    model.tokenizer_json = tokenizer
+    model.codec()

@@ -1,0 +1,69 @@
+"""A locked image tower (LiT) computes the features of its training images once, instead of in every epoch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from zoo.errors import BadInputError
+from zoo.models.conv_clip import ConvImageTower
+from zoo.models.dual_encoder import DualEncoder
+from zoo.models.towers import unit
+from zoo.training.data import ManifestData
+
+
+class LockedTower:
+    """The locked image tower of a model, and the features of `views` random views of each training image.
+
+    Only the projection above the features is trained. Raises BadInputError for a tower that cannot be locked.
+    """
+
+    def __init__(self, model: DualEncoder, views: int) -> None:
+        if not isinstance(model.image_tower, ConvImageTower):
+            raise BadInputError(f"{model.card.name}: only convolutional image towers can be locked")
+        self.tower, self.views = model.image_tower, views
+        self.tower.backbone.requires_grad_(False).eval()
+        self.features: Tensor | None = None
+
+    @torch.no_grad()
+    def compute(self, data: ManifestData, batch: int = 8) -> None:
+        """Fill `features` `[views, images, width]`; the first view is the whole image."""
+        store = data.images
+        if store.pixels is None:
+            raise BadInputError("locked_views needs the images in memory: raise max_cache_gb")
+        device = next(self.tower.parameters()).device
+        fast = _fused(self.tower.backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        wanted = sorted({store.number[row.image] for row in data.by_split["train"] if row.image})
+        features: Tensor | None = None
+        steps = [(view, start) for view in range(self.views) for start in range(0, len(wanted), batch)]
+        for view, start in track(steps, "Features of the locked tower", transient=True):
+            numbers = wanted[start : start + batch]
+            pixels = torch.from_numpy(store.pixels[numbers]).to(device).permute(0, 3, 1, 2).float().div_(255.0)
+            seen = data.view(pixels) if view else pixels
+            found = fast(self.tower.normalise(seen).contiguous(memory_format=torch.channels_last)).pooler_output
+            if features is None:
+                features = torch.zeros(self.views, len(store.number), found.shape[1], device=device)
+            features[view, numbers] = found.flatten(1)
+        self.features = features
+        data.pixels_in_training = False
+
+    def embed(self, group: Tensor) -> Tensor:
+        """Unit embeddings `[B, D]` of images by their number, each from a view drawn at random."""
+        assert self.features is not None, "compute() comes first"
+        view = torch.randint(self.views, group.shape, device=group.device)
+        return unit(self.tower.projection(self.features[view, group]))
+
+
+def _fused(backbone: nn.Module) -> nn.Module:
+    """A copy with each batch norm folded into its convolution: three times as fast on a CPU."""
+    fused = copy.deepcopy(backbone)
+    for layer in fused.modules():
+        convolution, norm = getattr(layer, "convolution", None), getattr(layer, "normalization", None)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layer.convolution = fuse_conv_bn_eval(convolution, norm)
+            layer.normalization = nn.Identity()
+    return fused
