@@ -87,7 +87,7 @@ def bench(folder: Path, batches: list[int], threads: int, rounds: int, size: tup
     if rounds < 5 or threads < 1 or min(batches) < 1:
         raise BadInputError(f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {batches}")
     bundle = read_bundle(folder)
-    if not bundle.card.architecture.split("_")[0] == "safeclip" or bundle.card.image is None:
+    if "safeclip" not in bundle.card.architecture.split("_") or bundle.card.image is None:
         raise BadInputError(f"{folder} is a {bundle.card.name}: the peer is a CLIP, so the bundle must be a safeclip_*")
     torch.set_num_threads(threads)
     jpegs = _jpegs(max(batches), size)

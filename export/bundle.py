@@ -36,13 +36,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Verification:
-    """What `zoo verify` found when it compared the bundle with the eager model."""
+    """What `zoo verify` found; `max_logit_difference` is None where the bundle answered no finite number."""
 
     passed: bool
     inputs: int
     at_threshold: int
     flips: int
-    max_logit_difference: float
+    max_logit_difference: float | None
     tolerance: float
     image_source: str
 

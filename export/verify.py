@@ -104,7 +104,7 @@ def verify(
         inputs=report.inputs,
         at_threshold=report.at_threshold,
         flips=len(report.flips),
-        max_logit_difference=report.max_difference,
+        max_logit_difference=report.max_difference if np.isfinite(report.max_difference) else None,
         tolerance=tolerance,
         image_source=source,
     )
@@ -201,7 +201,7 @@ def _check_resize(pair: _Pair, report: Report) -> None:
         pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)), None)
         feeds = pair.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
         found = float(np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max())
-        report.resize_difference = max(report.resize_difference, found)
+        report.resize_difference = float(np.maximum(report.resize_difference, found))  # which keeps NaN
     if not report.resize_difference <= report.tolerance:
         report.problems.append(f"with the graph's own resize logits differ by {report.resize_difference:.2e}")
 

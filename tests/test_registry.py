@@ -130,12 +130,14 @@ def test_overrides_change_the_card_and_the_model() -> None:
     assert model_card("test_multimodal_nsfw.fusion").labels == ("unsafe", "safe")
 
 
-#: Recorded from a run, of the first two outputs for two images of seeded noise; NSFWJS all five.
-GOLDEN = {
-    "test_multimodal_nsfw.as_released": [[0.43719, 0.56281], [0.43569, 0.56431]],
+#: Recorded from a run: the first outputs for an image of seeded noise and one that is half red.
+GOLDEN: dict[str, list[list[float]]] = {
+    "test_clip_mobilenet_v1.random": [[0.01354, 0.04963, 0.03564], [0.01293, 0.04847, 0.03466]],
+    "test_clip_resnet.random": [[0.08469, 0.06854, 0.02468], [0.0792, 0.07506, 0.02547]],
+    "test_multimodal_nsfw.as_released": [[0.43719, 0.56281], [0.43599, 0.56401]],
     "test_multimodal_nsfw.fusion": [[0.37787, 0.62213], [0.37959, 0.62041]],
-    "test_nsfwjs.random": [[0.16746, 0.26652, 0.18581, 0.21565, 0.16456], [0.16981, 0.2652, 0.18213, 0.22173, 0.16114]],
-    "test_safeclip.random": [[0.01565, 0.04167], [0.01381, 0.03226]],
+    "test_nsfwjs.random": [[0.16746, 0.26652, 0.18581], [0.16891, 0.2664, 0.1828]],
+    "test_safeclip.random": [[0.01565, 0.04167, 0.01358], [0.01593, 0.03364, 0.01409]],
 }
 
 
@@ -147,13 +149,17 @@ def test_test_models_are_small_and_the_same_everywhere(name: str, tmp_path: Path
     assert torch.equal(before, torch.get_rng_state())
     save_file(release.model.state_dict(), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
-    feeds: Feeds = {"image": np.random.default_rng(7).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)}
+    images = np.random.default_rng(7).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
+    images[1, :, :28] = (255, 0, 0)
+    feeds: Feeds = {"image": images}
     if release.card.reads_text:
         tokens = release.model.codec().encode(["a red bicycle", "two dogs on a sofa"])
         feeds |= {"input_ids": tokens.ids, "attention_mask": tokens.mask}
     if "image_present" in release.card.input_names:
         feeds["image_present"] = np.array([True, False])
     scores = ServedRun(release.model, text_bank(release.model, release.policy))(feeds)
+    recorded = [[round(float(score), 5) for score in row[:3]] for row in scores]
+    assert name in GOLDEN, f'record the scores: "{name}": {recorded},'
     expected = np.array(GOLDEN[name])
     assert np.abs(scores[:, : expected.shape[1]] - expected).max() < 1e-4
     assert np.abs(scores[0] - scores[1]).max() > 1e-3  # else a broken export would pass unnoticed

@@ -56,3 +56,11 @@ def new_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """One file of a Hub repository, or of a local directory of the same layout. Raises OSError when absent."""
+    from huggingface_hub import hf_hub_download
+
+    local = Path(repository) / name
+    return local if local.is_file() else Path(hf_hub_download(repository, name))

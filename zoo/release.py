@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, NoWeightsError, UnknownModelError
-from zoo.files import check_hashes, hashes, new_directory
+from zoo.files import check_hashes, hashes, hub_file, new_directory
 from zoo.judge import Judge
 from zoo.policy import Policy
 from zoo.registry import RANDOM, ModelEntry, build, list_models, model_card, model_entry
@@ -152,14 +152,6 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
     model.tokenizer_json = tokenizer.read_text(encoding="utf-8")
     model.codec()
     return model.eval()
-
-
-def hub_file(repository: str, name: str) -> Path:
-    """One file of a Hub repository, or of a local directory of the same layout. Raises OSError when absent."""
-    from huggingface_hub import hf_hub_download
-
-    local = Path(repository) / name
-    return local if local.is_file() else Path(hf_hub_download(repository, name))
 
 
 def _download(repository: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,7 +162,7 @@ def test_an_untrained_architecture_is_exported_with_other_hyperparameters(
 
 def test_exporting_leaves_the_model_and_its_attention_as_they_were() -> None:
     release = load_release(CLIP)
-    configs = [child.config for child in release.model.modules() if hasattr(child, "config")]
+    configs: list[Any] = [child.config for child in release.model.modules() if hasattr(child, "config")]
     before = [config._attn_implementation for config in configs]
     with export.onnx._eager_attention(release.model):
         assert {config._attn_implementation for config in configs} == {"eager"}

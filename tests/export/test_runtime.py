@@ -65,7 +65,7 @@ def test_the_verdicts_are_those_of_the_eager_model(
         batch = np.stack([array for array in arrays if array.shape == arrays[0].shape])
         texts = _texts(eager, len(batch))
         _same(exported.verdicts(batch, texts), eager.verdicts(batch, texts))
-        _same([exported.verdict(paths[0], texts and texts[0])], wanted[:1])
+        _same([exported.verdict(paths[0], texts[0] if texts else None)], wanted[:1])
 
 
 def test_the_zoo_finds_the_runtime_of_a_bundle(bundles: dict[str, Path], golden: dict[str, bytes]) -> None:

@@ -62,6 +62,12 @@ def test_an_array_is_taken_as_it_is() -> None:
     assert np.array_equal(np.asarray(decode(array[:, ::-1])), array[:, ::-1])
 
 
+def test_dark_16_bit_grey_stays_dark(tmp_path: Path) -> None:
+    path = tmp_path / "dark.png"
+    Image.fromarray(np.full((4, 4), 250, dtype=np.uint16)).save(path)
+    assert np.asarray(decode(path)).max() == 0  # 250 of 65,535
+
+
 def test_the_crop_is_the_centre() -> None:
     stripes = np.zeros((32, 96, 3), dtype=np.uint8)
     stripes[:, :32, 0], stripes[:, 32:64, 1], stripes[:, 64:, 2] = 255, 255, 255

@@ -164,8 +164,8 @@ def test_captions_of_one_image_stay_together() -> None:
 def test_a_named_split_wins_and_draws_the_copies_along() -> None:
     images = _pictures(20)
     prints = np.concatenate([_prints(images), _prints([_recompressed(image) for image in images])])
-    named: list[Split | None] = ["test"] * 10 + ["train"] * 10 + [None] * 20
-    rows = [Row(number, Path(f"{number}.jpg"), None, (), split) for number, split in enumerate(named)]
+    named: dict[int, Split] = {**dict.fromkeys(range(10), "test"), **dict.fromkeys(range(10, 20), "train")}
+    rows = [Row(number, Path(f"{number}.jpg"), None, (), named.get(number)) for number in range(40)]
     assert assign_splits(rows, prints, (0, 1, 0), 0) == (["test"] * 10 + ["train"] * 10) * 2
 
 

@@ -32,9 +32,9 @@ def _recipe(folder: Path, **changes: Any) -> str:
         "data": {"class_path": "zoo.training.ManifestData", "init_args": {"manifest": "none.csv"}},
     }
     for key, value in changes.items():
-        *path, last = key.split("__")
+        *parents, last = key.split("__")
         node = config
-        for part in path:
+        for part in parents:
             node = node.setdefault(part, {})
         node[last] = value
     path = folder / "mine.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.errors import BadInputError
@@ -31,12 +32,18 @@ def _score(options: argparse.Namespace) -> int:
     images, texts = options.images or None, options.text
     if images is None and texts is None:
         raise BadInputError("nothing to judge: name image files, or give --text")
+    from rich.console import Console
+    from rich.progress import Progress
+
     if images and texts and len(texts) == 1:
         texts = texts * len(images)
-    with load_scorer(options.model, read_policy(options.policy)) as scorer:
-        verdicts = []
+    progress = Progress(console=Console(stderr=True), transient=True, disable=options.json)
+    with load_scorer(options.model, read_policy(options.policy)) as scorer, progress:
+        task = progress.add_task("Judging", total=len(images or texts or ()))
+        verdicts: list[Verdict] = []
         for batch in scorer.stream(images, texts):
             verdicts += batch
+            progress.advance(task, len(batch))
             if options.json:
                 for verdict in batch:
                     print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
@@ -58,11 +65,14 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
     from rich.text import Text
 
     colours = {"safe": "green", "review": "yellow", "unsafe": "red", "unknown": "magenta"}
-    table = Table(title=f"{scorer.card.name}, policy {scorer.judge.policy_id}")
+    # A long common folder would fold every row: say it once.
+    folder = os.path.dirname(os.path.commonprefix([verdict.source for verdict in verdicts]))
+    caption = f"in {folder}" if folder else None
+    table = Table(title=f"{scorer.card.name}, policy {scorer.judge.policy_id}", caption=caption)
     for column in ("item", "decision", "category", "score", "note"):
         table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
     for number, verdict in enumerate(verdicts):
-        item = verdict.source or f'"{(texts or [""])[number][:40]}"'
+        item = verdict.source.removeprefix(f"{folder}/") or f'"{(texts or [""])[number][:40]}"'
         note = verdict.detail or ("text cut off: the rest was not judged" if verdict.text_truncated else "")
         if verdict.status != "ok":
             note = f"{verdict.status}: {note}"

@@ -183,7 +183,7 @@ _conv_clip(
     "Tiny random CLIP with MobileNetV1, for tests",
     _mobilenet_image,
     24,
-    {**_bert(300, 16, 1, 2, 32), **_small_head, "depth_multiplier": 0.01, "min_depth": 4},
+    {**_bert(300, 16, 1, 2, 32), **_small_head, "depth_multiplier": 0.01, "min_depth": 32},
 )
 _conv_clip(
     "test_clip_resnet.random",

@@ -14,10 +14,11 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
+from zoo.files import hub_file
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import DualEncoder
-from zoo.models.mobilenet import mobilenet_v1_config, mobilenet_v1_state
+from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 from zoo.models.tfjs import read_tfjs
 from zoo.models.towers import Encoded
 
@@ -91,6 +92,7 @@ def build_mobilenet(card: ModelCard) -> DualEncoder:
     """`clip_mobilenet_v1.*` with the sizes of `card.hparams`."""
     config = mobilenet_v1_config(card.hparams["depth_multiplier"], card.hparams["min_depth"])
     backbone = MobileNetV1Model(config)
+    draw_weights(backbone)
     width = backbone.layer[-1].convolution.out_channels
     return DualEncoder(card, ConvImageTower(card, backbone, width), BertTextTower(card))
 
@@ -120,16 +122,17 @@ def load_pretrained_text(model: ZooModel, source: str) -> None:
 
     Raises BadInputError when it cannot be fetched, or does not fit the tower.
     """
-    from zoo.release import hub_file
-
     tower = getattr(model, "text_tower", None)
     if not isinstance(tower, BertTextTower):
         raise BadInputError(f"{model.card.name} has no BERT text tower to read {source} into")
     try:
-        bert = BertModel.from_pretrained(source, add_pooling_layer=False)
+        bert, report = BertModel.from_pretrained(source, add_pooling_layer=False, output_loading_info=True)
         tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, ValueError) as problem:
         raise BadInputError(f"text weights {source} cannot be loaded: {problem}") from None
+    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
+        absent = ", ".join(sorted(report["missing_keys"])[:4])
+        raise BadInputError(f"text weights {source} are incomplete, without {absent}")
     try:
         tower.bert.load_state_dict(bert.state_dict())
     except RuntimeError as problem:

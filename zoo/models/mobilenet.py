@@ -46,6 +46,13 @@ def mobilenet_v1_config(depth_multiplier: float = 0.75, min_depth: int = 8) -> M
     )
 
 
+def draw_weights(backbone: nn.Module) -> None:
+    """Draw convolutions after Kaiming. Those of transformers are so small that, untrained, all images answer alike."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+
+
 def mobilenet_v1_state(weights: Weights, *, classifier: bool = False) -> dict[str, torch.Tensor]:
     """Rename the Keras weights of a MobileNetV1 for `MobileNetV1Model.load_state_dict`.
 

@@ -12,7 +12,7 @@ from transformers import MobileNetV2Config, MobileNetV2Model
 from zoo.card import ModelCard
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
-from zoo.models.mobilenet import BATCH_NORM_EPSILON, IMAGE_SIZE, Weights, conv_table, convert, shapes
+from zoo.models.mobilenet import BATCH_NORM_EPSILON, IMAGE_SIZE, Weights, conv_table, convert, draw_weights, shapes
 from zoo.registry import model_card
 
 NAME = "nsfwjs_mobilenet_v2.gantman"
@@ -31,10 +31,7 @@ class Nsfwjs(ZooModel):
         self.normalise = Normalise(card.image)
         config = mobilenet_v2_config(card.hparams["depth_multiplier"], card.hparams["channel_step"])
         self.backbone = MobileNetV2Model(config)
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Conv2d):
-                # transformers draws them so small that every image gets the same answer from an untrained model.
-                nn.init.kaiming_normal_(module.weight)
+        draw_weights(self.backbone)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.conv_1x1.convolution.out_channels, first),
             nn.ReLU(),
