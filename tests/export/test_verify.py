@@ -20,11 +20,14 @@ from zoo.cli import run
 from zoo.errors import BadInputError, ParityError, TamperedFileError
 from zoo.files import sha256
 from zoo.judge import Judge
-from zoo.registry import create_model, list_models
+from zoo.registry import create_model, list_models, model_card
 from zoo.release import load_release, write_release
 from zoo.scorer import Feeds
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
+#: Those of full image size take their time.
+LARGE = [name for name in list_models("test_*") if (image := model_card(name).image) and image.size > 128]
+MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in list_models("test_*")]
 
 
 def _copy(bundles: dict[str, Path], name: str, folder: Path) -> Path:
@@ -45,7 +48,7 @@ def _perturb(bundle: Path, amount: float) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
     bundle = _copy(bundles, name, tmp_path)
     report = verify(bundle)

@@ -66,7 +66,8 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
 
     colours = {"safe": "green", "review": "yellow", "unsafe": "red", "unknown": "magenta"}
     # A long common folder would fold every row: say it once.
-    folder = os.path.dirname(os.path.commonprefix([verdict.source for verdict in verdicts]))
+    folders = {os.path.dirname(verdict.source) for verdict in verdicts}
+    folder = folders.pop() if len(folders) == 1 else ""
     caption = f"in {folder}" if folder else None
     table = Table(title=f"{scorer.card.name}, policy {scorer.judge.policy_id}", caption=caption)
     for column in ("item", "decision", "category", "score", "note"):

@@ -49,7 +49,7 @@ class ZooCLI(LightningCLI):
         if config.trainer.logger is None and not config.trainer.fast_dev_run:
             folder = Path(config.trainer.default_root_dir or "runs")
             name = config.model.init_args.get("recipe") or "model"
-            csv = CSVLogger(folder, name=name)
+            csv = CSVLogger(folder, name=name, flush_logs_every_n_steps=10)  # short runs show up too
             kwargs["logger"] = [csv]
             if importlib.util.find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(folder, name=name, version=f"version_{csv.version}"))
