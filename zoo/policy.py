@@ -89,6 +89,11 @@ class Policy:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"categories named more than once: {twice}")
+        for kind in ("descriptors", "labels"):
+            words = [word for category in self.categories for word in getattr(category, kind)]
+            shared = sorted({word for word in words if words.count(word) > 1})
+            if shared:
+                raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
         if all(category.action == "allow" for category in self.categories):
             raise ValueError("no category blocks or asks for review, so everything would be called safe")
 

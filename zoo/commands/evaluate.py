@@ -33,7 +33,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
-    columns = dict(pair.split("=", 1) for pair in options.columns.split(",") if "=" in pair)
+    columns = {}
+    for pair in filter(None, options.columns.split(",")):
+        role, sign, name = pair.partition("=")
+        if not sign:
+            raise BadInputError(f'--columns: "{pair}" is no ROLE=COLUMN, such as text=caption')
+        columns[role.strip()] = name.strip()
     words = [word.strip() for word in (options.positive_words or "").split(",") if word.strip()]
     labelling = Labelling(options.positive_label, tuple(words))
     rows = read_rows(options.data, options.image_root, columns, options.split)

@@ -133,6 +133,8 @@ def _read(source: str | Path | bytes, limits: ImageLimits) -> tuple[bytes, str]:
         try:
             if path.is_dir():
                 raise BadInputError(f"{name}: is a directory, expected an image file")
+            if path.exists() and not path.is_file():  # a pipe or a device would never end
+                raise BadInputError(f"{name}: is no regular file, expected an image file")
             too_large = path.stat().st_size > limits.max_bytes
             data = b"" if too_large else path.read_bytes()
         except FileNotFoundError:

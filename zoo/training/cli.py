@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import pickle
 import re
 import sys
 import warnings
@@ -77,6 +78,10 @@ def run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
     try:
         _cli(ZooCLI, args)
+    except pickle.UnpicklingError:
+        sys.exit(
+            "zoo: --ckpt_path is a pickle with more than tensors and plain data in it, which could run code; refused"
+        )
     except Exception as problem:
         refusal: BaseException | None = problem
         while refusal is not None and not isinstance(refusal, ZooError):
