@@ -40,7 +40,8 @@ def add_bench(commands: Commands) -> None:
     """Declare `zoo bench`."""
     text = "time a bundle from JPEG bytes to verdict, against transformers in the same run"
     parser = add_command(commands, "bench", _bench, text, "zoo bench bundles/vit_b32 --batch 1,8,32 --threads 2")
-    parser.add_argument("bundle", type=Path, help="bundle directory of a safeclip_* model")
+    parser.add_argument("bundle", type=Path, nargs="?", help="bundle directory of a safeclip_* model")
+    parser.add_argument("--startup", action="store_true", help="instead: time how fast the commands start")
     parser.add_argument("--against", choices=("transformers",), default="transformers", help="the peer")
     parser.add_argument("--batch", default="1,8,32", help="batch sizes (default: 1,8,32)")
     parser.add_argument("--threads", type=int, default=2, help="threads of either side (default: 2)")
@@ -77,6 +78,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.startup == (options.bundle is not None):
+        raise BadInputError("zoo bench takes a bundle directory, or --startup")
+    if options.startup:
+        from export.bench_startup import bench_startup
+
+        print(bench_startup(options.rounds))
+        return 0
     from export.bench import bench
 
     width, _, height = options.image.partition("x")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export import bench_startup
 from export.bench import bench
 from zoo.cli import run
 from zoo.errors import BadInputError
@@ -48,3 +49,11 @@ def test_figures_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(BadInputError, match="need at least 5 rounds, 1 thread and batches of 1"):
         bench(bundles[CLIP], batches, threads, rounds, (80, 60))
+
+
+def test_startup_table_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_startup, "COMMANDS", {bench_startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
+    table = bench_startup.bench_startup(2)
+    assert [line.split(" | ")[0].strip("| `") for line in table.splitlines()[2:]] == [bench_startup.PEER, "other"]
+    assert run(["bench"]) == 1
+    assert "--startup" in capsys.readouterr().err

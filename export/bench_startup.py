@@ -1,0 +1,35 @@
+"""`zoo bench --startup`: how long the commands take to start, against `import torch`, as whole processes in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+PEER = "import torch"
+COMMANDS = {
+    PEER: ["-c", "import torch"],
+    "zoo list": ["-m", "zoo", "list"],
+    "zoo --help": ["-m", "zoo", "--help"],
+    "import export.runtime": ["-c", "import export.runtime"],
+}
+
+
+def bench_startup(rounds: int) -> str:
+    """Run each command once a round, in turn; returns a Markdown table of medians and ratios with their spread."""
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for number in range(rounds + 1):
+        for name, arguments in COMMANDS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            if number:  # the first round warms the disk cache
+                times[name].append(time.perf_counter() - start)
+    peer = np.array(times[PEER])
+    lines = [f"| process | median s | share of `{PEER}` | 10th to 90th percentile |", "|---|---|---|---|"]
+    for name, found in times.items():
+        low, high = np.percentile(np.array(found) / peer, [10, 90])
+        share = np.median(found) / np.median(peer)
+        lines.append(f"| `{name}` | {np.median(found):.2f} | {share:.2f} | {low:.2f} to {high:.2f} |")
+    return "\n".join(lines)
