@@ -51,11 +51,6 @@ class ConvImageTower(nn.Module):
         h = card.hparams
         self.projection = Projection(width, h["head_width"], h["embedding_dim"], h["dropout"])
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Pooled features `[B, width]`, what a locked tower computes once for all."""
-        pooled: Tensor = self.backbone(self.normalise(pixels)).pooler_output.flatten(1)
-        return pooled
-
     def forward(self, pixels: Tensor) -> Encoded:
         """Encode a batch of images; the sequence is the last feature map, `[B, H * W, width]`."""
         output = self.backbone(self.normalise(pixels))

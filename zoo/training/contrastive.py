@@ -87,7 +87,7 @@ class Contrastive(Base):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` pairs."""
-        image = self._embed_images(batch) if self.locked is None else self.locked.embed(batch["group"])
+        image = self._embed_images(batch) if self.locked is None else self.locked.embed_known(batch["group"])
         text = self.model.encode_text(*self.tokens(self._captions(batch)))
         loss = self._loss(image, text, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
@@ -129,7 +129,7 @@ class Contrastive(Base):
     def _embed_images(self, batch: Batch) -> Tensor:
         if "pixels" not in batch or not batch["image_present"].all():
             raise BadInputError("contrastive training needs an image in every row of the manifest")
-        return self.model.encode_image(batch["pixels"])
+        return self.model.encode_image(batch["pixels"]) if self.locked is None else self.locked.embed(batch["pixels"])
 
     def _captions(self, batch: Batch) -> list[str]:
         texts = [text for text in batch.get("texts", ()) if text is not None]

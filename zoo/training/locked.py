@@ -15,6 +15,9 @@ from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import unit
 from zoo.training.data import ManifestData
 
+#: Images at once: small, so that the feature maps of a depthwise network stay in the processor's cache.
+CHUNK = 8
+
 
 class LockedTower:
     """The locked image tower of a model, and the features of `views` random views of each training image.
@@ -27,35 +30,43 @@ class LockedTower:
             raise BadInputError(f"{model.card.name}: only convolutional image towers can be locked")
         self.tower, self.views = model.image_tower, views
         self.tower.backbone.requires_grad_(False).eval()
-        self.features: Tensor | None = None
+        self._fast: nn.Module | None = None
+        self._features = torch.empty(0)
 
-    @torch.no_grad()
-    def compute(self, data: ManifestData, batch: int = 8) -> None:
-        """Fill `features` `[views, images, width]`; the first view is the whole image."""
+    def compute(self, data: ManifestData) -> None:
+        """Compute the features `[views, images, width]`; the first view is the whole image."""
         store = data.images
         if store.pixels is None:
             raise BadInputError("locked_views needs the images in memory: raise max_cache_gb")
         device = next(self.tower.parameters()).device
-        fast = _fused(self.tower.backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         wanted = sorted({store.number[row.image] for row in data.by_split["train"] if row.image})
-        features: Tensor | None = None
-        steps = [(view, start) for view in range(self.views) for start in range(0, len(wanted), batch)]
+        steps = [(view, start) for view in range(self.views) for start in range(0, len(wanted), CHUNK)]
         for view, start in track(steps, "Features of the locked tower", transient=True):
-            numbers = wanted[start : start + batch]
+            numbers = wanted[start : start + CHUNK]
             pixels = torch.from_numpy(store.pixels[numbers]).to(device).permute(0, 3, 1, 2).float().div_(255.0)
-            seen = data.view(pixels) if view else pixels
-            found = fast(self.tower.normalise(seen).contiguous(memory_format=torch.channels_last)).pooler_output
-            if features is None:
-                features = torch.zeros(self.views, len(store.number), found.shape[1], device=device)
-            features[view, numbers] = found.flatten(1)
-        self.features = features
+            found = self._run(data.view(pixels) if view else pixels)
+            if not len(self._features):
+                self._features = torch.zeros(self.views, len(store.number), found.shape[1], device=device)
+            self._features[view, numbers] = found
         data.pixels_in_training = False
 
-    def embed(self, group: Tensor) -> Tensor:
-        """Unit embeddings `[B, D]` of images by their number, each from a view drawn at random."""
-        assert self.features is not None, "compute() comes first"
+    def embed_known(self, group: Tensor) -> Tensor:
+        """Unit embeddings `[B, D]` of training images by their number, each from a view drawn at random."""
         view = torch.randint(self.views, group.shape, device=group.device)
-        return unit(self.tower.projection(self.features[view, group]))
+        return unit(self.tower.projection(self._features[view, group]))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings `[B, D]` of any images `[B, 3, S, S]` in [0, 1]."""
+        return unit(self.tower.projection(torch.cat([self._run(part) for part in torch.split(pixels, CHUNK)])))
+
+    @torch.no_grad()
+    def _run(self, pixels: Tensor) -> Tensor:
+        if self._fast is None:  # not before the first use: a checkpoint may bring other weights after __init__
+            fused = _fused(self.tower.backbone).to(pixels.device)
+            self._fast = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        output = self._fast(self.tower.normalise(pixels).contiguous(memory_format=torch.channels_last))
+        features: Tensor = output.pooler_output.flatten(1)
+        return features
 
 
 def _fused(backbone: nn.Module) -> nn.Module:
