@@ -91,12 +91,12 @@ def fit(image: Image.Image, spec: ImageInput) -> Pixels:
         across, down = ((edge - 1) / max(size - 1, 1) for edge in image.size)
         matrix = (across, 0.0, 0.5 - 0.5 * across, 0.0, down, 0.5 - 0.5 * down)
         resized = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        return np.array(resized)  # a copy: torch takes no read-only arrays
     method = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
     box = (0.0, 0.0, float(image.width), float(image.height))
     if spec.resize == "shortest_edge_crop":
         box = _crop_box(image.width, image.height, size)
-    return np.asarray(image.resize((size, size), method, box=box))
+    return np.array(image.resize((size, size), method, box=box))
 
 
 def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:

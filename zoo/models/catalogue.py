@@ -158,8 +158,8 @@ def _bert(vocabulary: int, width: int, layers: int, heads: int, positions: int) 
     return dict(zip(names, (vocabulary, width, layers, heads, positions), strict=True))
 
 
-_head = {"embedding_dim": 512, "head_width": 1024, "dropout": 0.3}
-_small_head = {"embedding_dim": 16, "head_width": 16, "dropout": 0.1}
+_head = {"embedding_dim": 512, "head_width": 1024, "dropout": 0.2, "mirror": False}
+_small_head = {"embedding_dim": 16, "head_width": 16, "dropout": 0.1, "mirror": True}
 _mobilenet_image = ImageInput(224, "shortest_edge_crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _conv_clip(
     "clip_mobilenet_v1.lit",
@@ -167,7 +167,7 @@ _conv_clip(
     "CLIP of a locked ImageNet MobileNetV1 0.75 and a trained MiniLM (LiT, arXiv 2111.07991)",
     _mobilenet_image,
     32,
-    {**_bert(30522, 384, 6, 12, 512), **_head, "depth_multiplier": 0.75, "min_depth": 8},
+    {**_bert(30522, 384, 6, 12, 512), **_head, "mirror": True, "depth_multiplier": 0.75, "min_depth": 8},
 )
 _conv_clip(
     "clip_resnet_small.scratch",

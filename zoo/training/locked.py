@@ -57,7 +57,11 @@ class LockedTower:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit embeddings `[B, D]` of any images `[B, 3, S, S]` in [0, 1]."""
-        return unit(self.tower.projection(torch.cat([self._run(part) for part in torch.split(pixels, CHUNK)])))
+        parts = torch.split(pixels, CHUNK)
+        features = torch.cat([self._run(part) for part in parts])
+        if self.tower.mirror:
+            features = (features + torch.cat([self._run(part.flip(3)) for part in parts])) / 2
+        return unit(self.tower.projection(features))
 
     @torch.no_grad()
     def _run(self, pixels: Tensor) -> Tensor:
