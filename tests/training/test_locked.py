@@ -29,8 +29,11 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(manifest: Path, tmp_path: Path) -> None:
-    module = Contrastive(NAME, locked_views=2)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(
+    manifest: Path, tmp_path: Path, mirror: bool
+) -> None:
+    module = Contrastive(NAME, model_args={"mirror": mirror}, locked_views=2)
     assert isinstance(module.model.image_tower, ConvImageTower)
     assert module.locked is not None
     before = {key: value.clone() for key, value in module.model.image_tower.backbone.state_dict().items()}
@@ -50,8 +53,9 @@ def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(manifest:
     number = torch.tensor([data.images.number[row.image]])
     pixels = torch.from_numpy(data.images.get(row.image)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        # min_crop is 1 and flip is off, so that every view is the whole image.
-        assert torch.allclose(module.locked.embed_known(number), module.model.encode_image(pixels), atol=1e-5)
+        # min_crop is 1 and flip is off, so that every view is the whole image; it is never mirrored.
+        known = torch.allclose(module.locked.embed_known(number), module.model.encode_image(pixels), atol=1e-5)
+        assert known is not mirror
         assert torch.allclose(module.locked.embed(pixels), module.model.encode_image(pixels), atol=1e-5)
 
 
