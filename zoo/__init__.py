@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.card import ModelCard as ModelCard
+    from zoo.create_panel import create_panel as create_panel
+    from zoo.guard.guard import Guard as Guard
     from zoo.policy import Policy as Policy
     from zoo.predict import load_scorer as load_scorer
     from zoo.registry import create_model as create_model
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from zoo.verdict import Verdict as Verdict
 
 _PUBLIC = {
+    "Guard": "zoo.guard.guard",
     "ModelCard": "zoo.card",
     "Policy": "zoo.policy",
     "Verdict": "zoo.verdict",
     "create_model": "zoo.registry",
+    "create_panel": "zoo.create_panel",
     "list_models": "zoo.registry",
     "load_model": "zoo.release",
     "load_release": "zoo.release",

@@ -45,6 +45,10 @@ class IncompatibleBundleError(ZooError):
     """A bundle that this machine or this version cannot run; the message names the mending command."""
 
 
+class GuardError(ZooError):
+    """The guard could not do its work on an image, so nothing was answered."""
+
+
 class MissingDependencyError(ZooError, ImportError):
     """An optional package is needed for this; the message names the extra that brings it."""
 

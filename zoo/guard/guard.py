@@ -1,0 +1,289 @@
+"""The guard: a vision-language model that looks at its images before it answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from zoo.errors import BadInputError, GuardError
+from zoo.guard import refuse
+from zoo.guard.detector import Detector
+from zoo.guard.insertion import Inserter, Splice, image_spans, insertion_point, layout, splice_batch
+from zoo.guard.results import Answer, Corrected, GuardedOutput, Screening
+from zoo.guard.texts import INSTRUCTION, REFUSAL, refusal_for
+from zoo.guard.vision import clip_tower, encode, same_tower, tower_sample, unwrap
+from zoo.inputs.image import ImageSource, decode
+from zoo.models.dual_encoder import DualEncoder
+from zoo.policy import Policy
+from zoo.release import load_release
+
+Correction = Literal["instruct", "refuse", "flag"]
+Picture = ImageSource | Image.Image
+
+#: What the guard cannot look into, and so never lets pass.
+_UNSEEN = {
+    "inputs_embeds": "images in embeddings cannot be found: give input_ids and pixel_values",
+    "mm_encoder_outputs": "these features were encoded elsewhere: give pixel_values",
+    "pixel_values_videos": "videos are not judged",
+    "inputs": "give the ids as input_ids",
+}
+
+log = logging.getLogger("zoo.guard")
+
+
+class Guard:
+    """Judges every image in the vision pass that the language model needs anyway, and corrects the prompt if need be.
+
+    ```python
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    import zoo
+
+    model = LlavaForConditionalGeneration.from_pretrained("llava-hf/llava-1.5-7b-hf")
+    processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
+    guard = zoo.Guard(model, processor, "safeclip_vit_l14_336.zeroshot")
+    inputs = processor(images=[image], text=["USER: <image>\\nWhat is this? ASSISTANT:"], return_tensors="pt")
+    output = guard.generate(**inputs, max_new_tokens=100)
+    print(output.text[0], output.flagged[0], output.verdicts[0])
+    ```
+
+    After SafeCLIP (Zhao et al., EMNLP Findings 2025, arXiv 2503.00037): the CLS token that LLaVA throws away is
+    projected into CLIP's text space and compared with a policy's phrases. The cost is one projection and one product
+    with the text bank for each image (each tile, where a model cuts images up). The vision tower runs once, the text
+    tower at construction alone. Where no image is flagged the model answers bit for bit as without a guard.
+
+    `correction` says what happens to a row with an image whose verdict is `unsafe` or `review`:
+    `instruct` inserts `instruction` as a line of its own after the run of adjacent images with the row's last flagged
+    image, keeping the user's words, and the language model decides; `refuse` answers `refusal` without running the
+    language model on that row; `flag` answers as usual and reports. A prompt that grows counts against `max_length`
+    (use `max_new_tokens`), and a refusal is never cut short.
+
+    It fails closed: what cannot be judged raises, and nothing is answered. `model` may be any transformers model with
+    a CLIP vision tower that takes encoded images (LLaVA, LLaVA-NeXT, VipLLaVA, ...), also compiled, half precision,
+    or inside PEFT; `detector` a release or registered name of a `safeclip_*` model, or a `Detector`. `tower_matches`
+    tells whether the detector was made of the very tower that the model has; if not, a warning is logged.
+
+    Raises BadInputError where these do not fit together, and what `load_release` raises.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        detector: str | Path | Detector,
+        *,
+        policy: Policy | str | Path | None = None,
+        correction: Correction = "instruct",
+        instruction: str = INSTRUCTION,
+        refusal: str = REFUSAL,
+    ) -> None:
+        if correction not in get_args(Correction):
+            raise BadInputError(f"correction must be one of {', '.join(get_args(Correction))}, got {correction!r}")
+        self.model, self.processor = model, processor
+        self._inner = unwrap(model)
+        tower = clip_tower(self._inner)
+        self.detector = _detector(detector, policy)
+        self.correction, self.refusal = correction, refusal
+        refusal_for([], refusal)
+        self._image_token_id = _image_token_id(self._inner, processor)
+        self.inserter = Inserter(processor.tokenizer, self._image_token_id, instruction)
+        self._check_tower(tower)
+        self.detector.to(next(tower.parameters()).device)
+
+    def _check_tower(self, tower: Any) -> None:
+        width, depth, ours = tower.config.hidden_size, len(tower.encoder.layers), self.detector
+        if ours.width != width:
+            raise BadInputError(
+                f"{ours.card.name} projects CLS tokens of width {ours.width}, but the vision tower of "
+                f"{type(self._inner).__name__} is {width} wide: take the detector of the same CLIP"
+            )
+        if ours.index > depth:
+            raise BadInputError(
+                f"the detector reads hidden state {ours.index} (layer {ours.layer} of {ours.card.name}), but the "
+                f"vision tower of {type(self._inner).__name__} ends at {depth}"
+            )
+        self.tower_matches = same_tower(ours.tower_weights, tower_sample(tower, ours.compared_layers))
+        if not self.tower_matches:
+            log.warning(
+                "%s was made of another vision tower than that of %s: its thresholds were not measured there",
+                ours.card.name,
+                type(self._inner).__name__,
+            )
+
+    def screen(self, **inputs: Any) -> Screening:
+        """Run the vision tower on `pixel_values` and judge every image; other inputs as the processor gives them.
+
+        Raises BadInputError for inputs whose images could not be seen, GuardError when an image cannot be judged.
+        """
+        ids, cached = self._check(inputs), _cached(inputs)
+        is_image = (ids[:, cached:] == self._image_token_id).cpu()
+        pixels = inputs.get("pixel_values")
+        if pixels is None or len(pixels) == 0:
+            if is_image.any():
+                raise BadInputError(f"{int(is_image.sum())} image tokens in input_ids, but no pixel_values")
+            nothing: list[Any] = [[] for _ in ids]
+            return Screening(nothing, [False] * len(ids), None, nothing, cached)
+        features = encode(self._inner, inputs, self.detector.index)
+        spans = image_spans(is_image, features.lengths)
+        found = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
+        verdicts = [[next(found) for _ in row] for row in spans]
+        flagged = [any(not verdict.is_safe for verdict in row) for row in verdicts]
+        return Screening(verdicts, flagged, features, spans, cached)
+
+    def correct(self, inputs: Mapping[str, Any], screening: Screening | None = None) -> Corrected:
+        """Inputs for `model(**inputs)` or `model.generate(**inputs)`: screened, and instructed where need be.
+
+        Under `instruct` the instruction is inserted into flagged rows of `input_ids`; `attention_mask`, `position_ids`
+        and `labels` (-100 on what is inserted) follow, and the padding stays on its side. Under `flag` only the
+        pixels are replaced by their features. Under `refuse` a flagged row raises GuardError: it has no inputs.
+        """
+        screening = self.screen(**inputs) if screening is None else screening
+        if self.correction == "refuse" and any(screening.flagged):
+            rows = [row for row, flag in enumerate(screening.flagged) if flag]
+            raise GuardError(f"rows {rows} are refused: only Guard.generate can answer them")
+        prepared = dict(inputs)
+        if screening.features is not None:
+            prepared = {key: value for key, value in inputs.items() if key not in screening.features.consumed}
+            prepared["mm_encoder_outputs"] = screening.features.encoder_outputs()
+        if self.correction == "flag" or not any(screening.flagged):
+            return Corrected(prepared, screening, [False] * len(screening.flagged))
+        return Corrected(self._insert(prepared, screening), screening, list(screening.flagged))
+
+    def _insert(self, inputs: Mapping[str, Any], screening: Screening) -> dict[str, Any]:
+        pad, end = refuse.control_tokens(self._inner, self.processor.tokenizer, inputs)
+        plan = layout(inputs, screening.cached, pad, end)
+        body, labels = inputs["input_ids"][:, screening.cached :], inputs.get("labels")
+        splices: list[Splice | None] = [None] * len(body)
+        for row, flag in enumerate(screening.flagged):
+            if flag:
+                stop = plan.content[row][1]
+                known = None if labels is None else labels[row, -plan.width :].tolist()
+                at = insertion_point(screening.spans[row], [not verdict.is_safe for verdict in screening.verdicts[row]])
+                splices[row] = self.inserter.splice(body[row, :stop].tolist(), at, known)
+        return splice_batch(inputs, splices, plan, pad)
+
+    @torch.no_grad()
+    def generate(self, **inputs: Any) -> GuardedOutput:
+        """The model's own `generate` (inputs of the processor and any generation argument), guarded.
+
+        A streamer also gets a refusal; when the guard fails it is ended before the error is raised, so that nobody
+        waits for it. Raises what `screen` raises; GuardError for a batch that cannot be refused in part.
+        """
+        streamer = inputs.get("streamer")
+        try:
+            screening = self.screen(**inputs)
+            if self.correction == "refuse" and any(screening.flagged):
+                return self._refuse(inputs, screening)
+            corrected = self.correct(inputs, screening)
+        except BaseException:
+            if streamer is not None:
+                streamer.end()
+            raise
+        output = self.model.generate(**corrected.inputs)  # type: ignore[operator]
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        return self._output(sequences, screening, corrected.corrected, output, corrected.inputs)
+
+    def _refuse(self, inputs: Mapping[str, Any], screening: Screening) -> GuardedOutput:
+        texts = {
+            row: refusal_for(screening.verdicts[row], self.refusal)
+            for row, flag in enumerate(screening.flagged)
+            if flag
+        }
+        sequences, output = refuse.generate(self.model, self._inner, self.processor.tokenizer, inputs, screening, texts)
+        return self._output(sequences, screening, list(screening.flagged), output, inputs)
+
+    def _output(
+        self, sequences: Tensor, screening: Screening, corrected: list[bool], output: Any, inputs: Mapping[str, Any]
+    ) -> GuardedOutput:
+        length = inputs["input_ids"].shape[1]
+        text = self.processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)
+        _, end = refuse.control_tokens(self._inner, self.processor.tokenizer, inputs)
+        return GuardedOutput(sequences, text, screening.verdicts, screening.flagged, corrected, output, length, end)
+
+    def answer(
+        self, images: Sequence[Picture | Sequence[Picture] | None], prompts: Sequence[str], **options: Any
+    ) -> list[Answer]:
+        """Answer prompts about images, one or several or none (None) for each; `options` go to `generate`.
+
+        An image is a path, the bytes of a file, a uint8 `[H, W, 3]` array or a PIL image. A prompt without the image
+        token is put into the processor's chat template. Raises BadInputError, GuardError.
+        """
+        if len(images) != len(prompts):
+            raise BadInputError(f"{len(images)} images (or groups of images) for {len(prompts)} prompts")
+        if options.get("num_return_sequences", 1) != 1:
+            raise BadInputError("answer gives one answer a prompt; use generate for num_return_sequences")
+        groups = [_group(group) for group in images]
+        texts = [self._prompt(prompt, len(group)) for prompt, group in zip(prompts, groups, strict=True)]
+        pictures = [picture for group in groups for picture in group]
+        inputs = self.processor(
+            images=pictures or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
+        ).to(self._inner.device)
+        output = self.generate(**inputs, **options)
+        rows = zip(output.text, output.verdicts, output.flagged, output.corrected, strict=True)
+        return [Answer(text.strip(), *rest) for text, *rest in rows]
+
+    def _prompt(self, prompt: str, images: int) -> str:
+        token = self.processor.tokenizer.convert_ids_to_tokens(self._image_token_id)
+        if prompt.count(token) == images:
+            return prompt
+        if token in prompt:
+            raise BadInputError(f'prompt with {prompt.count(token)} "{token}" for {images} images: {prompt!r}')
+        if not self.processor.chat_template:
+            raise BadInputError(f'prompt without "{token}", and the processor has no chat template: {prompt!r}')
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        turns = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+
+    def _check(self, inputs: Mapping[str, Any]) -> Tensor:
+        for name, reason in _UNSEEN.items():
+            if inputs.get(name) is not None:
+                raise BadInputError(f"the guard takes no {name}: {reason}")
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            found = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+            raise BadInputError(f"input_ids must be a tensor [B, T], got {found}")
+        return ids
+
+
+def _detector(source: str | Path | Detector, policy: Policy | str | Path | None) -> Detector:
+    if isinstance(source, Detector):
+        if policy is not None:
+            raise BadInputError("a Detector has its policy already: give the policy to it, not to the guard")
+        return source
+    release = load_release(source)
+    if not isinstance(release.model, DualEncoder):
+        raise BadInputError(f"{release.card.name} cannot be a guard's detector: that takes a safeclip_* model")
+    if isinstance(policy, (str, Path)):
+        policy = Policy.read(Path(policy))
+    return Detector(release.model, policy or release.policy)
+
+
+def _image_token_id(model: Any, processor: Any) -> int:
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise BadInputError(f"the guard needs the processor of the model, got {type(processor).__name__}")
+    wanted, given = int(model.config.image_token_id), getattr(processor, "image_token_id", None)
+    if given is not None and given != wanted:
+        raise BadInputError(
+            f"the processor's image token is {given}, the model's is {wanted}: they do not belong together"
+        )
+    return wanted
+
+
+def _cached(inputs: Mapping[str, Any]) -> int:
+    """How many leading columns of `input_ids` an earlier turn has left in the cache (as `generate` counts them)."""
+    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    if cache is None or (mask is not None and mask.shape[1] != inputs["input_ids"].shape[1]):
+        return 0  # a mask that is longer than the ids: they are the new ones alone
+    return int(cache.get_seq_length())
+
+
+def _group(group: Picture | Sequence[Picture] | None) -> list[Image.Image]:
+    if group is None:
+        return []
+    several = group if isinstance(group, (list, tuple)) else [group]
+    return [one.convert("RGB") if isinstance(one, Image.Image) else decode(one) for one in several]

@@ -1,0 +1,95 @@
+"""Answering flagged rows with a refusal, without the language model, while the other rows of a batch run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import GuardError
+from zoo.guard.results import Screening
+
+#: Arguments that belong to a batch as a whole: with them a part of it cannot run alone.
+_WHOLE = ("past_key_values", "prefix_allowed_tokens_fn", "negative_prompt_ids", "streamer")
+
+
+def generate(
+    model: Any, inner: Any, tokenizer: Any, inputs: Mapping[str, Any], screening: Screening, texts: Mapping[int, str]
+) -> tuple[Tensor, Any]:
+    """Sequences `[R, T]` in the order of the prompts, and what `model.generate` returned for the rows not in `texts`.
+
+    `texts` are the refusals by row. Raises GuardError when only a part of the batch is refused and an argument
+    belongs to the whole.
+    """
+    ids: Tensor = inputs["input_ids"]
+    kept = [row for row in range(len(ids)) if row not in texts]
+    output, answers = None, ids.new_empty((0, 0))
+    if kept:
+        output = model.generate(**_rows(inputs, screening, kept))
+        answers = (output if isinstance(output, Tensor) else output.sequences)[:, ids.shape[1] :]
+    copies = len(answers) // len(kept) if kept else _copies(inner, inputs)
+    pad, end = control_tokens(inner, tokenizer, inputs)
+    refusals = {
+        row: torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], *end[:1]], device=ids.device)
+        for row, text in texts.items()
+    }
+    width = max([answers.shape[1], *(len(refusal) for refusal in refusals.values())])
+    sequences = []
+    for row in range(len(ids)):
+        for copy in range(copies):
+            new = refusals[row] if row in texts else answers[kept.index(row) * copies + copy]
+            sequences.append(torch.cat([ids[row], new, new.new_full((width - len(new),), pad)]))
+    if inputs.get("streamer") is not None:
+        _stream(inputs["streamer"], ids, [refusals[row] for row in sorted(refusals)], pad)
+    return torch.stack(sequences), output
+
+
+def control_tokens(model: Any, tokenizer: Any, inputs: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """The padding token and the end tokens, as `generate` would choose them; padding is 0 where there is none."""
+    config = inputs.get("generation_config") or model.generation_config
+    end = next(
+        (e for e in (inputs.get("eos_token_id"), config.eos_token_id, tokenizer.eos_token_id) if e is not None), []
+    )
+    ends = tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
+    pads = (inputs.get("pad_token_id"), config.pad_token_id, tokenizer.pad_token_id, *ends, 0)
+    return int(next(pad for pad in pads if pad is not None)), ends
+
+
+def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> dict[str, Any]:
+    """The inputs of these rows alone."""
+    for name in _WHOLE:
+        if inputs.get(name) is not None:
+            refused = [row for row, flag in enumerate(screening.flagged) if flag]
+            raise GuardError(
+                f"rows {refused} are refused, but a batch with {name} cannot run in part: one row at a time"
+            )
+    rows = len(inputs["input_ids"])
+    consumed = screening.features.consumed if screening.features else ()
+    part = {
+        name: value[kept] if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows else value
+        for name, value in inputs.items()
+        if name not in consumed
+    }
+    images, number = [], 0
+    for row, spans in enumerate(screening.spans):
+        if row in kept:
+            images += range(number, number + len(spans))
+        number += len(spans)
+    if screening.features is not None and images:
+        part["mm_encoder_outputs"] = screening.features.encoder_outputs(images)
+    return part
+
+
+def _copies(model: Any, inputs: Mapping[str, Any]) -> int:
+    config = inputs.get("generation_config") or model.generation_config
+    return int(inputs.get("num_return_sequences") or config.num_return_sequences or 1)
+
+
+def _stream(streamer: Any, ids: Tensor, refusals: list[Tensor], pad: int) -> None:
+    """Feed a streamer as `generate` does: the prompts, then one token a row at a time, then the end."""
+    streamer.put(ids.cpu())
+    for tokens in torch.nn.utils.rnn.pad_sequence(refusals, batch_first=True, padding_value=pad).T:
+        streamer.put(tokens.cpu())
+    streamer.end()
