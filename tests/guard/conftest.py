@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,12 +31,15 @@ CORPUS = [
 
 @dataclass
 class Setup:
-    """A model, its processor, a release's detector that fits, and pictures that it flags or not."""
+    """A model, its processor, a detector's release and policy that fit; it flags red, and neither green nor blue."""
 
     model: Any
     processor: Any
     release: DualEncoder
     policy: Policy
+    red: ClassVar[Image.Image] = Image.new("RGB", (64, 64), "red")
+    green: ClassVar[Image.Image] = Image.new("RGB", (64, 64), "green")
+    blue: ClassVar[Image.Image] = Image.new("RGB", (64, 64), "blue")
 
     def guard(self, **options: Any) -> Guard:
         return Guard(self.model, self.processor, Detector(self.release, self.policy), **options)
@@ -45,12 +48,18 @@ class Setup:
         options = {"padding": True, "padding_side": "left", "return_tensors": "pt"} | options
         return self.processor(images=images, text=text, **options)
 
+    def other(self, kind: Any, config: Any) -> Setup:
+        """The same with another model class."""
+        return Setup(seeded(kind, config, self.release), self.processor, self.release, self.policy)
 
-def plain(colour: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    return Image.new("RGB", size, colour)
+    @staticmethod
+    def plain(colour: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
+        return Image.new("RGB", size, colour)
 
-
-RED, GREEN, BLUE = plain("red"), plain("green"), plain("blue")
+    @staticmethod
+    def noise(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
 
 
 def byte_level_tokenizer() -> Any:
@@ -99,15 +108,18 @@ def image_processor() -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
-def llava(release: DualEncoder, tokenizer: Any, **changes: Any) -> tuple[Any, Any]:
+def llava(
+    release: DualEncoder, tokenizer: Any, *, vision_layers: int = 2, vision_feature_layer: int = -2
+) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision_config()),
+        vision_config=CLIPVisionConfig(**vision_config(num_hidden_layers=vision_layers)),
         text_config=text_config(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,
-        **{"vision_feature_layer": -2, "vision_feature_select_strategy": "default"} | changes,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy="default",
     )
     processor = LlavaProcessor(
         image_processor(),
@@ -212,7 +224,7 @@ def colour_policy(release: DualEncoder, model: Any, processor: Any) -> Policy:
             )
 
         guard = Guard(model, processor, Detector(release, made(0.5)), correction="flag")
-        inputs = processor(images=[RED, GREEN, BLUE], text=["<image>"] * 3, return_tensors="pt")
+        inputs = processor(images=[Setup.red, Setup.green, Setup.blue], text=["<image>"] * 3, return_tensors="pt")
         red, *safe = (row[0].scores["red_signs"] for row in guard.screen(**inputs).verdicts)
         gap = red - max(safe)
         if best is None or gap > best[0]:
@@ -233,6 +245,14 @@ def tiny(release: DualEncoder, tokenizer: Any, policy: Policy) -> Setup:
     return Setup(*llava(release, tokenizer), release, policy)
 
 
-def noise(seed: int = 0, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+@pytest.fixture
+def tall(release: DualEncoder, tokenizer: Any, policy: Policy) -> Setup:
+    """LLaVA-NeXT, which cuts a picture into tiles."""
+    return Setup(*llava_next(release, tokenizer), release, policy)
+
+
+@pytest.fixture
+def cut(release: DualEncoder, tokenizer: Any, policy: Policy) -> Setup:
+    """LLaVA whose tower ends behind the layer that it reads."""
+    model, processor = llava(release, tokenizer, vision_layers=1, vision_feature_layer=-1)
+    return Setup(model, processor, release, policy)

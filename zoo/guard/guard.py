@@ -225,7 +225,7 @@ class Guard:
         ).to(self._inner.device)
         output = self.generate(**inputs, **options)
         rows = zip(output.text, output.verdicts, output.flagged, output.corrected, strict=True)
-        return [Answer(text.strip(), *rest) for text, *rest in rows]
+        return [Answer(text.strip(), verdicts, flagged, changed) for text, verdicts, flagged, changed in rows]
 
     def _prompt(self, prompt: str, images: int) -> str:
         token = self.processor.tokenizer.convert_ids_to_tokens(self._image_token_id)
@@ -260,7 +260,9 @@ def _detector(source: str | Path | Detector, policy: Policy | str | Path | None)
         raise BadInputError(f"{release.card.name} cannot be a guard's detector: that takes a safeclip_* model")
     if isinstance(policy, (str, Path)):
         policy = Policy.read(Path(policy))
-    return Detector(release.model, policy or release.policy)
+    chosen = policy or release.policy
+    assert isinstance(chosen, Policy)  # a panel's policies come with panels alone
+    return Detector(release.model, chosen)
 
 
 def _image_token_id(model: Any, processor: Any) -> int:
@@ -285,5 +287,5 @@ def _cached(inputs: Mapping[str, Any]) -> int:
 def _group(group: Picture | Sequence[Picture] | None) -> list[Image.Image]:
     if group is None:
         return []
-    several = group if isinstance(group, (list, tuple)) else [group]
+    several: Sequence[Any] = group if isinstance(group, (list, tuple)) else [group]
     return [one.convert("RGB") if isinstance(one, Image.Image) else decode(one) for one in several]

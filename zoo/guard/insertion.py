@@ -139,7 +139,8 @@ class Inserter:
         decode, image = self._tokenizer.decode, self._image_token_id
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         behind = decode([image, *segment], **options).removeprefix(self._image_token)
-        for text in (behind, decode(segment, **options), behind.removeprefix(" ")):
+        # Where a tokenizer puts a space before every segment, the ids do not tell whether there was one: then none.
+        for text in (behind.removeprefix(" "), behind, decode(segment, **options)):
             if self._encode(text) == segment:
                 return str(text)
         return None
@@ -220,7 +221,8 @@ def splice_batch(
             continue
         if value.ndim != 2 or len(value) != len(ids) or value.shape[1] < plan.width:
             raise GuardError(f"{name} must be [B, T] like input_ids {list(ids.shape)}, got {_shape(value)}")
-        head, body = value.split([value.shape[1] - plan.width, plan.width], dim=1)
+        before = value.shape[1] - plan.width
+        head, body = value[:, :before], value[:, before:]
         rows = [
             _row(name, row[start:stop], splice, start, width, plan.side, pad_token_id)
             for row, (start, stop), splice in zip(body, plan.content, splices, strict=True)

@@ -49,9 +49,8 @@ def generate(
 def control_tokens(model: Any, tokenizer: Any, inputs: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
     """The padding token and the end tokens, as `generate` would choose them; padding is 0 where there is none."""
     config = inputs.get("generation_config") or model.generation_config
-    end = next(
-        (e for e in (inputs.get("eos_token_id"), config.eos_token_id, tokenizer.eos_token_id) if e is not None), []
-    )
+    given = (inputs.get("eos_token_id"), config.eos_token_id, tokenizer.eos_token_id)
+    end: Any = next((one for one in given if one is not None), [])
     ends = tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
     pads = (inputs.get("pad_token_id"), config.pad_token_id, tokenizer.pad_token_id, *ends, 0)
     return int(next(pad for pad in pads if pad is not None)), ends
@@ -72,7 +71,8 @@ def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> d
         for name, value in inputs.items()
         if name not in consumed
     }
-    images, number = [], 0
+    images: list[int] = []
+    number = 0
     for row, spans in enumerate(screening.spans):
         if row in kept:
             images += range(number, number + len(spans))
