@@ -178,6 +178,8 @@ GENERATION: list[dict[str, Any]] = [
     {"num_beams": 4, "num_return_sequences": 2},
     {"do_sample": True, "num_return_sequences": 3},
     {"use_cache": False},
+    {"cache_implementation": "static"},
+    {"prefill_chunk_size": 7},
 ]
 
 
@@ -416,19 +418,23 @@ def test_half_precision_is_judged_in_float32(setup: Setup, dtype: torch.dtype) -
         assert torch.equal(guard.detector(features.cls), scores)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_compiled_models(setup: Setup, whole: bool) -> None:
+def test_a_compiled_model(setup: Setup) -> None:
     inputs = setup.inputs([setup.red, setup.green], [PROMPT, SHORT])
-    eager = setup.guard().generate(**inputs, max_new_tokens=3)
-    logits = setup.model(**setup.guard().correct(inputs).inputs).logits
-    model = setup.model
-    if whole:
-        model = torch.compile(model, backend="eager")
-    else:
-        model.forward = torch.compile(model.forward, backend="eager")
-    guard = Guard(model, setup.processor, Detector(setup.release, setup.policy))
-    assert torch.equal(guard.generate(**inputs, max_new_tokens=3).sequences, eager.sequences)
-    torch.testing.assert_close(model(**guard.correct(inputs).inputs).logits, logits)
+    eager = setup.guard()
+    logits, sequences = setup.model(**eager.correct(inputs).inputs).logits, eager.generate(**inputs, max_new_tokens=2)
+    setup.model = torch.compile(setup.model, backend="eager")
+    guard = setup.guard()
+    assert torch.equal(guard.generate(**inputs, max_new_tokens=2).sequences, sequences.sequences)
+    torch.testing.assert_close(setup.model(**guard.correct(inputs).inputs).logits, logits)
+
+
+@pytest.mark.slow
+def test_a_compiled_forward(tiny: Setup) -> None:
+    """Unlike a compiled model, whose `generate` runs the plain one, this also generates compiled."""
+    inputs = tiny.inputs([tiny.red, tiny.green], [PROMPT, SHORT])
+    eager = tiny.guard().generate(**inputs, max_new_tokens=3)
+    tiny.model.forward = torch.compile(tiny.model.forward, backend="aot_eager")
+    assert torch.equal(tiny.guard().generate(**inputs, max_new_tokens=3).sequences, eager.sequences)
 
 
 def test_a_later_turn_of_text_goes_on_from_the_cache(setup: Setup) -> None:
@@ -504,7 +510,11 @@ def test_what_cannot_be_judged_is_not_answered(setup: Setup) -> None:
         ({"input_ids": [[1, 2]]}, BadInputError, "got list"),
         ({"input_ids": None, "inputs": torch.ones(1, 4)}, BadInputError, "takes no inputs: give the ids as input_ids"),
         ({"mm_encoder_outputs": {"image": 1}}, BadInputError, "takes no mm_encoder_outputs"),
-        ({"pixel_values_videos": torch.zeros(1)}, BadInputError, "videos are not judged"),
+        (
+            {"pixel_values_videos": torch.zeros(1)},
+            BadInputError,
+            "takes no pixel_values_videos: only images are judged",
+        ),
         ({"input_ids": torch.tensor([[5, 6]])}, GuardError, "0 image tokens for"),
         ({"input_ids": torch.tensor([[5, 3, 6]])}, GuardError, "the processor left one token an image"),
         ({"input_ids": torch.tensor([[5, 3, 3, 6]])}, GuardError, "2 image tokens for"),

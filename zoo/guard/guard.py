@@ -30,7 +30,6 @@ Picture = ImageSource | Image.Image
 _UNSEEN = {
     "inputs_embeds": "images in embeddings cannot be found: give input_ids and pixel_values",
     "mm_encoder_outputs": "these features were encoded elsewhere: give pixel_values",
-    "pixel_values_videos": "videos are not judged",
     "inputs": "give the ids as input_ids",
 }
 
@@ -240,8 +239,10 @@ class Guard:
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
 
     def _check(self, inputs: Mapping[str, Any]) -> Tensor:
-        for name, reason in _UNSEEN.items():
-            if inputs.get(name) is not None:
+        for name, value in inputs.items():
+            other_pixels = name.startswith("pixel_values") and name != "pixel_values"
+            if value is not None and (name in _UNSEEN or other_pixels):
+                reason = _UNSEEN.get(name, "only images are judged, as pixel_values, and no videos")
                 raise BadInputError(f"the guard takes no {name}: {reason}")
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
