@@ -9,15 +9,19 @@ if TYPE_CHECKING:
     from zoo.training.classification import Classification as Classification
     from zoo.training.contrastive import Contrastive as Contrastive
     from zoo.training.data import ManifestData as ManifestData
+    from zoo.training.question_data import QuestionData as QuestionData
+    from zoo.training.vision_language import VisionLanguage as VisionLanguage
 
 # On first use: `zoo data signs` draws pictures and should not wait for Lightning.
 _PUBLIC = {
     "Classification": "zoo.training.classification",
     "Contrastive": "zoo.training.contrastive",
     "ManifestData": "zoo.training.data",
+    "QuestionData": "zoo.training.question_data",
+    "VisionLanguage": "zoo.training.vision_language",
 }
 
-__all__ = ["Classification", "Contrastive", "ManifestData"]
+__all__ = ["Classification", "Contrastive", "ManifestData", "QuestionData", "VisionLanguage"]
 
 
 def __getattr__(name: str) -> Any:

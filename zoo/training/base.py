@@ -77,15 +77,7 @@ class Base(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
-        total = int(self.trainer.estimated_stepping_batches)
-        warm = max(1, round(self.warmup * total))
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return with_schedule(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
@@ -156,3 +148,15 @@ class Base(lightning.LightningModule):
         if stored["tokenizer"] is not None:
             self.model.tokenizer_json = stored["tokenizer"]
             self._codec = self.model.codec()
+
+
+def with_schedule(optimizer: torch.optim.Optimizer, warmup: float, total: int) -> dict[str, Any]:
+    """What `configure_optimizers` returns: linear warm-up over a share of `total` steps, then a cosine to 0."""
+    warm = max(1, round(warmup * total))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -97,7 +97,7 @@ class ManifestData(lightning.LightningDataModule):
         spec = self._image_spec()
         self.images = ImageStore(sorted({row.image for row in rows if row.image and spec}), spec, self.max_cache_gb)
         readable = [row for row in rows if self._readable(row)]
-        self._report(len(rows))
+        report_unreadable(self.unreadable, len(rows), self.manifest, self.trainer)
         prints = np.array([self.images.prints.get(row.image, 0) for row in readable], dtype=np.uint64)
         splits = assign_splits(readable, prints, self.fractions, self.split_seed)
         self.rows = readable
@@ -154,22 +154,6 @@ class ManifestData(lightning.LightningDataModule):
             self.unreadable.append((row.line, str(row.image or ""), reason))
         return not reason
 
-    def _report(self, total: int) -> None:
-        if not self.unreadable:
-            return
-        folder = Path(self.trainer.log_dir or ".") if self.trainer else Path()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "unreadable.csv"
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["line", "image", "reason"])
-            writer.writerows(self.unreadable)
-        log.warning(
-            "%d of %d rows are unreadable and left out; they are listed in %s", len(self.unreadable), total, path
-        )
-        if len(self.unreadable) == total:
-            raise BadInputError(f"{self.manifest}: no row is readable; first: {self.unreadable[0]}")
-
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Batch]:
         rows = self.by_split[split]
         if not rows:
@@ -192,6 +176,27 @@ class ManifestData(lightning.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=_collate(self.images),
         )
+
+
+def report_unreadable(
+    unreadable: list[tuple[int, str, str]], total: int, manifest: str, trainer: lightning.Trainer | None
+) -> None:
+    """List the rows (line, image, reason) that were left out in `unreadable.csv` in the log directory, if any.
+
+    Raises BadInputError when none of the `total` rows is left.
+    """
+    if not unreadable:
+        return
+    folder = Path(trainer.log_dir or ".") if trainer else Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "unreadable.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["line", "image", "reason"])
+        writer.writerows(unreadable)
+    log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, path)
+    if len(unreadable) == total:
+        raise BadInputError(f"{manifest}: no row is readable; first: {unreadable[0]}")
 
 
 class ImageStore:

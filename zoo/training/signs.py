@@ -22,6 +22,8 @@ from rich.progress import track
 
 from zoo.errors import BadInputError
 
+SPLITS = ("train", "val", "test")
+
 #: Raised whenever other pixels or captions come out for the same parameters.
 FORMAT = 1
 
@@ -134,9 +136,7 @@ def write_signs(
     (out / "images").mkdir(parents=True, exist_ok=True)
     rows = [("image", "text", "label", "split", "held_out")]
     for split, index in track(list(_slots(counts)), f"Drawing signs into {out.name}"):
-        rng = np.random.default_rng([seed, list(counts).index(split), index])
-        signs = _choose(rng, split, index)
-        name = f"images/{split}_{index:05d}.jpg"
+        name, signs, rng = _picture(seed, split, index)
         draw(signs, size, rng).save(out / name, "JPEG", quality=int(rng.integers(70, 96)))
         rows.append((name, caption(signs, rng), str(int(signs.forbidden)), split, str(int(signs.held_out))))
     with manifest.open("w", encoding="utf-8", newline="") as file:
@@ -144,6 +144,20 @@ def write_signs(
     # Last, so that an interrupted run is not taken for a complete one.
     marker.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def read_signs(folder: Path) -> Iterator[tuple[str, str, Signs]]:
+    """Name, split and contents of each picture that `write_signs` drew into `folder`, in the manifest's order.
+
+    Raises BadInputError when the folder holds no complete dataset of this version.
+    """
+    parameters = _read_parameters(folder / "signs.json")
+    if not isinstance(parameters, dict) or parameters.get("format") != FORMAT:
+        raise BadInputError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs --out DIR`)")
+    # Drawn lots again rather than read: the manifest keeps words, not what is in the picture.
+    for split, index in _slots({split: parameters[split] for split in SPLITS}):
+        name, signs, _ = _picture(parameters["seed"], split, index)
+        yield name, split, signs
 
 
 def caption(signs: Signs, rng: np.random.Generator) -> str:
@@ -203,6 +217,12 @@ def draw(signs: Signs, size: int, rng: np.random.Generator) -> Image.Image:
 def _slots(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
     for split, count in counts.items():
         yield from ((split, index) for index in range(count))
+
+
+def _picture(seed: int, split: str, index: int) -> tuple[str, Signs, np.random.Generator]:
+    """File name and contents of a picture, and the generator that goes on to draw it."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    return f"images/{split}_{index:05d}.jpg", _choose(rng, split, index), rng
 
 
 def _read_parameters(marker: Path) -> Any:

@@ -1,0 +1,191 @@
+"""A DataModule of questions about images: conversations to train a vision-language model on, questions to test it."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.errors import BadInputError
+from zoo.guard.texts import REFUSAL
+from zoo.inputs.image import decode
+from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint
+from zoo.training.data import report_unreadable
+from zoo.training.questions import Question, read_questions
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Questions about one image with the answers to learn or to expect; `instructed`: the guard's instruction is in."""
+
+    image: Path
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    instructed: bool
+    unsafe: bool
+    kind: str = ""
+
+
+class QuestionData(lightning.LightningDataModule):
+    """Conversations from a manifest of questions (see `read_questions`), unreadable images set aside.
+
+    Training batches have one conversation about each image, of questions and an order that are drawn anew in each
+    epoch. A share of them carries the guard's instruction: on an unsafe image the first answer is then a refusal with
+    the reason, on any other all answers are plain. Without the instruction every answer is plain. So the language
+    model learns to look for itself, and a detection alone forces no refusal.
+
+    Args:
+        questions: CSV or Parquet file with image, question, answer; label (1 unsafe), split, kind, reason if there are.
+        image_root: folder that image paths are relative to; the manifest's own when None.
+        batch_size: conversations in a batch.
+        turns: questions in a training conversation, at most.
+        instructed: share of training conversations with the instruction, in [0, 1].
+        evaluated: questions that validation and test ask, each with and without the instruction; the first of a
+            seeded order. 0: all.
+        splits: shares of train, val and test for rows whose split the manifest leaves open.
+        split_seed: seeds the hash that assigns them, and the order of the questions to evaluate on.
+    """
+
+    def __init__(
+        self,
+        questions: str,
+        image_root: str | None = None,
+        batch_size: int = 32,
+        turns: int = 5,
+        instructed: float = 0.5,
+        evaluated: int = 300,
+        splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if batch_size < 1 or turns < 1 or evaluated < 0:
+            raise BadInputError(f"need batch_size, turns >= 1, evaluated >= 0; got {batch_size}, {turns}, {evaluated}")
+        if not 0 <= instructed <= 1:
+            raise BadInputError(f"instructed is a share in [0, 1], got {instructed}")
+        self.manifest, self.batch_size, self.turns = questions, batch_size, turns
+        self.image_root = Path(image_root) if image_root else None
+        self.instructed, self.evaluated = instructed, evaluated
+        self.fractions, self.split_seed = splits, split_seed
+        self.by_split: dict[Split, list[Question]] = {}
+        self.unreadable: list[tuple[int, str, str]] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
+        if self.by_split:
+            return
+        questions = read_questions(Path(self.manifest), self.image_root)
+        prints = self._fingerprints(sorted({question.image for question in questions}))
+        readable = []
+        for line, question in enumerate(questions, start=2):
+            reason = prints[question.image]
+            if isinstance(reason, str):
+                self.unreadable.append((line, str(question.image), reason))
+            else:
+                readable.append(question)
+        report_unreadable(self.unreadable, len(questions), self.manifest, self.trainer)
+        rows = [Row(0, question.image, question.question, (), question.split) for question in readable]
+        hashes = np.array([prints[question.image] for question in readable], dtype=np.uint64)
+        self.by_split = {"train": [], "val": [], "test": []}
+        for question, split in zip(readable, assign_splits(rows, hashes, self.fractions, self.split_seed), strict=True):
+            self.by_split[split].append(question)
+
+    def train_texts(self) -> list[str]:
+        """Questions, answers and refusals of the training split, to train a tokenizer on."""
+        rows = self.by_split["train"]
+        return [text for row in rows for text in (row.question, row.answer, refusal(row) if row.unsafe else "") if text]
+
+    def images(self, *splits: Split) -> list[Path]:
+        """The images of these splits, each once."""
+        return list(dict.fromkeys(question.image for split in splits for question in self.by_split[split]))
+
+    def train_dataloader(self) -> DataLoader[list[Conversation]]:
+        """Shuffled conversations, one an image; the last, smaller batch is left out."""
+        by_image: dict[Path, list[Question]] = defaultdict(list)
+        for question in self.by_split["train"]:
+            by_image[question.image].append(question)
+        if len(by_image) < self.batch_size:
+            raise BadInputError(f"{len(by_image)} training images do not fill a batch of {self.batch_size}")
+        items = _Conversations(list(by_image.values()), self.turns, self.instructed)
+        return DataLoader(items, self.batch_size, shuffle=True, drop_last=True, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[list[Conversation]]:
+        """Single questions of the validation split, without and with the instruction."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[list[Conversation]]:
+        """Single questions of the test split; of the validation split where the manifest has no test rows."""
+        return self._evaluation(self.evaluation_split("test"))
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """A batch is text: the model makes tensors of it."""
+        return batch
+
+    def evaluation_split(self, stage: str) -> Split:
+        """The split that this stage asks about."""
+        return "test" if stage == "test" and self.by_split["test"] else "val"
+
+    def _evaluation(self, split: Split) -> DataLoader[list[Conversation]]:
+        questions = list(self.by_split[split])
+        if not questions:
+            raise BadInputError(f'{self.manifest}: no rows for the split "{split}"')
+        random.Random(self.split_seed).shuffle(questions)
+        asked = questions[: self.evaluated or None]
+        items = [conversation([question], instructed) for instructed in (False, True) for question in asked]
+        return DataLoader(items, 64, collate_fn=list)  # type: ignore[arg-type]
+
+    def _fingerprints(self, paths: list[Path]) -> dict[Path, int | str]:
+        """The fingerprint of each image, or why it cannot be read."""
+
+        def look(path: Path) -> int | str:
+            try:
+                return fingerprint(decode(path))
+            except BadInputError as problem:
+                return str(problem)
+
+        with ThreadPoolExecutor() as pool:
+            found = track(pool.map(look, paths), "Reading images", total=len(paths), transient=True)
+            return dict(zip(paths, found, strict=True))
+
+
+def conversation(questions: list[Question], instructed: bool) -> Conversation:
+    """A conversation about one image: with the instruction, an unsafe image is refused, which ends it."""
+    first = questions[0]
+    refused = instructed and first.unsafe
+    questions = questions[:1] if refused else questions
+    return Conversation(
+        first.image,
+        tuple(question.question for question in questions),
+        tuple(refusal(question) if refused else question.answer for question in questions),
+        instructed,
+        first.unsafe,
+        first.kind,
+    )
+
+
+def refusal(question: Question) -> str:
+    """The refusal that names what is wrong with the image."""
+    return REFUSAL.format(categories=question.reason or "harmful content")
+
+
+class _Conversations(Dataset[Conversation]):
+    """One conversation an image, of at most `turns` questions in a random order."""
+
+    def __init__(self, items: list[list[Question]], turns: int, instructed: float) -> None:
+        self.items, self.turns, self.instructed = items, turns, instructed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Conversation:
+        questions = self.items[index]
+        drawn = random.sample(questions, min(self.turns, len(questions)))
+        return conversation(drawn, random.random() < self.instructed)

@@ -1,0 +1,282 @@
+"""Training a LLaVA: from a released CLIP and random weights, or fine-tuning a saved one, with LoRA, with the guard."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+from zoo.assets import find_asset
+from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.files import new_directory
+from zoo.guard.collator import Example, GuardedCollator
+from zoo.guard.guard import Guard
+from zoo.guard.refusal import is_refusal
+from zoo.guard.texts import INSTRUCTION
+from zoo.models.dual_encoder import DualEncoder
+from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
+from zoo.policy import Policy
+from zoo.release import load_model
+from zoo.training.base import with_schedule
+from zoo.training.features import TowerFeatures
+from zoo.training.question_data import Conversation, QuestionData
+
+TOKENIZER_KEY = "safety_zoo_tokenizer"
+
+
+class VisionLanguage(lightning.LightningModule):
+    """Teaches a LLaVA to answer questions about images. Its vision tower stays frozen, and sees each image once.
+
+    The loss is the cross-entropy on the tokens of the answers. Validation asks single questions and generates:
+    `val/exact_match` (and `.../KIND`) without the instruction, and with it `val/refused_unsafe`, `val/refused_safe` and
+    `val/exact_match_instructed` (safe images only); `val/refused_plain` is the share refused without it, of all.
+
+    Args:
+        out: directory for the trained model and its processor, as `save_pretrained` writes them, after the last epoch.
+        clip: a `safeclip_*` release to build a tiny LLaVA around (LLaVA's layout; see `zoo.models.tiny_llava`), or
+        lvlm: a directory or Hub id of a LlavaForConditionalGeneration to fine-tune. One of the two.
+        language: sizes of the tiny language model, as `build_tiny_llava` takes them; vocabulary_size among them.
+        lora: `{r, alpha, dropout, target_modules}`: train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on these
+            modules of the language model and nothing else; merged into the weights before they are written.
+        guard: `{detector, policy}`: a release (and a policy file, if not its own) that judges every training image;
+            flagged conversations are corrected as `zoo.guard.collator` says.
+        dtype: of a loaded model, "bfloat16" say; its own when None.
+        overwrite: replace what is in `out`.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        warmup: share of all steps in which the learning rate rises from 0.
+        max_new_tokens: longest answer that is generated in validation.
+        max_cache_gb: most memory for the hidden states of the images.
+        recipe: name of the recipe, for the logs.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        clip: str | None = None,
+        lvlm: str | None = None,
+        language: dict[str, int] | None = None,
+        lora: dict[str, Any] | None = None,
+        guard: dict[str, str | None] | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.05,
+        max_new_tokens: int = 40,
+        max_cache_gb: float = 8.0,
+        recipe: str = "",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if (clip is None) == (lvlm is None):
+            raise BadInputError(f"give either clip (build a tiny LLaVA) or lvlm (fine-tune one), got {clip=}, {lvlm=}")
+        for name, given, known in (("lora", lora, LORA), ("guard", guard, {"detector": None, "policy": None})):
+            for key in given or {}:
+                if key not in known:
+                    raise BadInputError(f'{name}: no key "{key}"' + close_match(key, known))
+        if guard is not None and not guard.get("detector"):
+            raise BadInputError("guard: needs a detector, a safeclip_* release or its directory")
+        self.out, self.overwrite = Path(out), overwrite
+        self.lr, self.weight_decay, self.warmup, self.max_new_tokens = lr, weight_decay, warmup, max_new_tokens
+        self.lvlm: Any = None
+        self.processor: Any = None
+        self._peft: tuple[Any, ...] = ()  # in a tuple, or its parameters would count twice
+        self._tally: dict[str, list[bool]] = defaultdict(list)
+
+    def setup(self, stage: str) -> None:
+        """Build or load the model, its tokenizer trained on the training questions; freeze what is not trained."""
+        if self.lvlm is not None:
+            return
+        if stage == "fit" and self.out.exists() and not self.overwrite and any(self.out.iterdir()):
+            raise BadInputError(f"{self.out}: exists and is not empty; name another out, or set overwrite")
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, QuestionData):
+            raise BadInputError("VisionLanguage takes its conversations from a zoo.training.QuestionData")
+        data.setup(stage)
+        h: Any = self.hparams
+        self.lvlm, self.processor = self._build(data) if h.clip else load_lvlm(h.lvlm, h.dtype)
+        self.collator = GuardedCollator(self.processor)
+        detector = None
+        if h.guard:
+            policy = Policy.read(find_asset(h.guard["policy"])) if h.guard.get("policy") else None
+            detector = Guard(self.lvlm, self.processor, h.guard["detector"], policy=policy).detector
+        self.features = TowerFeatures(self.lvlm, self.processor, detector, h.max_cache_gb)
+        self.lvlm.train().model.vision_tower.requires_grad_(False)
+        if h.lora:
+            self._peft = (add_lora(self.lvlm, h.lora),)
+
+    def on_fit_start(self) -> None:
+        """Encode all images."""
+        data: QuestionData = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.features.compute(data.images("train", "val"))
+
+    def training_step(self, batch: list[Conversation], batch_idx: int) -> Tensor:
+        """One step on a batch of conversations, corrected by the guard where there is one."""
+        verdicts = self.features.verdicts
+        examples = [
+            Example(
+                tuple(zip(self.prompts(row), row.answers, strict=True)),
+                (self.features.tokens,),
+                (verdicts[row.image],) if row.image in verdicts else (),
+            )
+            for row in batch
+        ]
+        inputs = {key: value.to(self.device) for key, value in self.collator(examples).items()}
+        images = self.features.outputs([row.image for row in batch])
+        loss: Tensor = self.lvlm(**inputs, mm_encoder_outputs=images, use_cache=False).loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: list[Conversation], batch_idx: int) -> None:
+        """Answer single questions, and keep which answers are right and which are refusals."""
+        for row, text in zip(batch, self.answers(batch), strict=True):
+            right, refused = text == row.answers[0], is_refusal(text)
+            if row.instructed:
+                self._tally["refused_unsafe" if row.unsafe else "refused_safe"].append(refused)
+                if not row.unsafe:
+                    self._tally["exact_match_instructed"].append(right)
+            else:
+                self._tally["refused_plain"].append(refused)
+                self._tally["exact_match"].append(right)
+                if row.kind:
+                    self._tally[f"exact_match/{row.kind}"].append(right)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the shares."""
+        self._report("val")
+
+    def test_step(self, batch: list[Conversation], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._report("test")
+
+    @torch.no_grad()
+    def answers(self, batch: list[Conversation]) -> list[str]:
+        """The answers to the first question of each conversation, generated greedily."""
+        images = [row.image for row in batch]
+        self.features.compute(images)
+        prompts = [next(iter(self.prompts(row))) for row in batch]
+        inputs = self.collator.prompts(prompts, [(self.features.tokens,)] * len(batch))
+        sequences = self.lvlm.generate(
+            **{key: value.to(self.device) for key, value in inputs.items()},
+            mm_encoder_outputs=self.features.outputs(images),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+        )
+        new = sequences[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+    def prompts(self, row: Conversation) -> list[str]:
+        """The prompt of each question in the model's chat template; the first has the image, and the instruction."""
+        prompts = []
+        for number, question in enumerate(row.questions):
+            content = [{"type": "text", "text": question}]
+            turns = [{"role": "user", "content": content if number else [{"type": "image"}, *content]}]
+            prompt = str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+            prompts.append(prompt if number or not row.instructed else self.collator.instruct(prompt, [True]))
+        return prompts
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, weight decay on matrices only, linear warm-up, then a cosine to 0."""
+        trained = [parameter for parameter in self.lvlm.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        return with_schedule(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
+
+    def on_fit_end(self) -> None:
+        """Merge the adapters and write the model with its processor to `out`."""
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if self._peft:
+            self.lvlm, self._peft = self._peft[0].merge_and_unload(), ()
+        with new_directory(self.out, overwrite=True) as folder:
+            self.lvlm.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer, without which the weights mean nothing."""
+        checkpoint[TOKENIZER_KEY] = self.processor.tokenizer.backend_tokenizer.to_str()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another tokenizer: ids must mean what they meant in training."""
+        if checkpoint.get(TOKENIZER_KEY) != self.processor.tokenizer.backend_tokenizer.to_str():
+            raise BadInputError("the checkpoint has another tokenizer: it was trained on other questions")
+
+    def _build(self, data: QuestionData) -> tuple[Any, Any]:
+        h: Any = self.hparams
+        sizes = {"vocabulary_size": 768, **(h.language or {})}
+        clip = load_model(h.clip)
+        if not isinstance(clip, DualEncoder):
+            raise BadInputError(f"clip {h.clip} is a {clip.card.name}, a LLaVA needs a safeclip_* release")
+        # The template's own words too, and the instruction as often as a common word: it must not fall to bytes.
+        texts = [*data.train_texts(), *[f"USER: \n{INSTRUCTION}\n ASSISTANT:"] * 100]
+        tokenizer = train_llava_tokenizer(texts, sizes["vocabulary_size"])
+        processor = tiny_llava_processor(clip, tokenizer, known=[INSTRUCTION])
+        try:
+            return build_tiny_llava(clip, processor, **sizes), processor
+        except TypeError as problem:
+            raise BadInputError(f"language: {problem}") from None
+
+    def _report(self, stage: str) -> None:
+        figures = {f"{stage}/{name}": sum(found) / len(found) for name, found in self._tally.items()}
+        self._tally.clear()
+        self.log_dict(figures)
+        self.log(f"{stage}/right", figures[f"{stage}/exact_match"], prog_bar=True, logger=False)
+
+
+#: Keys of `lora` and their defaults: LLaVA's attention projections, as in the LoRA paper.
+LORA: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+def load_lvlm(source: str, dtype: str | None = None) -> tuple[Any, Any]:
+    """A LlavaForConditionalGeneration with its processor, from a directory or the Hub. Raises BadInputError."""
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != "llava":
+            raise BadInputError(f"{source}: is a {kind}; what can be trained here is a LlavaForConditionalGeneration")
+        model = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto")
+        return model, AutoProcessor.from_pretrained(source)
+    except BadInputError:
+        raise
+    except (OSError, ValueError) as problem:
+        raise BadInputError(f"{source}: cannot be loaded as a LLaVA: {problem}") from None
+
+
+def add_lora(lvlm: Any, lora: dict[str, Any]) -> Any:
+    """Put adapters on the language model, in place, and freeze all else; returns the PeftModel around it.
+
+    Raises MissingDependencyError without peft, BadInputError for modules that the language model does not have.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise MissingDependencyError("LoRA takes pip install 'safety-zoo[finetune]'") from None
+    options = LORA | lora
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in lvlm.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    for target in options["target_modules"]:
+        if target not in linear:
+            raise BadInputError(f'lora: the language model has no "{target}"' + close_match(target, linear))
+    config = LoraConfig(
+        r=options["r"],
+        lora_alpha=options["alpha"],
+        lora_dropout=options["dropout"],
+        # CLIP's vision tower has projections of the same names, so a list of names would reach those too.
+        target_modules=rf".*language_model\..*\.({'|'.join(options['target_modules'])})",
+    )
+    return get_peft_model(lvlm, config)
