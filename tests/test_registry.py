@@ -134,10 +134,14 @@ def test_overrides_change_the_card_and_the_model() -> None:
 GOLDEN: dict[str, list[list[float]]] = {
     "test_clip_mobilenet_v1.random": [[0.01363, 0.04945, 0.03583], [0.01334, 0.049, 0.03518]],
     "test_clip_resnet.random": [[0.08774, 0.06842, 0.0229], [0.07583, 0.07833, 0.02522]],
+    "test_laion_nsfw.random": [[0.50568], [0.52672]],
+    "test_multihead.random": [[0.45933, 0.47921, 0.46081], [0.46344, 0.46068, 0.44522]],
     "test_multimodal_nsfw.as_released": [[0.43719, 0.56281], [0.43599, 0.56401]],
     "test_multimodal_nsfw.fusion": [[0.37787, 0.62213], [0.37959, 0.62041]],
     "test_nsfwjs.random": [[0.16746, 0.26652, 0.18581], [0.16891, 0.2664, 0.1828]],
+    "test_q16.random": [[0.4206, 0.5794], [0.20775, 0.79225]],
     "test_safeclip.random": [[0.01565, 0.04167, 0.01358], [0.01593, 0.03364, 0.01409]],
+    "test_safety_checker.random": [[0.59387, 0.45199, 0.43392], [0.57131, 0.42096, 0.49021]],
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, NoWeightsError, UnknownModelError
-from zoo.files import check_hashes, hashes, hub_file, new_directory
+from zoo.files import check_hashes, hashes, new_directory
 from zoo.judge import Judge
 from zoo.policy import Policy
 from zoo.registry import RANDOM, ModelEntry, build, list_models, model_card, model_entry
@@ -115,8 +115,9 @@ def _published(entry: ModelEntry) -> Release:
     name = entry.card.name
     if entry.pretrained is None:
         raise NoWeightsError(
-            f"{name}: nobody published weights for it. Train it (`zoo recipes`) and load the release directory, "
-            f'import them (`zoo import --help`), or build it untrained with zoo.create_model("{name}")'
+            f"{name}: nobody published weights for it in a form that loads by name. Import them where there are some "
+            "(`zoo import --help`) or train it (`zoo recipes`), and load the release directory; untrained it is "
+            f'zoo.create_model("{name}")'
         )
     if entry.pretrained == RANDOM:
         import torch
@@ -134,24 +135,10 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
 
     Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
     """
-    from transformers import CLIPModel
+    from zoo.models.clip_weights import fill_zero_shot, published_clip
 
-    from zoo.models.dual_encoder import DualEncoder, load_clip_weights
-
-    try:
-        clip, report = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
-        tokenizer = hub_file(str(pretrained), TOKENIZER)
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise BadInputError(f"{name}: its weights ({pretrained}) cannot be loaded: {problem}") from None
-    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
-        absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadInputError(f"{name}: the weights of {pretrained} are incomplete, without {absent}")
-    model = build(model_card(name))
-    assert isinstance(model, DualEncoder)  # only safeclip_* entries name a Hub CLIP
-    load_clip_weights(model, clip)
-    model.tokenizer_json = tokenizer.read_text(encoding="utf-8")
-    model.codec()
-    return model.eval()
+    clip = published_clip(str(pretrained), with_text=True)
+    return fill_zero_shot(build(model_card(name)), clip, clip)
 
 
 def _download(repository: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.card import ImageInput, ModelCard, TextInput
+from zoo.models.upstream import UPSTREAM
 from zoo.registry import RANDOM, register_model
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,14 +30,20 @@ def clip_image(size: int) -> ImageInput:
 
 def clip_hparams(size: str) -> dict[str, Any]:
     """The hyperparameters of a CLIP of this size, as `towers.clip_config` reads them."""
-    names = "patch_size vision_width vision_layers vision_heads text_width text_layers text_heads embedding_dim"
-    hparams: dict[str, Any] = dict(zip(names.split(), CLIP_SIZES[size][1:9], strict=True))
+    names = ("text_width", "text_layers", "text_heads")
+    hparams = vision_hparams(size) | dict(zip(names, CLIP_SIZES[size][5:8], strict=True))
     vocabulary = CLIP_SIZES[size][9]
     published = vocabulary == 49408  # OpenAI's tokenizer has its control tokens last; ours has them first
     hparams["vocabulary_size"] = vocabulary
     hparams["start_token"] = vocabulary - 2 if published else 0
     hparams["end_token"] = vocabulary - 1 if published else 1
     return hparams
+
+
+def vision_hparams(size: str) -> dict[str, Any]:
+    """The hyperparameters of a CLIP's vision transformer alone, as `towers.vision_config` reads them."""
+    names = ("patch_size", "vision_width", "vision_layers", "vision_heads")
+    return dict(zip(names, CLIP_SIZES[size][1:5], strict=True)) | {"embedding_dim": CLIP_SIZES[size][8]}
 
 
 def _safeclip(size: str) -> None:
@@ -195,3 +202,74 @@ _conv_clip(
 )
 _nsfwjs("nsfwjs_mobilenet_v2.gantman", (1.0, 8, [256, 128]), None)
 _nsfwjs("test_nsfwjs.random", (0.05, 8, [16, 8]), RANDOM)
+
+
+_CONCEPTS = (*(f"concept_{number:02}" for number in range(17)), *(f"special_care_{number}" for number in range(3)))
+
+#: What the cards of each kind of head on a CLIP embedding say, whatever the size of the tower.
+_HEADS: dict[str, dict[str, Any]] = {
+    "laion_nsfw": {
+        "summary": "LAION's CLIP-based NSFW detector, a small network on the CLIP embedding",
+        "labels": ("nsfw",),
+        "score": "sigmoid",
+        "score_meaning": "probability of NSFW, as published",
+        "limits": ("Upstream documents no threshold: 0.5 is ours, measure your own.",),
+    },
+    "safety_checker": {
+        "summary": "Stable Diffusion's safety checker: CLIP's cosine with 17 unnamed concepts (CompVis)",
+        "labels": _CONCEPTS,
+        "score": "sigmoid",
+        "score_meaning": "above 0.5 where the cosine is above the concept's published threshold; no probability",
+        "limits": (
+            "What the concepts stand for was never published; they were found to be sexual alone (arXiv 2210.04610).",
+            "A special-care hit raises every concept by 0.01: a step, at which the score is not continuous.",
+        ),
+    },
+    "multihead": {
+        "summary": "Five heads on CLIP: sexual, violent, disturbing, hateful, political (arXiv 2305.13873)",
+        "labels": ("sexual", "violent", "disturbing", "hateful", "political"),
+        "score": "sigmoid",
+        "score_meaning": "probability of each label; they do not exclude each other",
+        "limits": ("Upstream has no licence file: do not redistribute its weights.",),
+    },
+    "q16": {
+        "summary": "Q16: two learned prompts in CLIP's space, appropriate or not (arXiv 2202.06675)",
+        "labels": ("appropriate", "inappropriate"),
+        "score": "softmax",
+        "score_meaning": "probability of each label; the two add up to 1",
+        "limits": ("Learned from moral ratings of the SMID photos: broad, and no category tells what is wrong.",),
+    },
+}
+
+
+def _embedding_classifier(kind: str, size: str, tag: str, hidden: list[int]) -> None:
+    test = size == "test"
+    architecture = f"test_{kind}" if test else f"{kind}_{size}"
+    upstream = UPSTREAM.get(architecture)
+    register_model(
+        ModelCard(
+            name=f"{architecture}.{tag}",
+            task="classification",
+            image=clip_image(CLIP_SIZES[size][0]),
+            text=None,
+            requires=("image",),
+            licence=f"head: {upstream.licence}; CLIP tower: MIT (OpenAI CLIP weights)" if upstream else "Apache-2.0",
+            source=upstream.source if upstream else "safety-zoo",
+            hparams={**vision_hparams(size), "head": kind, "hidden": hidden},
+            **_HEADS[kind],
+        ),
+        builder="zoo.models.heads:EmbeddingClassifier",
+        pretrained=RANDOM if test else None,
+        policy=f"configs/policy/{kind}.yaml",
+    )
+
+
+_embedding_classifier("laion_nsfw", "vit_l14", "published", [64, 512, 256])
+_embedding_classifier("laion_nsfw", "vit_b32", "published", [32, 32])
+_embedding_classifier("laion_nsfw", "test", "random", [16, 8])
+for _size, _tag in (("vit_l14", "compvis"), ("test", "random")):
+    _embedding_classifier("safety_checker", _size, _tag, [])
+_embedding_classifier("multihead", "vit_l14", "unsafe_diffusion", [384])
+_embedding_classifier("multihead", "test", "random", [8])
+for _size, _tag in (("vit_b16", "prompts"), ("vit_b32", "prompts"), ("vit_l14", "prompts"), ("test", "random")):
+    _embedding_classifier("q16", _size, _tag, [])

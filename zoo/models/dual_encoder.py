@@ -11,11 +11,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
 
 from zoo.card import ModelCard
 from zoo.models.base import ZooModel
-from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config, copy_clip, unit
+from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config, unit
 
 #: exp(logit_scale) is kept at or below 100, as CLIP does (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -59,11 +58,3 @@ def build_safeclip(card: ModelCard) -> DualEncoder:
     config = clip_config(card)
     image = ClipImageTower(card, config, card.hparams["layer"], card.hparams["post_layernorm"])
     return DualEncoder(card, image, ClipTextTower(config))
-
-
-def load_clip_weights(model: DualEncoder, clip: CLIPModel) -> None:
-    """Copy a transformers CLIP, temperature included, into a SafeCLIP. Raises BadInputError on another shape."""
-    if not isinstance(model.image_tower, ClipImageTower) or not isinstance(model.text_tower, ClipTextTower):
-        raise TypeError(f"{model.card.name} has no CLIP towers")
-    copy_clip(clip, model.image_tower, model.text_tower)
-    model.logit_scale.data.copy_(clip.logit_scale.detach())

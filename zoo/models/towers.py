@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
@@ -24,14 +25,17 @@ class ClipImageTower(nn.Module):
     """CLIP's vision transformer with its projection: `[B, 3, S, S]` in [0, 1] to `Encoded`.
 
     `layer` is the hidden state whose CLS token is projected (-1 the last, -2 what LLaVA's projector reads);
-    later layers are not built. `post_layernorm` applies CLIP's final LayerNorm before the projection.
+    later layers are not built. `post_layernorm` applies CLIP's final LayerNorm before the projection. `config` is
+    that of the whole CLIP or of its vision transformer alone.
     """
 
-    def __init__(self, card: ModelCard, config: CLIPConfig, layer: int, post_layernorm: bool) -> None:
+    def __init__(
+        self, card: ModelCard, config: CLIPConfig | CLIPVisionConfig, layer: int, post_layernorm: bool
+    ) -> None:
         super().__init__()
         if card.image is None:
             raise BadInputError(f"{card.name}: an image tower needs a card with an image input")
-        vision: CLIPVisionConfig = config.vision_config
+        vision: CLIPVisionConfig = config.vision_config if isinstance(config, CLIPConfig) else config
         depth = vision.num_hidden_layers
         if not -depth - 1 <= layer <= -1:
             raise BadInputError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
@@ -39,7 +43,7 @@ class ClipImageTower(nn.Module):
         self.vision_model = CLIPVisionModel(vision)
         # hidden_states[-1 - k] is what comes out when the last k layers are left away: build only what is used.
         self.vision_model.encoder.layers = self.vision_model.encoder.layers[: depth + 1 + layer]
-        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(vision.hidden_size, vision.projection_dim, bias=False)
         self.post_layernorm = post_layernorm
         if not post_layernorm:
             # It always runs inside transformers' module, unused here: frozen, it is no parameter to train.
@@ -72,15 +76,6 @@ def clip_config(card: ModelCard) -> CLIPConfig:
     h: dict[str, Any] = card.hparams
     if card.image is None or card.text is None:
         raise BadInputError(f"{card.name}: CLIP needs an image and a text input on its card")
-    vision = {
-        "hidden_size": h["vision_width"],
-        "intermediate_size": 4 * h["vision_width"],
-        "num_hidden_layers": h["vision_layers"],
-        "num_attention_heads": h["vision_heads"],
-        "patch_size": h["patch_size"],
-        "image_size": card.image.size,
-        "projection_dim": h["embedding_dim"],
-    }
     text = {
         "hidden_size": h["text_width"],
         "intermediate_size": 4 * h["text_width"],
@@ -93,26 +88,43 @@ def clip_config(card: ModelCard) -> CLIPConfig:
         "pad_token_id": h["end_token"],
         "projection_dim": h["embedding_dim"],
     }
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=h["embedding_dim"])
+    return CLIPConfig(text_config=text, vision_config=_vision(card), projection_dim=h["embedding_dim"])
 
 
-def copy_clip(clip: CLIPModel, image: ClipImageTower, text: ClipTextTower) -> None:
-    """Copy the weights of a transformers CLIP into the towers. Raises BadInputError when the shapes differ."""
-    state = clip.state_dict()
-    for tower, prefixes in (
-        (image, ("vision_model.", "visual_projection.")),
-        (text, ("text_model.", "text_projection.")),
-    ):
-        wanted = tower.state_dict()
-        given = {key: value for key, value in state.items() if key.startswith(prefixes) and key in wanted}
-        wrong = sorted(
-            f"{key} {list(given[key].shape)} (expected {list(value.shape)})" if key in given else f"{key} (absent)"
-            for key, value in wanted.items()
-            if key not in given or given[key].shape != value.shape
-        )
-        if wrong:
-            raise BadInputError(f"the pretrained CLIP does not fit the architecture: {', '.join(wrong[:4])}")
-        tower.load_state_dict(given)
+def vision_config(card: ModelCard) -> CLIPVisionConfig:
+    """transformers' configuration of the vision transformer alone; the card needs no text input."""
+    return CLIPVisionConfig(**_vision(card))
+
+
+def _vision(card: ModelCard) -> dict[str, Any]:
+    if card.image is None:
+        raise BadInputError(f"{card.name}: CLIP's vision transformer needs an image input on its card")
+    h: dict[str, Any] = card.hparams
+    return {
+        "hidden_size": h["vision_width"],
+        "intermediate_size": 4 * h["vision_width"],
+        "num_hidden_layers": h["vision_layers"],
+        "num_attention_heads": h["vision_heads"],
+        "patch_size": h["patch_size"],
+        "image_size": card.image.size,
+        "projection_dim": h["embedding_dim"],
+    }
+
+
+def copy_tower(state: Mapping[str, Tensor], tower: nn.Module) -> None:
+    """Copy a CLIP's tensors into a tower; names are transformers', and what the tower lacks is left out.
+
+    Raises BadInputError naming every tensor that is absent or of another shape.
+    """
+    wanted = tower.state_dict()
+    wrong = sorted(
+        f"{key} {list(state[key].shape)} (expected {list(value.shape)})" if key in state else f"{key} (absent)"
+        for key, value in wanted.items()
+        if key not in state or state[key].shape != value.shape
+    )
+    if wrong:
+        raise BadInputError(f"the pretrained CLIP does not fit the architecture: {', '.join(wrong[:4])}")
+    tower.load_state_dict({key: state[key] for key in wanted})
 
 
 def unit(embedding: Tensor) -> Tensor:

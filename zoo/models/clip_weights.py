@@ -1,0 +1,145 @@
+"""A CLIP to copy weights from: one of transformers', or the towers of a model of ours, with what shapes do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from zoo.errors import BadInputError
+from zoo.files import hub_file
+from zoo.models.base import ZooModel
+from zoo.models.dual_encoder import DualEncoder
+from zoo.models.towers import ClipImageTower, ClipTextTower, copy_tower
+
+#: What decides a transformer's output and shows in no shape: a mistake here would go unnoticed.
+_UNSEEN = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
+_OPENAI = "openai/clip-"
+_PROJECTION = "visual_projection.weight"
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """Tensors by transformers' names, the configuration of both towers, and where they come from.
+
+    `layers` counts the layers of the image tower that are there: a release of ours keeps only those that it reads.
+    `final_norm` says whether the image tower's final LayerNorm is that of a trained CLIP. `text` is None, and there
+    are no text tensors, where the source judges images alone.
+    """
+
+    source: str
+    licence: str
+    state: Mapping[str, Tensor]
+    vision: CLIPVisionConfig
+    layers: int
+    final_norm: bool = True
+    text: CLIPTextConfig | None = None
+    tokenizer_json: str | None = None
+
+
+def published_clip(source: str, *, with_text: bool) -> ClipWeights:
+    """Read a transformers CLIP, a Hub id or a directory; with `with_text` its tokenizer.json too.
+
+    Raises BadInputError when it cannot be fetched or read, or lacks a tensor.
+    """
+    try:
+        clip, report = CLIPModel.from_pretrained(source, output_loading_info=True)
+        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8") if with_text else None
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise BadInputError(f"the CLIP {source} cannot be loaded: {problem}") from None
+    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
+        absent = ", ".join(sorted(report["missing_keys"])[:4])
+        raise BadInputError(f"the weights of {source} are incomplete, without {absent}")
+    return ClipWeights(
+        source=f"https://huggingface.co/{source}" if not Path(source).is_dir() else f"directory {Path(source).name}",
+        licence="MIT (OpenAI CLIP weights)" if source.startswith(_OPENAI) else f"that of {Path(source).name}",
+        state=clip.state_dict(),
+        vision=clip.config.vision_config,
+        layers=clip.config.vision_config.num_hidden_layers,
+        text=clip.config.text_config,
+        tokenizer_json=tokenizer,
+    )
+
+
+def clip_of(model: ZooModel, source: str) -> ClipWeights:
+    """The CLIP in a model of ours. Raises BadInputError when its image tower is no CLIP's."""
+    image, text = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
+    card = model.card
+    if not isinstance(image, ClipImageTower):
+        raise BadInputError(f"{source}: {card.name} has no CLIP image tower to copy")
+    state = dict(image.state_dict())
+    if isinstance(text, ClipTextTower):
+        state |= text.state_dict()
+    if isinstance(model, DualEncoder):
+        state["logit_scale"] = model.logit_scale.detach()
+    return ClipWeights(
+        source=f"release {source} ({card.name}, sha256 {card.files.get('model.safetensors', 'unknown')}), "
+        f"itself from {card.source}",
+        licence=card.licence,
+        state=state,
+        vision=image.vision_model.config,
+        layers=len(image.vision_model.encoder.layers),
+        # Without its use in training it is still at its initial value; a CLIP that was copied brought its own along.
+        final_norm=image.post_layernorm or not card.training.recipe,
+        text=text.text_model.config if isinstance(text, ClipTextTower) else None,
+        tokenizer_json=model.tokenizer_json,
+    )
+
+
+def fill_image_tower(tower: ClipImageTower, clip: ClipWeights, projection: ClipWeights | None = None) -> None:
+    """Copy CLIP's image tower; its projection comes from another CLIP where one is given.
+
+    Raises BadInputError when the towers differ, or layers are needed that the source has not kept.
+    """
+    needed: CLIPVisionConfig = tower.vision_model.config
+    _check(clip.source, "image tower", clip.vision, needed)
+    built = len(tower.vision_model.encoder.layers)
+    if built > clip.layers:
+        raise BadInputError(
+            f"{clip.source}: keeps {clip.layers} of the {needed.num_hidden_layers} layers of its image tower, those "
+            f"that it reads, and {built} are needed here: give the CLIP that it was made from, or a layer of "
+            f"{clip.layers - needed.num_hidden_layers - 1} or below"
+        )
+    if tower.post_layernorm and not clip.final_norm:
+        raise BadInputError(
+            f"{clip.source}: was trained without the final LayerNorm that is asked for here (post_layernorm), so its "
+            "values there mean nothing"
+        )
+    state = dict(clip.state)
+    if projection is not None:
+        state[_PROJECTION] = projection.state[_PROJECTION]
+    copy_tower(state, tower)
+
+
+def fill_zero_shot(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> ZooModel:
+    """Fill a model with the image tower of one CLIP, and projection, text and temperature of another or the same.
+
+    Returns it in evaluation mode. Raises BadInputError when one of them does not fit it, or has no text tower.
+    """
+    if not (
+        isinstance(model, DualEncoder)
+        and isinstance(model.image_tower, ClipImageTower)
+        and isinstance(model.text_tower, ClipTextTower)
+    ):
+        raise BadInputError(f"{model.card.name} is not made of CLIP towers")
+    if rest.text is None or rest.tokenizer_json is None or "logit_scale" not in rest.state:
+        raise BadInputError(f"{rest.source}: has no text tower, tokenizer and temperature to compare phrases with")
+    fill_image_tower(model.image_tower, image, rest)
+    _check(rest.source, "text tower", rest.text, model.text_tower.text_model.config)
+    copy_tower(rest.state, model.text_tower)
+    model.logit_scale.data.copy_(rest.state["logit_scale"])
+    model.tokenizer_json = rest.tokenizer_json
+    model.codec()
+    return model.eval()
+
+
+def _check(
+    source: str, tower: str, found: CLIPVisionConfig | CLIPTextConfig, needed: CLIPVisionConfig | CLIPTextConfig
+) -> None:
+    pairs = {name: (getattr(found, name), getattr(needed, name)) for name in _UNSEEN}
+    wrong = [f"{name} {there} (expected {here})" for name, (there, here) in pairs.items() if there != here]
+    if wrong:
+        raise BadInputError(f"{source}: its {tower} does not fit the architecture: {', '.join(wrong)}")

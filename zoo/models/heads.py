@@ -1,0 +1,173 @@
+"""Published classifiers on the image embedding of a frozen CLIP: LAION, Stable Diffusion's safety checker, others.
+
+Every head maps embeddings `[B, D]`, as projected and not normalised, to logits `[B, L]`; L are the card's labels. Its
+parameters are named as in the published files, so that an import renames next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError, close_match
+from zoo.models.base import ZooModel
+from zoo.models.towers import ClipImageTower, unit, vision_config
+
+#: The safety checker rounds its scores to 3 decimals: half of the last one.
+HALF_STEP = 0.0005
+#: What a special-care hit adds to the scores that follow it.
+ADJUSTMENT = 0.01
+
+
+class EmbeddingClassifier(ZooModel):
+    """CLIP's image tower as CLIP itself uses it, and the head that `card.hparams["head"]` names."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        kind = card.hparams["head"]
+        if kind not in HEADS:
+            raise BadInputError(f'{card.name}: there is no head "{kind}"' + close_match(str(kind), HEADS))
+        self.image_tower = ClipImageTower(card, vision_config(card), layer=-1, post_layernorm=True)
+        self.head = HEADS[kind](card)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `[B, L]` of images `[B, 3, S, S]` in [0, 1]."""
+        logits: Tensor = self.head(self.image_tower(pixels).embedding)
+        return logits
+
+
+class Laion(nn.Sequential):
+    """LAION's CLIP-based NSFW detector: the standardised unit embedding through linear layers with ReLU.
+
+    The published probability is the sigmoid of its one logit. Source: LAION-AI/CLIP-based-NSFW-Detector, where the
+    layers were carried over from AutoKeras.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        widths = [card.hparams["embedding_dim"], *card.hparams["hidden"], len(card.labels)]
+        layers: OrderedDict[str, nn.Module] = OrderedDict(norm=Standardise(widths[0]))
+        for number, (before, after) in enumerate(pairwise(widths), start=1):
+            if number > 1:
+                layers[f"relu_{number - 1}"] = nn.ReLU()
+            layers[f"linear_{number}"] = nn.Linear(before, after)
+        super().__init__(layers)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits `[B, 1]`."""
+        features = unit(embedding)
+        for layer in self:
+            features = layer(features)
+        return features
+
+
+class Standardise(nn.Module):
+    """(x - mean) / sqrt(variance) per feature of `[B, D]`, with statistics that were fixed when it was trained."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.full((width,), 1 / width))  # of unit vectors in no special direction
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardise a batch."""
+        return (features - self.mean) / self.variance.sqrt()
+
+
+class SafetyChecker(nn.Module):
+    """Stable Diffusion's safety checker: cosines with 17 concepts and 3 special-care concepts, a threshold each.
+
+    A score is cosine - threshold + adjustment, and a concept is hit when its score, **rounded to 3 decimals**, is
+    above 0. The adjustment is 0 and becomes 0.01 for all scores that follow, in the order special care, concepts, as
+    soon as one special-care score is above 0. An image is flagged when a concept is hit.
+
+    Rounding has no gradient, and lets a difference of 1e-7 between two engines jump by 1e-3. So nothing is rounded
+    here; instead every score is lowered by 0.0005, half of the last decimal: then it is above 0 exactly where the
+    rounded one is (upstream's scores are numpy's, which rounds half to even: 0.0005 itself becomes 0, no hit, here as
+    there). The adjustment is decided likewise. `round(logit + 0.0005, 3)` is the published score, and a sigmoid above
+    0.5 a hit.
+
+    Source: CompVis/stable-diffusion-safety-checker and Rando et al. 2022, arXiv 2210.04610, who describe it.
+    """
+
+    concept_embeds: Tensor
+    concept_embeds_weights: Tensor
+    special_care_embeds: Tensor
+    special_care_embeds_weights: Tensor
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        width = card.hparams["embedding_dim"]
+        concepts = [label for label in card.labels if label.startswith("concept_")]
+        special = [label for label in card.labels if label.startswith("special_care_")]
+        if (*concepts, *special) != card.labels:
+            raise BadInputError(f"{card.name}: labels must be concept_... and then special_care_..., got {card.labels}")
+        for name, count in (("concept", len(concepts)), ("special_care", len(special))):
+            self.register_buffer(f"{name}_embeds", torch.randn(count, width))
+            self.register_buffer(f"{name}_embeds_weights", torch.full((count,), 0.2))  # the thresholds
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits `[B, concepts + special care]`, above 0 for a hit."""
+        image = unit(embedding)
+        special = image @ unit(self.special_care_embeds).T - self.special_care_embeds_weights - HALF_STEP
+        concepts = image @ unit(self.concept_embeds).T - self.concept_embeds_weights - HALF_STEP
+        adjustment = torch.zeros_like(image[:, :1])
+        adjusted = []
+        for score in special.unbind(dim=1):
+            adjusted.append(score[:, None] + adjustment)
+            adjustment = torch.where(adjusted[-1] > 0, torch.full_like(adjustment, ADJUSTMENT), adjustment)
+        return torch.cat([concepts + adjustment, *adjusted], dim=1)
+
+
+class MultiHead(nn.ModuleDict):
+    """One small network per label on the embedding **as projected, not normalised**.
+
+    Linear, ReLU, Dropout, BatchNorm, Linear each; a label holds when the sigmoid of its logit is above 0.5. Source:
+    Qu et al., "Unsafe Diffusion", CCS 2023, arXiv 2305.13873.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        width, hidden = card.hparams["embedding_dim"], card.hparams["hidden"][0]
+        super().__init__({label: self._network(width, hidden) for label in card.labels})
+
+    @staticmethod
+    def _network(width: int, hidden: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(hidden), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits `[B, labels]`."""
+        return torch.cat([network(embedding) for network in self.values()], dim=1)
+
+
+class Q16(nn.Module):
+    """Two learned prompts in CLIP's space, one per label; the scores are a softmax of 100 times their cosines.
+
+    Source: Schramowski et al., "Can Machines Help Us Answering Question 16 in Datasheets", FAccT 2022,
+    arXiv 2202.06675.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        width = card.hparams["embedding_dim"]
+        # Untrained, the prompts are much alike: a factor of 100 makes all else certain of one label.
+        self.prompts = nn.Parameter(torch.randn(1, width) + 0.02 * torch.randn(len(card.labels), width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits `[B, 2]`: appropriate, inappropriate."""
+        return 100.0 * unit(embedding) @ unit(self.prompts).T
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "laion_nsfw": Laion,
+    "safety_checker": SafetyChecker,
+    "multihead": MultiHead,
+    "q16": Q16,
+}
