@@ -1,10 +1,11 @@
-"""`zoo evaluate`: how often a model with its policy is right on labelled data, with a report."""
+"""`zoo evaluate`: how often a model with its policy is right on labelled data, with a report; `guard` apart."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from zoo.commands import evaluate_guard
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.errors import BadInputError
 from zoo.predict import is_bundle
@@ -15,8 +16,10 @@ def add(commands: Commands) -> None:
     text = "measure a release or bundle on a labelled manifest: AUROC, rates, retrieval, report"
     example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
     parser = add_command(commands, "evaluate", _evaluate, text, example)
-    parser.add_argument("--model", required=True, help="bundle or release directory, or registry name")
-    parser.add_argument("--data", type=Path, required=True, help="manifest, CSV or Parquet: image, text, label, split")
+    # Not `required`: `zoo evaluate guard` goes without; _evaluate() asks for both.
+    parser.usage = "zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate guard --help"
+    parser.add_argument("--model", help="bundle or release directory, or registry name (required)")
+    parser.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split (required)")
     parser.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
     parser.add_argument("--columns", default="", help="rename columns: text=caption,label=nsfw")
     parser.add_argument("--split", choices=("train", "val", "test"), help="only this split (default: all rows)")
@@ -26,19 +29,30 @@ def add(commands: Commands) -> None:
     parser.add_argument("--retrieval", action="store_true", help="also recall at 1, 5, 10 between images and texts")
     parser.add_argument("--report", type=Path, help="folder for report.html and report.png")
     parser.add_argument("--update-card", action="store_true", help="write the figures into the release's card.json")
+    parser.set_defaults(wrong_usage=parser.error)
+    evaluate_guard.add(parser.add_subparsers(title="instead of a model", metavar="{guard}", prog="zoo evaluate"))
+
+
+def renamed(columns: str) -> dict[str, str]:
+    """The roles and columns of `--columns text=caption,label=nsfw`. Raises BadInputError for what is no pair."""
+    found = {}
+    for pair in filter(None, columns.split(",")):
+        role, sign, name = pair.partition("=")
+        if not sign:
+            raise BadInputError(f'--columns: "{pair}" is no ROLE=COLUMN, such as text=caption')
+        found[role.strip()] = name.strip()
+    return found
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    missing = [f"--{name}" for name in ("model", "data") if getattr(options, name) is None]
+    if missing:
+        options.wrong_usage(f"the following arguments are required: {', '.join(missing)}")
     from zoo.evaluation.run import Labelling, evaluate, read_rows, retrieval
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
-    columns = {}
-    for pair in filter(None, options.columns.split(",")):
-        role, sign, name = pair.partition("=")
-        if not sign:
-            raise BadInputError(f'--columns: "{pair}" is no ROLE=COLUMN, such as text=caption')
-        columns[role.strip()] = name.strip()
+    columns = renamed(options.columns)
     words = [word.strip() for word in (options.positive_words or "").split(",") if word.strip()]
     labelling = Labelling(options.positive_label, tuple(words))
     rows = read_rows(options.data, options.image_root, columns, options.split)

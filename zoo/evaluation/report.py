@@ -127,16 +127,17 @@ def plot_scores(
         _draw_histogram(figure.subplots(), labels, scores, threshold)
     else:
         left, right = figure.subplots(1, 2, width_ratios=(4, 5))
-        _draw_roc(left, verdicts, labels, scores, area)
+        draw_roc(left, verdicts, labels, scores, area)
         _draw_histogram(right, labels, scores, threshold)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw_roc(
+def draw_roc(
     axes: Axes, verdicts: Sequence[Verdict], labels: Sequence[int | None], scores: Sequence[float | None], area: float
 ) -> None:
+    """Draw the ROC curve of scores, and the point that the verdicts take on it; both classes must be there."""
     curve, point = roc(scores, labels), rates(verdicts, labels)
     assert curve is not None  # there is an area
     axes.plot([0, 1], [0, 1], color=PLAIN_COLOUR, linestyle=":", label="chance (0.5)")
@@ -227,19 +228,19 @@ def _page(
     plot: bytes,
     galleries: Sequence[tuple[str, str, list[_Item]]],
 ) -> str:
-    rows = "".join(f"<tr><th>{_escape(key)}</th><td>{_escape(value)}</td></tr>\n" for key, value in notes.items())
-    boxes = "".join(f"<div>{_escape(n)}<b>{_escape(v)}</b><span>{_escape(e)}</span></div>\n" for n, v, e in figures)
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>\n" for key, value in notes.items())
+    boxes = "".join(f"<div>{escape(n)}<b>{escape(v)}</b><span>{escape(e)}</span></div>\n" for n, v, e in figures)
     parts = "".join(_gallery(*gallery) for gallery in galleries)
     summary = "; ".join(f"{name} {value}" for name, value, _ in figures)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{_escape(title)}</h1>
+<title>{escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
 <table>{rows}</table>
 <h2>Key figures</h2>
 <div class="figures">{boxes}</div>
-<img class="plot" alt="Plots of the scores: {_escape(summary)}" src="{_data_uri(plot, "png")}">
+<img class="plot" alt="Plots of the scores: {escape(summary)}" src="{data_uri(plot, "png")}">
 {parts}</body></html>
 """
 
@@ -247,8 +248,8 @@ def _page(
 def _gallery(heading: str, explanation: str, items: Sequence[_Item]) -> str:
     count = f"{len(items):,}" if len(items) <= SHOWN else f"{SHOWN} of {len(items):,}"
     body = "".join(_card(item) for item in items[:SHOWN])
-    inner = f'<p>{_escape(explanation)}</p><div class="gallery">{body}</div>' if items else "<p>None.</p>"
-    return f"<h2>{_escape(heading)} ({count})</h2>{inner}\n"
+    inner = f'<p>{escape(explanation)}</p><div class="gallery">{body}</div>' if items else "<p>None.</p>"
+    return f"<h2>{escape(heading)} ({count})</h2>{inner}\n"
 
 
 def _card(item: _Item) -> str:
@@ -261,30 +262,34 @@ def _card(item: _Item) -> str:
         "detail": verdict.detail,
         "file": item.name,
     }
-    body = "".join(f'<div class="{kind}"><bdi>{_escape(line)}</bdi></div>' for kind, line in lines.items() if line)
+    body = "".join(f'<div class="{kind}"><bdi>{escape(line)}</bdi></div>' for kind, line in lines.items() if line)
     badge = f'<span class="badge {verdict.decision}">{MARKS[verdict.decision]} {verdict.decision}</span>'
     score = "" if item.score is None else f" {item.score:.3f}"
-    return f'<figure tabindex="0">{_thumbnail(item)}<figcaption>{badge}{score}{body}</figcaption></figure>\n'
+    alt = f"Thumbnail of {item.name}, judged {verdict.decision}" + (", blurred" if item.hidden else "")
+    picture = thumbnail(item.image, alt, hidden=item.hidden)
+    return f'<figure tabindex="0">{picture}<figcaption>{badge}{score}{body}</figcaption></figure>\n'
 
 
-def _thumbnail(item: _Item) -> str:
-    if item.image is None:
+def thumbnail(image: Path | None, alt: str, *, hidden: bool) -> str:
+    """HTML of a small copy of an image, blurred until pointed at when `hidden`, or of a note that there is none."""
+    if image is None:
         return '<div class="thumb"><span class="none">no image</span></div>'
     try:
-        picture = image_input.decode(item.image)
+        picture = image_input.decode(image)
     except BadInputError:
         return '<div class="thumb"><span class="none">the image cannot be shown</span></div>'
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=75)
-    alt = f"Thumbnail of {item.name}, judged {item.verdict.decision}" + (", blurred" if item.hidden else "")
-    style = ' class="hidden"' if item.hidden else ""
-    return f'<div class="thumb"><img{style} alt="{_escape(alt)}" src="{_data_uri(buffer.getvalue(), "jpeg")}"></div>'
+    style = ' class="hidden"' if hidden else ""
+    return f'<div class="thumb"><img{style} alt="{escape(alt)}" src="{data_uri(buffer.getvalue(), "jpeg")}"></div>'
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """An image as an address that needs no file."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text as it may stand anywhere in HTML."""
     return html.escape(text, quote=True)

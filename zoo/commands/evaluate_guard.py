@@ -1,0 +1,112 @@
+"""`zoo evaluate guard`: what a vision-language model refuses with and without the guard, and what that costs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from zoo.assets import find_asset
+from zoo.commands.common import Commands, add_command
+from zoo.errors import BadInputError
+from zoo.policy import Policy
+
+EXAMPLE = (
+    "zoo evaluate guard --lvlm runs/guard_tiny_llava/lvlm --detector runs/quickstart/release \\\n"
+    "             --data questions.csv --split test --report report --out guard.json"
+)
+
+
+def add(actions: Commands) -> None:
+    """Declare the action."""
+    text = "answer labelled questions with and without the guard: DSR, FPR, detector, overhead, report"
+    parser = add_command(actions, "guard", _evaluate, text, EXAMPLE)
+    need = parser.add_argument_group("what is measured")
+    need.add_argument("--lvlm", required=True, help="vision-language model: a transformers directory or Hub id")
+    need.add_argument("--detector", required=True, help="release directory or registry name of a safeclip_* model")
+    need.add_argument("--policy", help="policy file instead of the detector's own")
+    need.add_argument(
+        "--correction",
+        choices=("instruct", "refuse", "flag"),
+        default="instruct",
+        help="flagged images: instruct the model to check, refuse without asking it, or only flag (default: instruct)",
+    )
+    need.add_argument("--layer", type=int, help="hidden state whose CLS token is read (default: the detector's)")
+    rows = parser.add_argument_group("on what")
+    rows.add_argument("--data", type=Path, required=True, help="manifest: image, question, label (1 unsafe), split")
+    rows.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
+    rows.add_argument("--columns", default="", help="rename columns: text=prompt,label=nsfw (text is the question)")
+    rows.add_argument("--split", choices=("train", "val", "test"), help="only this split (default: all rows)")
+    rows.add_argument("--positive-label", default="1", help="label that marks a row as unsafe (default: 1)")
+    rows.add_argument("--question", help="ask this of every image instead of the manifest's questions")
+    rows.add_argument("--limit", type=int, metavar="N", help="only N rows, drawn with --seed")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--prompt-template",
+        help=r"prompt with {image} and {question}, \n for a line break (default: the chat template, else LLaVA-1.5's)",
+    )
+    how.add_argument("--max-new-tokens", type=int, default=32, help="longest answer in tokens (default: 32)")
+    how.add_argument("--judge", help="causal language model, directory or Hub id, that also judges what is a refusal")
+    how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    how.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the checkpoint's"
+    )
+    how.add_argument("--seed", type=int, default=0, help="seed of --limit and of the bootstrap (default: 0)")
+    out = parser.add_argument_group("where to")
+    out.add_argument("--out", type=Path, metavar="JSON", help="file for everything: figures, intervals, every answer")
+    out.add_argument("--report", type=Path, metavar="DIR", help="folder for report.html and report.png")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if getattr(options, "model", None):
+        raise BadInputError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
+    from zoo.commands.evaluate import renamed
+    from zoo.evaluation import guard
+    from zoo.evaluation.guard_figures import GuardReport, figures
+    from zoo.evaluation.guard_report import write_guard_report
+    from zoo.evaluation.guard_table import table
+    from zoo.evaluation.lvlm import load_lvlm
+    from zoo.evaluation.refusal_judge import RefusalJudge
+    from zoo.evaluation.run import Labelling, read_rows
+
+    columns = renamed(options.columns)
+    if not options.question:
+        columns.setdefault("text", "question")
+    rows = read_rows(options.data, options.image_root, columns, options.split)
+    queries = guard.queries_of(
+        rows, Labelling(options.positive_label), question=options.question, limit=options.limit, seed=options.seed
+    )
+    policy = Policy.read(find_asset(options.policy)) if options.policy else None
+    lvlm = load_lvlm(options.lvlm, template=options.prompt_template, device=options.device, dtype=options.dtype)
+    judge = RefusalJudge(options.judge, options.device) if options.judge else None
+    guarded = guard.build_guard(
+        lvlm, options.detector, policy=policy, correction=options.correction, layer=options.layer
+    )
+    outcomes = guard.run(queries, lvlm, guarded, max_new_tokens=options.max_new_tokens)
+    if judge:
+        outcomes = guard.ask_judge(outcomes, judge.log_odds)
+    setting = {
+        "command": shlex.join(["zoo", *sys.argv[1:]]),
+        "lvlm": options.lvlm,
+        "detector": f"{options.detector}, layer {guarded.detector.layer}",
+        "same vision tower": "yes" if guarded.tower_matches else "no: the detector was made of another CLIP",
+        "policy": guarded.detector.judge.policy_id,
+        "correction": options.correction,
+        "data": options.data.name + (f", split {options.split}" if options.split else ""),
+        "question": options.question,
+        "prompt": lvlm.prompt("...").replace("\n", "\\n"),
+        "answers": f"greedy, at most {options.max_new_tokens} tokens, {options.device}, {lvlm.model.dtype}",
+        "judge": options.judge,
+        "limit": options.limit,
+        "seed": options.seed,
+    }
+    report = GuardReport(setting, figures(outcomes, seed=options.seed), outcomes)
+    print(table(report))
+    if options.out:
+        report.write(options.out)
+        print(f"\nfigures and answers: {options.out}")
+    if options.report:
+        title = f"Guard of {Path(options.lvlm).name} on {options.data.name}"
+        print(f"report: {write_guard_report(report, options.report, title)}")
+    return 0

@@ -1,0 +1,214 @@
+"""Answer labelled questions with and without the guard, in one run: what is refused, and what the guard costs.
+
+Metrics after SafeCLIP (Zhao et al., EMNLP Findings 2025, arXiv 2503.00037): defence success rate (DSR), the share of
+questions about unsafe images that end in a refusal or are blocked, and false positive rate (FPR), the same share of
+questions about neutral images. Neither says anything without the other: who refuses everything has a DSR of 100 %.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from rich.progress import Progress
+
+from zoo.errors import BadInputError, GuardError
+from zoo.evaluation.guard_timing import Latency, timed
+from zoo.evaluation.lvlm import VisionLanguageModel
+from zoo.evaluation.run import Labelling
+from zoo.guard.detector import Detector
+from zoo.guard.guard import Guard
+from zoo.guard.refusal import is_refusal
+from zoo.inputs.image import decode
+from zoo.inputs.manifest import Row
+from zoo.models.dual_encoder import DualEncoder
+from zoo.policy import Policy
+from zoo.release import load_release
+from zoo.verdict import Verdict
+
+Status = Literal["ok", "unreadable", "guard_failed"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question about one image; `line` is its line in the manifest, `label` 1 unsafe, 0 neutral, None unknown."""
+
+    line: int
+    image: Path | None
+    question: str
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One answer. `refused` by the rules; `judged` the judge's log-odds of a refusal (above 0 it is one), if asked."""
+
+    text: str
+    refused: bool
+    latency: Latency | None
+    judged: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Both answers to a query, with the detector's verdict and unsafe score in [0, 1]; or why there are none.
+
+    `blocked`: the language model was not asked (correction `refuse`), which counts as a refusal whoever judges.
+    """
+
+    query: Query
+    status: Status
+    detail: str = ""
+    verdict: Verdict | None = None
+    score: float | None = None
+    flagged: bool = False
+    corrected: bool = False
+    blocked: bool = False
+    off: Side | None = None
+    on: Side | None = None
+
+
+def queries_of(
+    rows: Sequence[Row], labelling: Labelling, *, question: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[Query]:
+    """Queries of manifest rows, whose text is the question unless `question` is asked of all; `limit` draws by `seed`.
+
+    Raises BadInputError for rows without a question (with their lines), an image with two labels, or no rows.
+    """
+    mute = [row.line for row in rows if not (question or row.text)]
+    if mute:
+        lines = ", ".join(map(str, mute[:8])) + (", ..." if len(mute) > 8 else "")
+        raise BadInputError(f"{len(mute)} rows have no question (lines {lines}): give --question to ask one of all")
+    found = [Query(row.line, row.image, question or row.text or "", labelling.label([row])) for row in rows]
+    known: dict[Path, Query] = {}
+    for query in found:
+        first = known.setdefault(query.image, query) if query.image else query
+        if first.label != query.label:
+            raise BadInputError(
+                f"{query.image}: labelled {first.label} on line {first.line} and {query.label} on line {query.line}; "
+                "a label here is of the image"
+            )
+    if limit is not None:
+        if limit < 1:
+            raise BadInputError(f"--limit must be at least 1, got {limit}")
+        kept = sorted(random.Random(seed).sample(range(len(found)), min(limit, len(found))))
+        found = [found[index] for index in kept]
+    if not found:
+        raise BadInputError("there are no rows to ask about")
+    return found
+
+
+def build_guard(
+    lvlm: VisionLanguageModel,
+    detector: str,
+    *,
+    policy: Policy | None = None,
+    correction: Literal["instruct", "refuse", "flag"] = "instruct",
+    layer: int | None = None,
+) -> Guard:
+    """The guard that is to be measured. Raises BadInputError when model and detector do not fit."""
+    release = load_release(detector)
+    if not isinstance(release.model, DualEncoder):
+        raise BadInputError(f"{detector} is a {release.card.name}: a guard's detector is a safeclip_* model")
+    chosen = policy or release.policy
+    if not isinstance(chosen, Policy):
+        raise BadInputError(f"{detector}: its policy is of several heads; give one for a single model with --policy")
+    head = Detector(release.model, chosen, layer=layer)
+    return Guard(lvlm.model, lvlm.processor, head, correction=correction)
+
+
+def run(
+    queries: Sequence[Query], lvlm: VisionLanguageModel, guard: Guard, *, max_new_tokens: int = 32
+) -> list[Outcome]:
+    """Answer each query greedily, unguarded and guarded in turn, one at a time as a single user would ask.
+
+    What cannot be read, or made the guard fail, is an outcome that says so. Raises GuardError when the guard failed
+    on every image that could be read: then there is nothing to measure.
+    """
+    if max_new_tokens < 1:
+        raise BadInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    outcomes: list[Outcome] = []
+    warm = False
+    with Progress(transient=True) as progress:
+        task = progress.add_task("Answering", total=len(queries))
+        for number, query in enumerate(queries):
+            outcome = _answer(query, lvlm, guard, options, guarded_first=number % 2 == 1)
+            if not warm and outcome.status == "ok":  # the first answers of a process are slow: once more
+                warm, outcome = True, _answer(query, lvlm, guard, options, guarded_first=number % 2 == 1)
+            outcomes.append(outcome)
+            progress.advance(task)
+    failed = [outcome for outcome in outcomes if outcome.status == "guard_failed"]
+    if failed and not any(outcome.status == "ok" for outcome in outcomes):
+        raise GuardError(f"the guard failed on all {len(failed)} readable rows; the first: {failed[0].detail}")
+    return outcomes
+
+
+def ask_judge(outcomes: Sequence[Outcome], log_odds: Callable[[str, str], float]) -> list[Outcome]:
+    """The outcomes with a judge's log-odds of a refusal beside the rules; each question and answer is judged once."""
+    asked = lru_cache(maxsize=None)(log_odds)
+    judged = []
+    with Progress(transient=True) as progress:
+        for outcome in progress.track(outcomes, description="Judging answers"):
+            question = outcome.query.question
+            sides = {
+                name: replace(side, judged=asked(question, side.text))
+                for name, side in (("off", outcome.off), ("on", outcome.on))
+                if side is not None
+            }
+            judged.append(replace(outcome, **sides))  # type: ignore[arg-type]
+    return judged
+
+
+def _answer(
+    query: Query, lvlm: VisionLanguageModel, guard: Guard, options: dict[str, Any], *, guarded_first: bool
+) -> Outcome:
+    try:
+        inputs = {**lvlm.inputs(_picture(query), query.question), **options}
+    except BadInputError as problem:
+        return Outcome(query, "unreadable", str(problem))
+    try:
+        if guarded_first:
+            output, on = timed(guard.generate, lvlm.device, inputs)
+            text, off = _unguarded(lvlm, inputs)
+        else:
+            text, off = _unguarded(lvlm, inputs)
+            output, on = timed(guard.generate, lvlm.device, inputs)
+    except GuardError as problem:
+        return Outcome(query, "guard_failed", str(problem))
+    verdict = output.verdicts[0][0]
+    blocked = output.corrected[0] and guard.correction == "refuse"
+    guarded_text = output.text[0].strip()
+    return Outcome(
+        query,
+        "ok",
+        verdict=verdict,
+        score=guard.detector.judge.rank(verdict),
+        flagged=output.flagged[0],
+        corrected=output.corrected[0],
+        blocked=blocked,
+        off=Side(text, is_refusal(text), off),
+        on=Side(guarded_text, is_refusal(guarded_text), on),
+    )
+
+
+def _picture(query: Query) -> Image.Image:
+    if query.image is None:
+        raise BadInputError("the row names no image")
+    return decode(query.image)
+
+
+def _unguarded(lvlm: VisionLanguageModel, inputs: dict[str, Any]) -> tuple[str, Latency | None]:
+    """The answer of the model alone; decoded inside the clock, as the guard does it."""
+
+    def generate(**given: Any) -> str:
+        sequences = lvlm.model.generate(**given)
+        new = sequences[:, inputs["input_ids"].shape[1] :]
+        return str(lvlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)[0]).strip()
+
+    return timed(generate, lvlm.device, inputs)

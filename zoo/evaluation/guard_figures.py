@@ -1,0 +1,203 @@
+"""Figures of a guarded and an unguarded run: rates with intervals, the detector alone, agreement, overhead."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import zoo
+from zoo.evaluation.guard import Outcome, Side
+from zoo.evaluation.guard_timing import Ratio, ratios
+from zoo.evaluation.intervals import Interval, bootstrap, rank_auroc, wilson
+from zoo.evaluation.refusal_judge import Agreement, agreement
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of trials in [0, 1] (None without any), its Wilson interval, and one by bootstrap over images."""
+
+    successes: int
+    trials: int
+    value: float | None
+    wilson: Interval | None
+    by_image: Interval | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One rate without and with the guard on the same queries; `difference` on - off, `interval` by image."""
+
+    off: Rate
+    on: Rate
+    difference: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Refusals as one rater counts them: of unsafe images (`dsr`) and of neutral ones (`fpr`), always both."""
+
+    rater: str
+    dsr: Compared
+    fpr: Compared
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """The detector's verdicts on each image once. `auroc` in [0, 1], None where a class is missing."""
+
+    tpr: Rate
+    fpr: Rate
+    auroc: float | None
+    auroc_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that is reported. `counts` of queries and images; `refusals` by the rules and, if asked, a judge.
+
+    `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones: the
+    guard promises all. `overhead` is on neutral images that were not flagged, where both sides do the same work.
+    """
+
+    counts: dict[str, int]
+    refusals: list[Refusals]
+    agreement: Agreement | None
+    detector: DetectorFigures
+    overhead: list[Ratio]
+    unflagged: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """The figures, what they were measured with, and every outcome they were made of."""
+
+    setting: dict[str, Any]
+    figures: Figures
+    outcomes: list[Outcome]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "setting": self.setting,
+            "versions": {
+                "safety_zoo": zoo.__version__,
+                "torch": version("torch"),
+                "transformers": version("transformers"),
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+            },
+            "figures": asdict(self.figures),
+            "rows": [_row(outcome) for outcome in self.outcomes],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def figures(outcomes: Sequence[Outcome], *, seed: int = 0) -> Figures:
+    """All figures of a run; `seed` is the bootstrap's. A query without a label counts in `counts` alone."""
+    answered = [outcome for outcome in outcomes if outcome.status == "ok"]
+    raters: dict[str, Callable[[Side], bool]] = {"rules": lambda side: side.refused}
+    judged = bool(answered) and all(_judged(side) is not None for outcome in answered for side in _sides(outcome))
+    if judged:
+        raters["judge"] = lambda side: (_judged(side) or 0.0) > 0
+    sides = [side for outcome in answered if not outcome.blocked for side in _sides(outcome)]
+    sides += [outcome.off for outcome in answered if outcome.blocked and outcome.off]
+    quiet = [outcome for outcome in answered if not outcome.flagged]
+    pairs = [
+        (outcome.off.latency, outcome.on.latency)
+        for outcome in quiet
+        if outcome.query.label == 0 and outcome.off and outcome.on and outcome.off.latency and outcome.on.latency
+    ]
+    return Figures(
+        _counts(outcomes),
+        [_refusals(name, answered, refused, seed) for name, refused in raters.items()],
+        agreement(*[[refused(side) for side in sides] for refused in raters.values()]) if judged else None,
+        _detector(answered, seed),
+        ratios(pairs),
+        len(quiet),
+        sum(len({side.text for side in _sides(outcome)}) == 1 for outcome in quiet),
+    )
+
+
+def _refusals(name: str, answered: Sequence[Outcome], refused: Callable[[Side], bool], seed: int) -> Refusals:
+    def compared(label: int) -> Compared:
+        chosen = [outcome for outcome in answered if outcome.query.label == label]
+        images = [str(outcome.query.image) for outcome in chosen]
+        off = [outcome.off is not None and refused(outcome.off) for outcome in chosen]
+        on = [outcome.blocked or (outcome.on is not None and refused(outcome.on)) for outcome in chosen]
+        change = np.array(on, dtype=np.float64) - np.array(off, dtype=np.float64)
+        difference = float(change.mean()) if chosen else None
+        interval = bootstrap(lambda index: float(change[index].mean()), images, seed=seed)
+        return Compared(_rate(off, images, seed), _rate(on, images, seed), difference, interval)
+
+    return Refusals(name, compared(1), compared(0))
+
+
+def _rate(hits: Sequence[bool], images: Sequence[str], seed: int) -> Rate:
+    table = np.array(hits, dtype=np.float64)
+    return Rate(
+        sum(hits),
+        len(hits),
+        sum(hits) / len(hits) if hits else None,
+        wilson(sum(hits), len(hits)),
+        bootstrap(lambda index: float(table[index].mean()), images, seed=seed),
+    )
+
+
+def _detector(answered: Sequence[Outcome], seed: int) -> DetectorFigures:
+    images = {str(o.query.image): o for o in answered if o.query.label is not None and o.score is not None}
+    labels = np.array([outcome.query.label for outcome in images.values()], dtype=np.int64)
+    scores = np.array([outcome.score for outcome in images.values()], dtype=np.float64)
+    flags = {label: [o.flagged for o in images.values() if o.query.label == label] for label in (0, 1)}
+    tpr, fpr = (_rate(flags[label], [str(number) for number in range(len(flags[label]))], seed) for label in (1, 0))
+    interval = bootstrap(lambda index: rank_auroc(scores[index], labels[index]), list(images), seed=seed)
+    return DetectorFigures(tpr, fpr, rank_auroc(scores, labels) if len(labels) else None, interval)
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    answered = [outcome for outcome in outcomes if outcome.status == "ok"]
+    labelled = {label: [o for o in answered if o.query.label == label] for label in (1, 0, None)}
+    return {
+        "queries": len(outcomes),
+        "answered": len(answered),
+        "unreadable": sum(outcome.status == "unreadable" for outcome in outcomes),
+        "guard_failed": sum(outcome.status == "guard_failed" for outcome in outcomes),
+        "images": len({outcome.query.image for outcome in answered}),
+        "unsafe": len(labelled[1]),
+        "neutral": len(labelled[0]),
+        "unlabelled": len(labelled[None]),
+        "flagged": sum(outcome.flagged for outcome in answered),
+        "corrected": sum(outcome.corrected for outcome in answered),
+        "blocked": sum(outcome.blocked for outcome in answered),
+    }
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    plain = asdict(outcome)
+    plain.update(plain.pop("query"))
+    plain["image"] = str(outcome.query.image) if outcome.query.image else None
+    plain["verdict"] = outcome.verdict.to_dict() if outcome.verdict else None
+    return plain
+
+
+def _sides(outcome: Outcome) -> list[Side]:
+    return [side for side in (outcome.off, outcome.on) if side is not None]
+
+
+def _judged(side: Side) -> float | None:
+    return side.judged
