@@ -26,6 +26,7 @@ from zoo.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.judge import Judge
 from zoo.models.towers import clip_config, unit
+from zoo.policy import Policy
 
 Run = Callable[[list[bytes]], object]
 
@@ -133,6 +134,7 @@ def _transformers_peer(bundle: Bundle) -> Run:
     assert spec is not None  # bench() checked
     processor = CLIPImageProcessorPil(size={"shortest_edge": spec.size}, crop_size=spec.size)
     model = CLIPModel(clip_config(bundle.card)).eval()
+    assert isinstance(bundle.policy, Policy)  # a safeclip_* is no panel
     judge = Judge(bundle.card, bundle.policy)
     bank = unit(torch.randn(len(judge.outputs), bundle.card.hparams["embedding_dim"]))
 

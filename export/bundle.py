@@ -17,8 +17,7 @@ from zoo import schema
 from zoo.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import check_hashes
-from zoo.judge import Judge
-from zoo.policy import Policy
+from zoo.panel import AnyPolicy, bind, read_policy
 
 MODEL, TEXT_ENCODER, MANIFEST = "model.onnx", "text_encoder.onnx", "manifest.json"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
@@ -81,7 +80,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     card: ModelCard
-    policy: Policy
+    policy: AnyPolicy
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -103,8 +102,8 @@ def read_bundle(folder: str | Path) -> Bundle:
     card = ModelCard.read(folder / CARD)
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
-    policy = Policy.read(folder / POLICY)
-    Judge(card, policy)
+    policy = read_policy(folder / POLICY)
+    bind(card, policy)
     return Bundle(folder, manifest, card, policy)
 
 

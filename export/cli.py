@@ -42,6 +42,7 @@ def add_bench(commands: Commands) -> None:
     parser = add_command(commands, "bench", _bench, text, "zoo bench bundles/vit_b32 --batch 1,8,32 --threads 2")
     parser.add_argument("bundle", type=Path, nargs="?", help="bundle directory of a safeclip_* model")
     parser.add_argument("--startup", action="store_true", help="instead: time how fast the commands start")
+    parser.add_argument("--heads", metavar="PANEL", help="instead: time each head of a registered panel and its tower")
     parser.add_argument("--against", choices=("transformers",), default="transformers", help="the peer")
     parser.add_argument("--batch", default="1,8,32", help="batch sizes (default: 1,8,32)")
     parser.add_argument("--threads", type=int, default=2, help="threads of either side (default: 2)")
@@ -78,17 +79,23 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.startup == (options.bundle is not None):
-        raise BadInputError("zoo bench takes a bundle directory, or --startup")
+    if [options.bundle is not None, options.startup, options.heads is not None].count(True) != 1:
+        raise BadInputError("zoo bench takes a bundle directory, or --startup, or --heads PANEL")
     if options.startup:
         from export.bench_startup import bench_startup
 
         print(bench_startup(options.rounds))
         return 0
+    batches = [int(size) for size in options.batch.split(",")]
+    if options.heads:
+        from export.bench_heads import bench_heads
+
+        for batch in batches:
+            print(bench_heads(options.heads, batch, options.threads, options.rounds) + "\n")
+        return 0
     from export.bench import bench
 
     width, _, height = options.image.partition("x")
-    batches = [int(size) for size in options.batch.split(",")]
     result = bench(options.bundle, batches, options.threads, options.rounds, (int(width), int(height)))
     print(result.text())
     if options.out:

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 import zoo
 from export.bundle import MODEL, POLICY, TEXT_ENCODER, TOKENIZER, Manifest, TensorSpec
-from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import IncompatibleBundleError
 from zoo.files import hashes, new_directory
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.dual_encoder import PhraseEncoder
 from zoo.models.served import ServedModel
-from zoo.policy import Policy
-from zoo.predict import text_bank
+from zoo.panel import default_policy
+from zoo.predict import text_banks
 from zoo.registry import create_model, model_entry
 from zoo.release import Release, load_release, write_card
 
@@ -41,15 +40,15 @@ def export_onnx(
     """Export a release directory, a Hub release or a registered model to a bundle directory.
 
     With `untrained` the registered architecture is built with random weights and these hyperparameters, for
-    benchmarks. The default of the graph input `text_bank` is the release's policy. Raises what `load_release` raises,
-    BadInputError when `out` is taken, IncompatibleBundleError when the graph came out other than declared.
+    benchmarks. The defaults of the graph's text banks are those of the release's policy. Raises what `load_release`
+    raises, BadInputError when `out` is taken, IncompatibleBundleError when the graph came out other than declared.
     """
     release = load_release(source) if untrained is None else _untrained(str(source), untrained)
-    bank = text_bank(release.model, release.policy)
+    banks = text_banks(release.model, release.policy)
     inputs, outputs = contract(release.card)
     with new_directory(out, overwrite=overwrite) as folder:
-        _export_served(release, bank, inputs, folder / MODEL)
-        if isinstance(release.model, DualEncoder):
+        _export_served(release, banks, inputs, folder / MODEL)
+        if isinstance(release.model, PhraseEncoder) and banks:
             _export_text_encoder(release.model, folder / TEXT_ENCODER)
         write_card(release.card, folder)
         (folder / POLICY).write_text(release.policy.to_yaml(), encoding="utf-8")
@@ -63,7 +62,7 @@ def export_onnx(
 
 def _untrained(name: str, hparams: dict[str, Any]) -> Release:
     model = create_model(name, **hparams)
-    return Release(model, model.card, Policy.read(find_asset(model_entry(name).policy)))
+    return Release(model, model.card, default_policy(model_entry(name)))
 
 
 def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -75,15 +74,20 @@ def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
     specs["image_present"] = TensorSpec("image_present", "bool", ("batch",))
     inputs = [specs[name] for name in card.input_names]
     columns: int | str = len(card.labels)
-    if card.task == "zero_shot":
-        columns = "phrases"
+    if card.bank_names:
         width = card.hparams.get("embedding_dim", "width")
-        inputs.append(TensorSpec("text_bank", "float32", ("phrases", width), optional=True))
+        # Each bank has a length of its own; the outputs are as wide as all heads together.
+        lengths = ["phrases" if len(card.bank_names) == 1 else f"phrases_{n}" for n in range(len(card.bank_names))]
+        banks = zip(card.bank_names, lengths, strict=True)
+        inputs += [TensorSpec(name, "float32", (length, width), optional=True) for name, length in banks]
+        columns = "phrases"
+    if card.task == "panel":
+        columns = "outputs"
     outputs = tuple(TensorSpec(name, "float32", ("batch", columns)) for name in ("logits", "scores"))
     return tuple(inputs), outputs
 
 
-def _export_served(release: Release, bank: Tensor | None, inputs: tuple[TensorSpec, ...], path: Path) -> None:
+def _export_served(release: Release, banks: tuple[Tensor, ...], inputs: tuple[TensorSpec, ...], path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     examples: dict[str, Tensor] = {}
     for spec in inputs:
@@ -92,24 +96,25 @@ def _export_served(release: Release, bank: Tensor | None, inputs: tuple[TensorSp
         shape = [sizes.get(side, 0) if isinstance(side, str) else side for side in spec.shape]
         if spec.name == "image":
             examples["image"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        elif spec.name == "text_bank":
-            assert bank is not None
-            examples["text_bank"] = torch.cat([bank, bank])[: max(2, len(bank))]
+        elif spec.name in release.card.bank_names:
+            bank = banks[release.card.bank_names.index(spec.name)]
+            examples[spec.name] = torch.cat([bank, bank])[: max(2, len(bank))]
         elif spec.name == "image_present":
             examples["image_present"] = torch.ones(2, dtype=torch.bool)
         else:
             end = release.card.hparams.get("end_token", 1)
             examples[spec.name] = torch.full(shape, end if spec.name == "input_ids" else 1, dtype=torch.int64)
-    proto = _export(ServedModel(release.model).eval(), examples, inputs, ("logits", "scores"))
-    if bank is not None:
+    names = release.card.bank_names
+    proto = _export(ServedModel(release.model).eval(), examples, inputs, ("logits", "scores"), banks=names)
+    for name, bank in zip(release.card.bank_names, banks, strict=True):
         # An initializer that is also a graph input is its default: a policy may feed another bank.
-        proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), "text_bank"))
+        proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), name))
     _check_symbolic(proto, inputs)
     _save(proto, path)
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: PhraseEncoder) -> None:
         super().__init__()
         self.model = model
 
@@ -117,7 +122,7 @@ class _TextEncoder(nn.Module):
         return self.model.encode_text(input_ids, attention_mask)
 
 
-def _export_text_encoder(model: DualEncoder, path: Path) -> None:
+def _export_text_encoder(model: PhraseEncoder, path: Path) -> None:
     tokens = model.codec().encode(["a dog", "two cats on a mat"])
     examples = {"input_ids": torch.from_numpy(tokens.ids), "attention_mask": torch.from_numpy(tokens.mask)}
     specs = tuple(TensorSpec(name, "int64", ("batch", tokens.ids.shape[1])) for name in examples)
@@ -127,22 +132,33 @@ def _export_text_encoder(model: DualEncoder, path: Path) -> None:
 
 
 def _export(
-    module: nn.Module, examples: dict[str, Tensor], specs: tuple[TensorSpec, ...], outputs: tuple[str, ...]
+    module: nn.Module,
+    examples: dict[str, Tensor],
+    specs: tuple[TensorSpec, ...],
+    outputs: tuple[str, ...],
+    banks: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
+    """Trace a module that takes the examples by name; those of `banks` together, as the tuple `text_banks`."""
     dims: dict[str, Any] = {}  # one shared symbol per name: two inputs of one batch stay tied together
     shapes: dict[str, dict[int, Any]] = {}
     for spec in specs:
         named = {axis: side for axis, side in enumerate(spec.shape) if isinstance(side, str)}
         shapes[spec.name] = {axis: dims.setdefault(side, torch.export.Dim(side, min=1)) for axis, side in named.items()}
+    together = {"text_banks": banks} if banks else {}
+    alone = [name for name in examples if name not in banks]
+    arguments: dict[str, Any] = {name: examples[name] for name in alone}
+    arguments |= {key: tuple(examples[name] for name in names) for key, names in together.items()}
+    dynamic: dict[str, Any] = {name: shapes[name] for name in alone}
+    dynamic |= {key: tuple(shapes[name] for name in names) for key, names in together.items()}
     with _eager_attention(module), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (),
-            kwargs=examples,
-            dynamic_shapes=shapes,
+            kwargs=arguments,
+            dynamic_shapes=dynamic,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(examples),
+            input_names=[*alone, *banks],
             output_names=list(outputs),
             verbose=False,
         )

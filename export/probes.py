@@ -15,10 +15,14 @@ from zoo.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.inputs.image import load
 from zoo.judge import Judge
+from zoo.panel import HeadPolicy, PanelJudge, one_policy
 from zoo.policy import Category, Policy, Threshold
 from zoo.scorer import Feeds
 
 _WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
+
+#: Pairs of inputs, one just above a threshold and one just below, that are made at most.
+PAIRS = 32
 
 Scores = Callable[[Feeds], NDArray[np.float32]]
 
@@ -60,23 +64,42 @@ class Placed:
     feeds: Feeds
     count: int
     how: str
-    judge: Judge
+    judge: Judge | PanelJudge
 
 
-def placed_at_threshold(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32]) -> Placed:
-    """Make up to 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
+def placed_at_threshold(run: Scores, judge: Judge | PanelJudge, feeds: Feeds, scores: NDArray[np.float32]) -> Placed:
+    """Make up to 2 x 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
 
     Between an input that is flagged and one that is not, the images are blended, by bisection, until the verdict
     hangs on single grey levels. Where no input of either kind exists (an untrained model, say), one threshold is
-    moved to the median score of the inputs first.
+    moved to the median score of the inputs first. Of a panel, this is done for each head by itself.
     """
+    if not isinstance(judge, PanelJudge):
+        return _placed(run, judge, feeds, scores, PAIRS)
+    ends = np.cumsum([len(one.outputs) for one in judge.judges.values()]).tolist()
+    columns = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    by_head = {}
+    for (name, one), part in zip(judge.judges.items(), columns, strict=True):
+
+        def head(feeds: Feeds, part: slice = part) -> NDArray[np.float32]:
+            return run(feeds)[:, part]
+
+        by_head[name] = _placed(head, one, feeds, scores[:, part], max(4, PAIRS // len(columns)))
+    policies = tuple(HeadPolicy(name, one_policy(placed.judge.policy)) for name, placed in by_head.items())
+    together = {key: np.concatenate([placed.feeds[key] for placed in by_head.values()]) for key in feeds}
+    how = "for each head, " + "; ".join(sorted({placed.how for placed in by_head.values()}))
+    judge = PanelJudge(judge.card, dataclasses.replace(judge.policy, heads=policies))
+    return Placed(together, sum(placed.count for placed in by_head.values()), how, judge)
+
+
+def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32], most: int) -> Placed:
     flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
     how = "images blended until the verdict hangs on single grey levels"
     if not (flagged.any() and (~flagged).any()):
         judge = _at_median(judge, scores)
         flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
         how = "a threshold moved to the median score, as the policy's own divide no inputs"
-    over, under = np.flatnonzero(flagged)[:32], np.flatnonzero(~flagged)[:32]
+    over, under = np.flatnonzero(flagged)[:most], np.flatnonzero(~flagged)[:most]
     pairs = min(len(over), len(under))
     if pairs == 0 or "image" not in feeds:
         empty = {name: value[:0] for name, value in feeds.items()}

@@ -15,17 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import MODEL, TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
+from zoo.bank_cache import cached_bank
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
-from zoo.judge import Judge, phrases
+from zoo.judge import phrases
+from zoo.panel import AnyPolicy, bind, zero_shot_policies
 from zoo.policy import Policy
 from zoo.scorer import Feeds, Scorer
 
 
 def load(
     bundle: str | Path,
-    policy: Policy | None = None,
+    policy: AnyPolicy | None = None,
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -40,9 +42,11 @@ def load(
     """
     found = read_bundle(bundle)
     engine = OnnxEngine(found, device=device, threads=threads)
-    if policy is not None and found.card.task == "zero_shot":
-        engine.text_bank = embed_phrases(found, phrases(policy), threads=threads)
-    judge = Judge(found.card, policy or found.policy)
+    judge = bind(found.card, policy or found.policy)
+    if policy is not None:
+        policies = zero_shot_policies(found.card, policy)
+        banks = [text_bank(found, one, threads=threads) for one in policies]
+        engine.text_banks = dict(zip(found.card.bank_names, banks, strict=True))
     codec = read_codec(found) if found.card.reads_text else None
     return Scorer(judge, codec, engine, limits=limits, batch_size=batch_size, threads=threads or 2)
 
@@ -50,12 +54,12 @@ def load(
 class OnnxEngine:
     """One onnxruntime session on model.onnx. Thread-safe, as onnxruntime's sessions are.
 
-    `text_bank` `[P, D]` unit float32 replaces the default bank of a zero-shot graph when it is set.
+    `text_banks` replace the defaults of those graph inputs: each float32 `[P, D]`, unit norm over temperature.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
         self.session = _session(bundle.folder / MODEL, device, threads)
-        self.text_bank: NDArray[np.float32] | None = None
+        self.text_banks: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
         """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
@@ -63,24 +67,31 @@ class OnnxEngine:
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""
-        if self.text_bank is not None:
-            feeds = {**feeds, "text_bank": self.text_bank}
-        logits, scores = self.session.run(["logits", "scores"], feeds)
+        logits, scores = self.session.run(["logits", "scores"], {**feeds, **self.text_banks})
         return logits, scores
 
 
-def embed_phrases(bundle: Bundle, words: tuple[str, ...], *, threads: int | None = None) -> NDArray[np.float32]:
-    """The text bank `[P, D]` of phrases, unit norm, by the bundle's own text encoder."""
+def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> NDArray[np.float32]:
+    """The text bank `[P, D]` of a policy, unit norm over its temperature, by the bundle's own text encoder.
+
+    The embeddings are kept on disk (see `zoo.bank_cache`). Raises IncompatibleBundleError without a text encoder.
+    """
     if TEXT_ENCODER not in bundle.manifest.files:
         raise IncompatibleBundleError(
             f"{bundle.folder}: has no {TEXT_ENCODER}, so new phrases cannot be embedded; "
             f"export again: zoo export onnx --model {bundle.manifest.source} --out {bundle.folder} --overwrite"
         )
-    tokens = read_codec(bundle).encode(words)
-    session = _session(bundle.folder / TEXT_ENCODER, "cpu", threads)
-    (bank,) = session.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
-    result: NDArray[np.float32] = bank
-    return result
+
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        tokens = read_codec(bundle).encode(words)
+        session = _session(bundle.folder / TEXT_ENCODER, "cpu", threads)
+        found: NDArray[np.float32]
+        (found,) = session.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
+        return found
+
+    # read_bundle() compared both files with these hashes.
+    encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))
+    return cached_bank(encoder, phrases(policy), embed) / np.float32(policy.temperature)
 
 
 def read_codec(bundle: Bundle) -> TextCodec:

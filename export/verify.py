@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
@@ -15,9 +14,9 @@ from export.bundle import Bundle, Verification, read_bundle
 from export.probes import image_probes, placed_at_threshold, text_probes
 from export.runtime import OnnxEngine
 from zoo.errors import BadInputError, ParityError, TamperedFileError
-from zoo.judge import Judge
-from zoo.models.served import ServedModel
-from zoo.predict import text_bank
+from zoo.models.served import ServedRun
+from zoo.panel import bind
+from zoo.predict import text_banks
 from zoo.release import Release, load_release
 from zoo.scorer import Feeds
 
@@ -117,20 +116,10 @@ class _Pair:
 
     def __init__(self, bundle: Bundle, release: Release) -> None:
         self.card = release.card
-        self.judge = Judge(release.card, bundle.policy)
+        self.judge = bind(release.card, bundle.policy)
         self.engine = OnnxEngine(bundle)
-        self.served = ServedModel(release.model).eval()
-        self.bank = text_bank(release.model, bundle.policy)
+        self.eager = ServedRun(release.model, text_banks(release.model, bundle.policy)).run
         self.codec = release.model.codec() if release.card.reads_text else None
-
-    @torch.inference_mode()
-    def eager(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores by eager torch."""
-        tensors = {name: torch.as_tensor(value) for name, value in feeds.items()}
-        if self.bank is not None:
-            tensors["text_bank"] = self.bank
-        logits, scores = self.served(**tensors)
-        return logits.numpy(), scores.numpy()
 
     def feeds(self, pixels: NDArray[np.uint8], offset: int = 0) -> Feeds:
         """The feeds of images `[B, H, W, 3]`, with texts, and with inputs left out where the model allows it."""

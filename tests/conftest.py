@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # Before anything imports huggingface_hub: offline, each look-up that fails costs minutes otherwise.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Text banks of random test models are of no use to anybody else.
+os.environ["SAFETY_ZOO_CACHE"] = tempfile.mkdtemp(prefix="safety-zoo-tests-")
 # The models of the tests are tiny: a second thread gains nothing, and where the cores are busy it costs a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -15,13 +15,13 @@ HEAVY = ("torch", "transformers", "lightning")
 #: From the bottom up. A folder stands for all modules in it.
 LAYERS = (
     ("zoo.errors",),
-    ("zoo.schema", "zoo.files", "zoo.assets"),
+    ("zoo.schema", "zoo.files", "zoo.assets", "zoo.bank_cache"),
     ("zoo.card", "zoo.policy", "zoo.verdict"),
-    ("zoo.judge", "zoo.registry", "zoo.inputs"),
+    ("zoo.judge", "zoo.panel", "zoo.panel_card", "zoo.registry", "zoo.inputs"),
     ("zoo.scorer",),
     ("zoo.models",),
     ("zoo.release",),
-    ("zoo.predict", "zoo.checkpoint", "zoo.importers"),
+    ("zoo.predict", "zoo.checkpoint", "zoo.importers", "zoo.create_panel"),
     ("zoo.guard",),
     ("zoo.evaluation",),
     ("zoo.training",),

@@ -27,15 +27,16 @@ from zoo.errors import (
 from zoo.inputs.text import train_tokenizer
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import DualEncoder
+from zoo.panel import AnyPolicy
 from zoo.policy import Category, Policy, Threshold
-from zoo.predict import load_scorer, text_bank
+from zoo.predict import load_scorer, text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release import load_clip, load_release, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
 
 
-def _logits(model: ZooModel, policy: Policy) -> Tensor:
+def _logits(model: ZooModel, policy: AnyPolicy) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     given = [torch.rand(2, 3, model.image_size, model.image_size, generator=generator)]
     if model.card.reads_text:
@@ -43,9 +44,9 @@ def _logits(model: ZooModel, policy: Policy) -> Tensor:
         given += [torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)]
     if "image_present" in model.card.input_names:
         given.append(torch.tensor([True, False]))
-    bank = text_bank(model, policy)
+    banks = text_banks(model, policy)
     with torch.inference_mode():
-        logits: Tensor = model(*given, *([] if bank is None else [bank]))
+        logits: Tensor = model(*given, *banks)
     return logits
 
 
@@ -155,7 +156,7 @@ class _Custom:
     pass
 
 
-def _checkpoint(path: Path, model: ZooModel, policy: Policy, **changes: Any) -> Path:
+def _checkpoint(path: Path, model: ZooModel, policy: AnyPolicy, **changes: Any) -> Path:
     stored = {"card": model.card.to_dict(), "policy": policy.to_dict(), "tokenizer": model.tokenizer_json}
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, CHECKPOINT_KEY: stored} | changes, path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.verdicts import same_verdict
 from zoo.errors import BadInputError
 from zoo.inputs.image import Pixels
 from zoo.predict import load_scorer, model_scorer
@@ -35,12 +36,6 @@ def _images(count: int) -> list[Pixels]:
     return [rng.integers(0, 256, (30 + 3 * i, 50, 3), dtype=np.uint8) for i in range(count)]
 
 
-def _same(one: Verdict, other: Verdict) -> bool:
-    """Equal but for the last digits of the scores, which the batch size may move."""
-    close = one.scores == pytest.approx(other.scores, abs=1e-6)
-    return close and {**one.to_dict(), "scores": 0} == {**other.to_dict(), "scores": 0}
-
-
 @pytest.mark.parametrize("name", list_models("test_*"))
 def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp_path: Path) -> None:
     scorer = scorers[name]
@@ -57,7 +52,7 @@ def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp
             assert verdict.detail
         else:
             assert verdict.status == "ok"
-            assert _same(verdict, scorer.verdict(image, texts[i] if texts else None))
+            assert same_verdict(verdict, scorer.verdict(image, texts[i] if texts else None), 1e-6)
         assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
@@ -118,7 +113,7 @@ def test_the_order_is_kept_over_batches(scorers: dict[str, Scorer]) -> None:
     assert [len(batch) for batch in batches] == [3, 3, 3, 1]
     flat = [verdict for batch in batches for verdict in batch]
     alone = [scorer.verdict(image) for image in images]
-    assert all(_same(one, other) for one, other in zip(flat, alone, strict=True))
+    assert all(same_verdict(one, other, 1e-6) for one, other in zip(flat, alone, strict=True))
     assert len({tuple(verdict.scores.values()) for verdict in flat}) == 10
     assert scorer.verdicts([]) == []
 
@@ -161,4 +156,4 @@ def test_eight_threads_get_the_same_answers(scorers: dict[str, Scorer]) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(work, range(8)):
-            assert all(_same(one, other) for one, other in zip(found, expected * 3, strict=True))
+            assert all(same_verdict(one, other, 1e-6) for one, other in zip(found, expected * 3, strict=True))

@@ -14,8 +14,8 @@ from zoo.errors import BadCardError
 
 Resize = Literal["shortest_edge_crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear", "bilinear_align_corners"]
-Score = Literal["softmax", "sigmoid"]
-Task = Literal["zero_shot", "classification"]
+Score = Literal["softmax", "sigmoid", "by_head"]
+Task = Literal["zero_shot", "classification", "panel"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -83,7 +83,8 @@ class ModelCard:
     """Everything that travels with the weights, unchanged, from the registry to the runtime.
 
     `labels` are the outputs of a classifier, in order; empty for a zero-shot model, whose outputs are the
-    phrases of the policy. `requires` says which inputs must be there for an answer; `accepts` which may be.
+    phrases of the policy, and for a panel, whose heads have cards of their own. `requires` says which inputs must
+    be there for an answer; `accepts` which may be.
     `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
     """
 
@@ -110,8 +111,10 @@ class ModelCard:
             raise ValueError(f'name must be "architecture.tag", got "{self.name}"')
         if self.task == "classification" and not self.labels:
             raise ValueError("a classification card must list its labels")
-        if self.task == "zero_shot" and self.labels:
-            raise ValueError(f"a zero_shot card has no labels (its policy has phrases), got {self.labels}")
+        if self.task != "classification" and self.labels:
+            raise ValueError(f"a {self.task} card has no labels of its own, got {self.labels}")
+        if (self.task == "panel") != (self.score == "by_head"):
+            raise ValueError(f'score "by_head" is for panels, and theirs alone; task {self.task}, score {self.score}')
         missing = [kind for kind in self.requires if getattr(self, kind) is None]
         if missing:
             raise ValueError(f'requires {missing}, but describes no such input: fill in "{missing[0]}"')
@@ -142,6 +145,20 @@ class ModelCard:
         if self.image is not None and "image" not in self.requires:
             names.append("image_present")
         return tuple(names)
+
+    @property
+    def heads(self) -> dict[str, ModelCard]:
+        """The cards of a panel's heads, by their names in the panel, in the order of its outputs."""
+        found = self.hparams.get("heads", []) if self.task == "panel" else []
+        return {head["name"]: ModelCard.from_dict(head["card"], f"head {head['name']}") for head in found}
+
+    @property
+    def bank_names(self) -> tuple[str, ...]:
+        """The text banks that the model takes after its inputs: one for each set of phrases that it compares with."""
+        if self.task == "panel":
+            zero_shot = [number for number, card in enumerate(self.heads.values()) if card.task == "zero_shot"]
+            return tuple(f"text_bank_{number}" for number in zero_shot)
+        return ("text_bank",) if self.task == "zero_shot" else ()
 
     def replace(self, **changes: Any) -> ModelCard:
         """Return a copy with these fields changed, checked like any other card."""

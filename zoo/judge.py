@@ -27,6 +27,11 @@ class Judge:
         self.policy_id = policy.id
         zero_shot = card.task == "zero_shot"
         self.outputs = phrases(policy) if zero_shot else card.labels
+        if not zero_shot and (policy.temperature != 1 or policy.pooling == "logsumexp"):
+            raise BadPolicyError(
+                f'policy "{policy.name}": temperature and pooling logsumexp are for the phrases of a zero-shot model, '
+                f"and {card.name} is a classifier"
+            )
         self._members: list[list[int]] = []
         start = 0
         for category in policy.categories:
@@ -37,6 +42,9 @@ class Judge:
                 self._members.append([card.labels.index(label) for label in labels_of(category, card)])
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
+        limits = {c.threshold.value for c in policy.categories if c.threshold}
+        #: The one threshold that all categories share, if they do.
+        self.threshold = limits.pop() if len(limits) == 1 else None
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
@@ -46,9 +54,14 @@ class Judge:
             "sum": lambda part: part.sum(axis=1),
             "mean": lambda part: part.mean(axis=1),
             "max": lambda part: part.max(axis=1),
+            # The mean of probabilities is that of exp(logit) but for a factor, which the division below undoes.
+            "logsumexp": lambda part: part.mean(axis=1),
         }
         wide = scores.astype(np.float64)
-        return np.stack([pool[self.policy.pooling](wide[:, members]) for members in self._members], axis=1)
+        table: NDArray[np.float64] = np.stack([pool[self.policy.pooling](wide[:, members]) for members in self._members], axis=1)
+        if self.policy.pooling == "logsumexp":
+            table = table / table.sum(axis=1, keepdims=True)
+        return table
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which categories `[B, C]` are flagged: above their threshold and, under `argmax`, the highest."""
@@ -65,6 +78,24 @@ class Judge:
     def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """One score `[B]` to rank items by: the highest score among categories that block or ask for review."""
         highest: NDArray[np.float64] = category_scores[:, self._flaggable].max(axis=1)
+        return highest
+
+    def rank(self, verdict: Verdict) -> float | None:
+        """The score that a verdict ranks by, as `unsafe_score`; None for what was not judged."""
+        guarded = [c.name for c in self.policy.categories if c.action != "allow"]
+        return max(verdict.scores[name] for name in guarded) if verdict.status == "ok" else None
+
+    def risks(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores `[B]` on a scale that other policies share: 0.5 at the threshold, linear on either side of it.
+
+        The highest of the categories that block or ask for review; above 0.5 only where one of them is flagged.
+        """
+        limit = np.where(self._flaggable, np.minimum(self._thresholds, 1.0), 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            below = np.where(category_scores > 0, 0.5 * category_scores / limit, 0.0)
+            above = 0.5 + 0.5 * (category_scores - limit) / (1 - limit)
+        risk = np.where(self.flags(category_scores), above.clip(0.5, 1.0), below.clip(0.0, 0.5))
+        highest: NDArray[np.float64] = risk[:, self._flaggable].max(axis=1)
         return highest
 
     def verdicts(

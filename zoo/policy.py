@@ -73,7 +73,9 @@ class Policy:
 
     `rule` `argmax`: only the highest-scoring category can be flagged (SafeCLIP, arXiv 2503.00037); `each`:
     every category is judged against its own threshold. `pooling` makes a category's score from the scores of
-    its phrases or labels: `sum` (probabilities of exclusive outputs), `mean` or `max`.
+    its phrases or labels: `sum` (probabilities of exclusive outputs), `mean`, `max`, or, for phrases, `logsumexp`:
+    a softmax over the categories' log-mean-exp of logits, so that a category gains nothing by having more phrases.
+    `temperature` divides a zero-shot model's logits before the softmax: above 1 the scores are more even.
     """
 
     name: str
@@ -81,10 +83,13 @@ class Policy:
     summary: str
     categories: tuple[Category, ...]
     rule: Literal["argmax", "each"] = "each"
-    pooling: Literal["sum", "mean", "max"] = "sum"
+    pooling: Literal["sum", "mean", "logsumexp", "max"] = "sum"
+    temperature: float = 1.0
     schema_version: Literal[1] = 1
 
     def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
         names = [category.name for category in self.categories]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.bank_cache import cached_bank
 from zoo.errors import MissingDependencyError
-from zoo.judge import Judge, phrases
+from zoo.judge import phrases
+from zoo.panel import AnyPolicy, bind, zero_shot_policies
 from zoo.policy import Policy
 from zoo.scorer import Scorer
 
@@ -15,9 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.models.base import ZooModel
+    from zoo.models.dual_encoder import PhraseEncoder
 
 
-def load_scorer(source: str | Path, policy: Policy | None = None, **options: Any) -> Scorer:
+def load_scorer(source: str | Path, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
     """Load a bundle, a release, a Hub release or a registered model; `policy` replaces its own.
 
     A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
@@ -42,17 +49,47 @@ def is_bundle(source: str | Path) -> bool:
     return (Path(source) / "manifest.json").is_file()
 
 
-def model_scorer(model: ZooModel, policy: Policy, **options: Any) -> Scorer:
+def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
     """Bind a model that is in memory to a policy, on its own device. The model is put in evaluation mode."""
     from zoo.models.served import ServedRun
 
-    judge = Judge(model.card, policy)
+    judge = bind(model.card, policy)
     codec = model.codec() if model.card.reads_text else None
-    return Scorer(judge, codec, ServedRun(model.eval(), text_bank(model, policy)), **options)
+    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, policy)), **options)
 
 
-def text_bank(model: ZooModel, policy: Policy) -> Tensor | None:
-    """The embedded phrases `[P, D]` of a policy for a zero-shot model; None for a classifier."""
-    from zoo.models.dual_encoder import DualEncoder
+def text_banks(model: ZooModel, policy: AnyPolicy) -> tuple[Tensor, ...]:
+    """The banks that a model takes with this policy, in the order of `card.bank_names`; none for a classifier."""
+    from zoo.models.dual_encoder import PhraseEncoder
 
-    return model.embed_phrases(phrases(policy)) if isinstance(model, DualEncoder) else None
+    if not isinstance(model, PhraseEncoder):
+        bind(model.card, policy)
+        return ()
+    return tuple(text_bank(model, one) for one in zero_shot_policies(model.card, policy))
+
+
+def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
+    """The embedded phrases `[P, D]` of a policy, unit norm over its temperature, on the model's device.
+
+    The embeddings are kept on disk (see `zoo.bank_cache`), by the content of text tower, tokenizer and phrases.
+    """
+    import torch
+
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
+        return found
+
+    bank = cached_bank(_encoder_hash(model), phrases(policy), embed)
+    weight = next(model.text_tower.parameters())
+    return torch.from_numpy(bank / np.float32(policy.temperature)).to(weight)
+
+
+def _encoder_hash(model: PhraseEncoder) -> str:
+    """A hash of text tower and tokenizer as they are in memory: weights that changed since they were loaded show."""
+    import torch
+
+    found = hashlib.sha256((model.tokenizer_json or "").encode())
+    for name, value in model.text_tower.state_dict().items():
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

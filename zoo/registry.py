@@ -26,7 +26,8 @@ class ModelEntry:
 
     `builder` is a callable from card to module, or its "module:name", imported when first built.
     `pretrained` is a Hugging Face Hub id of a CLIP, `random`, or None where nobody published weights.
-    `policy` names the shipped policy that judges it unless another is given.
+    `policy` names the shipped policy that judges it unless another is given; empty for a panel, whose heads have
+    theirs.
     """
 
     card: ModelCard
@@ -140,3 +141,4 @@ def _load_builtin() -> None:
     if not _builtin_loaded:
         _builtin_loaded = True
         importlib.import_module("zoo.models.catalogue")
+        importlib.import_module("zoo.models.panels")

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, NoWeightsError, UnknownModelError
 from zoo.files import check_hashes, hashes, new_directory
-from zoo.judge import Judge
-from zoo.policy import Policy
+from zoo.panel import AnyPolicy, bind, default_policy, read_policy
 from zoo.registry import RANDOM, ModelEntry, build, list_models, model_card, model_entry
 
 if TYPE_CHECKING:
@@ -28,10 +26,10 @@ class Release:
 
     model: ZooModel
     card: ModelCard
-    policy: Policy
+    policy: AnyPolicy
 
 
-def write_release(model: ZooModel, policy: Policy, out: Path, *, overwrite: bool = False) -> ModelCard:
+def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: bool = False) -> ModelCard:
     """Write a release directory and return its card, hashes filled in.
 
     Everything is written beside `out` and moved there at the end, so that a broken run leaves no release.
@@ -39,7 +37,7 @@ def write_release(model: ZooModel, policy: Policy, out: Path, *, overwrite: bool
     """
     from safetensors.torch import save_file
 
-    Judge(model.card, policy)
+    bind(model.card, policy)
     with new_directory(out, overwrite=overwrite) as folder:
         tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)
@@ -97,8 +95,8 @@ def _read_release(folder: Path) -> Release:
     from safetensors.torch import load_file
 
     card = checked_card(folder)
-    policy = Policy.read(folder / POLICY)
-    Judge(card, policy)
+    policy = read_policy(folder / POLICY)
+    bind(card, policy)
     model = build(card)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -111,7 +109,7 @@ def _read_release(folder: Path) -> Release:
 
 
 def _published(entry: ModelEntry) -> Release:
-    policy = Policy.read(find_asset(entry.policy))
+    policy = default_policy(entry)
     name = entry.card.name
     if entry.pretrained is None:
         raise NoWeightsError(

@@ -99,6 +99,8 @@ def _field_names(cls: type, path: list[Any]) -> list[str]:
     adapter_schema = TypeAdapter(cls).json_schema()
     definitions = adapter_schema.get("$defs", {})
     node: dict[str, Any] = adapter_schema
+    if "$ref" in node:  # a class that holds others of its own kind
+        node = definitions[node["$ref"].rsplit("/", 1)[-1]]
     for part in path:
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         options = [option for option in node.get("anyOf", [node]) if option.get("type") != "null"]

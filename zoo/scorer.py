@@ -20,6 +20,7 @@ from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
 from zoo.judge import Judge
+from zoo.panel import PanelJudge
 from zoo.verdict import Verdict
 
 Feeds: TypeAlias = dict[str, NDArray[np.generic]]
@@ -52,7 +53,7 @@ class Scorer:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: Judge | PanelJudge,
         codec: TextCodec | None,
         engine: Engine,
         *,

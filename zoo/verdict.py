@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -20,6 +21,8 @@ class Verdict:
     `scores` maps each category of the policy to its score in [0, 1]; `category` is the one that decided
     (the highest-scoring one that was flagged; for a safe answer the highest-scoring category).
     `text_truncated` says that a part of the text was cut off and so not judged. `detail` explains a status.
+    A panel's scores and category are those of its heads (their risks, see `PanelPolicy`); `heads` holds the verdict
+    of each, and `disagreement` lies between 0 (all heads agree) and 1 (half of them flag the item).
     """
 
     status: Status
@@ -31,6 +34,8 @@ class Verdict:
     source: str = ""
     text_truncated: bool = False
     detail: str = ""
+    heads: dict[str, Verdict] = field(default_factory=dict)
+    disagreement: float | None = None
     schema_version: Literal[1] = 1
 
     def __post_init__(self) -> None:

@@ -19,8 +19,8 @@ from export.runtime import OnnxEngine
 from zoo.card import ModelCard
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files import hashes
-from zoo.policy import Policy
-from zoo.predict import text_bank
+from zoo.panel import read_policy
+from zoo.predict import text_banks
 from zoo.registry import list_models
 from zoo.release import load_release
 
@@ -56,7 +56,8 @@ def test_batch_height_and_width_are_symbolic(bundles: dict[str, Path], name: str
     proto = onnx.load(bundles[name] / MODEL)
     inputs = {value.name: _sides(value) for value in proto.graph.input}
     assert inputs["image"] == ("batch", "height", "width", 3)
-    assert {sides[0] for key, sides in inputs.items() if key != "text_bank"} == {"batch"}  # one symbol for them all
+    batches = {sides[0] for key, sides in inputs.items() if not key.startswith("text_bank")}
+    assert batches == {"batch"}  # one symbol for them all
     for value in proto.graph.output:
         assert _sides(value)[0] == "batch"
     manifest = read_bundle(bundles[name]).manifest
@@ -83,8 +84,7 @@ def test_the_default_text_bank_is_that_of_the_policy(bundles: dict[str, Path]) -
     release = load_release(CLIP)
     proto = onnx.load(bundles[CLIP] / MODEL)
     (stored,) = [numpy_helper.to_array(w) for w in proto.graph.initializer if w.name == "text_bank"]
-    wanted = text_bank(release.model, release.policy)
-    assert wanted is not None
+    (wanted,) = text_banks(release.model, release.policy)
     assert np.array_equal(stored, wanted.numpy())
 
 
@@ -94,11 +94,11 @@ def test_a_bank_of_another_size_is_taken(bundles: dict[str, Path], phrases: int)
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     default = engine({"image": image})
     bank = np.random.default_rng(1).normal(size=(phrases, 16)).astype(np.float32)
-    engine.text_bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    engine.text_banks = {"text_bank": bank / np.linalg.norm(bank, axis=1, keepdims=True)}
     scores = engine({"image": image})
     assert scores.shape == (3, phrases)
     assert scores.sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
-    engine.text_bank = None
+    engine.text_banks = {}
     assert np.array_equal(engine({"image": image}), default)
 
 
@@ -172,4 +172,4 @@ def test_exporting_leaves_the_model_and_its_attention_as_they_were() -> None:
 
 def test_the_policy_of_the_bundle_is_that_of_the_release(bundles: dict[str, Path]) -> None:
     for name in MODELS:
-        assert Policy.read(bundles[name] / "policy.yaml") == load_release(name).policy
+        assert read_policy(bundles[name] / "policy.yaml") == load_release(name).policy

@@ -19,7 +19,7 @@ from zoo.card import ModelCard
 from zoo.cli import run
 from zoo.errors import BadInputError, ParityError, TamperedFileError
 from zoo.files import sha256
-from zoo.judge import Judge
+from zoo.panel import bind
 from zoo.registry import create_model, list_models, model_card
 from zoo.release import load_release, write_release
 from zoo.scorer import Feeds
@@ -154,7 +154,7 @@ def test_the_checked_shapes_are_not_the_traced_ones() -> None:
 def test_blends_lie_on_either_side_of_the_threshold() -> None:
     """With brightness for a score, half of the placed inputs are just above the threshold and half just below."""
     release = load_release(NSFWJS)
-    judge = Judge(release.card, release.policy)
+    judge = bind(release.card, release.policy)
 
     def brightness(feeds: Feeds) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         share = feeds["image"].astype(np.float32).mean(axis=(1, 2, 3)) / 255

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from zoo.assets import find_asset
-from zoo.policy import Policy
+from zoo.panel import AnyPolicy
+from zoo.panel import read_policy as read_policy_file
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -27,6 +28,6 @@ def add_command(
     return parser
 
 
-def read_policy(path: str | None) -> Policy | None:
+def read_policy(path: str | None) -> AnyPolicy | None:
     """The policy of a `--policy` option, as given or as shipped; None where the option was left out."""
-    return Policy.read(find_asset(path)) if path else None
+    return read_policy_file(find_asset(path)) if path else None

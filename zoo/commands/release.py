@@ -21,8 +21,10 @@ def add(commands: Commands) -> None:
 
 def _release(options: argparse.Namespace) -> int:
     from zoo.checkpoint import release_checkpoint
+    from zoo.panel import one_policy
 
     policy = read_policy(options.policy)
-    card = release_checkpoint(options.checkpoint, options.out, policy=policy, overwrite=options.overwrite)
+    single = one_policy(policy) if policy is not None else None
+    card = release_checkpoint(options.checkpoint, options.out, policy=single, overwrite=options.overwrite)
     print(f"{options.out}: {card.name}, trained by {card.training.recipe or '?'} for {card.training.epochs} epochs")
     return 0

@@ -75,6 +75,8 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
     for number, verdict in enumerate(verdicts):
         item = verdict.source.removeprefix(f"{folder}/") or f'"{(texts or [""])[number][:40]}"'
         note = verdict.detail or ("text cut off: the rest was not judged" if verdict.text_truncated else "")
+        if verdict.disagreement:
+            note = "heads disagree: " + ", ".join(f"{name} {head.decision}" for name, head in verdict.heads.items())
         if verdict.status != "ok":
             note = f"{verdict.status}: {note}"
         score = f"{verdict.scores[verdict.category]:.3f}" if verdict.category else ""

@@ -15,7 +15,7 @@ from zoo.card import Measurement, ModelCard
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, rates, recall_at_k
 from zoo.inputs.manifest import Row, read_manifest
-from zoo.policy import Policy
+from zoo.panel import AnyPolicy
 from zoo.predict import load_scorer
 from zoo.release import load_release, write_card
 from zoo.verdict import Verdict
@@ -96,7 +96,7 @@ def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], spli
 
 
 def evaluate(
-    model: str, rows: list[Row], labelling: Labelling, *, policy: Policy | None = None, data: str = ""
+    model: str, rows: list[Row], labelling: Labelling, *, policy: AnyPolicy | None = None, data: str = ""
 ) -> Result:
     """Judge each item once (an image with several captions is one item) and compare with its label.
 
@@ -114,12 +114,10 @@ def evaluate(
                 verdicts += batch
                 progress.advance(task, len(batch))
         judge = scorer.judge
-        thresholds = {c.threshold.value for c in judge.policy.categories if c.threshold}
-    guarded = [c.name for c in judge.policy.categories if c.action != "allow"]
     labels = [labelling.label(item) for item in items]
-    scores = [max(v.scores[name] for name in guarded) if v.status == "ok" else None for v in verdicts]
+    scores = [judge.rank(verdict) for verdict in verdicts]
     result = Result(
-        model, data, judge.policy_id, thresholds.pop() if len(thresholds) == 1 else None,
+        model, data, judge.policy_id, judge.threshold,
         verdicts, labels, scores, list(images), [item[0].text for item in items],
     )  # fmt: skip
     result.figures = _figures(result)

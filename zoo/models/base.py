@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
@@ -19,6 +19,11 @@ class ZooModel(nn.Module):
         super().__init__()
         self.card = card
         self.tokenizer_json: str | None = train_tokenizer([], 0) if card.text is not None else None
+
+    def answer(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and scores, both float32 `[B, N]`: what `forward` gives, and the score function of the card."""
+        logits: Tensor = self(*inputs).float()
+        return logits, logits.softmax(dim=-1) if self.card.score == "softmax" else logits.sigmoid()
 
     def codec(self) -> TextCodec:
         """The text codec of this model. Raises BadInputError when it reads no text."""

@@ -15,15 +15,14 @@ from zoo.scorer import Feeds
 class ServedModel(nn.Module):
     """Wraps a `ZooModel` with resize, normalisation and score function.
 
-    Inputs are those of `card.input_names`, and for a zero-shot model `text_bank`; all as numpy would hold them:
-    `image` uint8 `[B, H, W, 3]`, `input_ids` and `attention_mask` int64 `[B, T]`, `image_present` bool `[B]`,
-    `text_bank` float32 `[P, D]`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
+    Inputs are those of `card.input_names`, all as numpy would hold them: `image` uint8 `[B, H, W, 3]`, `input_ids` and
+    `attention_mask` int64 `[B, T]`, `image_present` bool `[B]`; and the embedded phrases of the policies, one float32
+    `[P, D]` for each of `card.bank_names`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
     """
 
     def __init__(self, model: ZooModel) -> None:
         super().__init__()
         self.model = model
-        self.softmax = model.card.score == "softmax"
         self.resize = Resize(model.card.image) if model.card.image is not None else None
 
     def forward(
@@ -32,15 +31,14 @@ class ServedModel(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
-        text_bank: Tensor | None = None,
+        text_banks: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Logits and scores of a batch; what the model does not read is None."""
         given: list[Tensor] = []
         if image is not None:
             given.append(self.pixels(image))
-        given += [tensor for tensor in (input_ids, attention_mask, image_present, text_bank) if tensor is not None]
-        logits = self.model(*given).float()
-        return logits, logits.softmax(dim=-1) if self.softmax else logits.sigmoid()
+        given += [tensor for tensor in (input_ids, attention_mask, image_present) if tensor is not None]
+        return self.model.answer(*given, *text_banks)
 
     def pixels(self, image: Tensor) -> Tensor:
         """uint8 `[B, H, W, 3]` to the model's `[B, 3, size, size]` float32 in [0, 1]."""
@@ -52,15 +50,17 @@ class ServedModel(nn.Module):
 class ServedRun:
     """Numpy feeds in, numpy scores `[B, N]` out, through eager torch on the model's own device."""
 
-    def __init__(self, model: ZooModel, text_bank: Tensor | None) -> None:
-        self.served, self.text_bank = ServedModel(model).eval(), text_bank
+    def __init__(self, model: ZooModel, text_banks: tuple[Tensor, ...]) -> None:
+        self.served, self.text_banks = ServedModel(model).eval(), text_banks
         self.device = next(model.parameters()).device
 
-    @torch.inference_mode()
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Run one batch; the feeds are those of `card.input_names`."""
+        """Scores of one batch; the feeds are those of `card.input_names`."""
+        return self.run(feeds)[1]
+
+    @torch.inference_mode()
+    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores of one batch."""
         tensors = {name: torch.as_tensor(value).to(self.device) for name, value in feeds.items()}
-        if self.text_bank is not None:
-            tensors["text_bank"] = self.text_bank
-        scores: NDArray[np.float32] = self.served(**tensors)[1].cpu().numpy()
-        return scores
+        logits, scores = self.served(**tensors, text_banks=self.text_banks)
+        return logits.cpu().numpy(), scores.cpu().numpy()

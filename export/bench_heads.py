@@ -1,0 +1,76 @@
+"""`zoo bench --heads`: what each head of a panel costs beside the image tower that all of them share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from zoo.errors import BadInputError
+from zoo.models.panel import Panel, ZeroShotHead
+from zoo.panel import default_policy, zero_shot_policies
+from zoo.registry import create_model, list_models, model_entry
+
+#: A head takes microseconds: it is timed this many times in a row.
+REPEATS = 50
+
+
+@torch.inference_mode()
+def bench_heads(name: str, batch: int, threads: int, rounds: int) -> str:
+    """Time the tower and each head of a registered panel in turn, eager float32 with random weights, as Markdown.
+
+    A head's time is that of its reading (final LayerNorm, projection) and of its own layers, with the phrases of its
+    shipped policy where it is zero-shot. Raises BadInputError for what is no panel.
+    """
+    if model_entry(name).card.task != "panel":
+        raise BadInputError(f"{name} is no panel; panels are {', '.join(list_models(task='panel'))}")
+    torch.set_num_threads(threads)
+    panel = create_model(name)
+    assert isinstance(panel, Panel)
+    pixels = torch.rand(batch, 3, panel.image_size, panel.image_size)
+    runs: dict[str, Callable[[], object]] = {"image tower": lambda: panel.image_tower(pixels)}
+    runs |= _heads(panel, name, batch)
+    times: dict[str, list[float]] = {part: [] for part in runs}
+    for number in track(range(rounds + 1), "Timing", transient=True):
+        for part, run in runs.items():
+            repeats = 1 if part == "image tower" else REPEATS
+            start = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            if number:  # the first round warms up
+                times[part].append(1000 * (time.perf_counter() - start) / repeats)
+    tower = np.array(times["image tower"])
+    lines = [f"{name}, batch {batch}, {threads} threads, {rounds} rounds", ""]
+    lines += ["| part | median ms | share of the tower | 10th to 90th percentile |", "|---|---|---|---|"]
+    for part, found in times.items():
+        low, high = np.percentile(np.array(found) / tower, [10, 90])
+        share = np.median(found) / np.median(tower)
+        lines.append(f"| {part} | {np.median(found):.3f} | {share:.2%} | {low:.2%} to {high:.2%} |")
+    return "\n".join(lines)
+
+
+def _heads(panel: Panel, name: str, batch: int) -> dict[str, Callable[[], object]]:
+    policies = zero_shot_policies(panel.card, default_policy(model_entry(name)))
+    counts = iter([sum(len(category.descriptors) for category in policy.categories) for policy in policies])
+    tower, hparams = panel.image_tower, panel.card.hparams
+    cls = torch.randn(batch, hparams["vision_width"])
+
+    def head(number: int, bank: Tensor | None) -> Callable[[], object]:
+        module, reading = panel.heads[number], panel.reading_of[number]
+        post_layernorm, projection = tower.readings[reading][1], tower.projections[reading]
+
+        def run() -> object:
+            embedding = projection(tower.vision_model.post_layernorm(cls) if post_layernorm else cls)
+            return module(embedding) if bank is None else module(embedding, bank)
+
+        return run
+
+    found: dict[str, Callable[[], object]] = {}
+    for number, (head_name, module) in enumerate(zip(panel.card.heads, panel.heads, strict=True)):
+        bank = torch.randn(next(counts), hparams["embedding_dim"]) if isinstance(module, ZeroShotHead) else None
+        found[head_name] = head(number, bank)
+    return found
