@@ -26,7 +26,6 @@ from zoo.models.panel import Panel
 from zoo.panel import PanelJudge, PanelPolicy, bind, panel_policy, read_policy
 from zoo.panel_card import panel_card
 from zoo.policy import Category, Policy, Threshold
-from zoo.predict import model_scorer
 from zoo.registry import create_model, list_models, model_card
 from zoo.release import load_release, write_release
 from zoo.verdict import Verdict
@@ -143,7 +142,7 @@ def test_every_head_answers_as_it_does_alone(members: dict[str, Path]) -> None:
     assert panel.card.bank_names == ("text_bank_0",)
     assert len(panel.card.hparams["readings"]) == 2  # SafeCLIP reads the layer before the last, the others the end
     images = _images(4)
-    with model_scorer(panel.model, panel.policy) as scorer:
+    with zoo.load_scorer(panel) as scorer:
         together = scorer.verdicts(images)
     for source, name in zip(chosen, (CLIP, *HEADS), strict=True):
         with zoo.load_scorer(source) as alone:
@@ -157,7 +156,7 @@ def test_the_tower_runs_once_whatever_the_number_of_heads(members: dict[str, Pat
     calls = []
     for layer in panel.model.image_tower.vision_model.encoder.layers:
         layer.register_forward_hook(lambda *_: calls.append(1))
-    with model_scorer(panel.model, panel.policy) as scorer:
+    with zoo.load_scorer(panel) as scorer:
         scorer.verdict(_images(1)[0])
     assert len(calls) == 2  # one for each of its two layers
 
@@ -166,7 +165,7 @@ def test_one_model_with_two_policies(members: dict[str, Path]) -> None:
     dogs = Policy.read(find_asset(DOGS))
     panel = create_panel("test_clip", [(members["early"], SAFECLIP), (members["early"], dogs)], "max")
     assert list(panel.card.heads) == [f"{CLIP}/safeclip", f"{CLIP}/dogs"]
-    with model_scorer(panel.model, panel.policy) as scorer, zoo.load_scorer(members["early"], dogs) as alone:
+    with zoo.load_scorer(panel) as scorer, zoo.load_scorer(members["early"], dogs) as alone:
         (image,) = _images(1)
         assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], alone.verdict(image), 1e-5)
 
@@ -179,7 +178,7 @@ def test_two_projections_of_one_tower_are_two_readings(members: dict[str, Path],
     write_release(other, policy, tmp_path / "other")
     panel = create_panel("test_clip", [members["early"], tmp_path / "other", members[HEADS[0]]])
     assert len(panel.card.hparams["readings"]) == 3
-    with model_scorer(panel.model, panel.policy) as scorer, zoo.load_scorer(tmp_path / "other") as alone:
+    with zoo.load_scorer(panel) as scorer, zoo.load_scorer(tmp_path / "other") as alone:
         (image,) = _images(1)
         assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], alone.verdict(image), 1e-5)
 

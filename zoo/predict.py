@@ -15,6 +15,7 @@ from zoo.errors import MissingDependencyError
 from zoo.judge import phrases
 from zoo.panel import AnyPolicy, bind, zero_shot_policies
 from zoo.policy import Policy
+from zoo.release import Release, load_release
 from zoo.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -24,22 +25,20 @@ if TYPE_CHECKING:
     from zoo.models.dual_encoder import PhraseEncoder
 
 
-def load_scorer(source: str | Path, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
-    """Load a bundle, a release, a Hub release or a registered model; `policy` replaces its own.
+def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
+    """Load a bundle, a release, a Hub release or a registered model, or take one in memory; `policy` replaces its own.
 
     A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
     `batch_size`. Raises what `load_release` or the runtime raises, and BadPolicyError where they do not fit.
     """
-    if is_bundle(source):
+    if not isinstance(source, Release) and is_bundle(source):
         # The zoo never imports the export package: the runtime announces itself.
         runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
         if not runtimes:
             raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
         scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
         return scorer
-    from zoo.release import load_release
-
-    release = load_release(source)
+    release = source if isinstance(source, Release) else load_release(source)
     device = options.pop("device", "cpu")
     return model_scorer(release.model.to(device), policy or release.policy, **options)
 

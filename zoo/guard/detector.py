@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.vision import tower_sample
-from zoo.judge import Judge, phrases
+from zoo.judge import Judge
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import ClipImageTower
 from zoo.policy import Policy
+from zoo.predict import text_bank
 from zoo.verdict import Verdict
 
 Tiles = Literal["max", "mean", "base"]
@@ -67,9 +68,7 @@ class Detector(nn.Module):
         normed = tower.post_layernorm if post_layernorm is None else post_layernorm
         norm = copy.deepcopy(tower.vision_model.post_layernorm) if normed else nn.Identity()
         self.post_layernorm = norm.float().requires_grad_(False)
-        # As in scoring: a temperature above 1 evens the logits out.
-        bank = model.embed_phrases(phrases(policy)).float() / policy.temperature
-        self.register_buffer("text_bank", bank * model.scale().detach().float())
+        self.register_buffer("text_bank", text_bank(model, policy).float() * model.scale().detach().float())
         built = len(tower.vision_model.encoder.layers)
         self.compared_layers = min(built, self.index)
         self.tower_weights = tower_sample(tower.vision_model, self.compared_layers)

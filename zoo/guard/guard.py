@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from zoo.assets import find_asset
 from zoo.errors import BadInputError, GuardError
 from zoo.guard import refuse
 from zoo.guard.detector import Detector
@@ -20,6 +21,7 @@ from zoo.guard.texts import INSTRUCTION, REFUSAL, refusal_for
 from zoo.guard.vision import clip_tower, encode, same_tower, tower_sample, unwrap
 from zoo.inputs.image import ImageSource, decode
 from zoo.models.dual_encoder import DualEncoder
+from zoo.panel import one_policy
 from zoo.policy import Policy
 from zoo.release import load_release
 
@@ -260,10 +262,8 @@ def _detector(source: str | Path | Detector, policy: Policy | str | Path | None)
     if not isinstance(release.model, DualEncoder):
         raise BadInputError(f"{release.card.name} cannot be a guard's detector: that takes a safeclip_* model")
     if isinstance(policy, (str, Path)):
-        policy = Policy.read(Path(policy))
-    chosen = policy or release.policy
-    assert isinstance(chosen, Policy)  # a panel's policies come with panels alone
-    return Detector(release.model, chosen)
+        policy = Policy.read(find_asset(policy))
+    return Detector(release.model, policy or one_policy(release.policy))
 
 
 def _image_token_id(model: Any, processor: Any) -> int:
