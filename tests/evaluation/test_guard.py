@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from zoo.cli import run
 from zoo.errors import BadInputError, GuardError
 from zoo.evaluation import guard as evaluation
-from zoo.evaluation.guard_bench import Size, check_memory
 from zoo.evaluation.guard_figures import figures
 from zoo.evaluation.guard_timing import Latency, TokenClock, ratios, timed
 from zoo.evaluation.lvlm import load_lvlm
+from zoo.evaluation.random_llava import Size, check_memory
 from zoo.evaluation.refusal_judge import PROMPT, RefusalJudge, agreement
 from zoo.evaluation.run import Labelling
 from zoo.guard.texts import INSTRUCTION, instructed
@@ -503,7 +503,7 @@ def test_the_bench_runs_on_small_sizes(tmp_path: Path, capsys: pytest.CaptureFix
     assert 0 < found["own"]["ms"] < prefill["on_ms"]
     assert found["own"]["share_of_total"] == pytest.approx(found["own"]["ms"] / total["off_ms"])
     assert "| prefill |" in printed
-    assert "The guard's own operations, timed alone" in printed
+    assert "The guard's own operations, timed apart" in printed
     assert "LLaVA of 0.00 billion random float32 weights" in found["setting"]["model"]
 
 

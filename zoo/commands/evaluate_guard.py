@@ -13,8 +13,8 @@ from zoo.errors import BadInputError
 from zoo.policy import Policy
 
 EXAMPLE = (
-    "zoo evaluate guard --lvlm runs/guard_tiny_llava/lvlm --detector runs/quickstart/release \\\n"
-    "             --data questions.csv --split test --report report --out guard.json"
+    "zoo evaluate guard --lvlm runs/guard/tiny_llava --detector runs/quickstart/release \\\n"
+    "             --data runs/guard/data/questions.csv --split test --report report --out guard.json"
 )
 
 

@@ -2,7 +2,7 @@
 
 Time does not depend on what the weights know, so none are downloaded. The correction is `flag`: both sides do the same
 work, whatever the random detector says, and the difference is the guard's. As that is far below the noise of whole
-answers, its own operations are also timed alone, as a share of the unguarded latency (the paper reports 7.2 % for its
+answers, its own operations are also timed apart, as a share of the unguarded latency (the paper reports 7.2 % for its
 whole method on LLaVA, arXiv 2503.00037).
 """
 
@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,50 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import Progress
-from torch import Tensor
 
-from zoo.assets import find_asset
 from zoo.errors import BadInputError
 from zoo.evaluation.guard_table import overhead_table
 from zoo.evaluation.guard_timing import Latency, Ratio, ratios, synchronise, timed
-from zoo.guard.detector import Detector
+from zoo.evaluation.random_llava import QUESTION, Size, build
 from zoo.guard.guard import Guard
-from zoo.guard.texts import INSTRUCTION, REFUSAL
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.tiny_llava import tiny_llava_processor, train_llava_tokenizer
-from zoo.models.towers import clip_config
-from zoo.policy import Policy
-from zoo.registry import create_model, model_entry
-
-#: LLaVA-1.5's vision tower, and its projector's input: the last layer but one.
-CLIP, FEATURE_LAYER = "safeclip_vit_l14_336.zeroshot", -2
-VOCABULARY = 32064
-QUESTION = "USER: <image>\nWhat is shown in this image, and where might it have been taken? ASSISTANT:"
-#: Room for activations, cache and the rest of the process beside the weights, in bytes.
-MARGIN = 2 * 1024**3
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of the Llama, by default those of 7 billion parameters; `clip` is the registered model around the tower."""
-
-    layers: int = 32
-    width: int = 4096
-    heads: int = 32
-    hidden: int | None = None
-    clip: str = CLIP
-
-    def __post_init__(self) -> None:
-        if min(self.layers, self.width, self.heads) < 1 or self.width % (2 * self.heads):
-            raise BadInputError(
-                f"need at least 1 layer, and a width that is an even multiple of the heads, got {self.layers} layers, "
-                f"width {self.width}, {self.heads} heads"
-            )
-
-    @property
-    def intermediate(self) -> int:
-        """Width inside the gated MLP: Llama's 8/3 of the width, rounded up to a multiple of 256, unless given."""
-        return self.hidden or -(-8 * self.width // 3 // 256) * 256
+from zoo.registry import model_entry
 
 
 @dataclass(frozen=True)
@@ -98,7 +62,7 @@ class GuardBench:
                 "",
                 *overhead_table(self.overhead),
                 "",
-                "Decode is of one token. The guard's own operations, timed alone: "
+                "Decode is of one token. The guard's own operations, timed apart inside the guarded answers: "
                 f"{own.ms:.3f} ms ({own.low:.3f} to {own.high:.3f}), {shares}.",
             ]
         )
@@ -136,11 +100,14 @@ def bench_guard(
     with Progress(transient=True) as progress:
         task = progress.add_task("Timing", total=rounds + 1)
         for number in range(rounds + 1):  # the first round warms up
-            off, on = _round(model, guard, inputs | options, guarded_first=number % 2 == 1)
-            extra = [own_time(model, guard, inputs) for _ in range(3)]
+            if number % 2 == 0:
+                off = unguarded(model, guard, inputs | options)
+            on, extra = guarded(model, guard, inputs | options)
+            if number % 2 == 1:
+                off = unguarded(model, guard, inputs | options)
             if number:
                 pairs.append((off, on))
-                own += extra
+                own.append(extra)
             progress.advance(task)
     found = ratios(pairs)
     low, middle, high = (1000 * float(value) for value in np.percentile(own, [10, 50, 90]))
@@ -157,137 +124,66 @@ def bench_guard(
     return GuardBench(setting, found, OwnTime(middle, low, high, middle / base["prefill"], middle / base["total"]))
 
 
-def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Guard, int]:
-    """The model with random weights, directly in its type, its guard, and how many parameters it has."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-    from transformers.initialization import no_init_weights
+@dataclass
+class Watch:
+    """When a method was first called, and how many seconds it took in all."""
 
-    clip = create_model(size.clip)
-    if not isinstance(clip, DualEncoder):
-        raise BadInputError(f"--clip {size.clip}: the tower of a LLaVA comes from a safeclip_* model")
-    processor = tiny_llava_processor(clip, train_llava_tokenizer([INSTRUCTION, REFUSAL, QUESTION], 600))
-    vision = clip_config(clip.card).vision_config
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=size.width,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            max_position_embeddings=4096,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        ),
-        image_token_index=processor.image_token_id,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=FEATURE_LAYER,
-        vision_feature_select_strategy="default",
-    )
-    with torch.device("meta"), no_init_weights():
-        parameters = sum(weight.numel() for weight in LlavaForConditionalGeneration(config).parameters())
-    check_memory(parameters * dtype.itemsize, device)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device, no_init_weights():  # drawing seven billion numbers would take minutes
-            model = LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-    fill(model)
-    # The tower that the detector was made of, as in earnest; the release lacks the layer that is not read.
-    tower: Any = clip.image_tower
-    model.model.vision_tower.load_state_dict(tower.vision_model.state_dict(), strict=False)
-    policy = Policy.read(find_asset(model_entry(size.clip).policy))
-    return model, Guard(model, processor, Detector(clip, policy), correction="flag"), parameters
+    first: float | None = None
+    seconds: float = 0.0
 
 
-@torch.no_grad()
-def fill(model: torch.nn.Module) -> None:
-    """Give every weight a small value: one block of normal numbers over and over, norms 1, biases 0."""
-    block: Tensor | None = None
-    for name, weight in model.named_parameters():
-        if block is None or block.device != weight.device:
-            generator = torch.Generator().manual_seed(0)
-            # A prime number of them, so that no two rows of a matrix are equal.
-            block = (0.02 * torch.randn(1_000_003, generator=generator)).to(weight.device, weight.dtype)
-        if name.endswith("bias"):
-            weight.zero_()
-        elif weight.ndim == 1 and "norm" in name:
-            weight.fill_(1.0)
-        else:
-            flat = weight.view(-1)
-            for start in range(0, len(flat), len(block)):
-                part = flat[start : start + len(block)]
-                part.copy_(block[: len(part)])
+@contextmanager
+def watched(owner: Any, name: str, device: torch.device) -> Iterator[Watch]:
+    """Time a method of one object for as long as the context lasts."""
+    method: Callable[..., Any] = getattr(owner, name)
+    watch = Watch()
 
-
-def check_memory(needed: int, device: torch.device) -> None:
-    """Raise BadInputError when `needed` bytes of weights, with some room, are not free; better than to be killed."""
-    free, where = _free_memory(device)
-    if free is not None and needed + MARGIN > free:
-        raise BadInputError(
-            f"{needed / 1e9:.1f} GB of weights and {MARGIN / 1e9:.1f} GB beside them do not fit into the "
-            f"{free / 1e9:.1f} GB that are free ({where}): take fewer --lm-layers, a smaller --lm-width, or bfloat16"
-        )
-
-
-def own_time(model: Any, guard: Guard, inputs: dict[str, Any]) -> float:
-    """Seconds that the guard takes beside the vision pass, which the unguarded model makes as well.
-
-    `Guard.correct` is timed as a whole and the vision pass inside it is taken off.
-    """
-    base, device = model.base_model, model.device
-    encode: Callable[..., Any] = base.get_image_features
-    inside = 0.0
-
-    @functools.wraps(encode)
-    def clocked(*args: Any, **options: Any) -> Any:
-        nonlocal inside
+    @functools.wraps(method)
+    def timed_method(*args: Any, **options: Any) -> Any:
         synchronise(device)
         start = time.perf_counter()
-        found = encode(*args, **options)
+        watch.first = start if watch.first is None else watch.first
+        found = method(*args, **options)
         synchronise(device)
-        inside += time.perf_counter() - start
+        watch.seconds += time.perf_counter() - start
         return found
 
-    base.get_image_features = clocked
+    setattr(owner, name, timed_method)
     try:
-        with torch.no_grad():
-            synchronise(device)
-            start = time.perf_counter()
-            guard.correct(inputs)
-            synchronise(device)
-            return time.perf_counter() - start - inside
+        yield watch
     finally:
-        del base.get_image_features  # the class's own is there again
+        delattr(owner, name)  # the class's own is there again
 
 
-def _round(model: Any, guard: Guard, inputs: dict[str, Any], *, guarded_first: bool) -> tuple[Latency, Latency]:
-    def unguarded(**given: Any) -> list[str]:
-        sequences = model.generate(**given)
-        new = sequences[:, inputs["input_ids"].shape[1] :]
+def guarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> tuple[Latency, float]:
+    """The latency of a guarded answer, and the seconds of it that the guard spent by itself.
+
+    Those are the seconds until the model's own `generate` begins, less the vision pass, which the unguarded model
+    makes as well.
+    """
+    inner = model.base_model
+    with (
+        watched(inner, "get_image_features", model.device) as vision,
+        watched(model, "generate", model.device) as language,
+    ):
+        start = time.perf_counter()
+        _, latency = timed(guard.generate, model.device, inputs)
+    assert latency is not None  # min_new_tokens
+    assert language.first is not None
+    return latency, language.first - start - vision.seconds
+
+
+def unguarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> Latency:
+    """The latency of the model's own answer, decoded to text as the guard does it."""
+
+    def generate(**given: Any) -> list[str]:
+        new = model.generate(**given)[:, inputs["input_ids"].shape[1] :]
         texts: list[str] = guard.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts
 
-    found: dict[str, Latency | None] = {}
-    sides: list[tuple[str, Callable[..., Any]]] = [("off", unguarded), ("on", guard.generate)]
-    for name, generate in reversed(sides) if guarded_first else sides:
-        found[name] = timed(generate, model.device, inputs)[1]
-    off, on = found["off"], found["on"]
-    assert off is not None  # min_new_tokens
-    assert on is not None
-    return off, on
-
-
-def _free_memory(device: torch.device) -> tuple[int | None, str]:
-    """Free bytes and where that stands; None where it cannot be told."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0], str(device)
-    table = Path("/proc/meminfo")
-    if not table.is_file():
-        return None, ""
-    lines = dict(line.split(":", 1) for line in table.read_text(encoding="ascii").splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0]), "MemAvailable of /proc/meminfo"
+    _, latency = timed(generate, model.device, inputs)
+    assert latency is not None  # min_new_tokens
+    return latency
 
 
 def _tower_name(size: Size) -> str:
