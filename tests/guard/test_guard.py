@@ -60,8 +60,10 @@ def test_verdicts_by_row_and_image(setup: Setup) -> None:
     assert screening.verdicts[0][1].category == "red_signs"
 
 
-def test_scores_are_those_of_the_released_model(tiny: Setup) -> None:
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.5}, {"pooling": "logsumexp"}, {"rule": "argmax"}])
+def test_scores_are_those_of_the_released_model(tiny: Setup, changes: dict[str, Any]) -> None:
     """The same picture through `zoo.load_scorer`'s road: uint8 pixels, our resize, the released tower."""
+    tiny.policy = Policy.from_dict(tiny.policy.to_dict() | changes)
     pictures = [tiny.red, tiny.green, tiny.noise(0, (32, 32))]
     inputs = tiny.inputs(pictures, [SHORT] * 3)
     ours = [row[0].scores["red_signs"] for row in tiny.guard().screen(**inputs).verdicts]
@@ -129,6 +131,14 @@ def test_a_flagged_tile_outranks_a_higher_score_that_is_not_flagged(tiny: Setup)
     assert (verdict.decision, verdict.category) == ("unsafe", "red_signs")
 
 
+@pytest.mark.parametrize("table", [[[0.2, 0.2, 0.6], [0.2, 0.2, float("nan")]], [[0.2, 0.2, 1.6]]])
+def test_scores_that_are_no_probabilities_judge_nothing(tiny: Setup, table: list[list[float]]) -> None:
+    """Also where only the base view, the first tile, would decide."""
+    detector = Detector(tiny.release, tiny.policy, tiles="base")
+    with pytest.raises(GuardError, match="NaN"):
+        detector.verdicts(torch.tensor(table), [len(table)])
+
+
 # --- One vision pass
 
 
@@ -139,6 +149,13 @@ def test_one_vision_pass_to_generate(setup: Setup, correction: Any, options: dic
     inputs = setup.inputs([setup.red, setup.green], [PROMPT, SHORT])
     guard.generate(**inputs, max_new_tokens=3, **options)
     assert calls.tower == 1
+
+
+def test_generation_keeps_no_graph(tiny: Setup) -> None:
+    kept = []
+    tiny.model.base_model.vision_tower.register_forward_hook(lambda *given: kept.append(given[2].last_hidden_state))
+    tiny.guard().generate(**tiny.inputs([tiny.red], [PROMPT]), max_new_tokens=2)
+    assert [states.requires_grad for states in kept] == [False]
 
 
 def test_one_vision_pass_to_forward(setup: Setup) -> None:

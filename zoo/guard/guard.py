@@ -94,7 +94,6 @@ class Guard:
         self._image_token_id = _image_token_id(self._inner, processor)
         self.inserter = Inserter(processor.tokenizer, self._image_token_id, instruction)
         self._check_tower(tower)
-        self.detector.to(next(tower.parameters()).device)
 
     def _check_tower(self, tower: Any) -> None:
         width, depth, ours = tower.config.hidden_size, len(tower.encoder.layers), self.detector
