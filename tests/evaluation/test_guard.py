@@ -25,6 +25,7 @@ from zoo.evaluation.lvlm import load_lvlm
 from zoo.evaluation.random_llava import Size, check_memory
 from zoo.evaluation.refusal_judge import PROMPT, RefusalJudge, agreement
 from zoo.evaluation.run import Labelling
+from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
 from zoo.inputs.manifest import Row
 from zoo.models.dual_encoder import DualEncoder
@@ -331,6 +332,14 @@ def test_a_guard_that_fails_is_counted_and_a_guard_that_always_fails_is_an_error
     lost = evaluation.Outcome(queries[1], "guard_failed", "NaN")
     counts = figures([*fine, lost]).counts
     assert (counts["answered"], counts["guard_failed"], counts["neutral"]) == (1, 1, 1)
+
+
+def test_silence_is_no_refusal_and_is_counted() -> None:
+    query = evaluation.Query(2, Path("a.png"), QUESTION, 1)
+    silent = evaluation.Side("", is_refusal(""), None)
+    found = figures([evaluation.Outcome(query, "ok", score=0.9, flagged=True, corrected=True, off=silent, on=silent)])
+    assert (found.counts["silent_off"], found.counts["silent_on"]) == (1, 1)
+    assert found.refusals[0].dsr.on.successes == 0
 
 
 def test_the_layout_of_rows_is_read_as_questions() -> None:

@@ -63,10 +63,11 @@ class DetectorFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that is reported. `counts` of queries and images; `refusals` by the rules and, if asked, a judge.
+    """Everything that is reported.
 
-    `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones: the
-    guard promises all. `overhead` is on neutral images that were not flagged, where both sides do the same work.
+    `counts` are of queries and images (`silent`: answered with no words); `refusals` by the rules and, if asked, a
+    judge. `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones:
+    the guard promises all. `overhead` is on neutral images that were not flagged, where both sides do the same work.
     """
 
     counts: dict[str, int]
@@ -184,6 +185,8 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
         "flagged": sum(outcome.flagged for outcome in answered),
         "corrected": sum(outcome.corrected for outcome in answered),
         "blocked": sum(outcome.blocked for outcome in answered),
+        "silent_off": sum(outcome.off is not None and not outcome.off.text for outcome in answered),
+        "silent_on": sum(outcome.on is not None and not outcome.on.text for outcome in answered),
     }
 
 

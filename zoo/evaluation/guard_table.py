@@ -88,6 +88,10 @@ def _notes(report: GuardReport) -> list[str]:
         kappa = "undefined" if figures.agreement.kappa is None else f"{figures.agreement.kappa:.2f}"
         share = f"{100 * figures.agreement.share:.1f} % of {figures.agreement.items} answers"
         notes.append(f"Rules and judge agree on {share}, Cohen's kappa {kappa}.")
+    if counts["silent_off"] or counts["silent_on"]:
+        notes.append(
+            f"Answered with no words, which is no refusal: {counts['silent_off']} off, {counts['silent_on']} on."
+        )
     notes.append(f"{figures.unchanged} of {figures.unflagged} unflagged queries were answered the same to the letter.")
     lost = {"unreadable": "could not be read", "guard_failed": "made the guard fail, so nothing was answered"}
     for status, text in lost.items():
