@@ -22,6 +22,7 @@ LAYERS = (
     ("zoo.models",),
     ("zoo.release",),
     ("zoo.predict", "zoo.checkpoint", "zoo.importers", "zoo.create_panel"),
+    ("zoo.adversary",),
     ("zoo.guard",),
     ("zoo.evaluation",),
     ("zoo.training",),

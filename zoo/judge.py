@@ -32,14 +32,15 @@ class Judge:
                 f'policy "{policy.name}": temperature and pooling logsumexp are for the phrases of a zero-shot model, '
                 f"and {card.name} is a classifier"
             )
-        self._members: list[list[int]] = []
+        #: Which outputs make up each category, in the policy's order.
+        self.members: list[list[int]] = []
         start = 0
         for category in policy.categories:
             if zero_shot:
-                self._members.append(list(range(start, start + len(category.descriptors))))
+                self.members.append(list(range(start, start + len(category.descriptors))))
                 start += len(category.descriptors)
             else:
-                self._members.append([card.labels.index(label) for label in labels_of(category, card)])
+                self.members.append([card.labels.index(label) for label in labels_of(category, card)])
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
         limits = {c.threshold.value for c in policy.categories if c.threshold}
@@ -58,7 +59,7 @@ class Judge:
             "logsumexp": lambda part: part.mean(axis=1),
         }
         wide = scores.astype(np.float64)
-        table: NDArray[np.float64] = np.stack([pool[self.policy.pooling](wide[:, members]) for members in self._members], axis=1)
+        table: NDArray[np.float64] = np.stack([pool[self.policy.pooling](wide[:, members]) for members in self.members], axis=1)
         if self.policy.pooling == "logsumexp":
             table = table / table.sum(axis=1, keepdims=True)
         return table

@@ -1,0 +1,1 @@
+"""Attacks on one's own models, to measure how robust they are: images, prompts, and both together."""

@@ -1,0 +1,214 @@
+"""Attack a model's judgement of images: one attack after the other on what is still robust, every success checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from zoo.adversary.image_apgd import apgd_ce, apgd_t
+from zoo.adversary.image_ball import Ball, lengths
+from zoo.adversary.image_fab import fab_t
+from zoo.adversary.image_loss import margin
+from zoo.adversary.image_pgd import fgsm, pgd
+from zoo.adversary.image_result import AttackRecord, AttackResult
+from zoo.adversary.image_square import square
+from zoo.adversary.image_target import Batch, Model, Target, evaluation_mode, misjudged
+from zoo.adversary.threat import Threat
+from zoo.errors import BadInputError
+
+#: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.
+TOLERANCE = 1e-6
+
+_Attack = Callable[[Target, Batch, Threat, int], Tensor]
+_ATTACKS: dict[str, _Attack] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "apgd-ce": apgd_ce,
+    "apgd-t": apgd_t,
+    "fab-t": fab_t,
+    "square": square,
+}
+_TARGETED = ("apgd-t", "fab-t")
+
+
+def attack(
+    model: Model,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    extras: Sequence[Tensor] = (),
+    modules: Sequence[nn.Module] = (),
+    batch_size: int = 128,
+    progress: bool = False,
+) -> AttackResult:
+    """Look for misjudged images within a threat model, white box; each attack gets what those before it left robust.
+
+    `model` takes pixels `[B, C, H, W]` in [0, 1], and the rows of each of `extras` that go with them, to logits
+    `[B, K]` with K >= 2; `labels` `[N]` are the right classes. The model is attacked in evaluation mode with frozen
+    parameters, and left as it was; where it is a plain function, name the `modules` that it calls. Every success is
+    checked again: inside the ball (to `TOLERANCE`), inside [0, 1], and misjudged in a fresh forward pass.
+    An image without a gradient goes to Square, whatever the threat model says, and the result says so.
+    Raises BadInputError for pixels, labels or logits that make no sense.
+    """
+    with evaluation_mode(model, *modules):
+        target, judge = Target(model, extras), Target(model, extras)
+        return _Campaign(target, judge, pixels, labels, threat, batch_size).run(progress)
+
+
+def transfer(
+    source: Model,
+    victim: Model,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    extras: Sequence[Tensor] = (),
+    modules: Sequence[nn.Module] = (),
+    batch_size: int = 128,
+    progress: bool = False,
+) -> AttackResult:
+    """As `attack`, but the images are made on `source` and judged by `victim`, whose gradients are not asked for.
+
+    The attacks do not stop where `source` errs: they go on to its worst judgement, which transfers better.
+    """
+    with evaluation_mode(source, victim, *modules):
+        target, judge = Target(source, extras, stop=False), Target(victim, extras)
+        return _Campaign(target, judge, pixels, labels, threat, batch_size).run(progress)
+
+
+class _Campaign:
+    """A sequence of attacks made on `target` and judged by `judge`, and what it has found so far."""
+
+    def __init__(
+        self, target: Target, judge: Target, pixels: Tensor, labels: Tensor, threat: Threat, batch_size: int
+    ) -> None:
+        _check(pixels, labels, judge.extras, batch_size)
+        self.target, self.judge, self.threat, self.batch_size = target, judge, threat, batch_size
+        self.pixels = pixels.detach().clone()  # a normal tensor, also of one made in inference mode
+        self.labels = labels.to(pixels.device, torch.int64).clone()
+        clean = self._clean(judge)
+        self.classes = clean.shape[1]
+        if self.labels.min() < 0 or self.labels.max() >= self.classes:
+            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
+            raise BadInputError(f"labels must be 0 to {self.classes - 1}, the classes of the model, got {found}")
+        self.own_clean = clean if target.model is judge.model else self._clean(target)
+        self.correct = clean.argmax(dim=1) == self.labels
+        self.broken = torch.zeros_like(self.correct)
+        self.adversarial = self.pixels.clone()
+        others = self.own_clean.scatter(1, self.labels[:, None], -torch.inf)
+        #: The wrong classes `[N, T]` that targeted attacks aim at, the likeliest first.
+        self.goals = others.topk(min(threat.targets, self.own_clean.shape[1] - 1), dim=1).indices
+
+    def run(self, progress: bool) -> AttackResult:
+        """Attack what is judged right, attack by attack."""
+        blind, why, randomised = self._look()
+        plan = [(name, torch.ones_like(blind) if name == "square" else ~blind) for name in self.threat.attacks]
+        if blind.any() and "square" not in self.threat.attacks:
+            plan.append(("square", blind))
+        with Progress(disable=not progress) as bar:
+            records = tuple(self._attack(name, allowed, bar) for name, allowed in plan)
+        return AttackResult(self.threat, self.adversarial, self.correct, self.broken, blind, why, randomised, records)
+
+    def _batches(self, wanted: Tensor) -> list[Batch]:
+        """The images that a mask `[N]` picks, in batches."""
+        parts = wanted.nonzero()[:, 0].split(self.batch_size)
+        return [Batch(self.pixels[rows], self.labels[rows], rows) for rows in parts if len(rows)]
+
+    def _clean(self, target: Target) -> Tensor:
+        """The logits `[N, K]` of the clean images. Raises BadInputError where they are no numbers."""
+        batches = self._batches(torch.ones(len(self.pixels), dtype=torch.bool, device=self.pixels.device))
+        logits = torch.cat([target.logits(batch.pixels, batch) for batch in batches])
+        wrong = (~logits.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        if wrong:
+            raise BadInputError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
+        return logits
+
+    def _look(self) -> tuple[Tensor, str, bool]:
+        """Which images `[N]` give no gradient, at the clean image or near it; why; whether logits vary by chance."""
+        blind, why, randomised = torch.zeros_like(self.correct), "", False
+        for batch in self._batches(self.correct):
+            try:
+                logits, _, gradient = self.target.gradient(batch.pixels, batch, margin)
+                none = gradient.flatten(1).count_nonzero(dim=1) == 0
+                if none.any():
+                    rest = batch.take(none)
+                    near = Ball.around(rest.pixels, self.threat).random(self.threat, "look", 0, rest)
+                    _, _, gradient = self.target.gradient(near, rest, margin)
+                    none[none.clone()] = gradient.flatten(1).count_nonzero(dim=1) == 0
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as problem:  # such as a tensor with a graph that is turned into an array
+                blind[batch.rows], why = True, str(problem).splitlines()[0]
+                continue
+            blind[batch.rows] = none
+            before = self.own_clean[batch.rows]
+            randomised |= bool(((logits - before).abs() > 0.01 * (1 + before.abs())).any())
+        return blind, why, randomised
+
+    def _attack(self, name: str, allowed: Tensor, bar: Progress) -> AttackRecord:
+        """One attack with all its restarts and goals, on what is still robust of the images `[N]` allowed."""
+        begin = time.perf_counter()
+        passes = self._passes()
+        before = self.broken.clone()
+        attempted = int((self.correct & ~before & allowed).sum())
+        ranks = range(self.goals.shape[1]) if name in _TARGETED else [None]
+        runs = [(restart, rank) for restart in range(1 if name == "fgsm" else self.threat.restarts) for rank in ranks]
+        task = bar.add_task(name, total=attempted * len(runs))
+        outside = 0
+        for number, (restart, rank) in enumerate(runs, 1):
+            for batch in self._batches(self.correct & ~self.broken & allowed):
+                goals = None if rank is None else self.goals[batch.rows, rank]
+                aimed = Batch(batch.pixels, batch.labels, batch.rows, goals)
+                outside += self._keep(aimed, _ATTACKS[name](self.target, aimed, self.threat, restart))
+                bar.advance(task, len(batch))
+            bar.update(task, completed=attempted * number, description=f"{name}: {int(self.broken.sum())} broken")
+        forwards, backwards = (now - then for now, then in zip(self._passes(), passes, strict=True))
+        return AttackRecord(
+            attack=name,
+            attempted=attempted,
+            broken=int((self.broken & ~before).sum()),
+            outside=outside,
+            forwards=forwards,
+            backwards=backwards,
+            seconds=time.perf_counter() - begin,
+            robust_accuracy=float((self.correct & ~self.broken).double().mean()),
+        )
+
+    def _keep(self, batch: Batch, found: Tensor) -> int:
+        """Keep the found images that a fresh pass misjudges inside the budget; returns how many were outside it."""
+        wrong = misjudged(self.judge.logits(found, batch), batch.labels)
+        inside = allowed_images(found, batch.pixels, self.threat)
+        rows = batch.rows[wrong & inside]
+        self.adversarial[rows], self.broken[rows] = found[wrong & inside], True
+        return int((wrong & ~inside).sum())
+
+    def _passes(self) -> tuple[int, int]:
+        return self.target.forwards + self.judge.forwards, self.target.backwards
+
+
+def allowed_images(found: Tensor, clean: Tensor, threat: Threat) -> Tensor:
+    """Which images `[B]` are finite, in [0, 1] and within eps of the clean ones, to `TOLERANCE`."""
+    size = lengths(found.double() - clean.double(), threat.norm)[:, 0, 0, 0]
+    limit = threat.eps + TOLERANCE * max(1.0, threat.eps)
+    in_box = ((found >= 0) & (found <= 1)).flatten(1).all(dim=1)  # false for NaN
+    return in_box & (size <= limit)
+
+
+def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size: int) -> None:
+    if pixels.ndim != 4 or not len(pixels) or pixels.dtype != torch.float32:
+        raise BadInputError(f"pixels must be [N, C, H, W] float32 in [0, 1], got {list(pixels.shape)} {pixels.dtype}")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):
+        raise BadInputError(f"pixels must be in [0, 1], got {low:g} to {high:g}: normalisation belongs into the model")
+    if labels.shape != (len(pixels),) or labels.is_floating_point() or labels.is_complex():
+        raise BadInputError(f"labels must be [{len(pixels)}] integers, got {list(labels.shape)} {labels.dtype}")
+    for number, extra in enumerate(extras):
+        if len(extra) != len(pixels):
+            raise BadInputError(f"extras[{number}] has {len(extra)} rows for {len(pixels)} images")
+    if batch_size < 1:
+        raise BadInputError(f"batch_size must be at least 1, got {batch_size}")

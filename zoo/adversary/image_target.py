@@ -1,0 +1,117 @@
+"""The model under attack: any function of pixels to logits, its passes counted, its modules in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import BadInputError
+
+#: Pixels `[B, C, H, W]` float32 in [0, 1], and whatever else goes with each image, to logits `[B, K]`, K >= 2.
+Model: TypeAlias = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images under attack: clean `pixels` `[B, C, H, W]`, `labels` `[B]`, their `rows` `[B]` in the whole set.
+
+    `goals` `[B]` are the classes that a targeted attack aims at.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+    goals: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, keep: Tensor) -> Batch:
+        """The images that a mask `[B]` or a list of indices picks."""
+        goals = None if self.goals is None else self.goals[keep]
+        return Batch(self.pixels[keep], self.labels[keep], self.rows[keep], goals)
+
+
+#: What an attack raises: logits `[B, K]` of the images of a batch, to one value each `[B]`.
+Objective: TypeAlias = Callable[[Tensor, Batch], Tensor]
+
+
+class Target:
+    """A model with counters of the images that it saw forward and backward.
+
+    `extras` are tensors of one row per image of the whole set (the ids of its prompt, say); the model gets the rows of
+    each batch after the pixels. With `stop` an attack lets go of an image as soon as it is misjudged; without,
+    it goes on to the worst that it can find, which is what transfers to other models.
+    """
+
+    def __init__(self, model: Model, extras: Sequence[Tensor] = (), *, stop: bool = True) -> None:
+        self.model, self.extras, self.stop = model, tuple(extras), stop
+        self.forwards = self.backwards = 0
+
+    def logits(self, pixels: Tensor, batch: Batch) -> Tensor:
+        """Logits `[B, K]` without a graph. Raises BadInputError when the model gives something else."""
+        with torch.no_grad():
+            return self._run(pixels, batch)
+
+    def gradient(self, pixels: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits `[B, K]`, objective `[B]` and its gradient `[B, C, H, W]`; zero where there is none, or no number."""
+        with torch.enable_grad():
+            leaf = pixels.detach().requires_grad_()
+            logits = self._run(leaf, batch)
+            values = objective(logits, batch)
+            if values.requires_grad:
+                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+                self.backwards += len(pixels)
+            else:
+                gradient = None
+        found = torch.zeros_like(pixels) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
+        return logits.detach(), values.detach(), found
+
+    def fooled(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Which images `[B]` an attack can let go of: the misjudged ones, or none when it is not to stop."""
+        return misjudged(logits, batch.labels) & self.stop
+
+    def _run(self, pixels: Tensor, batch: Batch) -> Tensor:
+        self.forwards += len(pixels)
+        logits = self.model(pixels, *(extra[batch.rows] for extra in self.extras))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] < 2:
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise BadInputError(
+                f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {found}; "
+                "zoo.adversary.image_judged makes two logits of one, or of a policy"
+            )
+        return logits.float()
+
+
+def misjudged(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows of logits `[B, K]` put another class first than `labels` `[B]`; with a NaN they judge nothing."""
+    return (logits.argmax(dim=1) != labels) & logits.isfinite().all(dim=1)
+
+
+@contextmanager
+def evaluation_mode(*models: object) -> Iterator[None]:
+    """Put the modules among `models` in evaluation mode with frozen parameters; after, all is as it was.
+
+    Frozen, because an attack wants the gradient of the pixels only: what the others need would be kept for nothing.
+    Gradients are to be had inside, also where the caller is in inference mode.
+    """
+    owners = [getattr(model, "__self__", model) for model in models]  # of a bound method, its module
+    modules = {part: part.training for owner in owners if isinstance(owner, nn.Module) for part in owner.modules()}
+    trained = {one for owner in modules for one in owner.parameters(recurse=False) if one.requires_grad}
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False):
+            yield
+    finally:
+        for module, training in modules.items():
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
