@@ -82,6 +82,16 @@ def test_gradient_attacks_break_a_linear_model_exactly_where_it_can_be_broken(
     assert result.robust_accuracy == 1 - result.success_rate == 1 - float(result.broken.double().mean())
 
 
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_a_model_that_is_very_sure_is_no_harder_to_break(name: str) -> None:
+    model, pixels = Linear(4), _grey(12)
+    labels = _labels(model, pixels)
+    threat = Threat("Linf", float(model.distance(pixels, "Linf").max()) * 1.1, attacks=(name,), steps=20, targets=1)
+    result = attack(lambda images: 1e5 * model(images), pixels, labels, threat, modules=[model])
+    assert result.broken.all()
+    assert not result.obfuscated
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_square_breaks_what_can_be_broken_easily_and_nothing_else(norm: Norm) -> None:
     model, pixels = Linear(), _grey(24)
@@ -317,3 +327,14 @@ def _wrong(**changes: object) -> dict[str, object]:
 def test_senseless_input_is_refused(given: dict[str, object], complaint: str) -> None:
     with pytest.raises(BadInputError, match=complaint):
         attack(threat=Threat("Linf", 0.1), **given)  # type: ignore[arg-type]
+
+
+def test_the_progress_bar_names_the_attacks(capsys: pytest.CaptureFixture[str]) -> None:
+    model, pixels = Linear(), _grey(4)
+    threat = Threat("Linf", 0.5, attacks=("fgsm", "pgd"), steps=3)
+    attack(model, pixels, _labels(model, pixels), threat, progress=True)
+    shown = capsys.readouterr().out
+    assert "fgsm: 4 broken" in shown
+    assert "pgd" in shown
+    attack(model, pixels, _labels(model, pixels), threat)
+    assert capsys.readouterr().out == ""

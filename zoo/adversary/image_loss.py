@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zoo.adversary.image_target import Batch
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy `[B]` of logits `[B, K]` with the labels, in nats."""
-    return F.cross_entropy(logits, batch.labels, reduction="none")
+    """What stands for the cross-entropy: the log-odds `[B]` of any class but the label, from logits `[B, K]`.
+
+    The cross-entropy is their softplus. It rises with them and its gradient points the same way, so that attacks that
+    use the direction of a gradient and the order of values take the very same steps. But where a model is sure (17
+    nats do), float32 rounds the cross-entropy and the label's part of its gradient to zero: false robustness.
+    """
+    own = logits.gather(1, batch.labels[:, None])[:, 0]
+    return logits.scatter(1, batch.labels[:, None], -torch.inf).logsumexp(dim=1) - own
 
 
 def margin(logits: Tensor, batch: Batch) -> Tensor:
