@@ -1,0 +1,270 @@
+"""Image and text attacked together, each within a budget of its own: one after the other, or in turns.
+
+Each side attacks while the other stands where it was last moved to, as in coordinate descent; a move is kept when it
+lowers the model's margin, so that no side undoes the other's work. It is more than both attacks by themselves: a model
+may hold against either change and not against both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from zoo.adversary.image_apgd import apgd_ce, apgd_t
+from zoo.adversary.image_attack import allowed_images
+from zoo.adversary.image_loss import margin
+from zoo.adversary.image_pgd import fgsm, pgd
+from zoo.adversary.image_square import square
+from zoo.adversary.image_target import Batch, Target, evaluation_mode, misjudged
+from zoo.adversary.joint_threat import JointThreat
+from zoo.adversary.text_attack import attack_texts
+from zoo.adversary.text_budget import count_banned
+from zoo.adversary.text_edits import Variants
+from zoo.adversary.text_model import TextModel
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.inputs.text import TextCodec
+
+#: Pixels `[B, C, H, W]` in [0, 1], ids and mask `[B, T]` int64, to logits `[B, K]`, K >= 2.
+JointModel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_IMAGE_ATTACKS = {"fgsm": fgsm, "pgd": pgd, "apgd-ce": apgd_ce, "apgd-t": apgd_t, "square": square}
+#: A margin at or below this is a misjudgement: a tie of logits is none.
+_THRESHOLD = -1e-6
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """The outcome for N items.
+
+    `pixels` `[N, C, H, W]` and `texts` are the best that was found, within their budgets, also where that broke
+    nothing. `correct` `[N]`: judged right before; only those are attacked, and only they can be `broken` `[N]`.
+    `margins` `[N]` are the right logit less the best other one at what was found. `refuted` counts claims that a fresh
+    pass did not confirm; `blind` `[N]` are images without a gradient, which Square attacked instead, and texts whose
+    tokens had none.
+    """
+
+    threat: JointThreat
+    pixels: Tensor
+    texts: tuple[str, ...]
+    correct: Tensor
+    broken: Tensor
+    margins: Tensor
+    refuted: int
+    blind: Tensor
+    forwards: int
+    backwards: int
+
+    @property
+    def success_rate(self) -> float:
+        """Share of the items judged right that the attack broke; 0 where there were none."""
+        return int(self.broken.sum()) / max(1, int(self.correct.sum()))
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the N items still judged right under the attack: an upper bound of the true one."""
+        return float((self.correct & ~self.broken).double().mean())
+
+    @property
+    def obfuscated(self) -> bool:
+        """Whether some attack went on without a gradient."""
+        return bool(self.blind.any())
+
+
+def both_inputs(model: Callable[..., Tensor], card: ModelCard) -> JointModel:
+    """A model as a function of image and text, both present. `card` says what inputs it takes, in which order.
+
+    The model is one of the zoo, or one under a policy (`zoo.adversary.image_judged.Judged`). Raises BadInputError for
+    one that does not judge an image with a text.
+    """
+    if "image" not in card.input_names or not card.reads_text:
+        raise BadInputError(f"{card.name} judges {list(card.input_names)}, not an image with a text")
+
+    def logits(pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        if "image_present" not in card.input_names:
+            return model(pixels, ids, mask)
+        return model(pixels, ids, mask, torch.ones(len(pixels), dtype=torch.bool, device=pixels.device))
+
+    return logits
+
+
+def attack_jointly(
+    model: JointModel,
+    pixels: Tensor,
+    texts: Sequence[str],
+    labels: Tensor,
+    threat: JointThreat,
+    *,
+    codec: TextCodec,
+    embedding: nn.Embedding,
+    modules: Sequence[nn.Module] = (),
+    synonyms: Variants | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> JointResult:
+    """Look for an image and a text within a joint threat model that are misjudged together.
+
+    `pixels` `[N, C, H, W]` float32 in [0, 1], `labels` `[N]` the right classes, `codec` the model's, `embedding` the
+    one that its token ids go through (see `input_embedding`). `modules` are those that the model calls: they are
+    attacked in evaluation mode, and left as they were. Every success is checked on a fresh pass: both budgets, pixels
+    in [0, 1], no banned word, misjudged. Raises BadInputError for pixels, labels, texts or logits that make no sense.
+    """
+    if not len(pixels) == len(texts) == len(labels) or not len(pixels):
+        raise BadInputError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
+    if pixels.dtype != torch.float32 or not bool(((pixels >= 0) & (pixels <= 1)).all()):
+        raise BadInputError(
+            f"pixels must be float32 in [0, 1], got {pixels.dtype}, {pixels.min():g} to {pixels.max():g}"
+        )
+    with evaluation_mode(*modules), Progress(disable=not progress, transient=True) as bar:
+        attack = _Joint(model, pixels, list(texts), labels, threat, codec, embedding, synonyms, batch_size)
+        return attack.run(bar)
+
+
+class _Joint:
+    """The items under attack: where image and text of each stand, and the margin there."""
+
+    def __init__(
+        self,
+        model: JointModel,
+        pixels: Tensor,
+        texts: list[str],
+        labels: Tensor,
+        threat: JointThreat,
+        codec: TextCodec,
+        embedding: nn.Embedding,
+        synonyms: Variants | None,
+        batch_size: int,
+    ) -> None:
+        self.model, self.threat, self.codec, self.batch_size = model, threat, codec, batch_size
+        self.embedding, self.synonyms = embedding, synonyms
+        self.clean, self.originals, self.labels = pixels.detach().clone(), texts, labels.to(pixels.device)
+        self.pixels, self.texts = self.clean.clone(), list(texts)
+        self.target = Target(model)
+        logits = self._logits()
+        if not logits.isfinite().all():
+            raise BadInputError("the logits of clean inputs are not finite: nothing to attack there")
+        classes = logits.shape[1]
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes:
+            raise BadInputError(f"labels must be 0 to {classes - 1}, got {self.labels.unique().tolist()}")
+        self.correct = ~misjudged(logits, self.labels)
+        self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
+        self.banned = [count_banned(text, threat.text.banned) for text in texts]
+        self.goals = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
+        self.blind = torch.zeros_like(self.correct)
+
+    def run(self, bar: Progress) -> JointResult:
+        """All moves, then the check."""
+        sides = ["image", "text"] if self.threat.first == "image" else ["text", "image"]
+        moves = [(number, side) for number in range(self.threat.rounds) for side in sides]
+        task = bar.add_task("attacking", total=len(moves))
+        for number, side in moves:
+            rows = self._alive()
+            if len(rows):
+                bar.update(task, description=f"{side}: {len(rows)} items hold")
+                self._move_images(rows, number) if side == "image" else self._move_texts(rows)
+            bar.advance(task)
+        claimed = self.correct.clone()
+        claimed[self._alive()] = False
+        logits = self._logits()
+        broken = claimed & misjudged(logits, self.labels) & self._permitted()
+        margins = -margin(logits, self._batch(torch.arange(len(self.texts))))
+        return JointResult(
+            self.threat,
+            self.pixels,
+            tuple(self.texts),
+            self.correct,
+            broken,
+            margins,
+            int((claimed & ~broken).sum()),
+            self.blind,
+            self.target.forwards,
+            self.target.backwards,
+        )
+
+    def _alive(self) -> Tensor:
+        """The items that were judged right, and still are."""
+        banned = torch.tensor([count > 0 for count in self.banned], device=self.correct.device)
+        return (self.correct & ((self.margins > _THRESHOLD) | banned)).nonzero()[:, 0]
+
+    def _permitted(self) -> Tensor:
+        """Which items keep to both budgets and hold no banned word."""
+        images = allowed_images(self.pixels, self.clean, self.threat.image)
+        text = self.threat.text
+        kept = [
+            text.budget.permits(before, after) and not count_banned(after, text.banned)
+            for before, after in zip(self.originals, self.texts, strict=True)
+        ]
+        return images & torch.tensor(kept, device=images.device)
+
+    def _batch(self, rows: Tensor) -> Batch:
+        rows = rows.to(self.clean.device)
+        return Batch(self.clean[rows], self.labels[rows], rows)
+
+    def _logits(self) -> Tensor:
+        """Logits `[N, K]` of all items as they stand."""
+        self._look_up()
+        parts = torch.arange(len(self.texts), device=self.clean.device).split(self.batch_size)
+        return torch.cat([self.target.logits(self.pixels[rows], self._batch(rows)) for rows in parts])
+
+    def _look_up(self) -> None:
+        """Give the target the tokens of the texts as they stand."""
+        tokens = self.codec.encode(self.texts)
+        device = self.clean.device
+        self.target.extras = (torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device))
+
+    def _move_images(self, rows: Tensor, number: int) -> None:
+        """Attack the images against the texts as they stand; keep what lowers the margin."""
+        self._look_up()
+        threat = self.threat.image
+        for part in rows.split(self.batch_size):
+            batch = self._batch(part)
+            blind = self.target.gradient(self.pixels[part], batch, margin)[2].flatten(1).count_nonzero(dim=1) == 0
+            self.blind[part] |= blind
+            for name in threat.attacks:
+                self._try_image(part if name == "square" else part[~blind], name, number)
+            if "square" not in threat.attacks:
+                self._try_image(part[blind], "square", number)
+
+    def _try_image(self, rows: Tensor, name: str, number: int) -> None:
+        threat = self.threat.image
+        for restart in range(1 if name == "fgsm" else threat.restarts):
+            left = rows[self.margins[rows] > _THRESHOLD]
+            if not len(left):
+                return
+            batch = Batch(self.clean[left], self.labels[left], left, self.goals[left])
+            found = _IMAGE_ATTACKS[name](self.target, batch, threat, number * threat.restarts + restart)
+            margins = -margin(self.target.logits(found, batch), batch)
+            better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, threat)
+            self.pixels[left[better]], self.margins[left[better]] = found[better], margins[better]
+
+    def _move_texts(self, rows: Tensor) -> None:
+        """Attack the texts against the images as they stand; keep what lowers the margin, or has fewer banned words."""
+
+        def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
+            self.target.forwards += len(items)
+            logits = self.model(self.pixels[items], ids, mask).float()
+            return -margin(logits, Batch(self.pixels[items], self.labels[items], items))
+
+        places = rows.tolist()
+        results = attack_texts(
+            TextModel(score, self.codec, self.embedding),
+            [self.originals[place] for place in places],
+            self.threat.text,
+            threshold=_THRESHOLD,
+            synonyms=self.synonyms,
+            items=places,
+            batch_size=self.batch_size,
+        )
+        for place, result in zip(places, results, strict=True):
+            self.blind[place] |= result.obfuscated
+            if not self.threat.text.budget.permits(result.original, result.text):
+                continue
+            banned = count_banned(result.text, self.threat.text.banned)
+            if (banned, result.score_after) < (self.banned[place], float(self.margins[place])):
+                self.texts[place], self.banned[place] = result.text, banned
+                self.margins[place] = result.score_after

@@ -1,0 +1,53 @@
+"""The threat model of the joint attack on image and text, as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from zoo import schema
+from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.threat import Threat
+from zoo.errors import close_match
+
+#: The attacks on images that can take turns with one on texts. FAB is none: what it leaves unbroken is no nearer to it.
+JOINT_IMAGE_ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-t", "square")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class JointThreat:
+    """An attacker on image and text at once, each within a budget of its own.
+
+    `first` moves first. `rounds` 1 is one after the other; more is in turns, each side starting anew from its clean
+    input against the best of the other side.
+    """
+
+    image: Threat
+    text: TextThreat
+    first: Literal["image", "text"] = "image"
+    rounds: int = 1
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        for attack in self.image.attacks:
+            if attack not in JOINT_IMAGE_ATTACKS:
+                known = close_match(attack, JOINT_IMAGE_ATTACKS)
+                raise ValueError(f'the joint attack has no attack "{attack}" on images{known}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back to an equal threat model."""
+        return schema.dump(self)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "joint threat") -> JointThreat:
+        """Build a threat model from plain data; raises BadCardError naming each unknown, missing or wrong field."""
+        return schema.parse(cls, data, where)
+
+    @classmethod
+    def read(cls, path: Path) -> JointThreat:
+        """Read a threat file (YAML). Raises BadInputError (missing, not YAML) or BadCardError."""
+        return cls.from_dict(schema.read_yaml(path), str(path))

@@ -1,0 +1,190 @@
+"""Gradient-guided token substitution: HotFlip and greedy coordinate gradient, on real texts.
+
+HotFlip (Ebrahimi et al. 2018, arXiv 1712.06751) estimates the effect of every exchange of a token to first order and
+takes the best; here the best few are tried, and the one that is truly best is taken. Greedy coordinate gradient (Zou et
+al. 2023, arXiv 2307.15043, algorithm 1; against safety filters with banned words in MMA-Diffusion, arXiv 2311.17516)
+tries random ones among the best of each place and goes on from the best of those, better or not.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from zoo.adversary.image_target import evaluation_mode
+from zoo.adversary.text_budget import count_banned
+from zoo.adversary.text_model import TextModel
+from zoo.adversary.text_result import TextResult, checked_scores, confirmed
+from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text_tokens import TokenEditor, TokenText
+
+Method = Literal["hotflip", "gcg"]
+
+
+def substitute_tokens(
+    model: TextModel,
+    texts: Sequence[str],
+    threat: TextThreat,
+    method: Method,
+    *,
+    threshold: float,
+    items: Sequence[int] | None = None,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> list[TextResult]:
+    """Attack texts by exchanging tokens, each for one that stands at the same place of a word and is readable.
+
+    A text is flagged when its score is **above** `threshold`; it is broken when it no longer is, and no banned word is
+    left. Only candidates that are encoded as the meant ids are tried; the others are counted (`unrealisable`). `gcg`
+    first appends `threat.suffix` random words, within the budget. Without a gradient the exchanges are drawn at random,
+    and the result says so (`obfuscated`). `items` are the texts' places in the attacked set, by default 0, 1, ...
+    """
+    places = list(range(len(texts))) if items is None else list(items)
+    editor = TokenEditor(model.codec)
+    pairs = list(zip(texts, places, strict=True))
+    with evaluation_mode(*model.modules):
+        found = [
+            _Attack(model, editor, text, item, threat, threshold, method).run()
+            for text, item in track(pairs, f"{method}: attacking texts", disable=not progress, transient=True)
+        ]
+
+        def score(part: list[str], owners: list[int]) -> Tensor:
+            return model.score(part, [places[owner] for owner in owners])
+
+        return confirmed(found, score, threat, threshold, batch_size)
+
+
+class _Attack:
+    """One text under attack: where it stands, and the best that was found."""
+
+    def __init__(
+        self,
+        model: TextModel,
+        editor: TokenEditor,
+        text: str,
+        item: int,
+        threat: TextThreat,
+        threshold: float,
+        method: Method,
+    ) -> None:
+        self.model, self.editor, self.item, self.threat, self.threshold = model, editor, item, threat, threshold
+        self.method, self.original = method, text
+        self.random = torch.Generator().manual_seed(zlib.crc32(f"{threat.seed} {text}".encode(errors="replace")))
+        self.queries = self.unrealisable = 0
+        self.obfuscated = False
+        self.before = self._scores([text])[0]
+        #: Banned words, score and text: the best so far, and where the search stands.
+        self.best = self.now = (count_banned(text, threat.banned), self.before, text)
+
+    def run(self) -> TextResult:
+        missed = self._hidden()
+        if not missed and self.method == "gcg":
+            self._append_words()
+        steps = 0
+        while not self._hidden() and steps < self.threat.steps and self._step():
+            steps += 1
+        _, score, text = self.best
+        outcome = "missed" if missed else "broken" if self._hidden() else "held"
+        return TextResult(
+            self.original, text, outcome, self.before, score, 0, self.queries, self.unrealisable, self.obfuscated
+        )
+
+    def _hidden(self) -> bool:
+        return self.best[0] == 0 and self.best[1] <= self.threshold
+
+    def _scores(self, texts: list[str]) -> list[float]:
+        self.queries += len(texts)
+        found: list[float] = checked_scores(self.model.score(texts, [self.item] * len(texts)), len(texts)).tolist()
+        return found
+
+    def _append_words(self) -> None:
+        """Start with random words after the text; the later steps exchange them as any other."""
+        words = self.editor.pieces.whole_words()
+        count = min(self.threat.suffix, self.threat.budget.allowed(self.original))
+        if not count or not words:
+            return
+        drawn = torch.randint(len(words), (count,), generator=self.random).tolist()
+        text = " ".join([self.original.rstrip(), *(self.editor.pieces.surface[words[place]] for place in drawn)])
+        banned = count_banned(text, self.threat.banned)
+        if banned <= self.now[0] and self.threat.budget.permits(self.original, text):
+            self.now = (banned, self._scores([text])[0], text)
+            self.best = min(self.best, self.now)
+
+    def _step(self) -> bool:
+        """Try exchanges and go on from the best; false when there is none, or for HotFlip no better one."""
+        at = self.editor.read(self.now[2])
+        trials = self._candidates(at, self._proposals(at))
+        trials = trials[: max(self.threat.queries - self.queries, 0)]
+        if not trials:
+            return False
+        scores = self._scores([text for _, text in trials])
+        found = min((banned, score, text) for (banned, text), score in zip(trials, scores, strict=True))
+        improved = found[:2] < self.best[:2]
+        self.best = min(self.best, found)
+        self.now = found
+        return improved or self.method == "gcg"
+
+    def _proposals(self, at: TokenText) -> list[tuple[int, int]]:
+        """Exchanges (place, token) in the order in which they are to be tried, a few times as many as are tried."""
+        places = self._open(at)
+        if not places:
+            return []
+        table = self._estimates(at, places)
+        tried = 4 * self.threat.candidates
+        if self.method == "hotflip":
+            values, flat = table.flatten().topk(min(tried, table.numel()), largest=False)
+            chosen = flat[values.isfinite()]
+        else:
+            values, tokens = table.topk(min(self.threat.top, table.shape[1]), dim=1, largest=False)
+            rows = torch.arange(len(places))[:, None] * table.shape[1]
+            good = (rows + tokens)[values.isfinite()]
+            chosen = good[torch.randperm(len(good), generator=self.random)[:tried]]
+        return [(places[place // table.shape[1]], place % table.shape[1]) for place in chosen.tolist()]
+
+    def _open(self, at: TokenText) -> list[int]:
+        """The places where an exchange keeps to the budget, and those of banned words alone while there are some."""
+        blanked = {place: self.editor.exchange_text(at, place, "_") for place in at.places}
+        if self.threat.budget.unit == "words":
+            blanked = {p: text for p, text in blanked.items() if self.threat.budget.permits(self.original, text)}
+        banned = [p for p, text in blanked.items() if count_banned(text, self.threat.banned) < self.now[0]]
+        return banned or list(blanked)
+
+    def _estimates(self, at: TokenText, places: list[int]) -> Tensor:
+        """First-order change of the score `[P, V]` for each exchange; infinite where it is none, or not allowed."""
+        ids = torch.from_numpy(at.ids)
+        gradient = self.model.token_gradient(ids, torch.from_numpy(at.mask), self.item)[places].cpu()
+        weight = self.model.embedding.weight.detach().float().cpu()
+        count = min(len(weight), len(self.editor.usable))
+        if gradient.count_nonzero():
+            table = gradient @ weight[:count].T
+            table -= (gradient * weight[ids[places]]).sum(dim=1, keepdim=True)
+        else:
+            self.obfuscated = True
+            table = torch.rand(len(places), count, generator=self.random)
+        kinds = torch.from_numpy(self.editor.pieces.kind)
+        allowed = torch.from_numpy(self.editor.usable)[:count] & (kinds[:count] == kinds[ids[places]][:, None])
+        allowed[torch.arange(len(places)), ids[places]] = False
+        return table.masked_fill(~allowed, torch.inf)
+
+    def _candidates(self, at: TokenText, proposals: list[tuple[int, int]]) -> list[tuple[int, str]]:
+        """Banned words and text of the proposals that keep to the budget and are encoded as meant."""
+        swaps, texts, banned = [], [], []
+        for place, token in proposals:
+            text = self.editor.exchange(at, place, token)
+            count = count_banned(text, self.threat.banned)
+            if count <= self.now[0] and self.threat.budget.permits(self.original, text):
+                swaps.append((place, token))
+                texts.append(text)
+                banned.append(count)
+            if len(swaps) == 2 * self.threat.candidates:
+                break
+        real = self.editor.realisable(at, swaps, texts)
+        self.unrealisable += int((~real).sum())
+        return [pair for pair, good in zip(zip(banned, texts, strict=True), real, strict=True) if good][
+            : self.threat.candidates
+        ]

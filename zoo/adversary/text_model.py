@@ -1,0 +1,80 @@
+"""The model under a gradient attack on its text: token ids to scores, with the embedding that the ids go through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from zoo.errors import BadInputError
+from zoo.inputs.text import TextCodec
+
+#: Ids and mask `[N, T]` int64, and the place `[N]` of each text's item in the attacked set, to scores `[N]`: how sure
+#: the model is of what the attacker wants to hide.
+TokenScore: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model of texts whose gradient can be taken. `modules` are those that `token_score` calls.
+
+    `embedding` is the table that the ids go through (see `input_embedding`).
+    """
+
+    token_score: TokenScore
+    codec: TextCodec
+    embedding: nn.Embedding
+    modules: tuple[nn.Module, ...] = ()
+
+    def score(self, texts: list[str], items: Sequence[int] | None = None) -> Tensor:
+        """Scores `[N]` of texts, without a graph; `items` default to the place in the list."""
+        tokens = self.codec.encode(texts)
+        device = self.embedding.weight.device
+        places = torch.arange(len(texts)) if items is None else torch.tensor(list(items), dtype=torch.int64)
+        with torch.no_grad():
+            ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+            return self.token_score(ids.to(device), mask.to(device), places.to(device))
+
+    def token_gradient(self, ids: Tensor, mask: Tensor, item: int) -> Tensor:
+        """The gradient `[T, D]` of one text's score in its token embeddings; zero where there is none, or no number.
+
+        Raises BadInputError when the score never looks the ids up in `embedding`.
+        """
+        looked_up: list[Tensor] = []
+
+        def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            looked_up.append(output.detach().requires_grad_())
+            return looked_up[-1]
+
+        handle = self.embedding.register_forward_hook(keep)
+        try:
+            with torch.enable_grad():
+                device = self.embedding.weight.device
+                places = torch.tensor([item], device=device)
+                score = self.token_score(ids[None].to(device), mask[None].to(device), places)
+        finally:
+            handle.remove()
+        found = torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
+        if not looked_up:
+            raise BadInputError("the model's score does not go through the embedding that was named")
+        if score.requires_grad:
+            for part in torch.autograd.grad(score.sum(), looked_up, allow_unused=True):
+                found += 0 if part is None else part[0].float().nan_to_num(0.0, 0.0, 0.0)
+        return found
+
+
+def input_embedding(module: nn.Module) -> nn.Embedding:
+    """The token embedding of the one language model of transformers in a module; BadInputError for none or several."""
+    found: dict[int, nn.Embedding] = {}
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            embedding = part.get_input_embeddings()
+            if isinstance(embedding, nn.Embedding):
+                found[id(embedding)] = embedding
+    if len(found) != 1:
+        raise BadInputError(f"{type(module).__name__} holds {len(found)} language models of transformers, expected 1")
+    return next(iter(found.values()))
