@@ -92,11 +92,11 @@ class _Campaign:
         self.pixels = pixels.detach().clone()  # a normal tensor, also of one made in inference mode
         self.labels = labels.to(pixels.device, torch.int64).clone()
         clean = self._clean(judge)
-        self.classes = clean.shape[1]
-        if self.labels.min() < 0 or self.labels.max() >= self.classes:
-            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
-            raise BadInputError(f"labels must be 0 to {self.classes - 1}, the classes of the model, got {found}")
         self.own_clean = clean if target.model is judge.model else self._clean(target)
+        classes = min(clean.shape[1], self.own_clean.shape[1])
+        if self.labels.min() < 0 or self.labels.max() >= classes:
+            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
+            raise BadInputError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
         self.correct = clean.argmax(dim=1) == self.labels
         self.broken = torch.zeros_like(self.correct)
         self.adversarial = self.pixels.clone()

@@ -70,12 +70,12 @@ class AttackResult:
 
     @property
     def forwards(self) -> int:
-        """Images that the model judged in all, which are a black-box attack's queries."""
+        """Images that the models judged in the attacks and their checks: of a black-box attack, the queries."""
         return sum(record.forwards for record in self.records)
 
     @property
     def backwards(self) -> int:
-        """Images whose gradient was computed in all."""
+        """Images whose gradient was computed in the attacks."""
         return sum(record.backwards for record in self.records)
 
     def to_dict(self) -> dict[str, Any]:
