@@ -7,9 +7,9 @@ may hold against either change and not against both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from rich.progress import Progress
@@ -21,17 +21,15 @@ from zoo.adversary.image_loss import margin
 from zoo.adversary.image_pgd import fgsm, pgd
 from zoo.adversary.image_square import square
 from zoo.adversary.image_target import Batch, Target, evaluation_mode, misjudged
+from zoo.adversary.joint_model import JointModel, fixed_images
 from zoo.adversary.joint_threat import JointThreat
 from zoo.adversary.text_attack import attack_texts
 from zoo.adversary.text_budget import count_banned
 from zoo.adversary.text_edits import Variants
 from zoo.adversary.text_model import TextModel
-from zoo.card import ModelCard
+from zoo.adversary.text_threat import TextThreat
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
-
-#: Pixels `[B, C, H, W]` in [0, 1], ids and mask `[B, T]` int64, to logits `[B, K]`, K >= 2.
-JointModel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _IMAGE_ATTACKS = {"fgsm": fgsm, "pgd": pgd, "apgd-ce": apgd_ce, "apgd-t": apgd_t, "square": square}
 #: A margin at or below this is a misjudgement: a tie of logits is none.
@@ -76,23 +74,6 @@ class JointResult:
         return bool(self.blind.any())
 
 
-def both_inputs(model: Callable[..., Tensor], card: ModelCard) -> JointModel:
-    """A model as a function of image and text, both present. `card` says what inputs it takes, in which order.
-
-    The model is one of the zoo, or one under a policy (`zoo.adversary.image_judged.Judged`). Raises BadInputError for
-    one that does not judge an image with a text.
-    """
-    if "image" not in card.input_names or not card.reads_text:
-        raise BadInputError(f"{card.name} judges {list(card.input_names)}, not an image with a text")
-
-    def logits(pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        if "image_present" not in card.input_names:
-            return model(pixels, ids, mask)
-        return model(pixels, ids, mask, torch.ones(len(pixels), dtype=torch.bool, device=pixels.device))
-
-    return logits
-
-
 def attack_jointly(
     model: JointModel,
     pixels: Tensor,
@@ -110,8 +91,8 @@ def attack_jointly(
     """Look for an image and a text within a joint threat model that are misjudged together.
 
     `pixels` `[N, C, H, W]` float32 in [0, 1], `labels` `[N]` the right classes, `codec` the model's, `embedding` the
-    one that its token ids go through (see `input_embedding`). `modules` are those that the model calls: they are
-    attacked in evaluation mode, and left as they were. Every success is checked on a fresh pass: both budgets, pixels
+    one that its token ids go through (see `input_embedding`). The model is attacked in evaluation mode, and left as
+    it was; where it is a plain function, name the `modules` that it calls. Every success is checked on a fresh pass: both budgets, pixels
     in [0, 1], no banned word, misjudged. Raises BadInputError for pixels, labels, texts or logits that make no sense.
     """
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
@@ -120,7 +101,7 @@ def attack_jointly(
         raise BadInputError(
             f"pixels must be float32 in [0, 1], got {pixels.dtype}, {pixels.min():g} to {pixels.max():g}"
         )
-    with evaluation_mode(*modules), Progress(disable=not progress, transient=True) as bar:
+    with evaluation_mode(model, *modules), Progress(disable=not progress, transient=True) as bar:
         attack = _Joint(model, pixels, list(texts), labels, threat, codec, embedding, synonyms, batch_size)
         return attack.run(bar)
 
@@ -153,7 +134,7 @@ class _Joint:
             raise BadInputError(f"labels must be 0 to {classes - 1}, got {self.labels.unique().tolist()}")
         self.correct = ~misjudged(logits, self.labels)
         self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
-        self.banned = [count_banned(text, threat.text.banned) for text in texts]
+        self.banned = [count_banned(text, threat.banned) for text in texts]
         self.goals = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
         self.blind = torch.zeros_like(self.correct)
 
@@ -194,9 +175,9 @@ class _Joint:
     def _permitted(self) -> Tensor:
         """Which items keep to both budgets and hold no banned word."""
         images = allowed_images(self.pixels, self.clean, self.threat.image)
-        text = self.threat.text
         kept = [
-            text.budget.permits(before, after) and not count_banned(after, text.banned)
+            any(threat.budget.permits(before, after) for threat in self.threat.text)
+            and not count_banned(after, self.threat.banned)
             for before, after in zip(self.originals, self.texts, strict=True)
         ]
         return images & torch.tensor(kept, device=images.device)
@@ -244,27 +225,32 @@ class _Joint:
 
     def _move_texts(self, rows: Tensor) -> None:
         """Attack the texts against the images as they stand; keep what lowers the margin, or has fewer banned words."""
+        places = torch.zeros(len(self.texts), dtype=torch.int64, device=rows.device)
+        places[rows] = torch.arange(len(rows), device=rows.device)
+        with fixed_images(self.model, self.pixels[rows], self.batch_size) as model:
 
-        def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
-            self.target.forwards += len(items)
-            logits = self.model(self.pixels[items], ids, mask).float()
-            return -margin(logits, Batch(self.pixels[items], self.labels[items], items))
+            def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
+                self.target.forwards += len(items)
+                logits = model(places[items], ids, mask).float()
+                return -margin(logits, Batch(self.pixels[items], self.labels[items], items))
 
-        places = rows.tolist()
+            for threat in self.threat.text:
+                self._try_texts(self._alive(), TextModel(score, self.codec, self.embedding), threat)
+
+    def _try_texts(self, rows: Tensor, model: TextModel, threat: TextThreat) -> None:
+        items = rows.tolist()
         results = attack_texts(
-            TextModel(score, self.codec, self.embedding),
-            [self.originals[place] for place in places],
-            self.threat.text,
+            model,
+            [self.originals[item] for item in items],
+            dataclasses.replace(threat, banned=self.threat.banned),
             threshold=_THRESHOLD,
             synonyms=self.synonyms,
-            items=places,
+            items=items,
             batch_size=self.batch_size,
         )
-        for place, result in zip(places, results, strict=True):
-            self.blind[place] |= result.obfuscated
-            if not self.threat.text.budget.permits(result.original, result.text):
-                continue
-            banned = count_banned(result.text, self.threat.text.banned)
-            if (banned, result.score_after) < (self.banned[place], float(self.margins[place])):
-                self.texts[place], self.banned[place] = result.text, banned
-                self.margins[place] = result.score_after
+        for item, result in zip(items, results, strict=True):
+            self.blind[item] |= result.obfuscated
+            banned = count_banned(result.text, self.threat.banned)
+            better = (banned, result.score_after) < (self.banned[item], float(self.margins[item]))
+            if better and threat.budget.permits(result.original, result.text):
+                self.texts[item], self.banned[item], self.margins[item] = result.text, banned, result.score_after

@@ -20,12 +20,14 @@ JOINT_IMAGE_ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-t", "square")
 class JointThreat:
     """An attacker on image and text at once, each within a budget of its own.
 
-    `first` moves first. `rounds` 1 is one after the other; more is in turns, each side starting anew from its clean
-    input against the best of the other side.
+    The threats of `text` are alternatives ("three words, or a tenth of the characters"): they are tried one after the
+    other, and a text must keep to the budget of one of them; the banned words of all are banned. `first` moves first.
+    `rounds` 1 is one after the other; more is in turns, each side starting anew from its clean input against the best
+    of the other side.
     """
 
     image: Threat
-    text: TextThreat
+    text: tuple[TextThreat, ...]
     first: Literal["image", "text"] = "image"
     rounds: int = 1
     schema_version: Literal[1] = 1
@@ -33,10 +35,17 @@ class JointThreat:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if not self.text:
+            raise ValueError("text must name at least one threat; to leave texts alone, one whose budget has count 0")
         for attack in self.image.attacks:
             if attack not in JOINT_IMAGE_ATTACKS:
                 known = close_match(attack, JOINT_IMAGE_ATTACKS)
                 raise ValueError(f'the joint attack has no attack "{attack}" on images{known}')
+
+    @property
+    def banned(self) -> tuple[str, ...]:
+        """The banned words of all threats on the text."""
+        return tuple(dict.fromkeys(word for threat in self.text for word in threat.banned))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back to an equal threat model."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
+from zoo.models.dual_encoder import PhraseEncoder
 
 #: Ids and mask `[N, T]` int64, and the place `[N]` of each text's item in the attacked set, to scores `[N]`: how sure
 #: the model is of what the attacker wants to hide.
@@ -67,12 +68,29 @@ class TextModel:
         return found
 
 
+def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:
+    """The objective of MMA-Diffusion (Yang et al. 2024, arXiv 2311.17516): texts that are embedded as others are.
+
+    The score of item n is 1 - cosine with `wanted[n]`, in [0, 2]: attack any start (20 random words, say) with the
+    words of the wanted text banned, and what is found means the same to the text tower, and nothing to a word filter.
+    """
+    targets = model.embed_phrases(tuple(wanted))
+
+    def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
+        return 1 - (model.encode_text(ids, mask) * targets[items]).sum(dim=1)
+
+    return TextModel(score, model.codec(), input_embedding(model.text_tower), (model,))
+
+
 def input_embedding(module: nn.Module) -> nn.Embedding:
     """The token embedding of the one language model of transformers in a module; BadInputError for none or several."""
     found: dict[int, nn.Embedding] = {}
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
-            embedding = part.get_input_embeddings()
+            try:
+                embedding = part.get_input_embeddings()
+            except NotImplementedError:  # of a model without one, such as a ResNet
+                continue
             if isinstance(embedding, nn.Embedding):
                 found[id(embedding)] = embedding
     if len(found) != 1:
