@@ -77,6 +77,9 @@ def test_both_together_break_what_neither_breaks_alone(
     assert found.broken.all()
     assert found.success_rate == 1.0
     assert found.robust_accuracy == 0.0
+    figures = found.to_dict()
+    assert figures["clean_accuracy"] == figures["success_rate"] == 1.0
+    assert JointThreat.from_dict(figures["threat"]) == threat
     assert float(found.margins[0]) < 0
     assert text.budget.edits(TEXTS[0], found.texts[0]) == 1
     assert allowed_images(found.pixels, _grey(), PGD).all()

@@ -10,7 +10,7 @@ import pytest
 
 from zoo.adversary.text_budget import TextBudget, count_banned
 from zoo.adversary.text_edits import KINDS
-from zoo.adversary.text_result import success_rate
+from zoo.adversary.text_result import success_rate, summary
 from zoo.adversary.text_search import search_items, search_texts
 from zoo.adversary.text_threat import TextThreat
 from zoo.errors import BadInputError
@@ -43,6 +43,9 @@ def test_each_attack_breaks_a_keyword_model(kind: str) -> None:
     results = search_texts(keyword, TEXTS, TextThreat((kind,)), threshold=0.5)
     assert [result.outcome for result in results] == ["broken", "broken", "missed"]
     assert success_rate(results) == 1.0
+    figures = summary(results)
+    assert [figures[key] for key in ("texts", "missed", "broken", "held", "refuted")] == [3, 1, 2, 0, 0]
+    assert figures["queries"] == sum(result.queries for result in results)
     for result in results[:2]:
         assert result.score_before == 0.9
         assert result.score_after == 0.1
@@ -150,7 +153,7 @@ def test_a_model_that_sees_more_than_the_text_is_told_which_item_it_is() -> None
     assert [result.outcome for result in results] == ["held", "broken", "held"]
 
 
-@pytest.mark.parametrize("text", ["", "   ", "?", "\u200b", "漢字"])
+@pytest.mark.parametrize("text", ["", "   ", "?", "\u200b", "漢字", "\ud800"])
 def test_a_text_without_letters_is_no_trouble(text: str) -> None:
     result = search_texts(lambda texts: [0.9] * len(texts), [text], TextThreat(), threshold=0.5)[0]
     assert result.outcome == "held"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -73,6 +74,21 @@ class JointResult:
         """Whether some attack went on without a gradient."""
         return bool(self.blind.any())
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain data, without images and texts."""
+        return {
+            "threat": self.threat.to_dict(),
+            "items": len(self.correct),
+            "clean_accuracy": float(self.correct.double().mean()),
+            "robust_accuracy": self.robust_accuracy,
+            "success_rate": self.success_rate,
+            "refuted": self.refuted,
+            "obfuscated": self.obfuscated,
+            "blind_share": float(self.blind.double().mean()),
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+        }
+
 
 def attack_jointly(
     model: JointModel,
@@ -92,8 +108,9 @@ def attack_jointly(
 
     `pixels` `[N, C, H, W]` float32 in [0, 1], `labels` `[N]` the right classes, `codec` the model's, `embedding` the
     one that its token ids go through (see `input_embedding`). The model is attacked in evaluation mode, and left as
-    it was; where it is a plain function, name the `modules` that it calls. Every success is checked on a fresh pass: both budgets, pixels
-    in [0, 1], no banned word, misjudged. Raises BadInputError for pixels, labels, texts or logits that make no sense.
+    it was; where it is a plain function, name the `modules` that it calls. Every success is checked on a fresh pass:
+    both budgets, pixels in [0, 1], no banned word, misjudged. Raises BadInputError for pixels, labels, texts or logits
+    that make no sense.
     """
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
         raise BadInputError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")

@@ -105,7 +105,7 @@ def perturb(text: str, variants: Variants, budget: TextBudget | None = None, see
     augmentation, and as the attack that knows nothing of the model.
     """
     budget = budget or TextBudget()
-    rng = random.Random(f"{seed} {text}")
+    rng = drawing(seed, text)
     words = split_words(text)
     changed, allowed = list(words), budget.allowed(text)
     for index in rng.sample(range(len(words)), len(words)):
@@ -119,6 +119,11 @@ def perturb(text: str, variants: Variants, budget: TextBudget | None = None, see
         if budget.spent(words, changed) >= allowed:
             break
     return "".join(changed) if words else text
+
+
+def drawing(seed: int, text: str) -> random.Random:
+    """Random numbers by a seed and a text, whatever other texts there are; a text may hold lone surrogates."""
+    return random.Random(f"{seed} {text}".encode("utf-8", "surrogatepass"))
 
 
 def _replaced(word: str, table: Mapping[str, str]) -> list[str]:

@@ -74,7 +74,9 @@ class _Attack:
     ) -> None:
         self.model, self.editor, self.item, self.threat, self.threshold = model, editor, item, threat, threshold
         self.method, self.original = method, text
-        self.random = torch.Generator().manual_seed(zlib.crc32(f"{threat.seed} {text}".encode(errors="replace")))
+        self.random = torch.Generator().manual_seed(
+            zlib.crc32(f"{threat.seed} {text}".encode("utf-8", "surrogatepass"))
+        )
         self.queries = self.unrealisable = 0
         self.obfuscated = False
         self.before = self._scores([text])[0]

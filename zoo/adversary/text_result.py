@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,3 +90,18 @@ def success_rate(results: Sequence[TextResult]) -> float | None:
     """The share broken among the texts that the model judged rightly before; None where it judged none so."""
     attacked = [result for result in results if result.outcome != "missed"]
     return sum(result.outcome == "broken" for result in attacked) / len(attacked) if attacked else None
+
+
+def summary(results: Sequence[TextResult]) -> dict[str, Any]:
+    """The figures of an attack as plain data: outcomes, success rate, means over the broken texts, costs."""
+    broken = [result for result in results if result.outcome == "broken"]
+    counts = Counter(result.outcome for result in results)
+    return {
+        "texts": len(results),
+        **{outcome: counts[outcome] for outcome in get_args(Outcome)},
+        "success_rate": success_rate(results),
+        "mean_edits": sum(result.edits for result in broken) / len(broken) if broken else None,
+        "queries": sum(result.queries for result in results),
+        "unrealisable": sum(result.unrealisable for result in results),
+        "obfuscated": any(result.obfuscated for result in results),
+    }

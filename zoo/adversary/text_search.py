@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from zoo.adversary.text_budget import count_banned, split_words
-from zoo.adversary.text_edits import Variants, character_edits, perturb
+from zoo.adversary.text_edits import Variants, character_edits, drawing, perturb
 from zoo.adversary.text_result import ItemScore, Score, TextResult, confirmed, score_all
 from zoo.adversary.text_threat import TextThreat
 from zoo.errors import BadInputError
@@ -123,7 +123,7 @@ def _greedy(text: str, variants: Variants, threat: TextThreat, threshold: float)
 
     if hidden():
         return TextResult(text, text, "missed", before, before, 0, 1)
-    rng = random.Random(f"{threat.seed} {text}")
+    rng = drawing(threat.seed, text)
     order = yield from _by_importance(state, threat)
     improved = True
     while improved and not hidden():
