@@ -278,7 +278,8 @@ def test_what_goes_with_an_image_stays_with_it() -> None:
     sign = torch.tensor([1.0, -1.0]).repeat(6)
 
     def signed(images: Tensor, signs: Tensor) -> Tensor:
-        return model(images) * signs[:, None]
+        logits: Tensor = model(images)
+        return logits * signs[:, None]
 
     with torch.no_grad():
         labels = signed(pixels, sign).argmax(dim=1)
@@ -298,7 +299,8 @@ def test_a_model_that_rolls_dice_is_reported() -> None:
     labels = _labels(model, pixels)
 
     def noisy(images: Tensor) -> Tensor:
-        return model(images) + torch.randn(len(images), 2)
+        logits: Tensor = model(images)
+        return logits + torch.randn(len(images), 2)
 
     torch.manual_seed(0)
     assert attack(noisy, pixels, labels, Threat("Linf", 0.01, attacks=("fgsm",)), modules=[model]).randomised

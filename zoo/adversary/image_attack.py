@@ -116,7 +116,7 @@ class _Campaign:
 
     def _batches(self, wanted: Tensor) -> list[Batch]:
         """The images that a mask `[N]` picks, in batches."""
-        parts = wanted.nonzero()[:, 0].split(self.batch_size)
+        parts = torch.split(wanted.nonzero()[:, 0], self.batch_size)
         return [Batch(self.pixels[rows], self.labels[rows], rows) for rows in parts if len(rows)]
 
     def _clean(self, target: Target) -> Tensor:

@@ -71,17 +71,18 @@ def towards_plane(pixels: Tensor, gradient: Tensor, missing: Tensor, norm: str, 
     """
     upward = gradient * missing.sign()[:, None, None, None]
     room = torch.where(upward > 0, 1 - pixels, pixels).flatten(1)
-    weight = gradient.abs().flatten(1)
-    speed = weight if norm == "L2" else (weight > 0).to(weight)
+    weight = upward.abs().flatten(1)
+    slopes = weight.square() if norm == "L2" else weight
     wanted = missing.abs()
-    slope_of = weight * speed
     reach = torch.zeros_like(wanted)
+    moved = torch.zeros_like(room)
     for _ in range(rounds):
-        moved = torch.minimum(reach[:, None] * speed, room)
-        lacking = wanted - (weight * moved).sum(dim=1)
-        slope = (slope_of * (moved < room)).sum(dim=1)
+        lacking = wanted - torch.linalg.vecdot(weight, moved)
+        slope = torch.where(moved < room, slopes, 0).sum(dim=1)
         open_rows = (lacking > 1e-6 * wanted) & (slope > 0)
         if not open_rows.any():
             break
-        reach = torch.where(open_rows, reach + lacking / slope.clamp(min=1e-30), reach)
-    return torch.minimum(reach[:, None] * speed, room).view_as(pixels).mul_(upward.sign())
+        reach += torch.where(open_rows, lacking / slope.clamp(min=1e-30), 0)
+        # In Linf pixels without a gradient move too; the sign at the end holds them back.
+        moved = torch.minimum(reach[:, None] * weight if norm == "L2" else reach[:, None], room)
+    return moved.view_as(pixels).mul_(upward.sign())

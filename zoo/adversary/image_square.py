@@ -151,7 +151,7 @@ def _two_bumps(side: int, *, upright: bool) -> Tensor:
     half = side // 2
     pattern = torch.cat([_bump(side, half), -_bump(side, side - half)], dim=1)
     pattern = pattern if upright else pattern.T
-    return pattern / pattern.norm()
+    return pattern / pattern.square().sum().sqrt()
 
 
 def _l2_squares(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.random.Generator) -> Tensor:
