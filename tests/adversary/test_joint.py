@@ -116,7 +116,8 @@ def test_a_constant_model_is_never_broken(codec: TextCodec, logits: list[float])
     embedding = nn.Embedding(codec.vocabulary_size, 2)
 
     def constant(pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        return torch.tensor(logits).expand(len(pixels), 2) + 0 * (embedding(ids).sum() + pixels.sum())
+        found: Tensor = torch.tensor(logits).expand(len(pixels), 2) + 0 * (embedding(ids).sum() + pixels.sum())
+        return found
 
     quick = Threat("Linf", 0.1, ("pgd",), 2, queries=20)
     threat = JointThreat(quick, (TextThreat(("misspelling", "gcg"), queries=60, steps=2),), rounds=2)
@@ -187,7 +188,7 @@ def test_the_fusion_is_attacked_on_both_sides_within_budgets(first: First) -> No
     judged = _judged(BothInputs(model, model.card), codec, found.pixels, list(found.texts))
     assert torch.equal(found.broken, judged != labels)
     assert not model.training
-    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
+    assert all(parameter.requires_grad for parameter in model.get_submodule("classifier").parameters())
 
 
 def test_a_random_fusion_under_a_policy_breaks_at_its_operating_point() -> None:
@@ -246,7 +247,7 @@ def test_texts_may_keep_to_any_one_of_several_budgets(codec: TextCodec) -> None:
 
 def test_images_are_encoded_once_and_answers_stay_the_same() -> None:
     model, codec, pixels, _ = _fusion("fusion")
-    tower, both = model.image_tower, BothInputs(model, model.card)
+    tower, both = model.get_submodule("image_tower"), BothInputs(model, model.card)
     passes: list[int] = []
     handle = tower.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
     tokens = codec.encode(TEXTS * 2)

@@ -48,7 +48,8 @@ class Linear(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
         weights = mask[:, :, None].float()
         pooled = (self.embedding(ids) * weights).sum(dim=1) / weights.sum(dim=1)
-        return pooled @ self.weight
+        score: Tensor = pooled @ self.weight
+        return score
 
 
 class Bert(nn.Module):

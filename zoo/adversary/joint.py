@@ -148,7 +148,7 @@ class _Joint:
             raise BadInputError("the logits of clean inputs are not finite: nothing to attack there")
         classes = logits.shape[1]
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes:
-            raise BadInputError(f"labels must be 0 to {classes - 1}, got {self.labels.unique().tolist()}")
+            raise BadInputError(f"labels must be 0 to {classes - 1}, got {sorted(set(self.labels.tolist()))}")
         self.correct = ~misjudged(logits, self.labels)
         self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
         self.banned = [count_banned(text, threat.banned) for text in texts]
@@ -206,8 +206,10 @@ class _Joint:
     def _logits(self) -> Tensor:
         """Logits `[N, K]` of all items as they stand."""
         self._look_up()
-        parts = torch.arange(len(self.texts), device=self.clean.device).split(self.batch_size)
-        return torch.cat([self.target.logits(self.pixels[rows], self._batch(rows)) for rows in parts])
+        every = torch.arange(len(self.texts), device=self.clean.device)
+        return torch.cat(
+            [self.target.logits(self.pixels[rows], self._batch(rows)) for rows in torch.split(every, self.batch_size)]
+        )
 
     def _look_up(self) -> None:
         """Give the target the tokens of the texts as they stand."""
@@ -219,7 +221,7 @@ class _Joint:
         """Attack the images against the texts as they stand; keep what lowers the margin."""
         self._look_up()
         threat = self.threat.image
-        for part in rows.split(self.batch_size):
+        for part in torch.split(rows, self.batch_size):
             batch = self._batch(part)
             blind = self.target.gradient(self.pixels[part], batch, margin)[2].flatten(1).count_nonzero(dim=1) == 0
             self.blind[part] |= blind

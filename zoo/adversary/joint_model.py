@@ -63,9 +63,9 @@ def fixed_images(model: JointModel, pixels: Tensor, batch_size: int) -> Iterator
         yield lambda places, ids, mask: model(pixels[places], ids, mask)
         return
     owner = owners[0]
-    tower = owner.image_tower
+    tower = owner.get_submodule("image_tower")
     with torch.no_grad():
-        parts = [tower(part) for part in pixels.split(batch_size)]
+        parts = [tower(part) for part in torch.split(pixels, batch_size)]
     owner.image_tower = _Remembered(Encoded(*(torch.cat(list(part)) for part in zip(*parts, strict=True))))
     try:
         yield model

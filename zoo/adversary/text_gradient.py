@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo.adversary.image_target import evaluation_mode
 from zoo.adversary.text_budget import count_banned
 from zoo.adversary.text_model import TextModel
-from zoo.adversary.text_result import TextResult, checked_scores, confirmed
+from zoo.adversary.text_result import Outcome, TextResult, checked_scores, confirmed
 from zoo.adversary.text_threat import TextThreat
 from zoo.adversary.text_tokens import TokenEditor, TokenText
 
@@ -91,7 +91,7 @@ class _Attack:
         while not self._hidden() and steps < self.threat.steps and self._step():
             steps += 1
         _, score, text = self.best
-        outcome = "missed" if missed else "broken" if self._hidden() else "held"
+        outcome: Outcome = "missed" if missed else "broken" if self._hidden() else "held"
         return TextResult(
             self.original, text, outcome, self.before, score, 0, self.queries, self.unrealisable, self.obfuscated
         )
@@ -138,13 +138,13 @@ class _Attack:
             return []
         table = self._estimates(at, places)
         tried = 4 * self.threat.candidates
+        best = self.threat.top if self.method == "gcg" else -(-tried // len(places))
+        values, tokens = table.topk(min(best, table.shape[1]), dim=1, largest=False)
+        flat = torch.arange(len(places))[:, None] * table.shape[1] + tokens
+        good = flat[values.isfinite()]
         if self.method == "hotflip":
-            values, flat = table.flatten().topk(min(tried, table.numel()), largest=False)
-            chosen = flat[values.isfinite()]
+            chosen = good[values[values.isfinite()].argsort(stable=True)]
         else:
-            values, tokens = table.topk(min(self.threat.top, table.shape[1]), dim=1, largest=False)
-            rows = torch.arange(len(places))[:, None] * table.shape[1]
-            good = (rows + tokens)[values.isfinite()]
             chosen = good[torch.randperm(len(good), generator=self.random)[:tried]]
         return [(places[place // table.shape[1]], place % table.shape[1]) for place in chosen.tolist()]
 

@@ -64,7 +64,8 @@ class TextModel:
             raise BadInputError("the model's score does not go through the embedding that was named")
         if score.requires_grad:
             for part in torch.autograd.grad(score.sum(), looked_up, allow_unused=True):
-                found += 0 if part is None else part[0].float().nan_to_num(0.0, 0.0, 0.0)
+                if part is not None:  # a model may cut off padding first
+                    found[: part.shape[1]] += part[0].float().nan_to_num(0.0, 0.0, 0.0)
         return found
 
 

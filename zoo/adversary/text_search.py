@@ -3,7 +3,8 @@
 Words are tried in the order of how much the score falls without them, and of each word's variants the one is kept that
 lowers the score most per edit (one in the place of each word), as DeepWordBug (Gao et al. 2018, arXiv 1801.04354) and
 TextFooler (Jin et al. 2020, arXiv 1907.11932) do. Where all scores are equal, random changes are tried instead. The
-model is any function of texts to scores, best of logits, which saturate nowhere; nothing else of it is used.
+model is any function of texts to scores, best of logits, which saturate nowhere; nothing else of it is used. A greedy
+search may miss what a longer one would find: that it found nothing proves nothing.
 """
 
 from __future__ import annotations
@@ -151,7 +152,12 @@ def _by_importance(state: _State, threat: TextThreat) -> Generator[list[str], ND
 
 
 def _improve(
-    state: _State, index: int, variants: Variants, threat: TextThreat, threshold: float, rng: random.Random
+    state: _State,
+    index: int,
+    variants: Variants,
+    threat: TextThreat,
+    threshold: float,
+    rng: random.Random,
 ) -> Generator[list[str], NDArray[np.float64], bool]:
     """Put the best affordable variant in place of one word; whether there was a better one."""
     trials = _affordable(state, index, variants, threat)
