@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -14,6 +15,7 @@ from zoo.adversary.joint import attack_jointly
 from zoo.adversary.joint_model import BothInputs, JointModel, fixed_images
 from zoo.adversary.joint_threat import JointThreat
 from zoo.adversary.text_budget import TextBudget, count_banned
+from zoo.adversary.text_edits import KINDS
 from zoo.adversary.text_model import input_embedding
 from zoo.adversary.text_threat import TextThreat
 from zoo.adversary.text_tokens import TokenEditor
@@ -26,6 +28,7 @@ from zoo.policy import Policy
 from zoo.registry import create_model
 
 TEXTS = ["a dog runs over the grass", "a red car near the house", "two dogs play on the beach"]
+THREATS = Path(__file__).resolve().parents[2] / "configs" / "threat"
 PGD = Threat("Linf", 0.1, attacks=("pgd",), steps=10)
 TYPOS = TextThreat(("misspelling", "homoglyphs"), TextBudget("words", count=1))
 HOTFLIP = TextThreat(("hotflip",), TextBudget("words", count=1))
@@ -306,3 +309,10 @@ def test_a_joint_threat_that_makes_no_sense_is_refused(change: dict[str, object]
 def test_a_joint_threat_is_read_back_as_it_was_written() -> None:
     threat = JointThreat(PGD, (HOTFLIP, TYPOS), "text", 3)
     assert JointThreat.from_dict(threat.to_dict()) == threat
+
+
+def test_the_shipped_threats_are_read() -> None:
+    joint = JointThreat.read(THREATS / "joint.yaml")
+    assert joint.image.eps == pytest.approx(4 / 255)
+    assert [threat.budget.count for threat in joint.text] == [None, 3]
+    assert TextThreat.read(THREATS / "text.yaml").kinds == tuple(KINDS)
