@@ -129,8 +129,10 @@ def _tiles(ball: Ball, batch: Batch, threat: Threat, restart: int) -> Tensor:
     uniform = noise(threat, "square start", restart, batch.rows.tolist(), (channels, rows, columns)).to(batch.pixels)
     signs = (uniform < 0.5).to(uniform) * 2 - 1
     offset = torch.zeros_like(batch.pixels)
-    bumps = torch.kron(signs.reshape(-1, rows, columns), _bump(side, side).to(signs))
-    offset[:, :, : rows * side, : columns * side] = bumps.view(count, channels, rows * side, columns * side)
+    bumps = torch.kron(signs.reshape(-1, rows, columns), _two_bumps(side, upright=True).to(signs))
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    grid = offset[:, :, top : top + rows * side, left : left + columns * side]
+    grid.copy_(bumps.view(count, channels, rows * side, columns * side))
     return ball.project(batch.pixels + threat.eps * offset / lengths(offset, "L2"))
 
 
@@ -156,7 +158,7 @@ def _two_bumps(side: int, *, upright: bool) -> Tensor:
 
 def _l2_squares(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.random.Generator) -> Tensor:
     """Move what one square spends of the budget, and what is not spent at all, into another (algorithm 3)."""
-    side = min(max(side, 3), min(pixels.shape[2:]))
+    side = min(max(side, 3) // 2 * 2 + 1, min(pixels.shape[2:]))  # odd, so that a bump has a middle
     gain, loss = _window(side, pixels, draw), _window(side, pixels, draw)
     offset = pixels - ball.clean
     unused = (ball.eps**2 - lengths(offset, "L2") ** 2).clamp_(min=0) / pixels.shape[1]
@@ -167,6 +169,8 @@ def _l2_squares(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.r
     new *= ((freed + unused).clamp_(min=0) / _energy(new).clamp_(min=1e-24)).sqrt()
     offset[loss] = 0
     offset[gain] = new
+    # What [0, 1] cut off before is spent again, all over the image.
+    offset *= ball.eps / lengths(offset, "L2").clamp_(min=1e-12)
     return ball.project(offset.add_(ball.clean))
 
 
