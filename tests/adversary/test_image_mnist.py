@@ -71,7 +71,7 @@ def test_fgsm_leaves_the_published_share(shared: Path, name: str, clean: float, 
 @pytest.mark.parametrize(("name", "most"), [("fgsm", 0.875), ("pgd_madry", 0.883)])
 def test_pgd_and_a_short_sequence_leave_less(shared: Path, name: str, most: float) -> None:
     model, (pixels, labels) = _network(shared, name), _digits(shared, 1000)
-    threat = Threat("Linf", EPS, attacks=("pgd",), steps=50, restarts=3, step_size=0.01)
+    threat = Threat("Linf", EPS, attacks=("pgd",), steps=50, restarts=3)
     result = attack(model, pixels, labels, threat)
     assert result.robust_accuracy <= most
     _checked(model, pixels, labels, result)
