@@ -113,7 +113,10 @@ def test_its_tower_is_the_releases_and_its_projector_reads_llavas_layer(home: Pa
         if len(tower.encoder.layers) == 2:
             tower.load_state_dict(weights, strict=False)
         hidden = tower(clip.image_tower.normalise(pixels), output_hidden_states=True).hidden_states  # type: ignore[operator]
-        assert torch.allclose(hidden[model.config.vision_feature_layer], wanted.sequence, atol=1e-5)
+        early, last = model.config.vision_feature_layer
+        assert early == 1
+        assert torch.allclose(hidden[last], wanted.sequence, atol=1e-5)
+        assert model.model.multi_modal_projector.linear_1.in_features == 2 * 32
         assert not any(parameter.requires_grad for parameter in tower.parameters())
 
 
