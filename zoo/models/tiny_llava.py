@@ -115,9 +115,9 @@ def build_tiny_llava(
     """An untrained LLaVA around the CLIP's vision tower, whose weights are copied and frozen.
 
     `width`, `layers`, `heads` and `context` (tokens, the image's included) are the Llama's. The projector reads the
-    hidden state that is last but one in the whole CLIP, whether or not the release carries the layer after it, and, side
-    by side with it, that of the first layer. Raises
-    BadInputError for a model that is no CLIP or does not carry that layer, and for a vocabulary too small.
+    hidden state that is last but one in the whole CLIP, whether or not the release carries the layer after it, and
+    beside it that of the first layer. Raises BadInputError for a model that is no CLIP or does not carry that layer,
+    and for a vocabulary too small.
     """
     tower, tokenizer = _tower(clip), processor.tokenizer
     if len(tokenizer) > vocabulary_size:
