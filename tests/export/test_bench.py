@@ -72,6 +72,6 @@ def test_every_head_of_a_panel_is_timed(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_what_is_no_panel_has_no_heads_to_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--heads", CLIP]) == 1
-    assert "test_safeclip.random is no panel; panels are clip_vit_b16.panel" in capsys.readouterr().err
+    assert "test_safeclip.random is no panel; panels are clip_tiny.panel" in capsys.readouterr().err
     assert run(["bench", "--heads", "test_clip.panel", "--rounds", "4"]) == 1
     assert "need at least 5 rounds" in capsys.readouterr().err
