@@ -20,6 +20,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 #: Longer texts are refused rather than cut: of 1 MB of text, 77 tokens say nothing.
 MAX_CHARACTERS = 100_000
 
+#: What Unicode calls default-ignorable and is no format control: invisible letters and marks, places kept for more.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0") | frozenset(
+    chr(code) for code in range(0xFFF0, 0xFFF9)
+)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -45,10 +50,10 @@ def clean(text: str) -> str:
     kept = []
     for character in text:
         category = unicodedata.category(character)
-        if category in ("Cf", "Cs") or character in "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u3164\uffa0":
+        if category in ("Cf", "Cs") or character in _INVISIBLE:
             continue  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
-        if 0xFE00 <= ord(character) <= 0xFE0F:
-            continue  # variation selectors
+        if 0xFE00 <= ord(character) <= 0xFE0F or 0xE0000 <= ord(character) <= 0xE0FFF:
+            continue  # variation selectors; the second block also holds what Unicode will ever hide
         kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
     # Composed after the invisible is gone, or a zero-width space between letter and accent would keep them apart.
     return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
