@@ -28,6 +28,8 @@ def bench_heads(name: str, batch: int, threads: int, rounds: int) -> str:
     """
     if model_entry(name).card.task != "panel":
         raise BadInputError(f"{name} is no panel; panels are {', '.join(list_models(task='panel'))}")
+    if rounds < 5 or threads < 1 or batch < 1:
+        raise BadInputError(f"need at least 5 rounds, 1 thread and a batch of 1, got {rounds}, {threads}, {batch}")
     torch.set_num_threads(threads)
     panel = create_model(name)
     assert isinstance(panel, Panel)

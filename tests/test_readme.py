@@ -28,5 +28,5 @@ def test_every_recipe_is_described() -> None:
 
 
 def test_measured_sections_are_filled() -> None:
-    for name in ("quickstart-output", "photos", "speed"):
+    for name in ("quickstart-output", "photos", "speed", "heads", "readings", "guard"):
         assert any(character.isdigit() for character in section(name)), f"section {name} holds no figure"

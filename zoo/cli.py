@@ -21,7 +21,9 @@ TRAINING = {
 EPILOG = """
 train    zoo fit --config recipes/quickstart.yaml    (the same as: lightning fit, python -m zoo fit)
 release  zoo release runs/quickstart/checkpoints/best.ckpt --out releases/signs
-judge    zoo score --model releases/signs photo.jpg
+judge    zoo score --model releases/signs photo.jpg --policy my_policy.yaml
+combine  zoo panel clip_vit_l14 safeclip_vit_l14.zeroshot imported/laion --out releases/panel
+guard    zoo evaluate guard --lvlm llava --detector releases/safeclip --data questions.csv
 deploy   zoo export onnx --model releases/signs --out bundles/signs && zoo verify bundles/signs
 
 `zoo COMMAND --help` tells more about each.

@@ -59,7 +59,8 @@ class Judge:
             "logsumexp": lambda part: part.mean(axis=1),
         }
         wide = scores.astype(np.float64)
-        table: NDArray[np.float64] = np.stack([pool[self.policy.pooling](wide[:, members]) for members in self.members], axis=1)
+        pooled = [pool[self.policy.pooling](wide[:, members]) for members in self.members]
+        table: NDArray[np.float64] = np.stack(pooled, axis=1)
         if self.policy.pooling == "logsumexp":
             table = table / table.sum(axis=1, keepdims=True)
         return table

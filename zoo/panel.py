@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
@@ -18,7 +15,7 @@ from zoo.assets import find_asset
 from zoo.card import ModelCard
 from zoo.errors import BadInputError, BadPolicyError, close_match
 from zoo.judge import Judge, Scores
-from zoo.policy import Policy
+from zoo.policy import Policy, PolicyFile
 from zoo.registry import ModelEntry, model_entry
 from zoo.verdict import Decision, Verdict, unjudged
 
@@ -34,7 +31,7 @@ class HeadPolicy:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class PanelPolicy:
+class PanelPolicy(PolicyFile):
     """The policies of a panel's heads and how their verdicts make one.
 
     A head flags an item when its verdict is `unsafe` or `review`. Its risk in [0, 1] puts its scores on one scale: 0.5
@@ -57,25 +54,6 @@ class PanelPolicy:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not names:
             raise ValueError(f"a panel policy names each head once, got {twice or names}")
-
-    @property
-    def id(self) -> str:
-        """`name@version#hash`, as `Policy.id`."""
-        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
-        return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal policy."""
-        return schema.dump(self)
-
-    def to_yaml(self) -> str:
-        """The text of a `policy.yaml` that `read_policy` reads back to an equal policy."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "policy") -> PanelPolicy:
-        """Build a panel policy from plain data; raises BadPolicyError naming each wrong field."""
-        return schema.parse(cls, data, where, BadPolicyError)
 
 
 AnyPolicy: TypeAlias = Policy | PanelPolicy

@@ -58,7 +58,7 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
     return ModelCard(
         name=name,
         task="panel",
-        summary=f"Panel of {len(heads)} heads on one CLIP image tower: one encoding, a verdict of each and of all",
+        summary=f"Panel on one CLIP image tower, heads: {', '.join(heads)}",
         score="by_head",
         score_meaning="each head's own scores, in turn",
         image=first.image,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic.dataclasses import dataclass
@@ -67,8 +67,34 @@ class Category:
                 raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
 
 
+class PolicyFile:
+    """What policies of one model and of a panel share: their identity, and their form as a file."""
+
+    name: str
+    version: str
+
+    @property
+    def id(self) -> str:
+        """`name@version#hash`: the hash is of the content, so that any change of a threshold shows in verdicts."""
+        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back to an equal policy."""
+        return schema.dump(self)
+
+    def to_yaml(self) -> str:
+        """The text of a `policy.yaml` that is read back to an equal policy."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "policy") -> Self:
+        """Build a policy from plain data; raises BadPolicyError naming each unknown, missing or wrong field."""
+        return schema.parse(cls, data, where, BadPolicyError)
+
+
 @dataclass(frozen=True, config=schema.STRICT)
-class Policy:
+class Policy(PolicyFile):
     """Which categories there are and when one of them decides.
 
     `rule` `argmax`: only the highest-scoring category can be flagged (SafeCLIP, arXiv 2503.00037); `each`:
@@ -101,25 +127,6 @@ class Policy:
                 raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
         if all(category.action == "allow" for category in self.categories):
             raise ValueError("no category blocks or asks for review, so everything would be called safe")
-
-    @property
-    def id(self) -> str:
-        """`name@version#hash`: the hash is of the content, so that any change of a threshold shows in verdicts."""
-        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
-        return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal policy."""
-        return schema.dump(self)
-
-    def to_yaml(self) -> str:
-        """The text of a `policy.yaml` that `read` reads back to an equal policy."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "policy") -> Policy:
-        """Build a policy from plain data; raises BadPolicyError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where, BadPolicyError)
 
     @classmethod
     def read(cls, path: Path) -> Policy:

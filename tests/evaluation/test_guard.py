@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 
 from zoo.cli import run
 from zoo.errors import BadInputError, GuardError
-from zoo.evaluation import guard as evaluation
-from zoo.evaluation.guard_figures import figures
-from zoo.evaluation.guard_timing import Latency, TokenClock, ratios, timed
-from zoo.evaluation.lvlm import load_lvlm
-from zoo.evaluation.random_llava import Size, check_memory
-from zoo.evaluation.refusal_judge import PROMPT, RefusalJudge, agreement
+from zoo.evaluation.guard import run as evaluation
+from zoo.evaluation.guard.figures import figures
+from zoo.evaluation.guard.judge import PROMPT, RefusalJudge, agreement
+from zoo.evaluation.guard.lvlm import load_lvlm
+from zoo.evaluation.guard.random_llava import Size, check_memory
+from zoo.evaluation.guard.timing import Latency, TokenClock, ratios, timed
 from zoo.evaluation.run import Labelling
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed

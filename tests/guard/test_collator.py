@@ -111,7 +111,7 @@ def test_only_flagged_conversations_change(collator: GuardedCollator) -> None:
     assert all(torch.equal(plain[key], safe[key]) for key in plain)
     batch = collator([Example(turns, [16], [_verdict("review", "a_third_thing")]), Example(turns, [16], [SAFE])])
     refused = " " + REFUSAL.format(categories="a third thing") + "</s>"
-    assert _learnt(collator, batch, 0) == refused * 2
+    assert _learnt(collator, batch, 0) == refused  # and there the conversation ends
     assert INSTRUCTION in _text(collator, batch["input_ids"][0])
     assert INSTRUCTION not in _text(collator, batch["input_ids"][1])
     assert _learnt(collator, batch, 1) == " a red octagon</s> at the top left</s>"
@@ -123,7 +123,10 @@ def test_turns_before_the_flagged_image_stay_as_they_are(collator: GuardedCollat
     refused = REFUSAL.format(categories="forbidden signs")
     assert corrected[0] == turns[0]
     assert corrected[1] == (f"USER: <image>\n{INSTRUCTION}\nWhat is shown? ASSISTANT:", refused)
-    assert corrected[2] == (NEXT, refused)
+    assert len(corrected) == 2
+    corrected = collator.correct(Example(turns, [16, 16], [UNSAFE, SAFE]))
+    assert [answer for _, answer in corrected] == [refused, refused]
+    assert corrected[1][0] == turns[1][0]
 
 
 @pytest.mark.parametrize(
@@ -168,11 +171,11 @@ def test_other_tokenizers(kind: str) -> None:
     collator = GuardedCollator(Processor())
     batch = collator([Example([(PROMPT, "a red octagon"), (NEXT, "at the top left")], [4], [UNSAFE])])
     refused = REFUSAL.format(categories="forbidden signs")
-    whole = f"USER: <image>\n{INSTRUCTION}\nWhat is shown? ASSISTANT: {refused}</s>{NEXT} {refused}</s>"
+    whole = f"USER: <image>\n{INSTRUCTION}\nWhat is shown? ASSISTANT: {refused}</s>"
     assert batch["input_ids"][0].tolist() == fast(whole.replace("<image>", "<image>" * 4))["input_ids"]
     labels = batch["labels"][0]
-    assert (labels == fast.eos_token_id).sum() == 2
-    assert _text(collator, labels[labels != -100]).replace(" ", "") == f"{refused}</s>{refused}</s>".replace(" ", "")
+    assert (labels == fast.eos_token_id).sum() == 1
+    assert _text(collator, labels[labels != -100]).replace(" ", "") == f"{refused}</s>".replace(" ", "")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def test_clean(given: str, seen: str) -> None:
     assert clean(clean(given)) == clean(given)
 
 
+@pytest.mark.parametrize("code", [0xE0100, 0xE01EF, 0xE0FFF, 0xE0001, 0x180F, 0x2065, 0xFFF0, 0xFFF8, 0x3164, 0xFE0F])
+def test_what_nobody_sees_splits_no_word(code: int) -> None:
+    """Default-ignorable code points, assigned or not: a reader sees "dog", so the model must."""
+    assert clean(f"d{chr(code)}og") == "dog"
+
+
 def _codec(length: int = 24, **options: Any) -> TextCodec:
     return TextCodec(BYTES, TextInput(length, **options))
 

@@ -89,7 +89,8 @@ def _stored(checkpoint: Path) -> dict[str, Any]:
 
 def _labels(model: str) -> tuple[str, str]:
     labels = registry.model_card(model).labels
-    return (labels[0], labels[1]) if labels else ("1", "0")
+    # With a single output a row without a label is a negative one.
+    return (labels[0], (*labels, "")[1]) if labels else ("1", "0")
 
 
 def _verdicts(folder: Path) -> list[Verdict]:
@@ -104,7 +105,13 @@ def _difference(left: list[Verdict], right: list[Verdict]) -> float:
     return max(abs(a.scores[key] - b.scores[key]) for a, b in zip(left, right, strict=True) for key in a.scores)
 
 
-@pytest.mark.parametrize("model", registry.list_models("test_*"))
+def test_a_panel_is_not_trained_as_a_whole() -> None:
+    for module in (Contrastive, Classification):
+        with pytest.raises(BadInputError, match=r"test_clip\.panel is a panel: train or import its heads"):
+            module("test_clip.panel")
+
+
+@pytest.mark.parametrize("model", [m for m in registry.list_models("test_*") if not m.endswith(".panel")])
 def test_the_whole_road(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = _data(tmp_path / "data", _labels(model))
     arguments = _recipe(tmp_path, model, manifest)

@@ -108,6 +108,12 @@ def test_the_command(signs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "other contents" in capsys.readouterr().err
 
 
+def test_signs_are_drawn_in_the_asked_number(tmp_path: Path) -> None:
+    numbers = ["--train", "3", "--val", "2", "--test", "1", "--seed", "4"]
+    assert run(["data", "signs", "--out", str(tmp_path), *numbers]) == 0
+    assert [split for _, split, _ in read_signs(tmp_path)] == ["train"] * 3 + ["val"] * 2 + ["test"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -18,7 +18,6 @@ from transformers import AutoProcessor, CLIPConfig, LlavaForConditionalGeneratio
 from zoo.assets import find_asset
 from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
-from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.inputs.image import decode, load
 from zoo.models.dual_encoder import DualEncoder
@@ -113,7 +112,10 @@ def test_its_tower_is_the_releases_and_its_projector_reads_llavas_layer(home: Pa
         if len(tower.encoder.layers) == 2:
             tower.load_state_dict(weights, strict=False)
         hidden = tower(clip.image_tower.normalise(pixels), output_hidden_states=True).hidden_states  # type: ignore[operator]
-        assert torch.allclose(hidden[model.config.vision_feature_layer], wanted.sequence, atol=1e-5)
+        early, last = model.config.vision_feature_layer
+        assert early == 1
+        assert torch.allclose(hidden[last], wanted.sequence, atol=1e-5)
+        assert model.model.multi_modal_projector.linear_1.in_features == 2 * 32
         assert not any(parameter.requires_grad for parameter in tower.parameters())
 
 
@@ -225,17 +227,20 @@ def test_the_guard_corrects_flagged_training_samples(home: Path, tmp_path: Path)
     policy["categories"][0]["threshold"]["value"] = 1.0  # none is
     (tmp_path / "none.yaml").write_text(Policy.from_dict(policy).to_yaml(), encoding="utf-8")
     seen = {}
-    for name in ("all", "none"):
-        guard: dict[str, str | None] = {"detector": str(home / "release"), "policy": str(tmp_path / f"{name}.yaml")}
+    for name, share in (("all", 1.0), ("none", 0.0), ("none", 1.0)):
+        policy_file = str(tmp_path / f"{name}.yaml")
+        guard = {"detector": str(home / "release"), "policy": policy_file, "instructed": share}
         module = VisionLanguage(str(tmp_path / name), clip=str(home / "release"), language=SIZES, guard=guard)
+        module.overwrite = True
         texts: list[str] = []
         _record(module, texts)
         _fit(module, _data(home, instructed=0.0))
-        seen[name] = texts
+        seen[name, share] = texts
     refused = REFUSAL.format(categories="forbidden signs")
-    assert len(seen["all"]) == len(seen["none"]) == 16
-    assert all(INSTRUCTION in text and refused in text for text in seen["all"])
-    assert not any(INSTRUCTION in text or is_refusal(text) for text in seen["none"])
+    assert {len(texts) for texts in seen.values()} == {16}
+    assert all(text.count(INSTRUCTION) == 1 and refused in text for text in seen["all", 1.0])
+    assert not any(INSTRUCTION in text or refused in text for text in seen["none", 0.0])
+    assert all(text.count(INSTRUCTION) == 1 and refused not in text for text in seen["none", 1.0])
 
 
 def _record(module: VisionLanguage, texts: list[str]) -> None:

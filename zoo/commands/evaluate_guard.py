@@ -62,12 +62,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     if getattr(options, "model", None):
         raise BadInputError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
     from zoo.commands.evaluate import renamed
-    from zoo.evaluation import guard
-    from zoo.evaluation.guard_figures import GuardReport, figures
-    from zoo.evaluation.guard_report import write_guard_report
-    from zoo.evaluation.guard_table import table
-    from zoo.evaluation.lvlm import load_lvlm
-    from zoo.evaluation.refusal_judge import RefusalJudge
+    from zoo.evaluation.guard import run as guard
+    from zoo.evaluation.guard.figures import GuardReport, figures
+    from zoo.evaluation.guard.judge import RefusalJudge
+    from zoo.evaluation.guard.lvlm import load_lvlm
+    from zoo.evaluation.guard.report import write_guard_report
+    from zoo.evaluation.guard.table import table
     from zoo.evaluation.run import Labelling, read_rows
 
     columns = renamed(options.columns)

@@ -32,8 +32,8 @@ def add(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from zoo.evaluation.guard_bench import bench_guard
-    from zoo.evaluation.random_llava import Size
+    from zoo.evaluation.guard.bench import bench_guard
+    from zoo.evaluation.guard.random_llava import Size
 
     result = bench_guard(
         Size(options.lm_layers, options.lm_width, options.lm_heads, options.lm_hidden, options.clip),

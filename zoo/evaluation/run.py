@@ -167,6 +167,9 @@ def _figures(result: Result) -> dict[str, float | int]:
         figures["flagged_share"] = flagged / judged
     if counted.positives + counted.negatives:
         figures |= {"positives": counted.positives, "negatives": counted.negatives}
+    split = [verdict.disagreement for verdict in result.verdicts if verdict.disagreement is not None]
+    if split:  # a panel's heads
+        figures["mean_disagreement"] = sum(split) / len(split)
     named = {"auroc": auroc(result.scores, result.labels), "tpr": counted.tpr, "fpr": counted.fpr}
     return figures | {name: value for name, value in named.items() if value is not None}
 

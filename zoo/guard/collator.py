@@ -2,7 +2,7 @@
 
 Fine-tuning on plain answers to harmful images teaches a model to answer them. The SafeCLIP paper (arXiv 2503.00037)
 claims a defence at this point; no code for it was released. **This is our interpretation of that claim**: a flagged
-conversation gets the instruction, where the guard would insert it, and its answers become refusals with the category.
+conversation gets the instruction, where the guard would insert it, and its answer becomes a refusal with the category.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class GuardedCollator:
     their end tokens. Pixels or features are the caller's: verdicts are those of a frozen tower, so they are computed
     once for a data set and not in each epoch (`Guard.screen`, or `zoo.training.VisionLanguage`).
 
-    From the turn with the first flagged image on, every answer is a refusal. Raises GuardError for a verdict that
-    judges nothing, BadInputError for images, tokens and verdicts that do not go together.
+    From the turn with the first flagged image on, every answer is a refusal, and turns after the last image are left
+    out: many refusals would drown the few tokens of plain answers. Raises GuardError for a verdict that judges nothing,
+    BadInputError for images, tokens and verdicts that do not go together.
     """
 
     def __init__(self, processor: Any, *, instruction: str = INSTRUCTION, refusal: str = REFUSAL) -> None:
@@ -84,6 +85,8 @@ class GuardedCollator:
                 prompt = self.instruct(prompt, [not verdict.is_safe for verdict in new])
             refuse = any(not verdict.is_safe for verdict in seen)
             turns.append((prompt, refusal_for(seen, self.refusal) if refuse else answer))
+            if refuse and len(seen) == images:
+                break
         return turns
 
     def instruct(self, prompt: str, flagged: Sequence[bool]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from zoo.models.catalogue import CLIP_SIZES
 from zoo.panel_card import panel_card
 from zoo.registry import RANDOM, list_models, model_card, register_model
 
-#: Tower, and a pattern of the heads on it.
-TOWERS = {"clip_vit_b16": "vit_b16", "clip_vit_b32": "vit_b32", "clip_vit_l14": "vit_l14", "test_clip": "test"}
+#: The size of each tower, by the tower's name.
+TOWERS = {"test_clip" if size == "test" else f"clip_{size}": size for size in CLIP_SIZES}
 KINDS = ("safeclip", "laion_nsfw", "safety_checker", "multihead", "q16")
 
 

@@ -45,6 +45,8 @@ class Base(lightning.LightningModule):
         lr_factors: dict[str, float] | None,
     ) -> None:
         super().__init__()
+        if model_entry(model).card.task == "panel":
+            raise BadInputError(f"{model} is a panel: train or import its heads, then put them together by `zoo panel`")
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
         self.model: ZooModel = load_model(init_from) if init_from else create_model(model, **(model_args or {}))
         if init_from and self.model.card.name != model:

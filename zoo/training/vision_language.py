@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,9 @@ class VisionLanguage(lightning.LightningModule):
         language: sizes of the tiny language model, as `build_tiny_llava` takes them; vocabulary_size among them.
         lora: `{r, alpha, dropout, target_modules}`: train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on these
             modules of the language model and nothing else; merged into the weights before they are written.
-        guard: `{detector, policy}`: a release (and a policy file, if not its own) that judges every training image;
-            flagged conversations are corrected as `zoo.guard.collator` says.
+        guard: `{detector, policy, instructed}`: a release (and a policy file, if not its own) that judges each training
+            image. Flagged conversations are corrected as `zoo.guard.collator` says; a share `instructed` of the others
+            (0.25) gets the instruction and keeps its answers, or the model would learn to refuse whenever it is there.
         dtype: of a loaded model, "bfloat16" say; its own when None.
         overwrite: replace what is in `out`.
         lr: peak learning rate.
@@ -62,7 +65,7 @@ class VisionLanguage(lightning.LightningModule):
         lvlm: str | None = None,
         language: dict[str, int] | None = None,
         lora: dict[str, Any] | None = None,
-        guard: dict[str, str | None] | None = None,
+        guard: dict[str, Any] | None = None,
         dtype: str | None = None,
         overwrite: bool = False,
         lr: float = 1e-3,
@@ -76,7 +79,7 @@ class VisionLanguage(lightning.LightningModule):
         self.save_hyperparameters()
         if (clip is None) == (lvlm is None):
             raise BadInputError(f"give either clip (build a tiny LLaVA) or lvlm (fine-tune one), got {clip=}, {lvlm=}")
-        for name, given, known in (("lora", lora, LORA), ("guard", guard, {"detector": None, "policy": None})):
+        for name, given, known in (("lora", lora, LORA), ("guard", guard, GUARD)):
             for key in given or {}:
                 if key not in known:
                     raise BadInputError(f'{name}: no key "{key}"' + close_match(key, known))
@@ -118,16 +121,8 @@ class VisionLanguage(lightning.LightningModule):
 
     def training_step(self, batch: list[Conversation], batch_idx: int) -> Tensor:
         """One step on a batch of conversations, corrected by the guard where there is one."""
-        verdicts = self.features.verdicts
-        examples = [
-            Example(
-                tuple(zip(self.prompts(row), row.answers, strict=True)),
-                (self.features.tokens,),
-                (verdicts[row.image],) if row.image in verdicts else (),
-            )
-            for row in batch
-        ]
-        inputs = {key: value.to(self.device) for key, value in self.collator(examples).items()}
+        inputs = self.collator([self._example(row) for row in batch])
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
         images = self.features.outputs([row.image for row in batch])
         loss: Tensor = self.lvlm(**inputs, mm_encoder_outputs=images, use_cache=False).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -214,6 +209,15 @@ class VisionLanguage(lightning.LightningModule):
         if checkpoint.get(TOKENIZER_KEY) != self.processor.tokenizer.backend_tokenizer.to_str():
             raise BadInputError("the checkpoint has another tokenizer: it was trained on other questions")
 
+    def _example(self, row: Conversation) -> Example:
+        verdict = self.features.verdicts.get(row.image)
+        if verdict is not None:
+            drawn = random.random() < (GUARD | self.hparams["guard"])["instructed"]
+            # The collator instructs what is flagged.
+            row = replace(row, instructed=verdict.is_safe and (row.instructed or drawn))
+        turns = tuple(zip(self.prompts(row), row.answers, strict=True))
+        return Example(turns, (self.features.tokens,), () if verdict is None else (verdict,))
+
     def _build(self, data: QuestionData) -> tuple[Any, Any]:
         h: Any = self.hparams
         sizes = {"vocabulary_size": 768, **(h.language or {})}
@@ -238,6 +242,9 @@ class VisionLanguage(lightning.LightningModule):
 
 #: Keys of `lora` and their defaults: LLaVA's attention projections, as in the LoRA paper.
 LORA: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+#: Keys of `guard` and their defaults; `detector` must be given.
+GUARD: dict[str, Any] = {"detector": None, "policy": None, "instructed": 0.25}
 
 
 def load_lvlm(source: str, dtype: str | None = None) -> tuple[Any, Any]:

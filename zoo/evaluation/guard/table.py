@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zoo.evaluation.guard_figures import Compared, Figures, GuardReport, Rate
-from zoo.evaluation.guard_timing import Ratio
+from zoo.evaluation.guard.figures import Compared, Figures, GuardReport, Rate
+from zoo.evaluation.guard.timing import Ratio
 from zoo.evaluation.intervals import Interval
 
 #: How many rows that were not answered are named; the JSON has all.

@@ -18,8 +18,8 @@ from PIL import Image
 from rich.progress import Progress
 
 from zoo.errors import BadInputError, GuardError
-from zoo.evaluation.guard_timing import Latency, timed
-from zoo.evaluation.lvlm import VisionLanguageModel
+from zoo.evaluation.guard.lvlm import VisionLanguageModel
+from zoo.evaluation.guard.timing import Latency, timed
 from zoo.evaluation.run import Labelling
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard

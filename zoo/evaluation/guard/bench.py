@@ -26,9 +26,9 @@ from PIL import Image
 from rich.progress import Progress
 
 from zoo.errors import BadInputError
-from zoo.evaluation.guard_table import overhead_table
-from zoo.evaluation.guard_timing import Latency, Ratio, ratios, synchronise, timed
-from zoo.evaluation.random_llava import QUESTION, Size, build
+from zoo.evaluation.guard.random_llava import QUESTION, Size, build
+from zoo.evaluation.guard.table import overhead_table
+from zoo.evaluation.guard.timing import Latency, Ratio, ratios, synchronise, timed
 from zoo.guard.guard import Guard
 from zoo.registry import model_entry
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 import zoo
-from zoo.evaluation.guard import Outcome, Side
-from zoo.evaluation.guard_timing import Ratio, ratios
+from zoo.evaluation.guard.judge import Agreement, agreement
+from zoo.evaluation.guard.run import Outcome, Side
+from zoo.evaluation.guard.timing import Ratio, ratios
 from zoo.evaluation.intervals import Interval, bootstrap, rank_auroc, wilson
-from zoo.evaluation.refusal_judge import Agreement, agreement
 
 SCHEMA_VERSION = 1
 

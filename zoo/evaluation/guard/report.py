@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.evaluation.guard import Outcome, Side
-from zoo.evaluation.guard_figures import Figures, GuardReport, Rate
-from zoo.evaluation.guard_table import percent
+from zoo.evaluation.guard.figures import Figures, GuardReport, Rate
+from zoo.evaluation.guard.run import Outcome, Side
+from zoo.evaluation.guard.table import percent
 from zoo.evaluation.metrics import auroc
 from zoo.evaluation.report import (
     MARKS,

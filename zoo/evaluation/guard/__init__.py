@@ -1,0 +1,1 @@
+"""How a guarded vision-language model is measured: refusals, figures, latency, report."""
