@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.adversary.image_attack import allowed_images, attack, transfer
+from zoo.adversary.image.attack import allowed_images, attack, transfer
 from zoo.adversary.threat import ATTACKS, AUTOATTACK, Threat
 from zoo.errors import BadInputError
 

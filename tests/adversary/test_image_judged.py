@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_attack import attack
-from zoo.adversary.image_judged import Judged, OneLogit
+from zoo.adversary.image.attack import attack
+from zoo.adversary.image.judged import Judged, OneLogit
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judge import Judge

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo.adversary.image_attack import allowed_images, attack, transfer
-from zoo.adversary.image_result import AttackResult
+from zoo.adversary.image.attack import allowed_images, attack, transfer
+from zoo.adversary.image.result import AttackResult
 from zoo.adversary.threat import Threat
 
 pytestmark = pytest.mark.shared_data

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.adversary.image_apgd import checkpoints
-from zoo.adversary.image_attack import TOLERANCE, allowed_images
-from zoo.adversary.image_ball import Ball, lengths, noise
-from zoo.adversary.image_fab import towards_plane
-from zoo.adversary.image_loss import cross_entropy, goal_margin, margin, targeted_dlr
-from zoo.adversary.image_target import Batch, misjudged
+from zoo.adversary.image.apgd import checkpoints
+from zoo.adversary.image.attack import TOLERANCE, allowed_images
+from zoo.adversary.image.ball import Ball, lengths, noise
+from zoo.adversary.image.fab import towards_plane
+from zoo.adversary.image.loss import cross_entropy, goal_margin, margin, targeted_dlr
+from zoo.adversary.image.target import Batch, misjudged
 from zoo.adversary.threat import Threat
 
 NORMS: tuple[Literal["Linf", "L2"], ...] = ("Linf", "L2")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.adversary.image_attack import allowed_images
-from zoo.adversary.image_judged import Judged
-from zoo.adversary.joint import attack_jointly
-from zoo.adversary.joint_model import BothInputs, JointModel, fixed_images
-from zoo.adversary.joint_threat import JointThreat
-from zoo.adversary.text_budget import TextBudget, count_banned
-from zoo.adversary.text_edits import KINDS
-from zoo.adversary.text_model import input_embedding
-from zoo.adversary.text_threat import TextThreat
-from zoo.adversary.text_tokens import TokenEditor
+from zoo.adversary.image.attack import allowed_images
+from zoo.adversary.image.judged import Judged
+from zoo.adversary.joint.attack import attack_jointly
+from zoo.adversary.joint.model import BothInputs, JointModel, fixed_images
+from zoo.adversary.joint.threat import JointThreat
+from zoo.adversary.text.budget import TextBudget, count_banned
+from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.model import input_embedding
+from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import Threat
 from zoo.card import TextInput
 from zoo.errors import BadCardError, BadInputError

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from zoo.adversary.text_budget import TextBudget, count_banned, edit_distance, split_words
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text.budget import TextBudget, count_banned, edit_distance, split_words
+from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadCardError
 
 

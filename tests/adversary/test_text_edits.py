@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from zoo.adversary.text_budget import TextBudget, split_words
-from zoo.adversary.text_edits import HOMOGLYPHS, KINDS, ZERO_WIDTH, character_edits, perturb
+from zoo.adversary.text.budget import TextBudget, split_words
+from zoo.adversary.text.edits import HOMOGLYPHS, KINDS, ZERO_WIDTH, character_edits, perturb
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
 

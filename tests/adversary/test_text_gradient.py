@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from zoo.adversary.text_attack import attack_texts
-from zoo.adversary.text_budget import TextBudget, count_banned
-from zoo.adversary.text_gradient import Method, substitute_tokens
-from zoo.adversary.text_model import TextModel, imitation, input_embedding
-from zoo.adversary.text_synonyms import Synonyms
-from zoo.adversary.text_threat import TextThreat
-from zoo.adversary.text_tokens import TokenEditor
+from zoo.adversary.text.attack import attack_texts
+from zoo.adversary.text.budget import TextBudget, count_banned
+from zoo.adversary.text.gradient import Method, substitute_tokens
+from zoo.adversary.text.model import TextModel, imitation, input_embedding
+from zoo.adversary.text.synonyms import Synonyms
+from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.text.tokens import TokenEditor
 from zoo.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from zoo.adversary.text_budget import TextBudget, count_banned
-from zoo.adversary.text_edits import KINDS
-from zoo.adversary.text_result import success_rate, summary
-from zoo.adversary.text_search import search_items, search_texts
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text.budget import TextBudget, count_banned
+from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.result import success_rate, summary
+from zoo.adversary.text.search import search_items, search_texts
+from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 
-from zoo.adversary.text_synonyms import Synonyms
-from zoo.adversary.text_tokens import Pieces, TokenEditor
+from zoo.adversary.text.synonyms import Synonyms
+from zoo.adversary.text.tokens import Pieces, TokenEditor
 from zoo.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer

@@ -20,7 +20,7 @@ JointModel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 class BothInputs(nn.Module):
     """A model as a function of image and text, both present; `card` says which inputs it takes, in which order.
 
-    The model is one of the zoo, or one under a policy (`zoo.adversary.image_judged.Judged`). Raises BadInputError for
+    The model is one of the zoo, or one under a policy (`zoo.adversary.image.judged.Judged`). Raises BadInputError for
     one that does not judge an image with a text.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_target import Batch
+from zoo.adversary.image.target import Batch
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

@@ -9,14 +9,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from zoo.adversary.image_apgd import apgd_ce, apgd_t
-from zoo.adversary.image_ball import Ball, lengths
-from zoo.adversary.image_fab import fab_t
-from zoo.adversary.image_loss import margin
-from zoo.adversary.image_pgd import fgsm, pgd
-from zoo.adversary.image_result import AttackRecord, AttackResult
-from zoo.adversary.image_square import square
-from zoo.adversary.image_target import Batch, Model, Target, evaluation_mode, misjudged
+from zoo.adversary.image.apgd import apgd_ce, apgd_t
+from zoo.adversary.image.ball import Ball, lengths
+from zoo.adversary.image.fab import fab_t
+from zoo.adversary.image.loss import margin
+from zoo.adversary.image.pgd import fgsm, pgd
+from zoo.adversary.image.result import AttackRecord, AttackResult
+from zoo.adversary.image.square import square
+from zoo.adversary.image.target import Batch, Model, Target, evaluation_mode, misjudged
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError
 

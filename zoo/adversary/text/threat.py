@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from zoo import schema
-from zoo.adversary.text_budget import TextBudget
-from zoo.adversary.text_edits import KINDS
+from zoo.adversary.text.budget import TextBudget
+from zoo.adversary.text.edits import KINDS
 from zoo.errors import close_match
 
 #: The attacks that need the model's gradient.

@@ -16,19 +16,19 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from zoo.adversary.image_apgd import apgd_ce, apgd_t
-from zoo.adversary.image_attack import allowed_images
-from zoo.adversary.image_loss import margin
-from zoo.adversary.image_pgd import fgsm, pgd
-from zoo.adversary.image_square import square
-from zoo.adversary.image_target import Batch, Target, evaluation_mode, misjudged
-from zoo.adversary.joint_model import JointModel, fixed_images
-from zoo.adversary.joint_threat import JointThreat
-from zoo.adversary.text_attack import attack_texts
-from zoo.adversary.text_budget import count_banned
-from zoo.adversary.text_edits import Variants
-from zoo.adversary.text_model import TextModel
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.image.apgd import apgd_ce, apgd_t
+from zoo.adversary.image.attack import allowed_images
+from zoo.adversary.image.loss import margin
+from zoo.adversary.image.pgd import fgsm, pgd
+from zoo.adversary.image.square import square
+from zoo.adversary.image.target import Batch, Target, evaluation_mode, misjudged
+from zoo.adversary.joint.model import JointModel, fixed_images
+from zoo.adversary.joint.threat import JointThreat
+from zoo.adversary.text.attack import attack_texts
+from zoo.adversary.text.budget import count_banned
+from zoo.adversary.text.edits import Variants
+from zoo.adversary.text.model import TextModel
+from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
 

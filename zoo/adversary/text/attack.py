@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from zoo.adversary.image_target import evaluation_mode
-from zoo.adversary.text_edits import Variants
-from zoo.adversary.text_gradient import substitute_tokens
-from zoo.adversary.text_model import TextModel
-from zoo.adversary.text_result import ItemScore, TextResult
-from zoo.adversary.text_search import search_items
-from zoo.adversary.text_threat import GRADIENT_ATTACKS, TextThreat
+from zoo.adversary.image.target import evaluation_mode
+from zoo.adversary.text.edits import Variants
+from zoo.adversary.text.gradient import substitute_tokens
+from zoo.adversary.text.model import TextModel
+from zoo.adversary.text.result import ItemScore, TextResult
+from zoo.adversary.text.search import search_items
+from zoo.adversary.text.threat import GRADIENT_ATTACKS, TextThreat
 from zoo.errors import BadInputError
 
 _Attack = Callable[[list[str], list[int]], list[TextResult]]

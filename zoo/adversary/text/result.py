@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.adversary.text_budget import count_banned
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text.budget import count_banned
+from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 
 #: Texts to one number each, `[B]`: how sure the model is of what the attacker wants to hide.

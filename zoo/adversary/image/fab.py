@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_ball import Ball, lengths
-from zoo.adversary.image_loss import goal_margin
-from zoo.adversary.image_target import Batch, Target, misjudged
+from zoo.adversary.image.ball import Ball, lengths
+from zoo.adversary.image.loss import goal_margin
+from zoo.adversary.image.target import Batch, Target, misjudged
 from zoo.adversary.threat import Threat
 
 _BIAS = 0.1  # alpha_max of the paper: how much of the way is taken from the clean image's own projection

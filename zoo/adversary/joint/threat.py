@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from zoo import schema
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.errors import close_match
 

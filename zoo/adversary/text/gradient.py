@@ -16,12 +16,12 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from zoo.adversary.image_target import evaluation_mode
-from zoo.adversary.text_budget import count_banned
-from zoo.adversary.text_model import TextModel
-from zoo.adversary.text_result import Outcome, TextResult, checked_scores, confirmed
-from zoo.adversary.text_threat import TextThreat
-from zoo.adversary.text_tokens import TokenEditor, TokenText
+from zoo.adversary.image.target import evaluation_mode
+from zoo.adversary.text.budget import count_banned
+from zoo.adversary.text.model import TextModel
+from zoo.adversary.text.result import Outcome, TextResult, checked_scores, confirmed
+from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.text.tokens import TokenEditor, TokenText
 
 Method = Literal["hotflip", "gcg"]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.adversary.text_tokens import Pieces
+from zoo.adversary.text.tokens import Pieces
 from zoo.errors import BadInputError
 
 #: What the input embeddings are called in transformers' weights of BERT and of CLIP.

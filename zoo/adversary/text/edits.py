@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from zoo.adversary.text_budget import TextBudget, split_words
+from zoo.adversary.text.budget import TextBudget, split_words
 from zoo.errors import BadInputError, close_match
 
 #: A word to readable variants of it, without the word itself.

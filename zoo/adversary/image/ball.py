@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_target import Batch
+from zoo.adversary.image.target import Batch
 from zoo.adversary.threat import Threat
 
 

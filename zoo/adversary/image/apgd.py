@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_ball import Ball
-from zoo.adversary.image_loss import cross_entropy, targeted_dlr
-from zoo.adversary.image_target import Batch, Objective, Target
+from zoo.adversary.image.ball import Ball
+from zoo.adversary.image.loss import cross_entropy, targeted_dlr
+from zoo.adversary.image.target import Batch, Objective, Target
 from zoo.adversary.threat import Threat
 
 _MOMENTUM = 0.75  # the paper's alpha

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_ball import Ball
-from zoo.adversary.image_loss import cross_entropy
-from zoo.adversary.image_target import Batch, Target
+from zoo.adversary.image.ball import Ball
+from zoo.adversary.image.loss import cross_entropy
+from zoo.adversary.image.target import Batch, Target
 from zoo.adversary.threat import Threat
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from zoo.adversary.text_budget import count_banned, split_words
-from zoo.adversary.text_edits import Variants, character_edits, drawing, perturb
-from zoo.adversary.text_result import ItemScore, Score, TextResult, confirmed, score_all
-from zoo.adversary.text_threat import TextThreat
+from zoo.adversary.text.budget import count_banned, split_words
+from zoo.adversary.text.edits import Variants, character_edits, drawing, perturb
+from zoo.adversary.text.result import ItemScore, Score, TextResult, confirmed, score_all
+from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 
 #: Asks for the scores of texts, gets them, returns what it found.

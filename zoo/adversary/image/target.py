@@ -83,7 +83,7 @@ class Target:
             found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadInputError(
                 f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {found}; "
-                "zoo.adversary.image_judged makes two logits of one, or of a policy"
+                "zoo.adversary.image.judged makes two logits of one, or of a policy"
             )
         return logits.float()
 

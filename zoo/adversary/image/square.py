@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.adversary.image_ball import Ball, lengths, noise
-from zoo.adversary.image_loss import margin
-from zoo.adversary.image_target import Batch, Target
+from zoo.adversary.image.ball import Ball, lengths, noise
+from zoo.adversary.image.loss import margin
+from zoo.adversary.image.target import Batch, Target
 from zoo.adversary.threat import Threat
 
 _SHARE = 0.8  # of the image that the first squares cover; AutoAttack's choice in both norms

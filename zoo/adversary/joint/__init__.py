@@ -1,0 +1,1 @@
+"""Attacks on an image and its prompt together, with a budget for each."""
