@@ -1,4 +1,4 @@
-"""SafeCLIP as METHODS states it, in a few lines of numpy after transformers' own towers, against the zoo's verdicts."""
+"""SafeCLIP by its definition, in a few lines of numpy after transformers' own towers, against the verdicts."""
 
 from __future__ import annotations
 
