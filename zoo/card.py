@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from zoo import schema
-from zoo.errors import BadCardError
 
 Resize = Literal["shortest_edge_crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear", "bilinear_align_corners"]
@@ -79,7 +78,7 @@ class Training:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class ModelCard:
+class ModelCard(schema.PlainData):
     """Everything that travels with the weights, unchanged, from the registry to the runtime.
 
     `labels` are the outputs of a classifier, in order; empty for a zero-shot model, whose outputs are the
@@ -87,6 +86,8 @@ class ModelCard:
     be there for an answer; `accepts` which may be.
     `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
     """
+
+    _where = "card"
 
     name: str
     task: Task
@@ -163,15 +164,6 @@ class ModelCard:
     def replace(self, **changes: Any) -> ModelCard:
         """Return a copy with these fields changed, checked like any other card."""
         return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal card."""
-        return schema.dump(self)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "card") -> ModelCard:
-        """Build a card from plain data; raises BadCardError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where, BadCardError)
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:

@@ -119,7 +119,8 @@ def _readings(
         for name, card in cards.items()
         if reading_of(card).post_layernorm
     }
-    for name, other in zip(list(final)[:1] * len(final), final, strict=True):
+    name = next(iter(final), "")
+    for other in final:
         if any(not torch.equal(one, two) for one, two in zip(final[name], final[other], strict=True)):
             raise BadInputError(f"{name} and {other} have different image towers (the final LayerNorm)")
     for name, card in cards.items():
@@ -153,8 +154,7 @@ def _panel_state(
     for reading, owner in owners.items():
         if reading.post_layernorm:
             found |= {key: value for key, value in owner.items() if key.startswith(_VISION) and _POST in key}
-    by_place = sorted(owners, key=lambda r: (r.layer, r.post_layernorm, r.projection))
-    for number, reading in enumerate(by_place):
+    for number, reading in enumerate(sorted(owners)):  # as `panel_card` numbers them
         found[f"image_tower.projections.{number}.weight"] = owners[reading][_PROJECTION]
     texts: dict[str, dict[str, Tensor]] = {}
     for number, (name, release) in enumerate(releases.items()):

@@ -121,14 +121,14 @@ class PanelJudge:
             raise BadPolicyError(f'policy "{policy.name}" has `heads:`, and {card.name} is no panel')
         self.card, self.policy = card, policy
         self.policy_id = policy.id
-        policies = {entry.head: entry.policy for entry in policy.heads}
+        policies, heads = {entry.head: entry.policy for entry in policy.heads}, card.heads
         for name in policies:
-            if name not in card.heads:
-                raise BadPolicyError(f'{card.name} has no head "{name}"' + close_match(name, card.heads))
-        lacking = [name for name in card.heads if name not in policies]
+            if name not in heads:
+                raise BadPolicyError(f'{card.name} has no head "{name}"' + close_match(name, heads))
+        lacking = [name for name in heads if name not in policies]
         if lacking:
             raise BadPolicyError(f'policy "{policy.name}" says nothing of the heads {lacking}')
-        self.judges = {name: Judge(head, policies[name]) for name, head in card.heads.items()}
+        self.judges = {name: Judge(head, policies[name]) for name, head in heads.items()}
         self.outputs = tuple(f"{name}: {out}" for name, judge in self.judges.items() for out in judge.outputs)
         self.threshold: float | None = None if policy.combine == "majority" else 0.5
 

@@ -13,7 +13,7 @@ VISION = ("patch_size", "vision_width", "vision_layers", "vision_heads", "embedd
 TEXT = ("text_width", "text_layers", "text_heads", "vocabulary_size", "start_token", "end_token", "embedding_dim")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Reading:
     """One way to read the tower's CLS token: the hidden state (0 is the embeddings'), and the final LayerNorm or not.
 
@@ -51,7 +51,7 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
     if len(shapes) > 1:
         raise BadInputError(f"{', '.join(texts)} have text towers of different shapes")
     by_head = readings or {head: reading_of(card) for head, card in heads.items()}
-    distinct = sorted(set(by_head.values()), key=lambda r: (r.layer, r.post_layernorm, r.projection))
+    distinct = sorted(set(by_head.values()))
     shared = {key: first.hparams[key] for key in VISION}
     if texts:
         shared |= {key: next(iter(texts.values())).hparams[key] for key in TEXT}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import yaml
 from pydantic.dataclasses import dataclass
@@ -67,8 +66,11 @@ class Category:
                 raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
 
 
-class PolicyFile:
+class PolicyFile(schema.YamlData):
     """What policies of one model and of a panel share: their identity, and their form as a file."""
+
+    _where = "policy"
+    _error = BadPolicyError
 
     name: str
     version: str
@@ -79,18 +81,9 @@ class PolicyFile:
         content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal policy."""
-        return schema.dump(self)
-
     def to_yaml(self) -> str:
         """The text of a `policy.yaml` that is read back to an equal policy."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "policy") -> Self:
-        """Build a policy from plain data; raises BadPolicyError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where, BadPolicyError)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -127,8 +120,3 @@ class Policy(PolicyFile):
                 raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
         if all(category.action == "allow" for category in self.categories):
             raise ValueError("no category blocks or asks for review, so everything would be called safe")
-
-    @classmethod
-    def read(cls, path: Path) -> Policy:
-        """Read a policy file. Raises BadInputError (missing, not YAML) or BadPolicyError."""
-        return cls.from_dict(schema.read_yaml(path), str(path))

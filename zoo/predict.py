@@ -64,7 +64,9 @@ def text_banks(model: ZooModel, policy: AnyPolicy) -> tuple[Tensor, ...]:
     if not isinstance(model, PhraseEncoder):
         bind(model.card, policy)
         return ()
-    return tuple(text_bank(model, one) for one in zero_shot_policies(model.card, policy))
+    policies = zero_shot_policies(model.card, policy)
+    encoder = _encoder_hash(model) if policies else ""
+    return tuple(_bank(model, one, encoder) for one in policies)
 
 
 def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
@@ -72,13 +74,17 @@ def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
 
     The embeddings are kept on disk (see `zoo.bank_cache`), by the content of text tower, tokenizer and phrases.
     """
+    return _bank(model, policy, _encoder_hash(model))
+
+
+def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
     import torch
 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
         return found
 
-    bank = cached_bank(_encoder_hash(model), phrases(policy), embed)
+    bank = cached_bank(encoder, phrases(policy), embed)
     weight = next(model.text_tower.parameters())
     return torch.from_numpy(bank / np.float32(policy.temperature)).to(weight)
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -36,6 +36,31 @@ def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = Ba
     except ValidationError as problem:
         lines = [_explain(cls, dict(entry)) for entry in problem.errors()]
         raise error(f"{where}: " + "; ".join(lines)) from None
+
+
+class PlainData:
+    """The dictionary form that every plain-data class has, strict both ways; `_where` names it in messages."""
+
+    _where: ClassVar[str] = "data"
+    _error: ClassVar[type[BadCardError]] = BadCardError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (dict, list, str, numbers) that `from_dict` reads back to an equal value."""
+        return dump(self)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "") -> Self:
+        """Build it from plain data; raises the class's error naming each unknown, missing or wrong field."""
+        return parse(cls, data, where or cls._where, cls._error)
+
+
+class YamlData(PlainData):
+    """Plain data that people write as YAML files."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file. Raises BadInputError (missing, not YAML), or what `from_dict` raises."""
+        return cls.from_dict(read_yaml(path), str(path))
 
 
 def dump(value: object) -> dict[str, Any]:

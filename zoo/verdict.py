@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -14,7 +14,7 @@ Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class Verdict:
+class Verdict(schema.PlainData):
     """What the model and the policy say of one item.
 
     `decision` is `unknown` whenever `status` is not `ok`: what could not be judged is never called safe.
@@ -24,6 +24,8 @@ class Verdict:
     A panel's scores and category are those of its heads (their risks, see `PanelPolicy`); `heads` holds the verdict
     of each, and `disagreement` lies between 0 (all heads agree) and 1 (half of them flag the item).
     """
+
+    _where = "verdict"
 
     status: Status
     decision: Decision
@@ -46,15 +48,6 @@ class Verdict:
     def is_safe(self) -> bool:
         """True only for an item that was read, judged and found safe."""
         return self.status == "ok" and self.decision == "safe"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON lines; `from_dict` reads it back to an equal verdict."""
-        return schema.dump(self)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "verdict") -> Verdict:
-        """Build a verdict from plain data; raises BadCardError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where)
 
 
 def unjudged(status: Status, detail: str, *, policy: str, model: str, source: str = "") -> Verdict:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
@@ -30,7 +29,7 @@ def _fraction(value: object) -> object:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class Threat:
+class Threat(schema.YamlData):
     """An attacker on images: perturbations of norm at most `eps` on pixels in [0, 1], and the attacks to try.
 
     `steps` are those of each gradient attack (FGSM takes one), `restarts` the runs of each attack from another start
@@ -39,6 +38,8 @@ class Threat:
     2.5 eps / steps (Madry et al. 2018, arXiv 1706.06083). Equal seeds give equal perturbations. In a file, `eps` may
     be a fraction: `eps: 4/255`. The defaults are AutoAttack's standard version.
     """
+
+    _where = "threat"
 
     norm: Literal["Linf", "L2"]
     eps: Annotated[float, BeforeValidator(_fraction)]
@@ -73,17 +74,3 @@ class Threat:
     def pgd_step(self) -> float:
         """How far PGD goes in one step, in the unit of `eps`."""
         return self.step_size if self.step_size is not None else 2.5 * self.eps / self.steps
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal threat model."""
-        return schema.dump(self)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "threat") -> Threat:
-        """Build a threat model from plain data; raises BadCardError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where)
-
-    @classmethod
-    def read(cls, path: Path) -> Threat:
-        """Read a threat file (YAML). Raises BadInputError (missing, not YAML) or BadCardError."""
-        return cls.from_dict(schema.read_yaml(path), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,17 +11,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zoo.assets import find_asset
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.vision import tower_sample
 from zoo.judge import Judge
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import ClipImageTower
+from zoo.panel import one_policy
 from zoo.policy import Policy
 from zoo.predict import text_bank
+from zoo.release import load_release
 from zoo.verdict import Verdict
 
 Tiles = Literal["max", "mean", "base"]
 _SEVERITY = {"safe": 0, "review": 1, "unsafe": 2}
+
+
+def load_detector(
+    source: str | Path, policy: Policy | str | Path | None = None, *, layer: int | None = None
+) -> Detector:
+    """The detector of a release or registered `safeclip_*` model, with its own policy or another (or the file of one).
+
+    Raises what `load_release` and `Detector` raise.
+    """
+    release = load_release(source)
+    if isinstance(policy, (str, Path)):
+        policy = Policy.read(find_asset(policy))
+    if not isinstance(release.model, DualEncoder):
+        raise BadInputError(
+            f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"
+        )
+    return Detector(release.model, policy or one_policy(release.policy), layer=layer)
 
 
 class Detector(nn.Module):

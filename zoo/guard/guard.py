@@ -11,19 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo.assets import find_asset
 from zoo.errors import BadInputError, GuardError
 from zoo.guard import refuse
-from zoo.guard.detector import Detector
+from zoo.guard.detector import Detector, load_detector
 from zoo.guard.insertion import Inserter, Splice, image_spans, insertion_point, layout, splice_batch
 from zoo.guard.results import Answer, Corrected, GuardedOutput, Screening
 from zoo.guard.texts import INSTRUCTION, REFUSAL, refusal_for
 from zoo.guard.vision import clip_tower, encode, same_tower, tower_sample, unwrap
 from zoo.inputs.image import ImageSource, decode
-from zoo.models.dual_encoder import DualEncoder
-from zoo.panel import one_policy
 from zoo.policy import Policy
-from zoo.release import load_release
 
 Correction = Literal["instruct", "refuse", "flag"]
 Picture = ImageSource | Image.Image
@@ -257,12 +253,7 @@ def _detector(source: str | Path | Detector, policy: Policy | str | Path | None)
         if policy is not None:
             raise BadInputError("a Detector has its policy already: give the policy to it, not to the guard")
         return source
-    release = load_release(source)
-    if not isinstance(release.model, DualEncoder):
-        raise BadInputError(f"{release.card.name} cannot be a guard's detector: that takes a safeclip_* model")
-    if isinstance(policy, (str, Path)):
-        policy = Policy.read(find_asset(policy))
-    return Detector(release.model, policy or one_policy(release.policy))
+    return load_detector(source, policy)
 
 
 def _image_token_id(model: Any, processor: Any) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -17,7 +16,7 @@ JOINT_IMAGE_ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-t", "square")
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class JointThreat:
+class JointThreat(schema.YamlData):
     """An attacker on image and text at once, each within a budget of its own.
 
     The threats of `text` are alternatives ("three words, or a tenth of the characters"): they are tried one after the
@@ -25,6 +24,8 @@ class JointThreat:
     `rounds` 1 is one after the other; more is in turns, each side starting anew from its clean input against the best
     of the other side.
     """
+
+    _where = "joint threat"
 
     image: Threat
     text: tuple[TextThreat, ...]
@@ -46,17 +47,3 @@ class JointThreat:
     def banned(self) -> tuple[str, ...]:
         """The banned words of all threats on the text."""
         return tuple(dict.fromkeys(word for threat in self.text for word in threat.banned))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal threat model."""
-        return schema.dump(self)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "joint threat") -> JointThreat:
-        """Build a threat model from plain data; raises BadCardError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where)
-
-    @classmethod
-    def read(cls, path: Path) -> JointThreat:
-        """Read a threat file (YAML). Raises BadInputError (missing, not YAML) or BadCardError."""
-        return cls.from_dict(schema.read_yaml(path), str(path))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -20,7 +19,7 @@ TEXT_ATTACKS = (*KINDS, "synonyms", *GRADIENT_ATTACKS)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class TextThreat:
+class TextThreat(schema.YamlData):
     """An attacker on texts: edits within `budget`, and the attacks that look for them.
 
     `queries` bounds the texts that the model scores for one item in one search. Of the variants of a word at most
@@ -29,6 +28,8 @@ class TextThreat:
     words. `banned` words must not occur in the result, as a word filter finds them (cleaned, any case, also inside
     other words). Equal seeds give equal results.
     """
+
+    _where = "text threat"
 
     attacks: tuple[str, ...] = tuple(KINDS)
     budget: TextBudget = field(default_factory=TextBudget)
@@ -61,17 +62,3 @@ class TextThreat:
     def kinds(self) -> tuple[str, ...]:
         """The attacks on characters among `attacks`."""
         return tuple(attack for attack in self.attacks if attack in KINDS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal threat model."""
-        return schema.dump(self)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "text threat") -> TextThreat:
-        """Build a threat model from plain data; raises BadCardError naming each unknown, missing or wrong field."""
-        return schema.parse(cls, data, where)
-
-    @classmethod
-    def read(cls, path: Path) -> TextThreat:
-        """Read a threat file (YAML). Raises BadInputError (missing, not YAML) or BadCardError."""
-        return cls.from_dict(schema.read_yaml(path), str(path))

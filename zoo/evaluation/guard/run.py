@@ -21,14 +21,12 @@ from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard.lvlm import VisionLanguageModel
 from zoo.evaluation.guard.timing import Latency, timed
 from zoo.evaluation.run import Labelling
-from zoo.guard.detector import Detector
+from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal
 from zoo.inputs.image import decode
 from zoo.inputs.manifest import Row
-from zoo.models.dual_encoder import DualEncoder
 from zoo.policy import Policy
-from zoo.release import load_release
 from zoo.verdict import Verdict
 
 Status = Literal["ok", "unreadable", "guard_failed"]
@@ -112,13 +110,7 @@ def build_guard(
     layer: int | None = None,
 ) -> Guard:
     """The guard that is to be measured. Raises BadInputError when model and detector do not fit."""
-    release = load_release(detector)
-    if not isinstance(release.model, DualEncoder):
-        raise BadInputError(f"{detector} is a {release.card.name}: a guard's detector is a safeclip_* model")
-    chosen = policy or release.policy
-    if not isinstance(chosen, Policy):
-        raise BadInputError(f"{detector}: its policy is of several heads; give one for a single model with --policy")
-    head = Detector(release.model, chosen, layer=layer)
+    head = load_detector(detector, policy, layer=layer)
     return Guard(lvlm.model, lvlm.processor, head, correction=correction)
 
 
