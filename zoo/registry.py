@@ -141,4 +141,3 @@ def _load_builtin() -> None:
     if not _builtin_loaded:
         _builtin_loaded = True
         importlib.import_module("zoo.models.catalogue")
-        importlib.import_module("zoo.models.panels")

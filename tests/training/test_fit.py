@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,19 @@ def test_a_sigmoid_card_trains_on_several_labels_a_row(tmp_path: Path, monkeypat
     made = registry.ModelEntry(card, entry.builder, str(path), registry.RANDOM)
     monkeypatch.setitem(registry._entries, card.name, made)
     module = Classification(card.name)
-    target = module._target([("gun", "blood"), (), ("calm",)])
+    target = module._target({"labels": [("gun", "blood"), (), ("calm",)]})
     assert target.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    partly = module._target({"labels": [("gun",), ()], "judged": [("gun", "calm"), None]})
+    assert str(partly.tolist()) == "[[nan, 1.0, 0.0], [0.0, 0.0, 0.0]]"
+    logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    loss = module._loss(logits, partly)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))  # of the five that were judged
+    assert logits.grad is not None
+    assert logits.grad[0, 0] == 0
+    assert logits.grad[0, 1] < 0
+    with pytest.raises(BadInputError, match='"bood"; did you mean "blood"'):
+        module._target({"labels": [()], "judged": [("bood",)]})
     trainer = _fit(module, ManifestData(str(_data(tmp_path, ("blood|gun", ""))), batch_size=8), epochs=12)
     figures = trainer.callback_metrics
     assert float(figures["val/auroc"]) == 1.0  # red fields are blood and guns

@@ -1,4 +1,4 @@
-"""A manifest of examples: CSV or Parquet with the columns image, text, label or labels, split. No torch."""
+"""A manifest of examples: CSV or Parquet with the columns image, text, label or labels, judged, split. No torch."""
 
 from __future__ import annotations
 
@@ -24,28 +24,33 @@ _SAME_SPLIT = {"dev": "val", "valid": "val", "validation": "val", "training": "t
 
 @dataclass(frozen=True)
 class Row:
-    """One example. `line` is its line in the manifest; `labels` are label names, several divided by `|`."""
+    """One example. `line` is its line in the manifest; `labels` are label names, several divided by `|`.
+
+    `judged` are the labels that somebody looked for in this row, those that it has not among them: what is not named
+    there is unknown, neither there nor absent. None where the manifest does not say, and all were looked for.
+    """
 
     line: int
     image: Path | None
     text: str | None
     labels: tuple[str, ...]
     split: Split | None
+    judged: tuple[str, ...] | None = None
 
 
 def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
     """Read a manifest; image paths are relative to `image_root`, by default the manifest's own folder.
 
     `columns` renames: {"text": "caption"} reads `text` from the column `caption`. `image` or `text` must be
-    there; `label`/`labels` and `split` (train, val or dev, test) may be. Raises BadInputError naming the file,
-    the column or the line, and MissingDependencyError for Parquet without pyarrow.
+    there; `label`/`labels`, `judged` and `split` (train, val or dev, test) may be. Raises BadInputError naming the
+    file, the column or the line, and MissingDependencyError for Parquet without pyarrow.
     """
     if not path.is_file():
         raise BadInputError(f"{path}: no such manifest file")
     records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if not records:
         raise BadInputError(f"{path}: has no rows")
-    names = {role: (columns or {}).get(role, role) for role in ("image", "text", "label", "labels", "split")}
+    names = {role: (columns or {}).get(role, role) for role in ("image", "text", "label", "labels", "judged", "split")}
     unknown = set(columns or {}) - set(names)
     if unknown:
         word = sorted(unknown)[0]
@@ -150,8 +155,19 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
     split = _SAME_SPLIT.get(split, split)
     if split and split not in SPLITS:
         raise BadInputError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
-    labels = tuple(label.strip() for label in raw.split("|") if label.strip())
-    return Row(line, root / image if image else None, text, labels, split if split else None)
+    labels, judged = _names(raw), None
+    if record.get(names["judged"]) is not None:
+        judged = _names(record[names["judged"]])
+        odd = next((label for label in labels if label not in judged), None)
+        if odd is not None:
+            raise BadInputError(
+                f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}'
+            )
+    return Row(line, root / image if image else None, text, labels, split if split else None, judged)
+
+
+def _names(field: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in field.split("|") if name.strip())
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -48,9 +48,8 @@ class Base(lightning.LightningModule):
         if model_entry(model).card.task == "panel":
             raise BadInputError(f"{model} is a panel: train or import its heads, then put them together by `zoo panel`")
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
-        self.model: ZooModel = load_model(init_from) if init_from else create_model(model, **(model_args or {}))
-        if init_from and self.model.card.name != model:
-            raise BadInputError(f"init_from {init_from} is a {self.model.card.name}, the recipe trains {model}")
+        fresh = None if init_from else create_model(model, **(model_args or {}))
+        self.model: ZooModel = fresh or _begun(load_model(str(init_from)), model)
         self.model.train()  # the registry hands out models in evaluation mode
         self.judge = Judge(self.model.card, self.policy)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
@@ -150,6 +149,15 @@ class Base(lightning.LightningModule):
         if stored["tokenizer"] is not None:
             self.model.tokenizer_json = stored["tokenizer"]
             self._codec = self.model.codec()
+
+
+def _begun(start: ZooModel, name: str) -> ZooModel:
+    """A loaded model under the name of what it is to become: another tag of its architecture, or the same."""
+    found, wanted = start.card, model_entry(name).card
+    if found.architecture != wanted.architecture or model_entry(found.name).builder != model_entry(name).builder:
+        raise BadInputError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
+    start.card = found.replace(name=name, summary=wanted.summary, limits=wanted.limits, measurements=(), files={})
+    return start
 
 
 def with_schedule(optimizer: torch.optim.Optimizer, warmup: float, total: int) -> dict[str, Any]:

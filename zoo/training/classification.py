@@ -64,7 +64,7 @@ class Classification(Base):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` rows."""
-        target = self._target(batch["labels"])
+        target = self._target(batch)
         loss = self._loss(self.model(*self._inputs(batch, drop=True)), target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
         return loss
@@ -83,7 +83,7 @@ class Classification(Base):
         return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        target = self._target(batch["labels"])
+        target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
         self.mean_loss.update(self._loss(logits, target), weight=len(target))
         scores = logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
@@ -125,16 +125,20 @@ class Classification(Base):
     def _label(self, name: str) -> str:
         return self.label_names.get(name, name)
 
-    def _target(self, rows: list[tuple[str, ...]]) -> Tensor:
-        """Class indices `[B]` for softmax, a 0/1 matrix `[B, L]` for sigmoid. Raises BadInputError on odd labels."""
-        labels = self.model.card.labels
-        for row in rows:
-            for name in row:
-                if self._label(name) not in labels:
-                    raise BadInputError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
+    def _target(self, batch: Batch) -> Tensor:
+        """Class indices `[B]` for softmax, `[B, L]` of 0, 1 and NaN (not judged) for sigmoid.
+
+        Raises BadInputError on labels that the model does not have, and for softmax on rows without exactly one.
+        """
+        labels, rows = self.model.card.labels, batch["labels"]
+        judged = batch.get("judged") or [None] * len(rows)
+        for name in sorted({name for row in [*rows, *judged] for name in row or ()}):
+            if self._label(name) not in labels:
+                raise BadInputError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
         if self.model.card.score == "sigmoid":
-            hot = [[float(label in map(self._label, row)) for label in labels] for row in rows]
-            return torch.tensor(hot, device=self.device)
+            hot = torch.tensor([[float(label in map(self._label, row)) for label in labels] for row in rows])
+            known = [[row is None or label in map(self._label, row) for label in labels] for row in judged]
+            return hot.masked_fill(~torch.tensor(known), torch.nan).to(self.device)
         wrong = next((row for row in rows if len(row) != 1), None)
         if wrong is not None:
             raise BadInputError(f"{self.model.card.name} wants exactly one label a row, found {list(wrong)}")
@@ -142,5 +146,7 @@ class Classification(Base):
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.model.card.score == "sigmoid":
-            return F.binary_cross_entropy_with_logits(logits, target)
+            known = ~target.isnan()  # mean over what was judged; with nothing judged, 0 and no gradient
+            losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
+            return (losses * known).sum() / known.sum().clamp(min=1)
         return F.cross_entropy(logits, target)

@@ -33,13 +33,15 @@ class Batch(TypedDict, total=False):
     """One batch. `pixels` is there when the rows have images, `texts` when they have texts.
 
     `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the
-    label names of each row; `lines` manifest lines; `group` int64 `[B]`: rows of one number show one image.
+    label names of each row, `judged` those that were looked for in it (None: all of them); `lines` manifest lines;
+    `group` int64 `[B]`: rows of one number show one image.
     """
 
     pixels: Tensor
     image_present: Tensor
     texts: list[str | None]
     labels: list[tuple[str, ...]]
+    judged: list[tuple[str, ...] | None]
     lines: list[int]
     group: Tensor
 
@@ -254,6 +256,7 @@ class _Rows(Dataset[Row]):
 def _collate(images: ImageStore) -> Callable[[list[Row]], dict[str, Any]]:
     def collate(rows: list[Row]) -> dict[str, Any]:
         batch: dict[str, Any] = {"labels": [row.labels for row in rows], "lines": [row.line for row in rows]}
+        batch["judged"] = [row.judged for row in rows]
         if images.number:
             present = [row.image is not None for row in rows]
             blank = np.zeros((images.spec.size, images.spec.size, 3), np.uint8) if images.spec else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zoo.models.catalogue import CLIP_SIZES
+import zoo.models.catalogue.heads
+import zoo.models.catalogue.safeclip  # noqa: F401  panels are made of the models that these two register
+from zoo.models.catalogue.clip_sizes import CLIP_SIZES
 from zoo.panel_card import panel_card
 from zoo.registry import RANDOM, list_models, model_card, register_model
 
