@@ -8,7 +8,12 @@ from pathlib import Path
 from zoo.commands.common import Commands, add_command
 
 SIGNS = "zoo data signs --out runs/signs"
+FOLDER = "zoo data folder photos --out photos/manifest.csv"
 QUESTIONS = "zoo data questions --signs runs/signs --out runs/signs/questions.csv"
+PROXY = (
+    "zoo data proxy --captions flickr8k/captions.csv --columns text=caption --words dog,dogs,puppy,puppies "
+    "--out runs/flickr8k_proxy/manifest.csv"
+)
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +33,37 @@ def add(commands: Commands) -> None:
     questions.add_argument("--wording", choices=("plain", "new"), default="plain", help=wording)
     questions.add_argument("--per-image", type=int, default=5, help="questions on a picture, 1 to 5 (default: 5)")
     questions.add_argument("--seed", type=int, default=0, help="seed of the choice of questions (default: 0)")
+    _add_proxy(kinds)
+
+
+def _add_proxy(kinds: Commands) -> None:
+    text = "photos and prompts that show or ask for a concept, from a manifest of captions"
+    proxy = add_command(kinds, "proxy", _proxy, text, PROXY)
+    proxy.description = (
+        "Write a manifest (image, text, labels, split, kind) to train and test judges of photo and prompt together.\n"
+        "A row is unsafe where its photo shows the concept, or its prompt asks for it: labels in_image, in_prompt.\n"
+        "A photo shows the concept where any of its captions has one of the words: one that no caption names counts\n"
+        "as absent. In a share of the rows the prompt is a caption of another photo of the same split."
+    )
+    proxy.add_argument("--captions", type=Path, required=True, help="manifest of captions: image, text, split")
+    proxy.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
+    proxy.add_argument("--columns", "--column", default="", help="rename columns: text=caption")
+    proxy.add_argument("--words", required=True, help="words for the concept, whole and in any case: dog,dogs,puppy")
+    proxy.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    share = "share of rows whose prompt is another photo's (default: 0.5)"
+    proxy.add_argument("--mismatch", type=float, default=0.5, help=share)
+    count = "rows of each training photo, each with a prompt of its own; other photos have one (default: 1)"
+    proxy.add_argument("--rows-per-image", type=int, default=1, help=count)
+    share = "share of validation photos to test on, where the captions name no test split (default: 0.5)"
+    proxy.add_argument("--test-share", type=float, default=0.5, help=share)
+    proxy.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: 0)")
+    text = "a manifest of a folder of images: SPLIT/CLASS/image or CLASS/image"
+    folder = add_command(kinds, "folder", _folder, text, FOLDER)
+    folder.add_argument("folder", type=Path, metavar="DIR", help="folder of SPLIT/CLASS/image or CLASS/image files")
+    folder.add_argument("--out", type=Path, required=True, help="CSV file to write: image, label, split")
+    share = "share of train that becomes val, where no split is for validation (default: 0.1)"
+    folder.add_argument("--val-share", type=float, metavar="SHARE", help=share)
+    folder.add_argument("--seed", type=int, default=0, help="seed of the hash that takes it (default: 0)")
 
 
 def _signs(options: argparse.Namespace) -> int:
@@ -42,4 +78,51 @@ def _questions(options: argparse.Namespace) -> int:
 
     wording, count = options.wording, options.per_image
     print(write_questions(options.signs, options.out, wording=wording, per_image=count, seed=options.seed))
+    return 0
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.commands.evaluate import renamed
+    from zoo.inputs.proxy import KINDS, write_proxy
+
+    table = write_proxy(
+        options.captions,
+        options.out,
+        options.words.split(","),
+        mismatch=options.mismatch,
+        rows_per_image=options.rows_per_image,
+        test_share=options.test_share,
+        seed=options.seed,
+        image_root=options.image_root,
+        columns=renamed(options.columns),
+    )
+    shown = Table("split", "rows", *KINDS, "unsafe", title=f"{options.out}: where the concept is")
+    for split, counts in table.items():
+        rows = counts.total()
+        share = f"{1 - counts['neither'] / rows:.1%}" if rows else "-"
+        shown.add_row(split, str(rows), *(str(counts[kind]) for kind in KINDS), share)
+    Console().print(shown)
+    return 0
+
+
+def _folder(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.inputs.folder import write_folder_manifest
+
+    report = write_folder_manifest(options.folder, options.out, val_share=options.val_share, seed=options.seed)
+    splits = [split for split in ("train", "val", "test", "") if any(key[0] == split for key in report.counts)]
+    table = Table("class", *(split or "no split" for split in splits), title=str(report.manifest))
+    for label in sorted({label for _, label in report.counts}):
+        table.add_row(label, *(str(report.counts.get((split, label), 0)) for split in splits))
+    totals = [sum(count for (split, _), count in report.counts.items() if split == one) for one in splits]
+    table.add_section()
+    table.add_row("all", *map(str, totals))
+    Console().print(table)
+    if report.skipped:
+        print(f"{len(report.skipped)} files are no images by their names and left out; first: {report.skipped[0]}")
     return 0
