@@ -7,7 +7,6 @@ may hold against either change and not against both.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,8 +108,8 @@ def attack_jointly(
     `pixels` `[N, C, H, W]` float32 in [0, 1], `labels` `[N]` the right classes, `codec` the model's, `embedding` the
     one that its token ids go through (see `input_embedding`). The model is attacked in evaluation mode, and left as
     it was; where it is a plain function, name the `modules` that it calls. Every success is checked on a fresh pass:
-    both budgets, pixels in [0, 1], no banned word, misjudged. Raises BadInputError for pixels, labels, texts or logits
-    that make no sense.
+    both budgets, pixels in [0, 1], no banned word, protected words kept, misjudged. Raises BadInputError for pixels,
+    labels, texts or logits that make no sense.
     """
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
         raise BadInputError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
@@ -152,6 +151,8 @@ class _Joint:
         self.correct = ~misjudged(logits, self.labels)
         self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
         self.banned = [count_banned(text, threat.banned) for text in texts]
+        #: For each text the threat that it was found under, and whether words were exchanged for it.
+        self.found_by = [(threat.text[0], True)] * len(texts)
         self.goals = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
         self.blind = torch.zeros_like(self.correct)
 
@@ -190,12 +191,11 @@ class _Joint:
         return (self.correct & ((self.margins > _THRESHOLD) | banned)).nonzero()[:, 0]
 
     def _permitted(self) -> Tensor:
-        """Which items keep to both budgets and hold no banned word."""
+        """Which items keep to both budgets and the protected words, and hold no banned word."""
         images = allowed_images(self.pixels, self.clean, self.threat.image)
         kept = [
-            any(threat.budget.permits(before, after) for threat in self.threat.text)
-            and not count_banned(after, self.threat.banned)
-            for before, after in zip(self.originals, self.texts, strict=True)
+            threat.permits(before, after, exchanged=exchanged) and not count_banned(after, self.threat.banned)
+            for before, after, (threat, exchanged) in zip(self.originals, self.texts, self.found_by, strict=True)
         ]
         return images & torch.tensor(kept, device=images.device)
 
@@ -253,7 +253,7 @@ class _Joint:
                 logits = model(places[items], ids, mask).float()
                 return -margin(logits, Batch(self.pixels[items], self.labels[items], items))
 
-            for threat in self.threat.text:
+            for threat in self.threat.alternatives:
                 self._try_texts(self._alive(), TextModel(score, self.codec, self.embedding), threat)
 
     def _try_texts(self, rows: Tensor, model: TextModel, threat: TextThreat) -> None:
@@ -261,7 +261,7 @@ class _Joint:
         results = attack_texts(
             model,
             [self.originals[item] for item in items],
-            dataclasses.replace(threat, banned=self.threat.banned),
+            threat,
             threshold=_THRESHOLD,
             synonyms=self.synonyms,
             items=items,
@@ -271,5 +271,6 @@ class _Joint:
             self.blind[item] |= result.obfuscated
             banned = count_banned(result.text, self.threat.banned)
             better = (banned, result.score_after) < (self.banned[item], float(self.margins[item]))
-            if better and threat.budget.permits(result.original, result.text):
+            if better and threat.permits(result.original, result.text, exchanged=result.exchanged):
                 self.texts[item], self.banned[item], self.margins[item] = result.text, banned, result.score_after
+                self.found_by[item] = threat, result.exchanged

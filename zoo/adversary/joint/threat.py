@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -20,7 +21,8 @@ class JointThreat(schema.YamlData):
     """An attacker on image and text at once, each within a budget of its own.
 
     The threats of `text` are alternatives ("three words, or a tenth of the characters"): they are tried one after the
-    other, and a text must keep to the budget of one of them; the banned words of all are banned. `first` moves first.
+    other, and a text must keep to the budget of one of them; the banned words of all are banned, the protected words of
+    all are protected. `first` moves first.
     `rounds` 1 is one after the other; more is in turns, each side starting anew from its clean input against the best
     of the other side.
     """
@@ -47,3 +49,9 @@ class JointThreat(schema.YamlData):
     def banned(self) -> tuple[str, ...]:
         """The banned words of all threats on the text."""
         return tuple(dict.fromkeys(word for threat in self.text for word in threat.banned))
+
+    @property
+    def alternatives(self) -> tuple[TextThreat, ...]:
+        """The threats on the text, each with the banned and the protected words of all."""
+        protected = tuple(dict.fromkeys(word for threat in self.text for word in threat.protected))
+        return tuple(dataclasses.replace(threat, banned=self.banned, protected=protected) for threat in self.text)

@@ -19,6 +19,7 @@ from torch import Tensor
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.budget import count_banned
 from zoo.adversary.text.model import TextModel
+from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import Outcome, TextResult, checked_scores, confirmed
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor, TokenText
@@ -93,7 +94,16 @@ class _Attack:
         _, score, text = self.best
         outcome: Outcome = "missed" if missed else "broken" if self._hidden() else "held"
         return TextResult(
-            self.original, text, outcome, self.before, score, 0, self.queries, self.unrealisable, self.obfuscated
+            original=self.original,
+            text=text,
+            outcome=outcome,
+            score_before=self.before,
+            score_after=score,
+            edits=0,
+            queries=self.queries,
+            unrealisable=self.unrealisable,
+            obfuscated=self.obfuscated,
+            exchanged=True,
         )
 
     def _hidden(self) -> bool:
@@ -113,7 +123,7 @@ class _Attack:
         drawn = torch.randint(len(words), (count,), generator=self.random).tolist()
         text = " ".join([self.original.rstrip(), *(self.editor.pieces.surface[words[place]] for place in drawn)])
         banned = count_banned(text, self.threat.banned)
-        if banned <= self.now[0] and self.threat.budget.permits(self.original, text):
+        if banned <= self.now[0] and self.threat.permits(self.original, text, exchanged=True):
             self.now = (banned, self._scores([text])[0], text)
             self.best = min(self.best, self.now)
 
@@ -149,8 +159,10 @@ class _Attack:
         return [(places[place // table.shape[1]], place % table.shape[1]) for place in chosen.tolist()]
 
     def _open(self, at: TokenText) -> list[int]:
-        """The places where an exchange keeps to the budget, and those of banned words alone while there are some."""
+        """The places where an exchange keeps to the threat, and those of banned words alone while there are some."""
         blanked = {place: self.editor.exchange_text(at, place, "_") for place in at.places}
+        kept = self.threat.protected
+        blanked = {p: text for p, text in blanked.items() if keeps_protected(at.text, text, kept, exchanged=True)}
         if self.threat.budget.unit == "words":
             blanked = {p: text for p, text in blanked.items() if self.threat.budget.permits(self.original, text)}
         banned = [p for p, text in blanked.items() if count_banned(text, self.threat.banned) < self.now[0]]
@@ -179,7 +191,7 @@ class _Attack:
         for place, token in proposals:
             text = self.editor.exchange(at, place, token)
             count = count_banned(text, self.threat.banned)
-            if count <= self.now[0] and self.threat.budget.permits(self.original, text):
+            if count <= self.now[0] and self.threat.permits(self.original, text, exchanged=True):
                 swaps.append((place, token))
                 texts.append(text)
                 banned.append(count)

@@ -31,7 +31,8 @@ class TextResult:
 
     `text` is the best that was found, also where that was not enough. `edits` counts by the budget, `queries` the texts
     that the model scored, `unrealisable` the token sequences thrown away because no text is encoded as them.
-    `obfuscated`: the gradient was zero everywhere, so the attack went on without one.
+    `obfuscated`: the gradient was zero everywhere, so the attack went on without one. `exchanged`: found by an attack
+    that exchanges words, which must leave the protected ones, and not by one on characters.
     """
 
     original: str
@@ -43,6 +44,7 @@ class TextResult:
     queries: int
     unrealisable: int = 0
     obfuscated: bool = False
+    exchanged: bool = False
 
 
 def checked_scores(scores: Any, count: int) -> NDArray[np.float64]:
@@ -77,7 +79,8 @@ def confirmed(
     scores = score_all(score, [result.text for result in results], range(len(results)), batch_size)
     found = []
     for result, after in zip(results, scores.tolist(), strict=True):
-        permitted = threat.budget.permits(result.original, result.text) and not count_banned(result.text, threat.banned)
+        permitted = threat.permits(result.original, result.text, exchanged=result.exchanged)
+        permitted &= not count_banned(result.text, threat.banned)
         outcome = result.outcome
         if outcome == "broken" and not (after <= threshold and permitted):
             outcome = "refuted"

@@ -9,6 +9,7 @@ search may miss what a longer one would find: that it found nothing proves nothi
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.progress import track
 
 from zoo.adversary.text.budget import count_banned, split_words
 from zoo.adversary.text.edits import Variants, character_edits, drawing, perturb
+from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import ItemScore, Score, TextResult, confirmed, score_all
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
@@ -40,6 +42,7 @@ def search_texts(
 ) -> list[TextResult]:
     """Attack texts by the `variants` of their words, by default those of the threat's attacks on characters.
 
+    `variants` that are given count as other words, which leave the protected ones (see `TextThreat`).
     A text is flagged when its score is **above** `threshold`, as in a policy; it is broken when it no longer is, and no
     banned word is left. All searches run side by side, so that the model gets large batches, and each stops at its
     first success; successes are confirmed on a fresh pass. What is found depends on threat, model and text only.
@@ -67,15 +70,30 @@ def search_items(
     progress: bool = False,
 ) -> list[TextResult]:
     """`search_texts` for a model that judges each text together with something else, found by the item's place."""
+    exchanged = variants is not None
     if variants is None:
         if not threat.kinds:
             raise BadInputError(f"the attacks {list(threat.attacks)} need their variants: give `variants`")
         variants = character_edits(threat.kinds)
     if batch_size < 1:
         raise BadInputError(f"batch_size must be at least 1, got {batch_size}")
-    searches = [_greedy(text, variants, threat, threshold) for text in texts]
+    kept = _keeping(variants, threat, exchanged)
+    searches = [_greedy(text, kept, threat, threshold) for text in texts]
     found = _side_by_side(searches, score, batch_size, progress)
+    found = [dataclasses.replace(result, exchanged=exchanged) for result in found]
     return confirmed(found, score, threat, threshold, batch_size)
+
+
+def _keeping(variants: Variants, threat: TextThreat, exchanged: bool) -> Variants:
+    """The variants of each word that leave the protected words."""
+    if not threat.protected:
+        return variants
+
+    def kept(word: str) -> list[str]:
+        found = variants(word)
+        return [one for one in found if keeps_protected(word, one, threat.protected, exchanged=exchanged)]
+
+    return kept
 
 
 def _side_by_side(searches: list[_Search], score: ItemScore, batch_size: int, progress: bool) -> list[TextResult]:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from zoo import schema
 from zoo.adversary.text.budget import TextBudget
 from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.protected import keeps_protected
 from zoo.errors import close_match
 
 #: The attacks that need the model's gradient.
@@ -26,7 +27,9 @@ class TextThreat(schema.YamlData):
     `options` are tried. The gradient attacks take `steps` rounds and try `candidates` exchanges in each: `hotflip` the
     best by first-order estimate, `gcg` random ones among the `top` best of each place, after it has appended `suffix`
     words. `banned` words must not occur in the result, as a word filter finds them (cleaned, any case, also inside
-    other words). Equal seeds give equal results.
+    other words). `protected` words make the label: the attacks that exchange words (`synonyms`, `hotflip`, `gcg`) leave
+    them and bring none in, those on characters may disguise them (see `keeps_protected`). Equal seeds give equal
+    results.
     """
 
     _where = "text threat"
@@ -40,6 +43,7 @@ class TextThreat(schema.YamlData):
     top: int = 64
     suffix: int = 0
     banned: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
     seed: int = 0
     schema_version: Literal[1] = 1
 
@@ -52,6 +56,9 @@ class TextThreat(schema.YamlData):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if any(not word.strip() for word in self.banned):
             raise ValueError(f"a banned word must not be empty, got {list(self.banned)}")
+        for word in self.protected:
+            if not word or len(word.split()) != 1 or word != word.strip():
+                raise ValueError(f'a protected word is one word without blanks, got "{word}"')
         for attack in self.attacks:
             if attack not in TEXT_ATTACKS:
                 raise ValueError(f'no attack on texts is called "{attack}"' + close_match(attack, TEXT_ATTACKS))
@@ -62,3 +69,8 @@ class TextThreat(schema.YamlData):
     def kinds(self) -> tuple[str, ...]:
         """The attacks on characters among `attacks`."""
         return tuple(attack for attack in self.attacks if attack in KINDS)
+
+    def permits(self, original: str, changed: str, *, exchanged: bool) -> bool:
+        """Whether a change keeps to the budget and to the protected words; `exchanged`: words, not characters."""
+        kept = keeps_protected(original, changed, self.protected, exchanged=exchanged)
+        return kept and self.budget.permits(original, changed)

@@ -1,0 +1,155 @@
+"""Word substitution in a training batch by one gradient: HotFlip for all texts at once.
+
+HotFlip (Ebrahimi et al. 2018, arXiv 1712.06751) estimates to first order what the exchange of a token does to the loss.
+Here all places of all texts are estimated from one backward pass, and the best are taken untried: a training step
+can afford no search. Whole words are exchanged for whole words, so that every result is a text that someone could
+type, and its tokens are those that the tokenizer would give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic.dataclasses import dataclass as plain_dataclass
+from torch import Tensor, nn
+
+from zoo import schema
+from zoo.adversary.text.budget import TextBudget
+from zoo.adversary.text.edits import KINDS, character_edits, drawing, perturb
+from zoo.adversary.text.tokens import Pieces
+from zoo.errors import BadInputError
+
+
+@plain_dataclass(frozen=True, config=schema.STRICT)
+class TextHardening(schema.PlainData):
+    """What training does to texts: a `share` of them gets character edits of some `kinds` within `budget`.
+
+    The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
+    for a dog without "dog" is another prompt): none of them is exchanged, and none is brought in. Character edits may
+    disguise them.
+    """
+
+    _where = "text"
+
+    share: float = 0.0
+    kinds: tuple[str, ...] = tuple(KINDS)
+    budget: TextBudget = TextBudget()
+    hotflip_words: int = 0
+    protected: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share lies in [0, 1], got {self.share}")
+        if self.hotflip_words < 0:
+            raise ValueError(f"hotflip_words must not be negative, got {self.hotflip_words}")
+        character_edits(self.kinds)  # refuses an unknown kind by name
+        if not self.share and not self.hotflip_words:
+            raise ValueError("text asks for nothing: give share above 0, or hotflip_words")
+
+    def edited(self, text: str, seed: int) -> str:
+        """One random character edit of a text that spends the budget, of one kind drawn at random."""
+        kind = drawing(seed, text).choice(self.kinds)
+        return perturb(text, KINDS[kind], self.budget, seed)
+
+
+class WordSwaps:
+    """Exchanges whole words in token ids, for the tokenizer and the embedding table of one model.
+
+    Raises BadInputError when the vocabulary has no whole words to bring in.
+    """
+
+    def __init__(self, tokenizer_json: str, embedding: nn.Embedding, protected: Sequence[str] = ()) -> None:
+        pieces = Pieces(tokenizer_json)
+        size = min(len(pieces.surface), embedding.num_embeddings)
+        kept = {word.casefold() for word in protected}
+        free = np.array([surface.casefold() not in kept for surface in pieces.surface], dtype=np.bool_)
+        words = [token for token in pieces.whole_words() if free[token] and token < size]
+        if not words:
+            raise BadInputError("the tokenizer knows no whole words to exchange: train it on texts first")
+        self.embedding = embedding
+        #: The tokens `[W]` that may be brought in.
+        self.words = torch.tensor(words)
+        whole = pieces.kind == pieces.kind[words[0]]
+        letters = np.array([surface.isalnum() for surface in pieces.surface], dtype=np.bool_)
+        ends = (pieces.kind & 2) > 0
+        by_end = bool(ends[words[0]])  # CLIP marks where a word ends, others where it begins or goes on
+        #: `[V]` each: a word on its own if the neighbours allow; goes on from the token before; goes on in the next.
+        self._word = torch.from_numpy(whole & pieces.readable & free)
+        self._goes_on = torch.from_numpy(~whole & letters & (not by_end))
+        self._unended = torch.from_numpy(~ends & letters & by_end)
+
+    def open_places(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Where `[B, T]` a whole word stands that may go: no padding, control token, protected word or piece of one."""
+        known = ids.cpu().clamp(max=len(self._word) - 1)
+        left = torch.nn.functional.pad(self._unended[known][:, :-1], (1, 0))
+        right = torch.nn.functional.pad(self._goes_on[known][:, 1:], (0, 1))
+        alone = self._word[known] & ~left & ~right
+        return alone.to(ids.device) & (mask > 0) & (ids < len(self._word))
+
+    def best(self, ids: Tensor, mask: Tensor, gradient: Tensor, count: int) -> Tensor:
+        """Ids `[B, T]` with up to `count` words of each text exchanged: those that raise the loss most, to first order.
+
+        `gradient` `[B, T, D]` is that of the loss in the looked-up embeddings. Exchanging `e` for `e'` adds
+        `(e' - e) . gradient`; places add up. A place where nothing helps is left as it is.
+        """
+        places = self.open_places(ids, mask).nonzero()
+        if not count or not len(places):
+            return ids
+        rows, columns = places.unbind(1)
+        weight = self.embedding.weight.detach().float()
+        slope = gradient[rows, columns].float().nan_to_num(0.0, 0.0, 0.0)
+        own = ids[rows, columns]
+        words = self.words.to(ids.device)
+        table = slope @ weight[words].T
+        table.masked_fill_(words == own[:, None], -torch.inf)
+        value, which = table.max(dim=1)
+        gain = value - (slope * weight[own]).sum(dim=1)
+        gains = torch.zeros(ids.shape, device=ids.device).index_put_((rows, columns), gain)
+        swapped = ids.index_put((rows, columns), words[which])
+        top, place = gains.topk(min(count, ids.shape[1]), dim=1)
+        chosen = torch.zeros_like(gains, dtype=torch.bool).scatter_(1, place, top > 0)
+        return torch.where(chosen, swapped, ids)
+
+
+@dataclass
+class LookedUp:
+    """The embeddings that a model looked up inside `watched`, each a leaf of the graph."""
+
+    parts: list[Tensor]
+
+    def gradient(self, value: Tensor, shape: torch.Size, others: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of a scalar: in the embeddings `[B, T, D]`, and in `others`, from one backward pass.
+
+        Raises BadInputError when the value does not go through the embedding.
+        """
+        if not self.parts:
+            raise BadInputError(
+                "the model's loss does not go through the token embedding: there are no words to attack"
+            )
+        found = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
+        total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
+        for part in found[: len(self.parts)]:
+            if part is not None:  # a model may cut off padding first
+                total[:, : part.shape[1]] += part.float()
+        rest = zip(found[len(self.parts) :], others, strict=True)
+        return total, [torch.zeros_like(other) if part is None else part for part, other in rest]
+
+
+@contextmanager
+def watched(embedding: nn.Embedding) -> Iterator[LookedUp]:
+    """Inside, what is looked up in this table is kept, and is where gradients begin."""
+    kept = LookedUp([])
+
+    def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        kept.parts.append(output.detach().requires_grad_())
+        return kept.parts[-1]
+
+    handle = embedding.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
