@@ -19,7 +19,7 @@ from zoo.inputs.text import clean
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 #: Other people's names for the validation split.
-_SAME_SPLIT = {"dev": "val", "valid": "val", "validation": "val", "training": "train"}
+SAME_SPLIT = {"dev": "val", "valid": "val", "validation": "val", "training": "train"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
     there; `label`/`labels`, `judged` and `split` (train, val or dev, test) may be. Raises BadInputError naming the
     file, the column or the line, and MissingDependencyError for Parquet without pyarrow.
     """
-    if not path.is_file():
-        raise BadInputError(f"{path}: no such manifest file")
-    records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    if not records:
-        raise BadInputError(f"{path}: has no rows")
+    records = read_records(path)
     names = {role: (columns or {}).get(role, role) for role in ("image", "text", "label", "labels", "judged", "split")}
     unknown = set(columns or {}) - set(names)
     if unknown:
@@ -62,6 +58,16 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
         raise BadInputError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
     root = image_root or path.parent
     return [_row(path, number, record, names, root) for number, record in enumerate(records, start=2)]
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """All columns of a manifest as they stand in the file; the first record is that of line 2. Raises as above."""
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such manifest file")
+    records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    if not records:
+        raise BadInputError(f"{path}: has no rows")
+    return records
 
 
 def assign_splits(
@@ -152,7 +158,7 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
     image, text = record.get(names["image"]) or None, record.get(names["text"]) or None
     raw = record.get(names["labels"]) or record.get(names["label"]) or ""
     split = (record.get(names["split"]) or "").strip().lower()
-    split = _SAME_SPLIT.get(split, split)
+    split = SAME_SPLIT.get(split, split)
     if split and split not in SPLITS:
         raise BadInputError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
     labels, judged = _names(raw), None
