@@ -1,0 +1,46 @@
+"""Classifiers that recipes train: of small images, and of prompts, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.card import ImageInput, ModelCard
+from zoo.registry import RANDOM, register_model
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def _image_classifier(name: str, summary: str, hparams: dict[str, Any]) -> None:
+    register_model(
+        ModelCard(
+            name=name,
+            task="classification",
+            summary=summary,
+            score="softmax",
+            score_meaning="probability of each class; they add up to 1",
+            # The mean and spread of CIFAR-10's training pixels.
+            image=ImageInput(32, "shortest_edge_crop", "bicubic", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+            text=None,
+            labels=CIFAR10,
+            requires=("image",),
+            licence="Apache-2.0",
+            source="safety-zoo",
+            hparams=hparams,
+            limits=("A small network for small pictures: to measure attacks and defences on, not to moderate with.",),
+        ),
+        builder="zoo.models.image_classifier:ImageClassifier",
+        pretrained=RANDOM if name.startswith("test_") else None,
+        policy="configs/policy/cifar10.yaml",
+    )
+
+
+_image_classifier(
+    "vision_regnet_tiny.plain",
+    "Small RegNetY for 32 px pictures, ten CIFAR-10 classes unless `labels` says otherwise",
+    {"widths": [64, 128, 256], "depths": [1, 2, 2], "group_width": 32},
+)
+_image_classifier(
+    "test_vision_regnet.random",
+    "Tiny random RegNetY, for tests",
+    {"widths": [8, 16], "depths": [1, 1], "group_width": 8},
+)

@@ -1,0 +1,51 @@
+"""A classifier of small images: the RegNet of transformers (Radosavovic et al. 2020, arXiv 2003.13678)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import RegNetConfig, RegNetModel
+
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.inputs.resize import Normalise
+from zoo.models.base import ZooModel
+
+
+class ImageClassifier(ZooModel):
+    """A RegNetY whose pooled features go through a linear map; logits `[B, len(card.labels)]`.
+
+    `card.hparams`: `widths` and `depths` of the stages, `group_width` of their convolutions. The stem halves the side
+    and the first stage keeps it, so that 32 pixels end as 4 x 4 after three stages. Normalisation is inside.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        if card.image is None:
+            raise BadInputError(f"{card.name}: an image classifier needs a card with an image input")
+        widths, depths = list(card.hparams["widths"]), list(card.hparams["depths"])
+        group = card.hparams["group_width"]
+        if len(widths) != len(depths) or any(width % group for width in widths):
+            raise BadInputError(
+                f"{card.name}: widths and depths must be as many, and each width a multiple of the group width, "
+                f"got widths {widths}, depths {depths}, group_width {group}"
+            )
+        config = RegNetConfig(
+            embedding_size=widths[0],
+            hidden_sizes=widths,
+            depths=depths,
+            groups_width=group,
+            layer_type="y",
+            downsample_in_first_stage=False,
+        )
+        self.normalise = Normalise(card.image)
+        self.backbone = RegNetModel(config)
+        self.classifier = nn.Linear(widths[-1], len(card.labels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `[B, L]` of images `[B, 3, S, S]` in [0, 1]."""
+        # Channels last: a fifth less time for a training step on CPUs, and the same numbers.
+        normalised = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(normalised).pooler_output.flatten(1)
+        logits: Tensor = self.classifier(features)
+        return logits
