@@ -9,6 +9,7 @@ from zoo.commands.common import Commands, add_command
 
 SIGNS = "zoo data signs --out runs/signs"
 FOLDER = "zoo data folder photos --out photos/manifest.csv"
+CORPORA = "zoo data corpora configs/data/text_corpora.yaml --root corpora --out runs/text/manifest.csv"
 QUESTIONS = "zoo data questions --signs runs/signs --out runs/signs/questions.csv"
 PROXY = (
     "zoo data proxy --captions flickr8k/captions.csv --columns text=caption --words dog,dogs,puppy,puppies "
@@ -64,6 +65,12 @@ def _add_proxy(kinds: Commands) -> None:
     share = "share of train that becomes val, where no split is for validation (default: 0.1)"
     folder.add_argument("--val-share", type=float, metavar="SHARE", help=share)
     folder.add_argument("--seed", type=int, default=0, help="seed of the hash that takes it (default: 0)")
+    text = "a manifest of several corpora of texts, each with its own categories"
+    corpora = add_command(kinds, "corpora", _corpora, text, CORPORA)
+    corpora.add_argument("corpora", metavar="SPEC", help="YAML file of sources, as given or as shipped")
+    corpora.add_argument("--root", type=Path, required=True, help="folder of the files that it names")
+    corpora.add_argument("--out", type=Path, required=True, help="CSV file: text, labels, judged, source, split")
+    corpora.add_argument("--seed", type=int, default=0, help="seed of the hash that assigns splits (default: 0)")
 
 
 def _signs(options: argparse.Namespace) -> int:
@@ -125,4 +132,31 @@ def _folder(options: argparse.Namespace) -> int:
     Console().print(table)
     if report.skipped:
         print(f"{len(report.skipped)} files are no images by their names and left out; first: {report.skipped[0]}")
+    return 0
+
+
+def _corpora(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from zoo.assets import find_asset
+    from zoo.inputs.corpora import Corpora, write_corpora
+    from zoo.inputs.manifest import SPLITS
+
+    spec = Corpora.read(find_asset(options.corpora))
+    report = write_corpora(spec, options.root, options.out, options.seed)
+    sources = Table("source", "rows", "of a text seen before", "unusable", title=str(report.manifest))
+    for name, count in report.sources.items():
+        sources.add_row(name, str(count.rows), str(count.merged), str(count.unusable))
+    categories = Table(Column("category", no_wrap=True), *SPLITS, "both ways", title="positives of judged")
+    for name in dict.fromkeys(mark.name for source in spec.sources for mark in source.categories):
+        cells = [f"{report.positives.get((name, s), 0)} of {report.judged.get((name, s), 0)}" for s in SPLITS]
+        categories.add_row(name, *cells, str(report.contradictions.get(name, 0)))
+    console = Console()
+    console.print(sources)
+    console.print(categories)
+    print(
+        f"{report.near_duplicates} texts nearly repeat another, and share its split; "
+        f"{report.unlabelled} were left out, labelled both ways in everything"
+    )
     return 0
