@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import Tensor, nn
 
 from zoo.card import ModelCard
@@ -13,12 +15,22 @@ class ZooModel(nn.Module):
     """A module with a card. Images come as `[B, 3, size, size]` float32 RGB in [0, 1]; logits go out.
 
     `tokenizer_json` is the tokenizer.json that its texts are encoded with; None where the model reads no text.
+    `stays_in_eval` names modules that `train()` leaves in evaluation mode, whoever calls it: frozen ones.
     """
+
+    stays_in_eval: frozenset[str] = frozenset()
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
         self.card = card
         self.tokenizer_json: str | None = train_tokenizer([], 0) if card.text is not None else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes as `nn.Module.train` does, but for the modules in `stays_in_eval`."""
+        super().train(mode)
+        for name in self.stays_in_eval:
+            self.get_submodule(name).training = False
+        return self
 
     def answer(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and scores, both float32 `[B, N]`: what `forward` gives, and the score function of the card."""

@@ -1,4 +1,4 @@
-"""CLIPs with a convolutional image tower and a BERT text tower, both transformers' classes, for small data.
+"""A convolutional image tower and a BERT text tower, both transformers' classes, and CLIPs of them for small data.
 
 `clip_mobilenet_v1.lit`: the published ImageNet MobileNetV1, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and
 MiniLM. `clip_resnet_small.scratch`: a small ResNet and a two-layer BERT from random weights.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, ResNetModel
 
@@ -40,35 +41,44 @@ class Projection(nn.Module):
         return projected
 
 
+def _projection(card: ModelCard, width: int) -> Projection:
+    h = card.hparams
+    return Projection(width, h["head_width"], h["embedding_dim"], h["dropout"])
+
+
 class ConvImageTower(nn.Module):
     """A convolutional backbone of transformers, its pooled features projected: `[B, 3, S, S]` to `Encoded`.
 
     With the hyperparameter `mirror`, features are the mean of the image's and its mirror image's in evaluation:
-    a little more accurate, at twice the cost.
+    a little more accurate, at twice the cost. Without `project` the embedding is the features themselves.
     """
 
-    def __init__(self, card: ModelCard, backbone: nn.Module, width: int) -> None:
+    def __init__(self, card: ModelCard, backbone: nn.Module, width: int, *, project: bool = True) -> None:
         super().__init__()
         assert card.image is not None  # the catalogue's cards have one
         self.normalise = Normalise(card.image)
-        self.backbone = backbone
-        h = card.hparams
-        self.mirror: bool = h["mirror"]
-        self.projection = Projection(width, h["head_width"], h["embedding_dim"], h["dropout"])
+        self.backbone, self.width = backbone, width
+        self.mirror: bool = card.hparams["mirror"]
+        self.projection = _projection(card, width) if project else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Encoded:
         """Encode a batch of images; the sequence is the last feature map, `[B, H * W, width]`."""
-        output = self.backbone(self.normalise(pixels))
+        # Channels last: a third faster on CPUs, and what tensor cores want.
+        normal = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        output = self.backbone(normal)
         features = output.pooler_output.flatten(1)
         if self.mirror and not self.training:
-            features = (features + self.backbone(self.normalise(pixels.flip(3))).pooler_output.flatten(1)) / 2
+            features = (features + self.backbone(normal.flip(3)).pooler_output.flatten(1)) / 2
         return Encoded(self.projection(features), output.last_hidden_state.flatten(2).transpose(1, 2))
 
 
 class BertTextTower(nn.Module):
-    """A BERT whose token states are averaged and projected: ids and mask `[B, T]` int64 to `Encoded`."""
+    """A BERT whose token states are averaged and projected: ids and mask `[B, T]` int64 to `Encoded`.
 
-    def __init__(self, card: ModelCard) -> None:
+    Without `project` the embedding is the average itself.
+    """
+
+    def __init__(self, card: ModelCard, *, project: bool = True) -> None:
         super().__init__()
         h: dict[str, Any] = card.hparams
         config = BertConfig(
@@ -79,8 +89,9 @@ class BertTextTower(nn.Module):
             intermediate_size=4 * h["text_width"],
             max_position_embeddings=h["text_positions"],
         )
+        self.width = config.hidden_size
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.projection = Projection(h["text_width"], h["head_width"], h["embedding_dim"], h["dropout"])
+        self.projection = _projection(card, h["text_width"]) if project else nn.Identity()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         """Encode a batch of texts."""
@@ -90,26 +101,43 @@ class BertTextTower(nn.Module):
         return Encoded(self.projection(mean), states)
 
 
-def build_mobilenet(card: ModelCard) -> DualEncoder:
-    """`clip_mobilenet_v1.*` with the sizes of `card.hparams`."""
+def mobilenet_tower(card: ModelCard, *, project: bool = True) -> ConvImageTower:
+    """A MobileNetV1 with the sizes of `card.hparams`."""
     config = mobilenet_v1_config(card.hparams["depth_multiplier"], card.hparams["min_depth"])
     backbone = MobileNetV1Model(config)
     draw_weights(backbone)
-    width = backbone.layer[-1].convolution.out_channels
-    return DualEncoder(card, ConvImageTower(card, backbone, width), BertTextTower(card))
+    return ConvImageTower(card, backbone, backbone.layer[-1].convolution.out_channels, project=project)
 
 
-def build_resnet(card: ModelCard) -> DualEncoder:
-    """`clip_resnet_small.*` with the sizes of `card.hparams`."""
+def resnet_tower(card: ModelCard, *, project: bool = True) -> ConvImageTower:
+    """A ResNet with the sizes of `card.hparams`."""
     widths = list(card.hparams["image_widths"])
     config = ResNetConfig(
         embedding_size=widths[0], hidden_sizes=widths, depths=[1] * len(widths), layer_type="basic", hidden_act="relu"
     )
-    return DualEncoder(card, ConvImageTower(card, ResNetModel(config), widths[-1]), BertTextTower(card))
+    return ConvImageTower(card, ResNetModel(config), widths[-1], project=project)
+
+
+def build_mobilenet(card: ModelCard) -> DualEncoder:
+    """`clip_mobilenet_v1.*` with the sizes of `card.hparams`."""
+    return DualEncoder(card, mobilenet_tower(card), BertTextTower(card))
+
+
+def build_resnet(card: ModelCard) -> DualEncoder:
+    """`clip_resnet_small.*` with the sizes of `card.hparams`."""
+    return DualEncoder(card, resnet_tower(card), BertTextTower(card))
+
+
+def load_pretrained(model: ZooModel, image: str | None, text: str | None) -> None:
+    """Start the towers from published weights, where they are named: see the two functions below."""
+    if image:
+        load_pretrained_image(model, Path(image))
+    if text:
+        load_pretrained_text(model, text)
 
 
 def load_pretrained_image(model: ZooModel, source: Path) -> None:
-    """Read a TensorFlow.js MobileNetV1 into the image tower of `clip_mobilenet_v1.*`.
+    """Read a TensorFlow.js MobileNetV1 into the image tower of a model that has one.
 
     Raises BadInputError when the model has no such tower, or the directory holds no such network.
     """

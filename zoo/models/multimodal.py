@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from zoo.card import ModelCard
 from zoo.models.base import ZooModel
+from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower, resnet_tower
 from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config
 
 
@@ -26,14 +27,16 @@ def _head(width: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
-class MultimodalNsfw(ZooModel):
-    """CLIP towers and a head that judges image and prompt together; logits `[B, len(card.labels)]`."""
+ImageTower = ClipImageTower | ConvImageTower
+TextTower = ClipTextTower | BertTextTower
 
-    def __init__(self, card: ModelCard) -> None:
+
+class MultimodalNsfw(ZooModel):
+    """An image and a text tower under a head that judges both together; logits `[B, len(card.labels)]`."""
+
+    def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
         super().__init__(card)
-        config = clip_config(card)
-        self.image_tower = ClipImageTower(card, config, layer=-1, post_layernorm=True)
-        self.text_tower = ClipTextTower(config)
+        self.image_tower, self.text_tower = image_tower, text_tower
 
 
 class AsReleased(MultimodalNsfw):
@@ -43,8 +46,8 @@ class AsReleased(MultimodalNsfw):
     comparison; use `Fusion`. Embeddings are projected and not normalised.
     """
 
-    def __init__(self, card: ModelCard) -> None:
-        super().__init__(card)
+    def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
+        super().__init__(card, image_tower, text_tower)
         width = card.hparams["embedding_dim"]
         self.image_projection = nn.Linear(width, width)
         self.text_projection = nn.Linear(width, width)
@@ -68,11 +71,11 @@ class Fusion(MultimodalNsfw):
     row for the prompt. A learned embedding stands in for what is missing, and nothing of it is looked at.
     """
 
-    def __init__(self, card: ModelCard) -> None:
-        super().__init__(card)
+    def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
+        super().__init__(card, image_tower, text_tower)
         width, heads = card.hparams["embedding_dim"], card.hparams["heads"]
-        self.image_projection = nn.Linear(card.hparams["vision_width"], width)
-        self.text_projection = nn.Linear(card.hparams["text_width"], width)
+        self.image_projection = nn.Linear(image_tower.width, width)
+        self.text_projection = nn.Linear(text_tower.width, width)
         self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.image_missing = nn.Parameter(torch.randn(width) * 0.02)
         self.text_missing = nn.Parameter(torch.randn(width) * 0.02)
@@ -84,7 +87,8 @@ class Fusion(MultimodalNsfw):
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor, image_present: Tensor) -> Tensor:
         """Logits `[B, L]`; `pixels` `[B, 3, S, S]` in [0, 1] count only where `image_present` is true."""
         patches = self.image_norm(self.image_projection(self.image_tower(pixels).sequence))
-        words = self.text_norm(self.text_projection(self.text_tower(input_ids, attention_mask).sequence))
+        readable = _never_empty(attention_mask)
+        words = self.text_norm(self.text_projection(self.text_tower(input_ids, readable).sequence))
         image, image_mask = _with_stand_in(patches, self.image_missing, image_present[:, None] & _ones(patches))
         text, text_mask = _with_stand_in(words, self.text_missing, attention_mask > 0)
         seen, _ = self.text_to_image(text, image, image, key_padding_mask=~image_mask, need_weights=False)
@@ -92,6 +96,45 @@ class Fusion(MultimodalNsfw):
         joint = torch.cat([_mean(image + read, image_mask), _mean(text + seen, text_mask)], dim=1)
         logits: Tensor = self.classifier(joint * torch.sigmoid(self.gate(joint)))
         return logits
+
+
+def build_clip_fusion(card: ModelCard) -> Fusion:
+    """`multimodal_nsfw_*.fusion` on CLIP towers, with the sizes of `card.hparams`."""
+    return Fusion(card, *_clip_towers(card))
+
+
+def build_clip_as_released(card: ModelCard) -> AsReleased:
+    """`multimodal_nsfw_*.as_released` on CLIP towers, with the sizes of `card.hparams`."""
+    return AsReleased(card, *_clip_towers(card))
+
+
+def build_mobilenet_fusion(card: ModelCard) -> Fusion:
+    """`multimodal_nsfw_mobilenet.fusion`: MobileNetV1 and a BERT, with the sizes of `card.hparams`."""
+    return Fusion(card, mobilenet_tower(card, project=False), BertTextTower(card, project=False))
+
+
+def build_mobilenet_as_released(card: ModelCard) -> AsReleased:
+    """`multimodal_nsfw_mobilenet.as_released`: likewise, their features projected to `embedding_dim`."""
+    return AsReleased(card, mobilenet_tower(card), BertTextTower(card))
+
+
+def build_resnet_fusion(card: ModelCard) -> Fusion:
+    """A fusion of a ResNet and a BERT, with the sizes of `card.hparams`."""
+    return Fusion(card, resnet_tower(card, project=False), BertTextTower(card, project=False))
+
+
+def _clip_towers(card: ModelCard) -> tuple[ClipImageTower, ClipTextTower]:
+    config = clip_config(card)
+    return ClipImageTower(card, config, layer=-1, post_layernorm=True), ClipTextTower(config)
+
+
+def _never_empty(mask: Tensor) -> Tensor:
+    """The mask with the first token on in rows without any: attention over nothing is NaN in some kernels.
+
+    What the tower makes of that token is not looked at.
+    """
+    empty = ~(mask > 0).any(dim=1, keepdim=True)
+    return torch.cat([mask[:, :1] + empty.to(mask.dtype), mask[:, 1:]], dim=1)
 
 
 def _ones(sequence: Tensor) -> Tensor:

@@ -15,7 +15,10 @@ from zoo.inputs.resize import Normalise
 
 
 class Encoded(NamedTuple):
-    """`embedding [B, D]`, projected and not normalised; `sequence [B, T, W]`, the tower's last hidden states."""
+    """`embedding [B, D]`, projected and not normalised; `sequence [B, T, W]`, the tower's last hidden states.
+
+    `W` is the tower's `width`.
+    """
 
     embedding: Tensor
     sequence: Tensor
@@ -44,6 +47,7 @@ class ClipImageTower(nn.Module):
         # hidden_states[-1 - k] is what comes out when the last k layers are left away: build only what is used.
         self.vision_model.encoder.layers = self.vision_model.encoder.layers[: depth + 1 + layer]
         self.visual_projection = nn.Linear(vision.hidden_size, vision.projection_dim, bias=False)
+        self.width: int = vision.hidden_size
         self.post_layernorm = post_layernorm
         if not post_layernorm:
             # It always runs inside transformers' module, unused here: frozen, it is no parameter to train.
@@ -62,6 +66,7 @@ class ClipTextTower(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         text: CLIPTextConfig = config.text_config
+        self.width: int = text.hidden_size
         self.text_model = CLIPTextModel(text)
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
 

@@ -56,6 +56,16 @@ class Base(lightning.LightningModule):
         self.lr_factors = lr_factors or {}
         self._codec: TextCodec | None = self.model.codec() if init_from and self.model.card.text else None
 
+    def _start_from(self, image_weights: str | None, text_weights: str | None) -> None:
+        """Start convolutional and BERT towers from published weights; the tokenizer comes with those of the text."""
+        if not (image_weights or text_weights):
+            return
+        from zoo.models.conv_clip import load_pretrained
+
+        load_pretrained(self.model, image_weights, text_weights)
+        if text_weights:
+            self._codec = self.model.codec()
+
     def setup(self, stage: str) -> None:
         """Train the tokenizer on the training texts when the model has none of its own yet."""
         if self.model.card.text is None or self._codec is not None:

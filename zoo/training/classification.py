@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from zoo.errors import BadInputError, close_match
+from zoo.training import finetune
 from zoo.training.base import Base
 from zoo.training.data import Batch
 
@@ -27,6 +28,10 @@ class Classification(Base):
         policy: policy file, as given or as shipped; the model's own when None.
         init_from: a release to start from instead of random weights.
         lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
+        image_weights, text_weights: published weights to start the towers from, as in `Contrastive`.
+        freeze: modules that are not trained, `[text_tower]` say: no gradients, no dropout, no new statistics.
+        unfreeze: modules inside these that are, `[text_tower.bert.encoder.layer.5]`; the longest name counts.
+        freeze_norm: keep the running statistics of the batch norms of a convolutional backbone.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
         image_dropout: share of rows that train without their image, where the model can do without.
         text_dropout: share of rows that train without their text, likewise. No row loses both.
@@ -43,6 +48,11 @@ class Classification(Base):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         lr_factors: dict[str, float] | None = None,
+        image_weights: str | None = None,
+        text_weights: str | None = None,
+        freeze: list[str] | None = None,
+        unfreeze: list[str] | None = None,
+        freeze_norm: bool = False,
         label_names: dict[str, str] | None = None,
         image_dropout: float = 0.0,
         text_dropout: float = 0.0,
@@ -55,6 +65,10 @@ class Classification(Base):
             raise BadInputError(f"{model} is zero-shot and has no labels to train on: use Contrastive")
         if (image_dropout or text_dropout) and (card.requires or not card.reads_text):
             raise BadInputError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
+        self._start_from(image_weights, text_weights)
+        finetune.freeze(self.model, freeze or (), unfreeze or ())
+        if freeze_norm:
+            finetune.freeze_norms(self.model)
         self.label_names = label_names or {}
         self.image_dropout, self.text_dropout = image_dropout, text_dropout
         blocking = {c.name: c.labels or (c.name,) for c in self.policy.categories if c.action != "allow"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,14 +62,7 @@ class Contrastive(Base):
         if not isinstance(self.model, DualEncoder):
             raise BadInputError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
-        if image_weights or text_weights:
-            from zoo.models.conv_clip import load_pretrained_image, load_pretrained_text
-
-            if image_weights:
-                load_pretrained_image(self.model, Path(image_weights))
-            if text_weights:
-                load_pretrained_text(self.model, text_weights)
-                self._codec = self.model.codec()
+        self._start_from(image_weights, text_weights)
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
         self._images: dict[int, Tensor] = {}
         self._texts: list[tuple[Tensor, list[int], list[float]]] = []

@@ -1,0 +1,50 @@
+"""Which parts of a model a training changes: all, some, none but low-rank adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from zoo.errors import BadInputError, close_match
+from zoo.models.base import ZooModel
+
+
+def freeze(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ()) -> None:
+    """Freeze the parameters under these modules, but for those under others; the longest name counts.
+
+    Frozen modules get no gradients and stay in evaluation mode: no dropout, no new running statistics. Raises
+    BadInputError for a name that is no module or parameter of the model.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    known = {name for name in (*modules, *parameters) if name}
+    for name in (*frozen, *unfrozen):
+        if name not in known:
+            raise BadInputError(f'freeze: {model.card.name} has no part "{name}"' + close_match(name, known))
+    for name, parameter in parameters.items():
+        if _is_frozen(name, frozen, unfrozen):
+            parameter.requires_grad_(False)
+    _keep_in_eval(model, (name for name in modules if _is_frozen(name, frozen, unfrozen)))
+
+
+def freeze_norms(model: ZooModel) -> None:
+    """Keep the running statistics of all two-dimensional batch norms, those of convolutional backbones.
+
+    Scale and shift are still trained. Raises BadInputError for a model without such layers.
+    """
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        raise BadInputError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
+    _keep_in_eval(model, norms)
+
+
+def _keep_in_eval(model: ZooModel, names: Iterable[str]) -> None:
+    model.stays_in_eval |= frozenset(names)
+    model.train(model.training)
+
+
+def _is_frozen(name: str, frozen: Sequence[str], unfrozen: Sequence[str]) -> bool:
+    def longest(prefixes: Sequence[str]) -> int:
+        return max((len(p) for p in prefixes if name == p or name.startswith(p + ".")), default=-1)
+
+    return longest(frozen) > longest(unfrozen)
