@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.adversary.image.attack import allowed_images
 from zoo.adversary.image.judged import Judged
 from zoo.adversary.joint.attack import attack_jointly
-from zoo.adversary.joint.model import BothInputs, JointModel, fixed_images
+from zoo.adversary.joint.model import BothInputs, JointModel, fixed_images, fixed_texts
 from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.budget import TextBudget, count_banned
 from zoo.adversary.text.edits import KINDS
@@ -266,6 +266,43 @@ def test_images_are_encoded_once_and_answers_stay_the_same() -> None:
         with fixed_images(lambda *inputs: both(*inputs), pixels, 2) as plain:  # of any other model they are looked up
             assert torch.equal(plain(places, ids, mask), both(pixels[places], ids, mask))
     handle.remove()
+
+
+def test_texts_are_encoded_once_while_images_change() -> None:
+    model, codec, pixels, _ = _fusion("fusion")
+    tower, both = model.get_submodule("text_tower"), BothInputs(model, model.card)
+    passes: list[int] = []
+    handle = tower.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    tokens = codec.encode([*TEXTS, ""])
+    ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+    places = torch.tensor([3, 2, 0, 1, 1, 0])
+    images = pixels[[0, 1, 2, 2, 1, 0]].requires_grad_()
+    with fixed_texts(both, ids, mask, 3) as fixed:
+        found = fixed(images, places, mask[places])
+    assert passes == [3, 1]
+    assert model.text_tower is tower
+    wanted = both(images, ids[places], mask[places])
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    gradients = [torch.autograd.grad(logits[:, 0].sum(), images)[0] for logits in (found, wanted)]
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-4)
+    with fixed_texts(lambda *inputs: both(*inputs), ids, mask, 3) as plain:  # of any other model they are looked up
+        assert torch.equal(plain(images, places, mask[places]), wanted)
+    handle.remove()
+
+
+def test_padding_that_all_texts_share_is_cut_off() -> None:
+    model, codec, pixels, _ = _fusion("fusion")
+    widths: list[int] = []
+    model.get_submodule("text_tower").register_forward_hook(lambda module, args, output: widths.append(len(args[0][0])))
+    tokens = codec.encode(["a", "a dog"])
+    ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+    both, places = BothInputs(model, model.card), torch.tensor([0, 1])
+    with torch.no_grad(), fixed_images(both, pixels, 2) as fixed:
+        found = fixed(places, ids, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(found, both(pixels[places], ids, mask), atol=1e-6, rtol=0)
+    assert widths == [int(mask.sum(dim=1).max()), ids.shape[1]]
+    assert widths[0] < widths[1]
 
 
 def test_a_model_of_images_alone_is_refused() -> None:

@@ -21,7 +21,7 @@ from zoo.adversary.image.loss import margin
 from zoo.adversary.image.pgd import fgsm, pgd
 from zoo.adversary.image.square import square
 from zoo.adversary.image.target import Batch, Target, evaluation_mode, misjudged
-from zoo.adversary.joint.model import JointModel, fixed_images
+from zoo.adversary.joint.model import JointModel, fixed_images, fixed_texts
 from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.budget import count_banned
@@ -205,30 +205,42 @@ class _Joint:
 
     def _logits(self) -> Tensor:
         """Logits `[N, K]` of all items as they stand."""
-        self._look_up()
+        self.target.model, self.target.extras = self.model, self._tokens()
         every = torch.arange(len(self.texts), device=self.clean.device)
         return torch.cat(
             [self.target.logits(self.pixels[rows], self._batch(rows)) for rows in torch.split(every, self.batch_size)]
         )
 
-    def _look_up(self) -> None:
-        """Give the target the tokens of the texts as they stand."""
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        """Ids and mask `[N, T]` of the texts as they stand."""
         tokens = self.codec.encode(self.texts)
         device = self.clean.device
-        self.target.extras = (torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device))
+        return torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """For each item `[N]` its place among `rows`."""
+        places = torch.zeros(len(self.texts), dtype=torch.int64, device=rows.device)
+        places[rows] = torch.arange(len(rows), device=rows.device)
+        return places
 
     def _move_images(self, rows: Tensor, number: int) -> None:
         """Attack the images against the texts as they stand; keep what lowers the margin."""
-        self._look_up()
-        threat = self.threat.image
-        for part in torch.split(rows, self.batch_size):
-            batch = self._batch(part)
-            blind = self.target.gradient(self.pixels[part], batch, margin)[2].flatten(1).count_nonzero(dim=1) == 0
-            self.blind[part] |= blind
-            for name in threat.attacks:
-                self._try_image(part if name == "square" else part[~blind], name, number)
-            if "square" not in threat.attacks:
-                self._try_image(part[blind], "square", number)
+        ids, mask = self._tokens()
+        with fixed_texts(self.model, ids[rows], mask[rows], self.batch_size) as model:
+            self.target.model, self.target.extras = model, (self._places(rows), mask)
+            for part in torch.split(rows, self.batch_size):
+                self._try_images(part, number)
+
+    def _try_images(self, rows: Tensor, number: int) -> None:
+        """All attacks on one batch; what gives no gradient goes to Square."""
+        attacks = self.threat.image.attacks
+        gradient = self.target.gradient(self.pixels[rows], self._batch(rows), margin)[2]
+        blind = gradient.flatten(1).count_nonzero(dim=1) == 0
+        self.blind[rows] |= blind
+        for name in attacks:
+            self._try_image(rows if name == "square" else rows[~blind], name, number)
+        if "square" not in attacks:
+            self._try_image(rows[blind], "square", number)
 
     def _try_image(self, rows: Tensor, name: str, number: int) -> None:
         threat = self.threat.image
@@ -244,8 +256,7 @@ class _Joint:
 
     def _move_texts(self, rows: Tensor) -> None:
         """Attack the texts against the images as they stand; keep what lowers the margin, or has fewer banned words."""
-        places = torch.zeros(len(self.texts), dtype=torch.int64, device=rows.device)
-        places[rows] = torch.arange(len(rows), device=rows.device)
+        places = self._places(rows)
         with fixed_images(self.model, self.pixels[rows], self.batch_size) as model:
 
             def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
