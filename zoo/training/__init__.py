@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoo.training.adversarial import Adversarial as Adversarial
     from zoo.training.classification import Classification as Classification
     from zoo.training.contrastive import Contrastive as Contrastive
     from zoo.training.data import ManifestData as ManifestData
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # On first use: `zoo data signs` draws pictures and should not wait for Lightning.
 _PUBLIC = {
+    "Adversarial": "zoo.training.adversarial",
     "Classification": "zoo.training.classification",
     "Contrastive": "zoo.training.contrastive",
     "ManifestData": "zoo.training.data",
@@ -21,7 +23,7 @@ _PUBLIC = {
     "VisionLanguage": "zoo.training.vision_language",
 }
 
-__all__ = ["Classification", "Contrastive", "ManifestData", "QuestionData", "VisionLanguage"]
+__all__ = ["Adversarial", "Classification", "Contrastive", "ManifestData", "QuestionData", "VisionLanguage"]
 
 
 def __getattr__(name: str) -> Any:

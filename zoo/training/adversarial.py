@@ -1,0 +1,232 @@
+"""Adversarial training of classifiers: the step is taken on the worst inputs that a short attack finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from zoo.adversary.image.target import evaluation_mode
+from zoo.adversary.inner.joint import Inputs, Words, worst_inputs
+from zoo.adversary.inner.pixels import scaled, training_threat
+from zoo.adversary.inner.words import TextHardening, WordSwaps
+from zoo.adversary.text.model import input_embedding
+from zoo.adversary.threat import Threat
+from zoo.errors import BadInputError
+from zoo.training.classification import Classification
+from zoo.training.data import Batch
+
+Method = Literal["pgd", "trades", "fast"]
+
+
+class Adversarial(Classification):
+    """`Classification` on attacked inputs. The attack meets the model in evaluation mode, the step in training mode.
+
+    `pgd`: the loss of the worst image in the ball (Madry et al. 2018, arXiv 1706.06083), from a random start. `fast`:
+    the same with a single step of 1.25 eps (Wong et al. 2020, arXiv 2001.03994); it may overfit to its own attack from
+    one epoch to the next, which `val/robust_accuracy` shows. `trades`: the loss of the clean input plus `beta` times
+    the divergence of the attacked answer from the clean one, which is also what the attack raises (Zhang et al. 2019,
+    arXiv 1901.08573, eq. 5; their start is a tiny noise, ours is uniform in the ball). With `text.hotflip_words` the
+    first backward pass of the attack also exchanges words, and the other passes attack the image beside those: joint
+    training.
+
+    Validation also logs `val/robust_accuracy` and `val/robust_auroc` under PGD and the same exchange of words.
+
+    Args:
+        model: registry name of a classifier.
+        method: how images are attacked; None leaves them alone.
+        threat: `{norm: Linf, eps: 4/255, steps: 10, step_size: 1/255}` on pixels in [0, 1]; 10 steps of 2.5 eps / steps
+            unless given.
+        beta: weight of the divergence in TRADES.
+        eps_warmup: share of all steps in which eps rises from 0.
+        clean_share: share of rows that nothing is done to.
+        text: changes of the prompts, see `TextHardening`: `{share: 0.5, hotflip_words: 3, protected: [dog]}`.
+        val_attack_batches: how many batches' worth of rows validation attacks, evenly spaced over the split.
+        val_attack_steps: PGD steps in validation; more than in training, or overfitting to the attack would not show.
+        kwargs: arguments of `Classification`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        method: Method | None = None,
+        threat: dict[str, Any] | None = None,
+        beta: float = 6.0,
+        eps_warmup: float = 0.0,
+        clean_share: float = 0.0,
+        text: dict[str, Any] | None = None,
+        val_attack_batches: int = 2,
+        val_attack_steps: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        card = self.model.card
+        if method is None and text is None:
+            raise BadInputError("adversarial training attacks something: give method, text or both")
+        if (method is None) != (threat is None):
+            raise BadInputError(f"method and threat go together, got {method} and {threat}")
+        if method is not None and card.image is None:
+            raise BadInputError(f'{model} reads no image: method "{method}" has nothing to attack')
+        if text is not None and not card.reads_text:
+            raise BadInputError(f"{model} reads no text: leave text out")
+        for name, share in (("eps_warmup", eps_warmup), ("clean_share", clean_share)):
+            if not 0 <= share <= 1:
+                raise BadInputError(f"{name} is a share in [0, 1], got {share}")
+        if beta <= 0:
+            raise BadInputError(f"beta must be above 0, got {beta}")
+        self.method, self.beta, self.eps_warmup, self.clean_share = method, beta, eps_warmup, clean_share
+        self.threat = None if threat is None else training_threat(threat, single_step=method == "fast")
+        self.text = None if text is None else TextHardening.from_dict(text)
+        self.val_attack_batches = val_attack_batches
+        self.val_threat: Threat | None = None
+        if self.threat is not None:
+            fields = {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
+            self.val_threat = training_threat(fields)
+        self._swaps: WordSwaps | None = None
+        self.robust_accuracy, self.robust_area = MeanMetric(), BinaryAUROC()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on `[B]` rows, attacked first."""
+        target = self._target(batch)
+        attacked = torch.rand(len(target)) >= self.clean_share
+        batch, edited = self._edited(batch, attacked)
+        inputs = self._inputs(batch, drop=True)
+        threat = None if self.threat is None else scaled(self.threat, self.eps_share())
+        worst = self._worst_case(inputs, target, attacked, attacked & ~edited, threat)
+        answer = self.model(*worst)
+        if self.method == "trades":
+            clean = self.model(*inputs)
+            loss = self._loss(clean, target) + self.beta * self.divergence(clean, answer)
+        else:
+            loss = self._loss(answer, target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
+        if threat is not None:
+            self.log("train/eps", threat.eps, batch_size=len(target))
+        return loss
+
+    def plain_loss(self, batch: Batch) -> Tensor:
+        """The loss of a plain training step on the same rows: what an attacked one is compared with."""
+        return self._loss(self.model(*self._inputs(batch, drop=True)), self._target(batch))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in `Classification`, and some rows under attack."""
+        super().validation_step(batch, batch_idx)
+        if self.val_threat is None and not (self.text and self.text.hotflip_words):
+            return
+        batches = int(sum(self.trainer.num_val_batches))
+        stride = max(1, batches // self.val_attack_batches) if self.val_attack_batches else 0
+        if stride:
+            self._evaluate_attacked(batch, batch_idx, stride)
+
+    def eps_share(self) -> float:
+        """The share of eps that this step attacks with: 1 after the warm-up."""
+        warm = self.eps_warmup * float(self.trainer.estimated_stepping_batches) if self.eps_warmup else 0.0
+        return min(1.0, (self.global_step + 1) / max(1.0, warm))
+
+    def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
+        """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.
+
+        Of the distribution over the labels for softmax, of each label by itself (mean over labels) for sigmoid.
+        """
+        clean, other = clean.float(), other.float()
+        if self.model.card.score == "softmax":
+            return F.kl_div(other.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+        share = clean.sigmoid()
+        cross = F.binary_cross_entropy_with_logits(other, share)
+        return cross - F.binary_cross_entropy_with_logits(clean, share)
+
+    def _edited(self, batch: Batch, attacked: Tensor) -> tuple[Batch, Tensor]:
+        """The batch with character edits in a share of the attacked rows, and which rows `[B]` were drawn for them."""
+        texts = batch.get("texts")
+        edited = torch.zeros(len(attacked), dtype=torch.bool)
+        if self.text is None or texts is None or not self.text.share:
+            return batch, edited
+        edited = attacked & (torch.rand(len(attacked)) < self.text.share)
+        seeds = torch.randint(2**31, (len(attacked),)).tolist()
+        rows = zip(texts, edited.tolist(), seeds, strict=True)
+        changed = [self.text.edited(text, seed) if draw and text else text for text, draw, seed in rows]
+        return {**batch, "texts": changed}, edited
+
+    def _worst_case(
+        self,
+        inputs: list[Tensor],
+        target: Tensor,
+        attacked: Tensor,
+        worded: Tensor,
+        threat: Threat | None,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """The inputs with the images of the rows `attacked` `[B]` and the words of the rows `worded` `[B]` replaced."""
+        names = self.model.card.input_names
+        attacked, worded = attacked.to(target.device), worded.to(target.device)
+        if threat is None:
+            attacked = torch.zeros_like(attacked)
+        elif "image_present" in names:
+            attacked = attacked & inputs[names.index("image_present")]
+        if self.text is None or not self.text.hotflip_words:
+            worded = torch.zeros_like(worded)
+        rows = (attacked | worded).nonzero()[:, 0]
+        if not len(rows):
+            return inputs
+        with evaluation_mode(self.model):
+            # Cloned, for validation makes them in inference mode, where nothing can be kept for a gradient.
+            part = {name: value.detach()[rows].clone() for name, value in zip(names, inputs, strict=True)}
+            objective = self._objective(part, target[rows].clone())
+            words = None
+            if self.text is not None and worded.any():
+                words = Words(self.swaps(), self.text.hotflip_words, worded[rows])
+            found = worst_inputs(objective, part, threat if attacked.any() else None, words, generator)
+        replaced = {"image": attacked[rows], "input_ids": worded[rows]}
+        worst = list(inputs)
+        for place, name in enumerate(names):
+            if name in replaced:
+                kept = replaced[name]
+                worst[place] = inputs[place].index_copy(0, rows[kept], found[name][kept])
+        return worst
+
+    def _objective(self, part: Inputs, target: Tensor) -> Callable[[Inputs], Tensor]:
+        """What the attack raises: the training criterion, or for TRADES the divergence from the clean answer."""
+        count = len(target)  # a mean over many rows would underflow in float16
+        if self.method != "trades":
+            return lambda inputs: self._loss(self.model(*inputs.values()), target) * count
+        with torch.no_grad():
+            clean = self.model(*part.values())
+        return lambda inputs: self.divergence(clean, self.model(*inputs.values())) * count
+
+    def swaps(self) -> WordSwaps:
+        """Exchanges of words for the model's tokenizer and embedding."""
+        if self._swaps is None:  # not before the first use: a checkpoint may bring another tokenizer after setup()
+            assert self.model.tokenizer_json is not None  # the model reads text
+            protected = self.text.protected if self.text is not None else ()
+            self._swaps = WordSwaps(self.model.tokenizer_json, input_embedding(self.model), protected)
+        return self._swaps
+
+    def _evaluate_attacked(self, batch: Batch, batch_idx: int, stride: int) -> None:
+        target = self._target(batch)
+        first = batch_idx * len(target)
+        taken = torch.tensor([(first + row) % stride == 0 for row in range(len(target))])
+        if not taken.any():
+            return
+        inputs = self._inputs(batch, drop=False)
+        generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
+        worst = self._worst_case(inputs, target, taken, taken, self.val_threat, generator)
+        rows = taken.nonzero()[:, 0].to(target.device)
+        logits, target = self.model(*(value[rows] for value in worst)).float(), target[rows]
+        if self.model.card.score == "softmax":
+            right, scores = (logits.argmax(dim=1) == target).float(), logits.softmax(dim=1)
+        else:
+            known = ~target.isnan()
+            right, scores = ((logits > 0) == (target > 0.5))[known].float(), logits.sigmoid()
+        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy()))
+        labels = [batch["labels"][row] for row in rows.tolist()]
+        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in labels])
+        self.robust_accuracy.update(right)
+        self.robust_area.update(torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device))
+        figures = {"val/robust_accuracy": self.robust_accuracy, "val/robust_auroc": self.robust_area}
+        for name, metric in figures.items():
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
