@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import logging
 import random
 from collections import defaultdict
@@ -25,6 +26,7 @@ from zoo.inputs.image import decode, fit
 from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 from zoo.inputs.text import clean
 from zoo.training.augment import RandomView
+from zoo.training.lengths import SimilarLengths
 
 log = logging.getLogger("zoo.data")
 
@@ -59,8 +61,11 @@ class ManifestData(lightning.LightningDataModule):
         splits: shares of train, val and test for rows whose split the manifest leaves open.
         split_seed: seeds the hash that assigns them.
         flip, min_crop: augmentation in training, see `RandomView`. No flip where captions say left or right.
+        by_length: train on batches of texts of similar length, which need little padding (see `SimilarLengths`).
         num_workers: processes that assemble batches; 0 suffices while the images fit in memory.
         max_cache_gb: images are kept decoded up to this size, beyond it they are decoded anew each epoch.
+        mix: further manifests, whose train rows are added to the training split alone: adversarial examples stored
+            by `zoo evaluate robustness --save`, say. Rows that look like one of val or test are left out.
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class ManifestData(lightning.LightningDataModule):
         split_seed: int = 0,
         flip: bool = False,
         min_crop: float = 1.0,
+        by_length: bool = False,
         num_workers: int = 0,
         max_cache_gb: float = 4.0,
+        mix: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -85,6 +92,8 @@ class ManifestData(lightning.LightningDataModule):
         self.image_root = Path(image_root) if image_root else None
         self.columns, self.one_caption_per_image = columns, one_caption_per_image
         self.fractions, self.split_seed, self.max_cache_gb = splits, split_seed, max_cache_gb
+        self.by_length = by_length
+        self.mix = mix or []
         self.view = RandomView(flip=flip, min_crop=min_crop)
         #: False once a locked tower has computed its features: then training needs no pixels.
         self.pixels_in_training = True
@@ -96,16 +105,19 @@ class ManifestData(lightning.LightningDataModule):
         if self.rows:
             return
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
+        mixed = [row for path in self.mix for row in _train_rows(Path(path))]
         spec = self._image_spec()
-        self.images = ImageStore(sorted({row.image for row in rows if row.image and spec}), spec, self.max_cache_gb)
-        readable = [row for row in rows if self._readable(row)]
+        paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec})
+        self.images = ImageStore(paths, spec, self.max_cache_gb)
+        readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
         report_unreadable(self.unreadable, len(rows), self.manifest, self.trainer)
-        prints = np.array([self.images.prints.get(row.image, 0) for row in readable], dtype=np.uint64)
-        splits = assign_splits(readable, prints, self.fractions, self.split_seed)
+        splits = assign_splits(readable, self._prints(readable), self.fractions, self.split_seed)
         self.rows = readable
         self.by_split: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
         for row, split in zip(readable, splits, strict=True):
             self.by_split[split].append(row)
+        if mixed:
+            self.by_split["train"] += self._without_leaks(mixed)
 
     def train_texts(self) -> list[str]:
         """The texts of the training split, to train a tokenizer on."""
@@ -143,6 +155,20 @@ class ManifestData(lightning.LightningDataModule):
         spec: ImageInput | None = model.card.image
         return spec
 
+    def _prints(self, rows: list[Row]) -> NDArray[np.uint64]:
+        return np.array([self.images.prints.get(row.image, 0) for row in rows], dtype=np.uint64)
+
+    def _without_leaks(self, mixed: list[Row]) -> list[Row]:
+        """The mixed rows that resemble no row of val or test; of the others it is said how many there were."""
+        placed = [dataclasses.replace(row, split=split) for split, part in self.by_split.items() for row in part]
+        every = [*placed, *(dataclasses.replace(row, split=None) for row in mixed)]
+        # All shares to train: whatever ends elsewhere was drawn there by a row that it resembles.
+        splits = assign_splits(every, self._prints(every), (1.0, 0.0, 0.0), self.split_seed)[len(placed) :]
+        kept = [row for row, split in zip(mixed, splits, strict=True) if split == "train"]
+        if len(kept) < len(mixed):
+            log.warning("mix: %d of %d rows look like one of val or test; left out", len(mixed) - len(kept), len(mixed))
+        return kept
+
     def _readable(self, row: Row) -> bool:
         reason = self.images.refused.get(row.image, "") if row.image else ""
         if not reason and row.image is None and row.text is None:
@@ -169,15 +195,26 @@ class ManifestData(lightning.LightningDataModule):
             items = [[row] for row in rows]
         if shuffle and len(items) < self.batch_size:
             raise BadInputError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
+        lengths = [max(len(row.text or "") for row in item) for item in items]
+        similar = SimilarLengths(lengths, self.batch_size) if shuffle and self.by_length else None
         return DataLoader(
             _Rows(items, self.images),  # type: ignore[arg-type]
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and similar is None,
+            sampler=similar,
             drop_last=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_collate(self.images),
         )
+
+
+def _train_rows(manifest: Path) -> list[Row]:
+    """The rows of a manifest whose split is train. Raises BadInputError when none is."""
+    rows = [row for row in read_manifest(manifest) if row.split == "train"]
+    if not rows:
+        raise BadInputError(f'{manifest}: mix adds rows whose split is "train", and there are none')
+    return rows
 
 
 def report_unreadable(

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.card import ImageInput, ModelCard
+from zoo.card import ImageInput, ModelCard, TextInput
+from zoo.models.catalogue.conv_clip import bert
 from zoo.registry import RANDOM, register_model
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+#: The categories of configs/data/text_corpora.yaml. The last two tell styles of prompts apart, see there.
+PROMPT_LABELS = (
+    "davidson_hate",
+    "davidson_offensive",
+    "hateval",
+    "olid_offensive",
+    "toxic_chat",
+    "jailbreak",
+    "inappropriate_prompt",
+    "red_team_prompt",
+)
 
 
 def _image_classifier(name: str, summary: str, hparams: dict[str, Any]) -> None:
@@ -43,4 +56,47 @@ _image_classifier(
     "test_vision_regnet.random",
     "Tiny random RegNetY, for tests",
     {"widths": [8, 16], "depths": [1, 1], "group_width": 8},
+)
+
+
+def _prompt_classifier(name: str, summary: str, context: int, hparams: dict[str, Any]) -> None:
+    register_model(
+        ModelCard(
+            name=name,
+            task="classification",
+            summary=summary,
+            score="sigmoid",
+            score_meaning="probability of each category as its corpus understands it; they do not exclude each other",
+            image=None,
+            text=TextInput(context),
+            labels=PROMPT_LABELS,
+            requires=("text",),
+            licence="Apache-2.0",
+            source="safety-zoo",
+            hparams=hparams,
+            limits=(
+                "English, and the notions of its corpora: tweets of some years, messages to one chatbot.",
+                "inappropriate_prompt and red_team_prompt were learned against captions: they tell styles of prompts "
+                "more than contents, and the policy only shows them.",
+            ),
+        ),
+        builder="zoo.models.prompt_classifier:PromptClassifier",
+        pretrained=RANDOM if name.startswith("test_") else None,
+        policy="configs/policy/prompts.yaml",
+    )
+
+
+_minilm = {**bert(30522, 384, 6, 12, 512), "dropout": 0.1}
+_prompt_classifier("prompt_minilm.multilabel", "MiniLM that judges prompts for eight categories at once", 64, _minilm)
+_prompt_classifier(
+    "prompt_minilm.multilabel_textaug",
+    "MiniLM that judges prompts for eight categories, trained on misspelt and disguised texts too",
+    64,
+    _minilm,
+)
+_prompt_classifier(
+    "test_prompt_bert.random",
+    "Tiny random BERT that judges prompts, for tests",
+    24,
+    {**bert(300, 16, 1, 2, 32), "dropout": 0.1},
 )

@@ -32,7 +32,8 @@ def _conv_clip(name: str, builder: str, summary: str, image: ImageInput, context
     )
 
 
-def _bert(vocabulary: int, width: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
+def bert(vocabulary: int, width: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
+    """The hyperparameters of a BERT text tower, as `BertTextTower` reads them."""
     names = ("vocabulary_size", "text_width", "text_layers", "text_heads", "text_positions")
     return dict(zip(names, (vocabulary, width, layers, heads, positions), strict=True))
 
@@ -46,7 +47,7 @@ _conv_clip(
     "CLIP of a locked ImageNet MobileNetV1 0.75 and a trained MiniLM (LiT, arXiv 2111.07991)",
     _mobilenet_image,
     32,
-    {**_bert(30522, 384, 6, 12, 512), **_head, "mirror": True, "depth_multiplier": 0.75, "min_depth": 8},
+    {**bert(30522, 384, 6, 12, 512), **_head, "mirror": True, "depth_multiplier": 0.75, "min_depth": 8},
 )
 _conv_clip(
     "clip_resnet_small.scratch",
@@ -54,7 +55,7 @@ _conv_clip(
     "Compact CLIP, ResNet and two-layer BERT, trained from random weights",
     clip_image(80),
     40,
-    {**_bert(4096, 256, 2, 4, 64), **_head, "embedding_dim": 256, "image_widths": [64, 128, 256, 384]},
+    {**bert(4096, 256, 2, 4, 64), **_head, "embedding_dim": 256, "image_widths": [64, 128, 256, 384]},
 )
 _conv_clip(
     "test_clip_mobilenet_v1.random",
@@ -62,7 +63,7 @@ _conv_clip(
     "Tiny random CLIP with MobileNetV1, for tests",
     _mobilenet_image,
     24,
-    {**_bert(300, 16, 1, 2, 32), **_small_head, "depth_multiplier": 0.01, "min_depth": 32},
+    {**bert(300, 16, 1, 2, 32), **_small_head, "depth_multiplier": 0.01, "min_depth": 32},
 )
 _conv_clip(
     "test_clip_resnet.random",
@@ -70,5 +71,5 @@ _conv_clip(
     "Tiny random CLIP with a ResNet, for tests",
     clip_image(32),
     24,
-    {**_bert(300, 16, 1, 2, 32), **_small_head, "image_widths": [8, 16]},
+    {**bert(300, 16, 1, 2, 32), **_small_head, "image_widths": [8, 16]},
 )
