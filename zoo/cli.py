@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import entry_points
 
 import zoo
-from zoo.commands import data, evaluate, guard, models, panel, recipes, release, score
+from zoo.commands import data, evaluate, guard, leaderboard, models, panel, recipes, release, score
 from zoo.commands.common import Commands
 from zoo.errors import ZooError
 
@@ -24,6 +24,7 @@ release  zoo release runs/quickstart/checkpoints/best.ckpt --out releases/signs
 judge    zoo score --model releases/signs photo.jpg --policy my_policy.yaml
 combine  zoo panel clip_vit_l14 safeclip_vit_l14.zeroshot imported/laion --out releases/panel
 guard    zoo evaluate guard --lvlm llava --detector releases/safeclip --data questions.csv
+attack   zoo evaluate robustness --model releases/signs --data manifest.csv --threat configs/threat/linf4.yaml
 deploy   zoo export onnx --model releases/signs --out bundles/signs && zoo verify bundles/signs
 
 `zoo COMMAND --help` tells more about each.
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
-    for module in (models, recipes, data, release, panel, score, evaluate, guard):
+    for module in (models, recipes, data, release, panel, score, evaluate, guard, leaderboard):
         module.add(commands)
     for entry in sorted(entry_points(group="safety_zoo.commands"), key=lambda found: found.name):
         entry.load()(commands)

@@ -1,11 +1,11 @@
-"""`zoo evaluate`: how often a model with its policy is right on labelled data, with a report; `guard` apart."""
+"""`zoo evaluate`: how often a model with its policy is right on labelled data, with a report; the rest apart."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from zoo.commands import evaluate_guard
+from zoo.commands import evaluate_guard, evaluate_robustness
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.errors import BadInputError
 from zoo.predict import is_bundle
@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
     parser = add_command(commands, "evaluate", _evaluate, text, example)
     # Not `required`: `zoo evaluate guard` goes without; _evaluate() asks for both.
-    parser.usage = "zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate guard --help"
+    parser.usage = "zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate {guard,robustness} --help"
     parser.add_argument("--model", help="bundle or release directory, or registry name (required)")
     parser.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split (required)")
     parser.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
@@ -30,7 +30,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--report", type=Path, help="folder for report.html and report.png")
     parser.add_argument("--update-card", action="store_true", help="write the figures into the release's card.json")
     parser.set_defaults(wrong_usage=parser.error)
-    evaluate_guard.add(parser.add_subparsers(title="instead of a model", metavar="{guard}", prog="zoo evaluate"))
+    actions = parser.add_subparsers(title="other evaluations", metavar="{guard,robustness}", prog="zoo evaluate")
+    for module in (evaluate_guard, evaluate_robustness):
+        module.add(actions)
 
 
 def renamed(columns: str) -> dict[str, str]:

@@ -88,6 +88,19 @@ def roc(scores: Sequence[float | None], labels: Sequence[int | None]) -> RocCurv
     return RocCurve(fpr.double().numpy(), tpr.double().numpy())
 
 
+def average_precision(scores: Sequence[float | None], labels: Sequence[int | None]) -> float | None:
+    """Area under the precision-recall curve in [0, 1], as average precision; None, and raises, as `auroc`."""
+    import torch
+    from torchmetrics.functional.classification import binary_average_precision
+
+    kept = scored_pairs(scores, labels)
+    truth = np.array([label for _, label in kept], dtype=np.int64)
+    if len(set(truth.tolist())) < 2:
+        return None
+    ranks = np.unique(np.array([score for score, _ in kept]), return_inverse=True)[1] / len(kept)  # as in `roc`
+    return float(binary_average_precision(torch.from_numpy(ranks), torch.from_numpy(truth)))
+
+
 def scored_pairs(scores: Sequence[float | None], labels: Sequence[int | None]) -> list[tuple[float, int]]:
     """The (score, label) of items that have both, in order. Raises as `auroc`."""
     if len(scores) != len(labels):

@@ -65,7 +65,7 @@ class Result:
             images=self.images,
             texts=self.texts,
             threshold=self.threshold,
-            notes={"model": self.model, "policy": self.policy, "data": self.data, "command": _command()},
+            notes={"model": self.model, "policy": self.policy, "data": self.data, "command": command_line()},
         )
 
     def update_card(self, folder: Path) -> ModelCard:
@@ -73,7 +73,7 @@ class Result:
         card = ModelCard.read(folder / "card.json")
         data = f"{self.data}, policy {self.policy}"
         count = len(self.verdicts)
-        new = [Measurement(k, float(v), data, count, _command()) for k, v in self.figures.items()]
+        new = [Measurement(k, float(v), data, count, command_line()) for k, v in self.figures.items()]
         kept = [old for old in card.measurements if (old.metric, old.data) not in {(m.metric, m.data) for m in new}]
         card = card.replace(measurements=(*kept, *new))
         write_card(card, folder)
@@ -104,7 +104,7 @@ def evaluate(
     `load_scorer`; unreadable items are counted, never left out silently.
     """
     with load_scorer(model, policy) as scorer:
-        items = _items(rows, by_image=not scorer.card.reads_text)
+        items = items_of(rows, by_image=not scorer.card.reads_text)
         images = [item[0].image if scorer.card.image else None for item in items]
         texts = [item[0].text if scorer.card.reads_text else None for item in items]
         verdicts: list[Verdict] = []
@@ -134,7 +134,7 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
     encoder = load_release(model).model
     if not isinstance(encoder, DualEncoder) or encoder.card.image is None:
         raise BadInputError(f"{model} has no text tower: retrieval is for zero-shot models")
-    items = _items([row for row in rows if row.image and row.text], by_image=True)
+    items = items_of([row for row in rows if row.image and row.text], by_image=True)
     image, text, owner = [], [], []
     codec = encoder.codec()
     with torch.inference_mode():
@@ -148,7 +148,7 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
     return recall_at_k(torch.cat(text) @ torch.cat(image).T, owner)
 
 
-def _items(rows: list[Row], *, by_image: bool) -> list[list[Row]]:
+def items_of(rows: list[Row], *, by_image: bool) -> list[list[Row]]:
     """Rows that show the same image are one item for a model that reads images alone."""
     if not by_image:
         return [[row] for row in rows]
@@ -174,6 +174,6 @@ def _figures(result: Result) -> dict[str, float | int]:
     return figures | {name: value for name, value in named.items() if value is not None}
 
 
-def _command() -> str:
+def command_line() -> str:
     """The command that gives these figures again."""
     return shlex.join(["zoo", *sys.argv[1:]])

@@ -1,0 +1,164 @@
+"""`zoo evaluate robustness`: how a model with its policy holds against a threat model; and stored examples replayed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from zoo.assets import find_asset
+from zoo.commands.common import Commands, add_command, read_policy
+from zoo.errors import BadInputError
+from zoo.panel import one_policy
+from zoo.predict import is_bundle
+
+EXAMPLE = (
+    "zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \\\n"
+    "             --threat configs/threat/linf4.yaml --limit 40 --eps 0,1/255,2/255,4/255 --save adversarial\n"
+    "         zoo evaluate robustness --model runs/quickstart/bundle --replay adversarial"
+)
+
+
+def add(actions: Commands) -> None:
+    """Declare the action."""
+    text = "attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay"
+    parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE)
+    need = parser.add_argument_group("what is attacked")
+    need.add_argument("--model", required=True, help="release directory or registry name (a bundle: only --replay)")
+    need.add_argument("--policy", help="policy file instead of the model's own")
+    need.add_argument("--name", help="name in the report and its file (default: the card's)")
+    need.add_argument(
+        "--target",
+        choices=("policy", "labels"),
+        default="policy",
+        help="the policy's decision, or the highest label of an image classifier (default: policy)",
+    )
+    rows = parser.add_argument_group("on what")
+    rows.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split")
+    rows.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
+    rows.add_argument("--columns", default="", help="rename columns: text=caption,label=nsfw")
+    rows.add_argument("--split", choices=("train", "val", "test", "all"), default="test", help="default: test")
+    rows.add_argument("--positive", "--positive-label", default="1", help="label of an unsafe row (default: 1)")
+    rows.add_argument("--words", "--positive-words", help="rows are unsafe whose text has one of: dog,dogs,puppy")
+    rows.add_argument("--limit", type=int, metavar="N", help="only N items, drawn with --seed")
+    rows.add_argument("--by", default="", metavar="COLUMNS", help="figures by these columns too (kind is always)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--threat", help="threat model, such as configs/threat/linf4.yaml")
+    how.add_argument(
+        "--direction",
+        choices=("evade", "both"),
+        default="evade",
+        help="attack unsafe items only, or on images also get safe ones flagged (default: evade)",
+    )
+    how.add_argument(
+        "--points", choices=("policy", "fpr", "both"), default="both", help="operating points (default: both)"
+    )
+    how.add_argument("--fpr", type=float, default=0.05, help="the fixed false positive rate (default: 0.05)")
+    how.add_argument(
+        "--calibrate",
+        choices=("train", "val", "test"),
+        default="val",
+        help="split whose clean safe rows give the threshold at that rate (default: val)",
+    )
+    how.add_argument("--eps", default="", metavar="LIST", help="also a curve: 0,1/255,2/255,4/255 (images)")
+    how.add_argument(
+        "--eps-attacks", default="", metavar="LIST", help="its attacks (default: the threat's but FAB-T and Square)"
+    )
+    how.add_argument("--synonyms", type=Path, metavar="DIR", help="language model whose neighbours are synonyms")
+    how.add_argument("--seed", type=int, default=0, help="seed of --limit and of the intervals (default: 0)")
+    how.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    out = parser.add_argument_group("where to")
+    out.add_argument("--out", type=Path, default=Path("runs/robustness"), help="default: runs/robustness")
+    out.add_argument("--save", type=Path, metavar="DIR", help="store the examples that succeed, to replay or train on")
+    out.add_argument("--update-card", action="store_true", help="write the worst case into the release's card.json")
+    again = parser.add_argument_group("instead of attacking")
+    again.add_argument("--replay", type=Path, metavar="DIR", help="judge stored examples: how many still pass")
+    parser.set_defaults(wrong_usage=parser.error)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.replay:
+        return _replay(options)
+    missing = [f"--{name}" for name in ("data", "threat") if getattr(options, name) is None]
+    if missing:
+        options.wrong_usage(f"the following arguments are required: {', '.join(missing)} (or --replay)")
+    if is_bundle(options.model):
+        raise BadInputError(
+            f"{options.model} is a bundle, which has no gradients: attack the release that it was made of with "
+            "--save DIR, and --replay DIR on the bundle"
+        )
+    if options.update_card and not Path(options.model).is_dir():
+        raise BadInputError("--update-card writes into a release directory")
+    if options.save and options.save.exists() and (options.save.is_file() or any(options.save.iterdir())):
+        raise BadInputError(f"--save {options.save}: exists and is not empty; give another folder")
+    if options.batch_size < 1 or options.seed < 0:
+        raise BadInputError(f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}")
+    from zoo.adversary.read import read_threat
+    from zoo.commands.evaluate import renamed
+    from zoo.evaluation.robustness.curve import read_eps
+    from zoo.evaluation.robustness.items import Selection
+    from zoo.evaluation.robustness.plot import plot_curves
+    from zoo.evaluation.robustness.run import Options, evaluate_robustness
+    from zoo.evaluation.robustness.stored import save_examples
+    from zoo.evaluation.robustness.table import print_report
+    from zoo.evaluation.robustness.victim import Victim
+    from zoo.evaluation.run import Labelling
+    from zoo.release import load_release
+
+    threat_file = find_asset(options.threat)
+    threat = read_threat(threat_file)
+    policy = read_policy(options.policy)
+    victim = Victim(
+        load_release(options.model),
+        one_policy(policy) if policy else None,
+        labels=options.target == "labels",
+        device=options.device,
+    )
+    how = Options(
+        labelling=Labelling(options.positive, tuple(_names(options.words))),
+        split=None if options.split == "all" else options.split,
+        calibrate=options.calibrate,
+        fpr=options.fpr,
+        points=options.points,
+        direction=options.direction,
+        eps=read_eps(options.eps) if options.eps else (),
+        curve_attacks=tuple(_names(options.eps_attacks)),
+        limit=options.limit,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        keep=options.save is not None,
+        progress=True,
+        synonyms=options.synonyms,
+    )
+    selection = Selection(options.data, options.image_root, renamed(options.columns), tuple(_names(options.by)))
+    outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
+    report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
+    print_report(report)
+    path = report.write(options.out)
+    print(f"figures: {path}")
+    if report.curves:
+        print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
+    if options.save:
+        stored = save_examples(victim, outcome, selection, options.save)
+        print(f"examples: {stored.survived} of {stored.examples} hold as 8-bit files; {options.save}/manifest.csv")
+    if options.update_card:
+        report.update_card(Path(options.model))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from zoo.evaluation.robustness.replay import print_replay, replay
+
+    given = [f"--{name}" for name in ("data", "threat", "save", "eps") if getattr(options, name)]
+    if given or options.update_card or options.target == "labels":
+        raise BadInputError(f"--replay judges what is stored and takes no {', '.join(given) or 'card and no labels'}")
+    report = replay(options.model, options.replay, policy=read_policy(options.policy), device=options.device)
+    report = dataclasses.replace(report, model=options.name) if options.name else report
+    print_replay(report)
+    print(f"figures: {report.write(options.out)}")
+    return 0
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

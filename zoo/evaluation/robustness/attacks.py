@@ -1,0 +1,255 @@
+"""Run the attacks of a threat model on a set of items, each by itself, whatever kind of threat and of model it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from zoo.adversary.image.attack import attack
+from zoo.adversary.joint.attack import attack_jointly
+from zoo.adversary.joint.model import BothInputs, fixed_images
+from zoo.adversary.joint.threat import JointThreat
+from zoo.adversary.read import AnyThreat
+from zoo.adversary.text.attack import attack_texts
+from zoo.adversary.text.edits import Variants
+from zoo.adversary.text.model import TextModel, input_embedding
+from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import Threat
+from zoo.errors import BadInputError
+from zoo.evaluation.robustness.attempt import Attempt, Example, towards_clean
+from zoo.evaluation.robustness.items import Items
+from zoo.evaluation.robustness.victim import OperatingPoint, Victim
+
+#: Attacked images are held in memory as float32 a few times over, so they go in parts of at most this many numbers.
+PART = 64_000_000
+
+
+def check_threat(victim: Victim, threat: AnyThreat) -> None:
+    """Raises BadInputError where a model does not read what the threat changes."""
+    card = victim.card
+    if isinstance(threat, Threat | JointThreat) and card.image is None:
+        raise BadInputError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
+    if isinstance(threat, TextThreat | JointThreat) and not card.reads_text:
+        raise BadInputError(f"{card.name} judges no text, which this threat changes: give a threat on images")
+    if victim.by_label and not isinstance(threat, Threat):
+        raise BadInputError("--target labels goes with a threat on images")
+
+
+def open_to(victim: Victim, items: Items, threat: AnyThreat) -> Tensor:
+    """Which items `[N]` hold something that the threat changes."""
+    with_text = torch.tensor([text is not None for text in items.texts])
+    if isinstance(threat, Threat):
+        return items.with_image
+    return with_text if isinstance(threat, TextThreat) else with_text | items.with_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Campaign:
+    """Items under attack at one operating point. `labels` `[N]` are their classes, `clean` `[N, K]` their logits."""
+
+    victim: Victim
+    items: Items
+    point: OperatingPoint
+    clean: Tensor
+    synonyms: Variants | None = None
+    batch_size: int = 64
+    keep: bool = False
+    progress: bool = False
+
+    def run(self, threat: AnyThreat, wanted: Tensor) -> list[Attempt]:
+        """Every attack of a threat by itself, on the items `[N]` wanted of those that are answered rightly."""
+        attempted = self.attackable(threat, wanted)
+        found = []
+        for name, run in self._plan(threat):
+            begin = time.perf_counter()
+            attempt = Attempt.start(name, attempted)
+            if attempted.any():
+                run(attempt)
+            attempt.seconds = time.perf_counter() - begin
+            attempt.logits = self._logits(attempt)
+            attempt.found = self._kept(attempt) if self.keep else {}
+            found.append(attempt)
+        return found
+
+    def attackable(self, threat: AnyThreat, wanted: Tensor) -> Tensor:
+        """The items `[N]` wanted that are answered rightly and hold something that the threat changes."""
+        correct = self.point.answers(self.clean) == self.items.labels
+        return wanted & correct & open_to(self.victim, self.items, threat)
+
+    def sequence(self, threat: Threat, wanted: Tensor) -> Tensor:
+        """Which of the items `[N]` wanted a sequence of attacks breaks, each attack on what those before it left."""
+        attempt = Attempt.start("sequence", self.attackable(threat, wanted))
+        self._attack_images(attempt, threat, attempt.attempted.nonzero()[:, 0])
+        return attempt.broken
+
+    def _plan(self, threat: AnyThreat) -> list[tuple[str, Callable[[Attempt], None]]]:
+        if isinstance(threat, JointThreat):
+            return [("joint", lambda attempt: self._jointly(attempt, threat))]
+        if isinstance(threat, TextThreat):
+            parts: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in threat.attacks]
+            if len(threat.kinds) > 1:  # by themselves they are weaker than a search that mixes them
+                parts.append(("characters", threat.kinds))
+            return [(name, self._on_texts(dataclasses.replace(threat, attacks=attacks))) for name, attacks in parts]
+        return [(name, self._on_images(dataclasses.replace(threat, attacks=(name,)))) for name in threat.attacks]
+
+    def _on_images(self, threat: Threat) -> Callable[[Attempt], None]:
+        def run(attempt: Attempt) -> None:
+            self._attack_images(attempt, threat, attempt.attempted.nonzero()[:, 0])
+
+        return run
+
+    def _on_texts(self, threat: TextThreat) -> Callable[[Attempt], None]:
+        def run(attempt: Attempt) -> None:
+            self._attack_texts(attempt, threat, attempt.attempted.nonzero()[:, 0])
+
+        return run
+
+    def _jointly(self, attempt: Attempt, threat: JointThreat) -> None:
+        """Attack items that have both together, the others in what they have."""
+        with_text = torch.tensor([text is not None for text in self.items.texts])
+        with_image = self.items.with_image
+        self._attack_both(attempt, threat, (attempt.attempted & with_text & with_image).nonzero()[:, 0])
+        self._attack_images(attempt, threat.image, (attempt.attempted & ~with_text).nonzero()[:, 0])
+        for alternative in threat.alternatives:
+            rest = attempt.attempted & ~with_image & ~attempt.broken
+            self._attack_texts(attempt, alternative, rest.nonzero()[:, 0])
+
+    def _attack_images(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
+        extras = self.victim.extras(self.items)
+        for part in self._parts(rows):
+            pixels = self._pixels(part)
+            labels = self.items.labels[part].to(pixels.device)
+            result = attack(
+                self.point.module,
+                pixels,
+                labels,
+                threat,
+                extras=[extra[part.to(extra.device)] for extra in extras],
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+            attempt.broken[part] = result.broken.cpu()
+            attempt.blind[part] = result.blind.cpu()
+            attempt.why_blind = attempt.why_blind or result.why_blind
+            attempt.randomised |= result.randomised
+            attempt.refuted += sum(record.outside for record in result.records)
+            attempt.forwards += result.forwards
+            attempt.backwards += result.backwards
+            for place in result.broken.nonzero()[:, 0].tolist():
+                attempt.found[int(part[place])] = Example(pixels=result.adversarial[place].cpu())
+
+    def _attack_texts(self, attempt: Attempt, threat: TextThreat, rows: Tensor) -> None:
+        for present in (True, False):
+            own = rows[self.items.with_image[rows] == present]
+            for part in self._parts(own):
+                texts = [self.items.texts[place] or "" for place in part.tolist()]
+                with self._text_model(part, present) as model:
+                    results = attack_texts(
+                        model,
+                        texts,
+                        threat,
+                        threshold=0.0,
+                        synonyms=self.synonyms,
+                        batch_size=self.batch_size,
+                        progress=self.progress,
+                    )
+                for place, result in zip(part.tolist(), results, strict=True):
+                    attempt.broken[place] = result.outcome == "broken"
+                    attempt.refuted += result.outcome == "refuted"
+                    attempt.blind[place] |= result.obfuscated
+                    attempt.forwards += result.queries
+                    attempt.found[place] = Example(text=result.text)
+
+    def _attack_both(self, attempt: Attempt, threat: JointThreat, rows: Tensor) -> None:
+        for part in self._parts(rows):
+            pixels = self._pixels(part)
+            result = attack_jointly(
+                BothInputs(self.point.module, self.victim.card),
+                pixels,
+                [self.items.texts[place] or "" for place in part.tolist()],
+                self.items.labels[part].to(pixels.device),
+                threat,
+                codec=self.victim.model.codec(),
+                embedding=input_embedding(self.victim.model),
+                synonyms=self.synonyms,
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+            attempt.broken[part] = result.broken.cpu()
+            attempt.blind[part] = result.blind.cpu()
+            attempt.refuted += result.refuted
+            attempt.forwards += result.forwards
+            attempt.backwards += result.backwards
+            for place, row in enumerate(part.tolist()):
+                attempt.found[row] = Example(result.pixels[place].cpu(), result.texts[place])
+
+    @contextmanager
+    def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
+        """The model as a function of the texts of some items, whose images (all or none are there) stand still."""
+        codec, embedding = self.victim.model.codec(), input_embedding(self.victim.model)
+        module = self.point.module
+        if self.items.pixels is None:
+
+            def alone(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+                logits: Tensor = module(ids, mask)
+                return logits[:, 1]
+
+            yield TextModel(alone, codec, embedding, (module,))
+            return
+        both = BothInputs(module, self.victim.card) if present else _WithoutImage(module, self.victim.card)
+        pixels = self._pixels(rows) if present else self._pixels(rows[:1])
+        both.eval()
+        with fixed_images(both, pixels, self.batch_size) as fixed:
+
+            def beside(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+                return fixed(places.to(pixels.device) if present else torch.zeros_like(places), ids, mask)[:, 1]
+
+            yield TextModel(beside, codec, embedding, (module,))
+
+    def _logits(self, attempt: Attempt) -> Tensor:
+        """The model's logits `[N, K]` with what the attack found in place of the clean items."""
+        found = self.clean.clone()
+        rows = torch.tensor(sorted(attempt.found), dtype=torch.int64)
+        for part in self._parts(rows):
+            examples = [attempt.found[place] for place in part.tolist()]
+            some = self.items.take(part)
+            pixels = None
+            if self.items.pixels is not None:
+                own = self._pixels(part).cpu()
+                pixels = torch.stack([own[n] if e.pixels is None else e.pixels for n, e in enumerate(examples)])
+            texts = [given if e.text is None else e.text for e, given in zip(examples, some.texts, strict=True)]
+            found[part] = self.victim.logits(some, self.batch_size, pixels=pixels, texts=texts)
+        return found
+
+    def _kept(self, attempt: Attempt) -> dict[int, Example]:
+        """The examples that broke their item, rounded to grey levels."""
+        kept = {}
+        for place in attempt.broken.nonzero()[:, 0].tolist():
+            example, clean = attempt.found[place], self.items.pixels
+            if example.pixels is not None and clean is not None:
+                example = Example(towards_clean(example.pixels, clean[place]), example.text)
+            kept[place] = example
+        return kept
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        assert self.items.pixels is not None  # only items with an image come here
+        return self.victim.floats(self.items.pixels[rows])
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        size = 1 if self.items.pixels is None else self.items.pixels[0].numel()
+        return [part for part in torch.split(rows, max(1, PART // size)) if len(part)]
+
+
+class _WithoutImage(BothInputs):
+    """A model as a function of image and text whose image is missing."""
+
+    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, K]`."""
+        missing = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        logits: Tensor = self.model(pixels, input_ids, attention_mask, missing)
+        return logits

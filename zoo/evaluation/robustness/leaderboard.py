@@ -1,0 +1,179 @@
+"""The table of all robustness reports, made of their JSON files alone: one group for each data, threat and target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo import schema
+from zoo.errors import BadInputError, close_match
+from zoo.evaluation.robustness.figures import PointFigures
+from zoo.evaluation.robustness.report import RobustnessReport
+from zoo.evaluation.robustness.resampling import Estimate
+
+_Value = Callable[[RobustnessReport], Estimate | None]
+
+
+def read_reports(paths: Iterable[Path]) -> list[RobustnessReport]:
+    """The reports in these files, and in the JSON files of these folders; replays there are passed over.
+
+    Raises BadInputError for a file that is no report, or when there is none; BadCardError for one of another schema.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)]
+            if not inside:
+                raise BadInputError(f"{path}: holds no robustness report (made by `zoo evaluate robustness --out`)")
+            found += [RobustnessReport.read(one) for one in inside]
+        else:
+            found.append(RobustnessReport.read(path))
+    if not found:
+        raise BadInputError("no robustness report was named")
+    return found
+
+
+def _is_replay(path: Path) -> bool:
+    data = schema.read_json(path)
+    return isinstance(data, dict) and data.get("report") == "replay"
+
+
+def _at(name: str, figure: Callable[[PointFigures], Estimate | None]) -> _Value:
+    def value(report: RobustnessReport) -> Estimate | None:
+        point = next((point for point in report.points if point.point in (name, "labels")), None)
+        return None if point is None or (point.point == "labels" and name == "fpr") else figure(point)
+
+    return value
+
+
+#: The columns of the table: key, heading, value, and whether more is better.
+COLUMNS: tuple[tuple[str, str, _Value, bool], ...] = (
+    ("clean_accuracy", "clean accuracy", _at("policy", lambda point: point.clean.accuracy), True),
+    ("auroc", "AUROC", lambda report: report.points[0].clean.auroc, True),
+    ("tpr", "TPR", _at("policy", lambda point: point.clean.recall), True),
+    ("fpr", "FPR", _at("policy", lambda point: point.clean.fpr), False),
+    ("asr", "ASR", _at("policy", lambda point: point.worst.success_rate), False),
+    ("robust_accuracy", "robust accuracy", _at("policy", lambda point: point.worst.robust_accuracy), True),
+    ("tpr_at_fpr", "TPR at fixed FPR", _at("fpr", lambda point: point.clean.recall), True),
+    ("asr_at_fpr", "ASR at fixed FPR", _at("fpr", lambda point: point.worst.success_rate), False),
+    (
+        "robust_accuracy_at_fpr",
+        "robust accuracy at fixed FPR",
+        _at("fpr", lambda point: point.worst.robust_accuracy),
+        True,
+    ),
+)
+_INTERVALS = ("asr", "robust_accuracy", "asr_at_fpr", "robust_accuracy_at_fpr")
+
+
+def leaderboard(reports: Sequence[RobustnessReport], sort: str = "asr_at_fpr") -> list[dict[str, Any]]:
+    """Groups of reports that can be compared, as plain data: what they share, and a row for each, the best first.
+
+    Reports belong together that attacked the very same items under the same threat model, seed apart, at the same
+    fixed rate. Raises BadInputError for an unknown column to sort by.
+    """
+    keys = {key: (value, more) for key, _, value, more in COLUMNS}
+    if sort not in (*keys, "model"):
+        raise BadInputError(f'--sort: no column "{sort}"' + close_match(sort, [*keys, "model"]))
+    groups: dict[str, list[RobustnessReport]] = {}
+    for report in reports:
+        groups.setdefault(_group(report), []).append(report)
+    found = []
+    for members in groups.values():
+        first = members[0]
+        rows = [_row(report) for report in sorted(members, key=lambda report: report.model)]
+        if sort != "model":
+            more = keys[sort][1]
+            rows.sort(key=lambda row: _order(row, sort, more))
+        found.append(
+            {
+                "data": first.data,
+                "split": first.split,
+                "items": first.counts["items"],
+                "unsafe": first.counts["unsafe"],
+                "threat": first.budget,
+                "target": first.target,
+                "direction": first.direction,
+                "fpr_target": _fpr_target(first),
+                "rows": rows,
+            }
+        )
+    return found
+
+
+def markdown(groups: Sequence[dict[str, Any]]) -> str:
+    """The groups as Markdown tables. ASR is the worst case over the attacks; in brackets 95 % intervals, all in %."""
+    parts = []
+    for group in groups:
+        fixed = "" if group["fpr_target"] is None else f", fixed FPR {100 * group['fpr_target']:g} %"
+        what = "labels" if group["target"] == "labels" else f"{group['unsafe']:,} unsafe"
+        used = [column for column in COLUMNS if any(row[column[0]]["value"] is not None for row in group["rows"])]
+        lines = [
+            f"**{group['data']}, {group['split']}** ({group['items']:,} items, {what}{fixed}), {group['threat']}",
+            "",
+            "| model | n | " + " | ".join(heading for _, heading, _, _ in used) + " |",
+            "| --- | --- | " + " | ".join("---" for _ in used) + " |",
+        ]
+        for row in group["rows"]:
+            cells = [_cell(row[key], ends=key in _INTERVALS) for key, _, _, _ in used]
+            lines.append(f"| `{row['model']}` | {row['items']:,} | {' | '.join(cells)} |")
+        flags = [f"`{row['model']}`: {', '.join(row['warnings'])}" for row in group["rows"] if row["warnings"]]
+        parts.append("\n".join([*lines, *(["", *flags] if flags else [])]))
+    legend = "In %; worst case over the attacks; in brackets 95 % intervals. ASR: broken, of the unsafe items flagged."
+    return "\n\n".join([*parts, legend]) + "\n"
+
+
+def _group(report: RobustnessReport) -> str:
+    threat = json.dumps(_without_seed(report.threat), sort_keys=True)
+    return json.dumps([report.items_sha256, threat, report.target, report.direction, _fpr_target(report)])
+
+
+def _without_seed(threat: dict[str, Any]) -> dict[str, Any]:
+    """A threat model without its seeds, which are chance and no part of what may be changed."""
+    found: dict[str, Any] = {}
+    for key, value in threat.items():
+        if key == "seed":
+            continue
+        if isinstance(value, dict):
+            value = _without_seed(value)
+        elif isinstance(value, list):
+            value = [_without_seed(one) if isinstance(one, dict) else one for one in value]
+        found[key] = value
+    return found
+
+
+def _fpr_target(report: RobustnessReport) -> float | None:
+    return next((point.fpr_target for point in report.points if point.fpr_target is not None), None)
+
+
+def _row(report: RobustnessReport) -> dict[str, Any]:
+    figures = {key: _plain(value(report)) for key, _, value, _ in COLUMNS}
+    worst = [point.worst for point in report.points]
+    warnings = []
+    if any(attack.blind for attack in worst):
+        warnings.append("some items give no gradient")
+    if any(attack.randomised for attack in worst):
+        warnings.append("the model is random")
+    return {"model": report.model, "items": report.counts["items"], **figures, "warnings": warnings}
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any]:
+    found = estimate or Estimate(None, None, None, 0)
+    return {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+
+
+def _order(row: dict[str, Any], key: str, more: bool) -> tuple[bool, float]:
+    """The best first, rows without the figure last."""
+    value = row[key]["value"]
+    return value is None, 0.0 if value is None else -value if more else value
+
+
+def _cell(figure: dict[str, Any], *, ends: bool) -> str:
+    if figure["value"] is None:
+        return "-"
+    text = f"{100 * figure['value']:.1f}"
+    if ends and figure["low"] is not None:
+        text += f" ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
+    return text

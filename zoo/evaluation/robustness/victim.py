@@ -1,0 +1,127 @@
+"""The attacked model: what it is given for a set of items, and its two logits at an operating point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from zoo.adversary.image.judged import Judged
+from zoo.adversary.image.target import evaluation_mode
+from zoo.errors import BadInputError, BadPolicyError
+from zoo.evaluation.robustness.items import Items
+from zoo.panel import PanelPolicy
+from zoo.policy import Policy
+from zoo.release import Release
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A model that decides: `module` takes the model's inputs to logits `[B, K]`, its answer is the highest.
+
+    `threshold` is the one on the policy's unsafe score; None where the policy's own hold, or where classes are judged.
+    """
+
+    name: str
+    module: nn.Module
+    threshold: float | None = None
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """The class `[N]` that is answered for the model's own logits `[N, K]`."""
+        if isinstance(self.module, Judged):
+            logits = self.module.judge(logits)
+        return logits.argmax(dim=1)
+
+
+class Victim:
+    """A release on a device, ready to be judged and attacked.
+
+    Raises BadInputError for a panel. With `labels` its own classes are attacked, and no policy is asked.
+    """
+
+    def __init__(self, release: Release, policy: Policy | None = None, *, labels: bool = False, device: str = "cpu"):
+        card = release.card
+        if card.task == "panel":
+            heads = ", ".join(card.heads)
+            raise BadInputError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
+        if labels and (not card.labels or card.image is None or card.reads_text):
+            raise BadInputError(f"--target labels is for classifiers of images; {card.name} is none: attack its policy")
+        own = policy or release.policy
+        if isinstance(own, PanelPolicy):
+            raise BadPolicyError(f'policy "{own.name}" is that of a panel, and {card.name} is one model')
+        self.card, self.policy, self.device = card, own, torch.device(device)
+        self.model = release.model.to(self.device).eval()
+        self.codec = self.model.codec() if card.reads_text else None
+        self.by_label = labels
+        self.judged = None if labels else Judged(self.model, own)
+
+    def own_point(self) -> OperatingPoint:
+        """The policy's own decisions, or the model's own classes."""
+        return OperatingPoint("policy", self.judged) if self.judged else OperatingPoint("labels", self.model)
+
+    def point_at(self, name: str, threshold: float) -> OperatingPoint:
+        """The decision "unsafe score above `threshold`"."""
+        return OperatingPoint(name, Judged(self.model, self.policy, threshold), threshold)
+
+    def extras(self, items: Items, texts: Sequence[str | None] | None = None) -> tuple[Tensor, ...]:
+        """What the model takes beside pixels, in its order, one row for each item; `texts` in place of the items'."""
+        found: list[Tensor] = []
+        if self.codec is not None:
+            given = items.texts if texts is None else texts
+            tokens = self.codec.encode([text or "" for text in given])
+            there = torch.tensor([text is not None for text in given])[:, None]
+            found = [torch.from_numpy(part) * there for part in (tokens.ids, tokens.mask)]
+        if "image_present" in self.card.input_names:
+            found.append(items.with_image)
+        return tuple(part.to(self.device) for part in found)
+
+    def floats(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels as the model and the attacks want them: float32 in [0, 1], on the device."""
+        return pixels.to(self.device).float().div_(255)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        items: Items,
+        batch_size: int,
+        *,
+        pixels: Tensor | None = None,
+        texts: Sequence[str | None] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """The model's own logits `[N, K]`, on the CPU; `pixels` (float32) and `texts` in place of the items'."""
+        extras = self.extras(items, texts)
+        banks = self.judged.banks if self.judged else ()
+        parts = torch.split(torch.arange(len(items)), batch_size)
+        found = []
+        with evaluation_mode(self.model):
+            for rows in track(parts, "Judging", transient=True, disable=not progress):
+                inputs = [part[rows.to(self.device)] for part in extras]
+                if pixels is not None:
+                    inputs.insert(0, pixels[rows].to(self.device))
+                elif items.pixels is not None:
+                    inputs.insert(0, self.floats(items.pixels[rows]))
+                found.append(self.model(*inputs, *banks).float().cpu())
+        return torch.cat(found)
+
+    def heights(self, logits: Tensor) -> NDArray[np.float64]:
+        """What items `[N]` rank by: the highest of the guarded categories, in log-odds where the policy allows them."""
+        assert self.judged is not None  # labels have no unsafe score
+        guarded = [place for place, limit in enumerate(self.judged.limits) if limit < float("inf")]
+        found: NDArray[np.float64] = self.judged.heights(logits.double())[:, guarded].amax(dim=1).numpy()
+        return found
+
+    def threshold_at(self, height: float) -> float:
+        """The unsafe score that a height stands for, on the scale of the policy's thresholds; never below it."""
+        if self.judged is None or not self.judged.odds:
+            return height
+        found = 1 / (1 + math.exp(-height))
+        while found < 1 and math.log(found) - math.log1p(-found) < height:  # what the sigmoid rounded off
+            found = math.nextafter(found, 1.0)
+        return found
