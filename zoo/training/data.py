@@ -109,8 +109,9 @@ class ManifestData(lightning.LightningDataModule):
         spec = self._image_spec()
         paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec})
         self.images = ImageStore(paths, spec, self.max_cache_gb)
+        total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
-        report_unreadable(self.unreadable, len(rows), self.manifest, self.trainer)
+        report_unreadable(self.unreadable, total, self.manifest, self.trainer)
         splits = assign_splits(readable, self._prints(readable), self.fractions, self.split_seed)
         self.rows = readable
         self.by_split: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
