@@ -50,14 +50,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     missing = [f"--{name}" for name in ("model", "data") if getattr(options, name) is None]
     if missing:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)}")
-    from zoo.evaluation.run import Labelling, evaluate, read_rows, retrieval
+    from zoo.evaluation.run import Labelling, evaluate, lists_labels, read_rows, retrieval
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
     columns = renamed(options.columns)
     words = [word.strip() for word in (options.positive_words or "").split(",") if word.strip()]
-    labelling = Labelling(options.positive_label, tuple(words))
     rows = read_rows(options.data, options.image_root, columns, options.split)
+    labelling = Labelling(options.positive_label, tuple(words), lists_labels(options.data, columns))
     result = evaluate(options.model, rows, labelling, policy=read_policy(options.policy), data=options.data.name)
     if options.retrieval:
         result.figures.update(retrieval(options.model, rows))

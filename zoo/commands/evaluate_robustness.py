@@ -103,9 +103,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.robustness.stored import save_examples
     from zoo.evaluation.robustness.table import print_report
     from zoo.evaluation.robustness.victim import Victim
-    from zoo.evaluation.run import Labelling
+    from zoo.evaluation.run import Labelling, lists_labels
     from zoo.release import load_release
 
+    columns = renamed(options.columns)
     threat_file = find_asset(options.threat)
     threat = read_threat(threat_file)
     policy = read_policy(options.policy)
@@ -116,7 +117,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         device=options.device,
     )
     how = Options(
-        labelling=Labelling(options.positive, tuple(_names(options.words))),
+        labelling=Labelling(options.positive, tuple(_names(options.words)), lists_labels(options.data, columns)),
         split=None if options.split == "all" else options.split,
         calibrate=options.calibrate,
         fpr=options.fpr,
@@ -131,7 +132,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         progress=True,
         synonyms=options.synonyms,
     )
-    selection = Selection(options.data, options.image_root, renamed(options.columns), tuple(_names(options.by)))
+    selection = Selection(options.data, options.image_root, columns, tuple(_names(options.by)))
     outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
     report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
     print_report(report)

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from zoo.card import Measurement, ModelCard
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, rates, recall_at_k
-from zoo.inputs.manifest import Row, read_manifest
+from zoo.inputs.manifest import Row, read_manifest, read_records
 from zoo.panel import AnyPolicy
 from zoo.predict import load_scorer
 from zoo.release import load_release, write_card
@@ -23,10 +23,15 @@ from zoo.verdict import Verdict
 
 @dataclass(frozen=True)
 class Labelling:
-    """What makes an item unsafe: one of its labels is `positive_label`, or a text of it has one of `words`."""
+    """What makes an item unsafe: one of its labels is `positive_label`, or a text of it has one of `words`.
+
+    An item without labels is not known, unless the manifest says that the label was looked for (`judged`), or
+    `lists` them: an empty list names none.
+    """
 
     positive_label: str = "1"
     words: tuple[str, ...] = ()
+    lists: bool = False
 
     def label(self, rows: list[Row]) -> int | None:
         """1 unsafe, 0 safe, None not known, for the rows of one item."""
@@ -34,7 +39,9 @@ class Labelling:
             pattern = re.compile(rf"\b({'|'.join(map(re.escape, self.words))})\b", re.IGNORECASE)
             return int(any(pattern.search(row.text or "") for row in rows))
         labels = [label for row in rows for label in row.labels]
-        return int(self.positive_label in labels) if labels else None
+        judged = [row.judged for row in rows if row.judged is not None]
+        known = any(self.positive_label in names for names in judged) if judged else labels or self.lists
+        return 1 if self.positive_label in labels else 0 if known else None
 
 
 @dataclass
@@ -78,6 +85,11 @@ class Result:
         card = card.replace(measurements=(*kept, *new))
         write_card(card, folder)
         return card
+
+
+def lists_labels(data: Path, columns: dict[str, str]) -> bool:
+    """Whether a manifest has a column of label lists, where an empty entry says that there are none."""
+    return columns.get("labels", "labels") in read_records(data)[0]
 
 
 def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], split: str | None) -> list[Row]:
