@@ -67,17 +67,18 @@ class RecipeCheck(ZooCLI):
         """Run nothing."""
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str], kind: type[ZooCLI] = ZooCLI) -> None:
     """Run `fit`, `validate`, `test` or `predict` with its arguments, as `lightning fit --config X.yaml` does.
 
-    Exits with status 2 for a wrong argument and 1 for what the zoo refuses (message on standard error).
+    `kind` may change what is done with the trainer. Exits with status 2 for a wrong argument and 1 for what the zoo
+    refuses (message on standard error).
     """
     logging.getLogger("lightning.pytorch").addFilter(_no_advertising)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images lie in memory: none needed
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
     try:
-        _cli(ZooCLI, args)
+        _cli(kind, args)
     except pickle.UnpicklingError:
         sys.exit(
             "zoo: --ckpt_path is a pickle with more than tensors and plain data in it, which could run code; refused"
@@ -144,7 +145,9 @@ def _names(parser: LightningArgumentParser, message: str) -> set[str]:
         except ImportError:
             continue
         found = getattr(home, name, None)
-        names |= set(found.__init__.__annotations__) if found else set(getattr(home, "__all__", vars(home)))
+        owners = found.__mro__[:-1] if isinstance(found, type) else ()  # a class may hand arguments on to its base
+        names |= {one for owner in owners for one in getattr(vars(owner).get("__init__"), "__annotations__", ())}
+        names |= set() if found else set(getattr(home, "__all__", vars(home)))
     return names - {"return"}
 
 
