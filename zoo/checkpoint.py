@@ -10,11 +10,13 @@ import torch
 
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
+from zoo.models.lora import merge_adapters
 from zoo.policy import Policy
 from zoo.registry import build
 from zoo.release import write_release
 
-#: What a checkpoint of ours carries beside Lightning's own keys: card, policy, tokenizer, all plain data.
+#: What a checkpoint of ours carries beside Lightning's own keys: card, policy, tokenizer, options of low-rank adapters
+#: where it has some; all plain data.
 CHECKPOINT_KEY = "safety_zoo"
 
 
@@ -23,7 +25,8 @@ def release_checkpoint(
 ) -> ModelCard:
     """Write the release of a checkpoint with its own policy, or another; returns the card.
 
-    Raises BadInputError for a missing file, a pickle, or a checkpoint that the zoo did not write.
+    Low-rank adapters are merged: a release is plain weights. Raises BadInputError for a missing file, a pickle, or a
+    checkpoint that the zoo did not write, MissingDependencyError for adapters without peft.
     """
     loaded = _read(checkpoint)
     stored = loaded.get(CHECKPOINT_KEY)
@@ -32,7 +35,10 @@ def release_checkpoint(
     model = build(ModelCard.from_dict(stored["card"], f"{checkpoint}, card"))
     weights = {key.removeprefix("model."): v for key, v in loaded["state_dict"].items() if key.startswith("model.")}
     try:
-        model.load_state_dict(weights)
+        if stored.get("lora") is None:
+            model.load_state_dict(weights)
+        else:
+            merge_adapters(model, stored["lora"], weights)
     except RuntimeError as problem:
         raise BadInputError(f"{checkpoint}: its weights do not fit {model.card.name}: {problem}") from None
     model.tokenizer_json = stored["tokenizer"]

@@ -95,8 +95,8 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     if name not in known:
         raise BadInputError(f'name must be that of a safeclip model, got "{name}"' + close_match(str(name), known))
     card = _card(name, hparams)
-    image = _read_clip(source, with_text=projection_from is None)
-    rest = image if projection_from is None else _read_clip(projection_from, with_text=True)
+    image = read_clip(source, with_text=projection_from is None)
+    rest = image if projection_from is None else read_clip(projection_from, with_text=True)
     model = fill_zero_shot(_build(card), image, rest)
     sources, licences = image.source, image.licence
     if projection_from is not None:
@@ -114,7 +114,7 @@ def _head(
     model = _build(card)
     assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
     _load_exactly(model.head, _select(tensors, upstream), file)
-    clip = _read_clip(tower or upstream.tower, with_text=False)
+    clip = read_clip(tower or upstream.tower, with_text=False)
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
     model.card = card.replace(
@@ -143,8 +143,11 @@ def _build(card: ModelCard) -> ZooModel:
         raise BadInputError(f"{card.name} cannot be built with these sizes: {problem}") from None
 
 
-def _read_clip(source: str, *, with_text: bool) -> ClipWeights:
-    """A CLIP from a release of ours (directory with a card, `hf-hub:...`), a transformers directory or a Hub id."""
+def read_clip(source: str, *, with_text: bool) -> ClipWeights:
+    """A CLIP from a release of ours (directory with a card, `hf-hub:...`), a transformers directory or a Hub id.
+
+    Raises BadInputError when there is none, or it lacks a tensor.
+    """
     folder = Path(source)
     if (folder / CARD).is_file() or source.startswith(HUB):
         return clip_of(load_release(source).model, source if source.startswith(HUB) else folder.name)

@@ -36,6 +36,12 @@ class ModelEntry:
     pretrained: str | None = None
 
 
+#: What a score means where a recipe chooses it.
+_MEANING = {
+    "softmax": "probability of each label; they add up to 1",
+    "sigmoid": "probability of each label by itself",
+}
+
 _entries: dict[str, ModelEntry] = {}
 _builtin_loaded = False
 
@@ -88,9 +94,10 @@ def model_entry(name: str) -> ModelEntry:
 def model_card(name: str, **hparams: Any) -> ModelCard:
     """The card of a registered model with some hyperparameters changed.
 
-    `image_size`, `context_length` and `labels` change the card's inputs and outputs; every other name must be
-    in the card's `hparams`. Raises UnknownModelError, BadInputError naming the unknown hyperparameter, or
-    BadCardError naming the value that a card does not allow.
+    `image_size`, `context_length`, `labels` and `score` (softmax, or sigmoid for labels that do not exclude each
+    other) change the card's inputs and outputs; every other name must be in the card's `hparams`. Raises
+    UnknownModelError, BadInputError naming the unknown hyperparameter, or BadCardError naming the value that a card
+    does not allow.
     """
     data = model_entry(name).card.to_dict()
     if "image_size" in hparams and data["image"]:
@@ -99,6 +106,9 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
         data["text"]["context_length"] = hparams.pop("context_length")
     if "labels" in hparams and data["labels"]:
         data["labels"] = hparams.pop("labels")
+    if "score" in hparams and data["labels"] and hparams["score"] in _MEANING:
+        data["score"] = hparams.pop("score")
+        data["score_meaning"] = _MEANING[data["score"]]
     for key in hparams:
         if key not in data["hparams"]:
             raise BadInputError(f'{name} has no hyperparameter "{key}"' + close_match(key, data["hparams"]))

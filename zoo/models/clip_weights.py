@@ -119,21 +119,30 @@ def fill_zero_shot(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> Zo
 
     Returns it in evaluation mode. Raises BadInputError when one of them does not fit it, or has no text tower.
     """
-    if not (
-        isinstance(model, DualEncoder)
-        and isinstance(model.image_tower, ClipImageTower)
-        and isinstance(model.text_tower, ClipTextTower)
-    ):
-        raise BadInputError(f"{model.card.name} is not made of CLIP towers")
-    if rest.text is None or rest.tokenizer_json is None or "logit_scale" not in rest.state:
+    if not isinstance(model, DualEncoder):
+        raise BadInputError(f"{model.card.name} compares no images with phrases")
+    if rest.text is None or "logit_scale" not in rest.state:
         raise BadInputError(f"{rest.source}: has no text tower, tokenizer and temperature to compare phrases with")
-    fill_image_tower(model.image_tower, image, rest)
-    _check(rest.source, "text tower", rest.text, model.text_tower.text_model.config)
-    copy_tower(rest.state, model.text_tower)
+    fill_towers(model, image, rest)
     model.logit_scale.data.copy_(rest.state["logit_scale"])
+    return model.eval()
+
+
+def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
+    """Copy the image tower of one CLIP, and projection, text tower and tokenizer of another or the same.
+
+    Raises BadInputError when the model has no CLIP towers, one of these does not fit, or `rest` has no text tower.
+    """
+    tower, text_tower = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
+    if not (isinstance(tower, ClipImageTower) and isinstance(text_tower, ClipTextTower)):
+        raise BadInputError(f"{model.card.name} is not made of CLIP towers")
+    if rest.text is None or rest.tokenizer_json is None:
+        raise BadInputError(f"{rest.source}: has no text tower and tokenizer")
+    fill_image_tower(tower, image, rest)
+    _check(rest.source, "text tower", rest.text, text_tower.text_model.config)
+    copy_tower(rest.state, text_tower)
     model.tokenizer_json = rest.tokenizer_json
     model.codec()
-    return model.eval()
 
 
 def _check(

@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
+from zoo.checkpoint import CHECKPOINT_KEY
 from zoo.errors import BadInputError, close_match
+from zoo.importers import read_clip
+from zoo.models.clip_weights import fill_towers
+from zoo.models.lora import add_adapters
 from zoo.training import finetune
 from zoo.training.base import Base
 from zoo.training.data import Batch
+from zoo.training.losses import Criterion
 
 
 class Classification(Base):
     """Cross-entropy (softmax cards) or binary cross-entropy (sigmoid cards) on the labels of the manifest.
+
+    Averaged weights (EMA) are a callback of Lightning's, `lightning.pytorch.callbacks.EMAWeightAveraging`: its
+    checkpoints, and so releases, hold the averaged ones.
 
     Validated by loss, and by AUROC and AUPRC of the policy's unsafe score against rows that the policy would
     block for their label.
@@ -29,9 +36,14 @@ class Classification(Base):
         init_from: a release to start from instead of random weights.
         lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
         image_weights, text_weights: published weights to start the towers from, as in `Contrastive`.
+        clip_weights: a CLIP to start both towers from: a Hub id, a directory or a release that keeps all its layers.
         freeze: modules that are not trained, `[text_tower]` say: no gradients, no dropout, no new statistics.
         unfreeze: modules inside these that are, `[text_tower.bert.encoder.layer.5]`; the longest name counts.
         freeze_norm: keep the running statistics of the batch norms of a convolutional backbone.
+        lora: `{r, alpha, dropout, target_modules}`: of the towers train nothing but low-rank adapters (Hu et al. 2021,
+            arXiv 2106.09685) on these linear layers; `zoo release` merges them.
+        gradient_checkpointing: compute the activations of the transformers again in the backward pass, to save memory.
+        class_weights, focal_gamma, label_smoothing: of the loss, see `zoo.training.losses.Criterion`.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
         image_dropout: share of rows that train without their image, where the model can do without.
         text_dropout: share of rows that train without their text, likewise. No row loses both.
@@ -50,9 +62,15 @@ class Classification(Base):
         lr_factors: dict[str, float] | None = None,
         image_weights: str | None = None,
         text_weights: str | None = None,
+        clip_weights: str | None = None,
         freeze: list[str] | None = None,
         unfreeze: list[str] | None = None,
         freeze_norm: bool = False,
+        lora: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        class_weights: dict[str, float] | None = None,
+        focal_gamma: float = 0.0,
+        label_smoothing: float = 0.0,
         label_names: dict[str, str] | None = None,
         image_dropout: float = 0.0,
         text_dropout: float = 0.0,
@@ -66,15 +84,31 @@ class Classification(Base):
         if (image_dropout or text_dropout) and (card.requires or not card.reads_text):
             raise BadInputError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
         self._start_from(image_weights, text_weights)
+        if clip_weights:
+            clip = read_clip(clip_weights, with_text=True)
+            fill_towers(self.model, clip, clip)
+            self._codec = self.model.codec()
         finetune.freeze(self.model, freeze or (), unfreeze or ())
         if freeze_norm:
             finetune.freeze_norms(self.model)
+        self.lora = lora
+        if lora is not None:
+            add_adapters(self.model, lora)
+        if gradient_checkpointing:
+            finetune.checkpoint_gradients(self.model)
+        self.criterion = Criterion(card, class_weights, focal_gamma, label_smoothing)
         self.label_names = label_names or {}
         self.image_dropout, self.text_dropout = image_dropout, text_dropout
         blocking = {c.name: c.labels or (c.name,) for c in self.policy.categories if c.action != "allow"}
         self._unsafe = {label for labels in blocking.values() for label in labels}
         self.area, self.precision_area = BinaryAUROC(), BinaryAveragePrecision()
         self.mean_loss = MeanMetric()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which adapters the weights have, so that a release can merge them."""
+        super().on_save_checkpoint(checkpoint)
+        if self.lora is not None:
+            checkpoint[CHECKPOINT_KEY]["lora"] = self.lora
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` rows."""
@@ -159,8 +193,5 @@ class Classification(Base):
         return torch.tensor([labels.index(self._label(row[0])) for row in rows], device=self.device)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.model.card.score == "sigmoid":
-            known = ~target.isnan()  # mean over what was judged; with nothing judged, 0 and no gradient
-            losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
-            return (losses * known).sum() / known.sum().clamp(min=1)
-        return F.cross_entropy(logits, target)
+        loss: Tensor = self.criterion(logits, target)
+        return loss

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from zoo.errors import BadInputError, close_match
 from zoo.models.base import ZooModel
@@ -36,6 +38,24 @@ def freeze_norms(model: ZooModel) -> None:
     if not norms:
         raise BadInputError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
     _keep_in_eval(model, norms)
+
+
+def checkpoint_gradients(model: ZooModel) -> None:
+    """Let transformers' towers compute their activations again in the backward pass: less memory, the same gradients.
+
+    Raises BadInputError for a model without a tower that can.
+    """
+    towers = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
+    ]
+    if not towers:
+        raise BadInputError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in all versions that we allow
+        for tower in towers:
+            tower.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _keep_in_eval(model: ZooModel, names: Iterable[str]) -> None:

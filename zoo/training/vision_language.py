@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 from zoo.assets import find_asset
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadInputError, close_match
 from zoo.files import new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION
 from zoo.models.dual_encoder import DualEncoder
+from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.policy import Policy
 from zoo.release import load_model
@@ -240,9 +241,6 @@ class VisionLanguage(lightning.LightningModule):
         self.log(f"{stage}/right", figures[f"{stage}/exact_match"], prog_bar=True, logger=False)
 
 
-#: Keys of `lora` and their defaults: LLaVA's attention projections, as in the LoRA paper.
-LORA: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-
 #: Keys of `guard` and their defaults; `detector` must be given.
 GUARD: dict[str, Any] = {"detector": None, "policy": None, "instructed": 0.25}
 
@@ -266,24 +264,8 @@ def add_lora(lvlm: Any, lora: dict[str, Any]) -> Any:
 
     Raises MissingDependencyError without peft, BadInputError for modules that the language model does not have.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise MissingDependencyError("LoRA takes pip install 'safety-zoo[finetune]'") from None
-    options = LORA | lora
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in lvlm.model.language_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    for target in options["target_modules"]:
-        if target not in linear:
-            raise BadInputError(f'lora: the language model has no "{target}"' + close_match(target, linear))
-    config = LoraConfig(
-        r=options["r"],
-        lora_alpha=options["alpha"],
-        lora_dropout=options["dropout"],
-        # CLIP's vision tower has projections of the same names, so a list of names would reach those too.
-        target_modules=rf".*language_model\..*\.({'|'.join(options['target_modules'])})",
-    )
+    # CLIP's vision tower has projections of the same names: only the language model's are meant.
+    config = lora_config(lora, {"language_model": lvlm.model.language_model}, "the language model")
+    from peft import get_peft_model
+
     return get_peft_model(lvlm, config)

@@ -6,6 +6,7 @@ from typing import Any
 
 from zoo.card import ImageInput, ModelCard, TextInput
 from zoo.models.catalogue.clip_sizes import CLIP_SIZES, clip_hparams, clip_image
+from zoo.models.catalogue.conv_clip import bert
 from zoo.registry import RANDOM, register_model
 
 #: What the cards of one tag say, whatever their towers.
@@ -79,13 +80,8 @@ for _size in ("vit_b32", "tiny", "test"):
         )
 
 
-def _bert(vocabulary: int, width: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
-    names = ("vocabulary_size", "text_width", "text_layers", "text_heads", "text_positions")
-    return dict(zip(names, (vocabulary, width, layers, heads, positions), strict=True))
-
-
 _mobilenet = {
-    **_bert(30522, 384, 6, 12, 512),  # MiniLM
+    **bert(30522, 384, 6, 12, 512),  # MiniLM
     "depth_multiplier": 0.75,
     "min_depth": 8,
     "mirror": False,
@@ -110,5 +106,5 @@ _multimodal(
     clip_image(32),
     24,
     _PROXY,
-    {**_bert(300, 16, 1, 2, 32), "image_widths": [8, 16], "mirror": False, "embedding_dim": 16, "heads": 2},
+    {**bert(300, 16, 1, 2, 32), "image_widths": [8, 16], "mirror": False, "embedding_dim": 16, "heads": 2},
 )
