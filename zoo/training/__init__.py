@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zoo.training.contrastive import Contrastive as Contrastive
     from zoo.training.data import ManifestData as ManifestData
     from zoo.training.question_data import QuestionData as QuestionData
+    from zoo.training.robust_tower import RobustTower as RobustTower
     from zoo.training.vision_language import VisionLanguage as VisionLanguage
 
 # On first use: `zoo data signs` draws pictures and should not wait for Lightning.
@@ -20,10 +21,19 @@ _PUBLIC = {
     "Contrastive": "zoo.training.contrastive",
     "ManifestData": "zoo.training.data",
     "QuestionData": "zoo.training.question_data",
+    "RobustTower": "zoo.training.robust_tower",
     "VisionLanguage": "zoo.training.vision_language",
 }
 
-__all__ = ["Adversarial", "Classification", "Contrastive", "ManifestData", "QuestionData", "VisionLanguage"]
+__all__ = [
+    "Adversarial",
+    "Classification",
+    "Contrastive",
+    "ManifestData",
+    "QuestionData",
+    "RobustTower",
+    "VisionLanguage",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError
+from zoo.training.attacked import spaced_rows, warm_share
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
 
@@ -96,7 +97,7 @@ class Adversarial(Classification):
         attacked = torch.rand(len(target)) >= self.clean_share
         batch, edited = self._edited(batch, attacked)
         inputs = self._inputs(batch, drop=True)
-        threat = None if self.threat is None else scaled(self.threat, self.eps_share())
+        threat = None if self.threat is None else scaled(self.threat, warm_share(self, self.eps_warmup))
         worst = self._worst_case(inputs, target, attacked, attacked & ~edited, threat)
         answer = self.model(*worst)
         if self.method == "trades":
@@ -118,15 +119,9 @@ class Adversarial(Classification):
         super().validation_step(batch, batch_idx)
         if self.val_threat is None and not (self.text and self.text.hotflip_words):
             return
-        batches = int(sum(self.trainer.num_val_batches))
-        stride = max(1, batches // self.val_attack_batches) if self.val_attack_batches else 0
-        if stride:
-            self._evaluate_attacked(batch, batch_idx, stride)
-
-    def eps_share(self) -> float:
-        """The share of eps that this step attacks with: 1 after the warm-up."""
-        warm = self.eps_warmup * float(self.trainer.estimated_stepping_batches) if self.eps_warmup else 0.0
-        return min(1.0, (self.global_step + 1) / max(1.0, warm))
+        taken = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(batch["labels"]))
+        if taken.any():
+            self._evaluate_attacked(batch, batch_idx, taken)
 
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.
@@ -206,13 +201,8 @@ class Adversarial(Classification):
             self._swaps = WordSwaps(self.model.tokenizer_json, input_embedding(self.model), protected)
         return self._swaps
 
-    def _evaluate_attacked(self, batch: Batch, batch_idx: int, stride: int) -> None:
-        target = self._target(batch)
-        first = batch_idx * len(target)
-        taken = torch.tensor([(first + row) % stride == 0 for row in range(len(target))])
-        if not taken.any():
-            return
-        inputs = self._inputs(batch, drop=False)
+    def _evaluate_attacked(self, batch: Batch, batch_idx: int, taken: Tensor) -> None:
+        target, inputs = self._target(batch), self._inputs(batch, drop=False)
         generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
         worst = self._worst_case(inputs, target, taken, taken, self.val_threat, generator)
         rows = taken.nonzero()[:, 0].to(target.device)

@@ -79,6 +79,7 @@ def measure(recipe: Path, steps: int, changes: Sequence[str] = ()) -> StepCost:
     class Bench(ZooCLI):
         def before_instantiate_classes(self) -> None:
             super().before_instantiate_classes()
+            self.save_config_callback = None
             trainer = self.config[self.subcommand].trainer
             trainer.max_steps, trainer.max_epochs, trainer.limit_val_batches = WARM_UP + steps, -1, 0
             trainer.logger, trainer.enable_checkpointing, trainer.enable_progress_bar = False, False, False

@@ -1,0 +1,205 @@
+"""Adversarial fine-tuning of a zero-shot model's image tower, FARE and TeCoA; the text tower stays as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from zoo.adversary.image.target import evaluation_mode
+from zoo.adversary.inner.pixels import perturb, scaled, training_threat
+from zoo.adversary.threat import Threat
+from zoo.errors import BadInputError, close_match
+from zoo.judge import phrases
+from zoo.models.dual_encoder import DualEncoder
+from zoo.training.attacked import spaced_rows, warm_share
+from zoo.training.base import Base
+from zoo.training.data import Batch
+
+#: Linf 4/255 by ten steps of 1/255, as FARE and TeCoA are published.
+PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
+
+
+class RobustTower(Base):
+    """Fine-tunes the image tower on attacked images, so that any policy goes on working with the same text tower.
+
+    `fare` (Schlarmann et al. 2024, arXiv 2402.12336, eq. 3) needs no labels: the embedding of the attacked image is
+    drawn to the one that the original tower gives the clean image, by the squared L2 distance of the projected, not
+    normalised embeddings. `tecoa` (Mao et al. 2023, arXiv 2212.07016): cross-entropy of the attacked image against the
+    phrases of the policy, a category's probability being the sum of its phrases'. The attack raises the same loss.
+
+    Validated by that loss and by the policy's AUROC, clean and under attack (`val/robust_loss`, `val/robust_auroc`).
+
+    Args:
+        model: registry name of a zero-shot model, the hardened tag.
+        init_from: the release to harden: the same architecture, under another tag or the same.
+        method: `fare` or `tecoa`.
+        threat: `{norm: Linf, eps: 4/255, steps: 10, step_size: 1/255}`, the default, on pixels in [0, 1].
+        eps_warmup: share of all steps in which eps rises from 0.
+        policy: policy file whose phrases judge, and train TeCoA; the model's own when None.
+        label_names: which category of the policy a label of the manifest is, `{"1": forbidden_signs, "0": neutral}`.
+        lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
+        val_attack_batches: how many batches' worth of rows validation attacks, evenly spaced over the split.
+        recipe: name of the recipe, for the card.
+    """
+
+    model: DualEncoder
+
+    def __init__(
+        self,
+        model: str,
+        init_from: str,
+        method: Literal["fare", "tecoa"] = "fare",
+        threat: dict[str, Any] | None = None,
+        eps_warmup: float = 0.0,
+        policy: str | None = None,
+        label_names: dict[str, str] | None = None,
+        lr: float = 1e-5,
+        weight_decay: float = 1e-4,
+        warmup: float = 0.07,
+        lr_factors: dict[str, float] | None = None,
+        val_attack_batches: int = 2,
+        recipe: str = "",
+    ) -> None:
+        super().__init__(model, None, policy, init_from, lr, weight_decay, warmup, lr_factors)
+        self.save_hyperparameters()
+        if not isinstance(self.model, DualEncoder):
+            raise BadInputError(f"{model} has no text tower to keep to; see `zoo list --task zero_shot`")
+        if not 0 <= eps_warmup <= 1:
+            raise BadInputError(f"eps_warmup is a share in [0, 1], got {eps_warmup}")
+        self.method, self.eps_warmup, self.val_attack_batches = method, eps_warmup, val_attack_batches
+        self.threat = training_threat(PUBLISHED if threat is None else threat)
+        self.label_names = label_names or {}
+        names = [category.name for category in self.policy.categories]
+        for name in self.label_names.values():
+            if name not in names:
+                raise BadInputError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
+        self.model.text_tower.requires_grad_(False)
+        self.model.logit_scale.requires_grad_(False)
+        # In a list, so that it is no submodule: a checkpoint need not carry what the release holds.
+        self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
+        self._bank: Tensor | None = None
+        self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
+        self.area, self.robust_area = BinaryAUROC(), BinaryAUROC()
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning has put everything into training mode; the text tower has nothing to learn."""
+        self.model.text_tower.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on `[B]` images, attacked first."""
+        pixels = self._pixels(batch)
+        loss_of = self._loss_of(pixels, batch)
+        threat = scaled(self.threat, warm_share(self, self.eps_warmup))
+        loss = loss_of(self._attack(pixels, loss_of, threat))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(pixels))
+        return loss
+
+    def plain_loss(self, batch: Batch) -> Tensor:
+        """The loss of the clean images: what an attacked step is compared with."""
+        pixels = self._pixels(batch)
+        return self._loss_of(pixels, batch)(pixels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and AUROC of the clean images, and of some rows under attack."""
+        pixels = self._pixels(batch)
+        self._collect(batch, pixels, pixels, self.clean_loss, self.area)
+        figures: dict[str, MeanMetric | BinaryAUROC] = {"val/loss": self.clean_loss, "val/auroc": self.area}
+        rows = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(pixels))
+        if rows.any():
+            part: Batch = {"labels": [batch["labels"][place] for place in rows.nonzero()[:, 0].tolist()]}
+            with torch.inference_mode(False):
+                clean = pixels[rows.to(self.device)].clone()
+                generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
+                found = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
+            self._collect(part, clean, found, self.robust_loss, self.robust_area)
+            figures |= {"val/robust_loss": self.robust_loss, "val/robust_auroc": self.robust_area}
+        labelled = any(self._unsafe(row) is not None for row in batch["labels"])
+        for name, metric in figures.items():
+            if labelled or isinstance(metric, MeanMetric):
+                self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(pixels))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores `[B, P]` of the policy's phrases."""
+        logits: Tensor = self.model(self._pixels(batch), self.bank())
+        return logits.float().softmax(dim=-1)
+
+    def bank(self) -> Tensor:
+        """The policy's phrases `[P, D]` over its temperature; the text tower never changes, so it is embedded once."""
+        if self._bank is None:
+            with torch.inference_mode(False), evaluation_mode(self.model.text_tower):
+                bank = self.model.embed_phrases(phrases(self.policy))
+                self._bank = bank / self.policy.temperature
+        return self._bank.to(self.device)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        if "pixels" not in batch or not batch["image_present"].all():
+            raise BadInputError(f"{self.model.card.name} needs an image in every row of the manifest")
+        return batch["pixels"]
+
+    def _loss_of(self, clean: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The loss as a function of the pixels that stand for `clean` `[B, 3, S, S]`."""
+        if self.method == "fare":
+            with torch.no_grad():
+                wanted = self.original(clean.device)(clean).embedding.float()
+            return lambda pixels: (self.model.image_tower(pixels).embedding.float() - wanted).square().sum(dim=1).mean()
+        target = torch.tensor([self._category(row) for row in batch["labels"]], device=clean.device)
+        bank = self.bank()
+
+        def loss(pixels: Tensor) -> Tensor:
+            each = self.model(pixels, bank).float().log_softmax(dim=1)
+            categories = torch.stack([each[:, part].logsumexp(dim=1) for part in self.judge.members], dim=1)
+            return torch.nn.functional.nll_loss(categories, target)
+
+        return loss
+
+    def original(self, device: torch.device) -> nn.Module:
+        """The image tower as it was before."""
+        return self._original[0].to(device)
+
+    def _attack(
+        self,
+        pixels: Tensor,
+        loss_of: Callable[[Tensor], Tensor],
+        threat: Threat,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        with evaluation_mode(self.model.image_tower):
+            return perturb(lambda found: loss_of(found) * len(pixels), pixels, threat, generator)
+
+    def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, area: BinaryAUROC) -> None:
+        """Add the loss of the pixels that stand for clean ones, and the policy's ranking of them."""
+        with torch.no_grad():
+            mean.update(self._loss_of(clean, batch)(pixels), weight=len(pixels))
+            scores = self.model(pixels, self.bank()).float().softmax(dim=-1)
+        ranked = torch.from_numpy(self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy())))
+        truth = [self._unsafe(row) for row in batch["labels"]]
+        known = [place for place, one in enumerate(truth) if one is not None]
+        if known:
+            area.update(ranked[known].to(self.device), torch.tensor([truth[p] for p in known], device=self.device))
+
+    def _names(self, row: tuple[str, ...]) -> list[int]:
+        """The categories that a row's labels belong to, by their name or by the policy's `labels`."""
+        named = [self.label_names.get(label, label) for label in row]
+        categories = self.policy.categories
+        return [n for n, c in enumerate(categories) if any(one == c.name or one in c.labels for one in named)]
+
+    def _unsafe(self, row: tuple[str, ...]) -> int | None:
+        """1 where a category of the row blocks or asks for review, 0 where all allow, None where the row has none."""
+        found = self._names(row)
+        return int(any(self.policy.categories[n].action != "allow" for n in found)) if found else None
+
+    def _category(self, row: tuple[str, ...]) -> int:
+        found = self._names(row)
+        if len(found) != 1:
+            names = ", ".join(category.name for category in self.policy.categories)
+            raise BadInputError(
+                f"TeCoA wants exactly one category of the policy a row ({names}), found the labels {list(row)}; "
+                "label_names says which category a label is"
+            )
+        return found[0]
