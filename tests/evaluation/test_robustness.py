@@ -278,14 +278,14 @@ def test_the_same_seed_draws_the_same_items_and_gives_the_same_figures(data: Pat
 )
 def test_options_that_make_no_sense_are_refused(data: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        _run(data, **options)
+        _run(data, **options)  # type: ignore[arg-type]
 
 
 def test_data_and_threats_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
     victim, how = _victim(), Options(say=lambda text: None)
     with pytest.raises(BadInputError, match="judges no text, which this threat changes"):
         evaluate_robustness(victim, "", Selection(data), TextThreat(), "text", how)
-    with pytest.raises(BadInputError, match='--by: .* has no column "plaec"; did you mean "place"'):
+    with pytest.raises(BadInputError, match=r'--by: .* has no column "plaec"; did you mean "place"'):
         evaluate_robustness(victim, "", Selection(data, by=("plaec",)), FGSM, "fgsm8", how)
     safe = tmp_path / "safe.csv"
     safe.write_text(f"image,label,split\n{data.parent / '0.png'},0,test\n", encoding="utf-8")

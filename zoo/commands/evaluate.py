@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands import evaluate_guard, evaluate_robustness
+from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.errors import BadInputError
 from zoo.predict import is_bundle
@@ -17,7 +17,8 @@ def add(commands: Commands) -> None:
     example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
     parser = add_command(commands, "evaluate", _evaluate, text, example)
     # Not `required`: `zoo evaluate guard` goes without; _evaluate() asks for both.
-    parser.usage = "zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate {guard,robustness} --help"
+    others = "{guard,robustness,texts}"
+    parser.usage = f"zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate {others} --help"
     parser.add_argument("--model", help="bundle or release directory, or registry name (required)")
     parser.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split (required)")
     parser.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
@@ -30,8 +31,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--report", type=Path, help="folder for report.html and report.png")
     parser.add_argument("--update-card", action="store_true", help="write the figures into the release's card.json")
     parser.set_defaults(wrong_usage=parser.error)
-    actions = parser.add_subparsers(title="other evaluations", metavar="{guard,robustness}", prog="zoo evaluate")
-    for module in (evaluate_guard, evaluate_robustness):
+    parser.allow_abbrev = False  # else it takes options of the actions below for abbreviations of its own
+    actions = parser.add_subparsers(title="other evaluations", metavar=others, prog="zoo evaluate")
+    for module in (evaluate_guard, evaluate_robustness, evaluate_texts):
         module.add(actions)
 
 

@@ -104,7 +104,7 @@ class RobustnessReport(schema.PlainData):
         found = []
         for point in self.points:
             data = f"{self.data}, split {self.split}" + (f", policy {self.policy}" if self.policy else "")
-            at = {"policy": "", "labels": ""}.get(point.point, f" at FPR {point.fpr_target:g}")
+            at = "" if point.fpr_target is None else f" at FPR {point.fpr_target:g}"
             named = {
                 "robust_accuracy": point.worst.robust_accuracy,
                 "robust_recall": point.worst.robust_recall,

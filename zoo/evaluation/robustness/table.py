@@ -73,8 +73,16 @@ def _point(point: PointFigures) -> Table:
     both = any(attack.robust_fpr and attack.false_alarm_rate for attack in point.attacks)
     tells = point.clean.recall is not None
     columns = ["robust\naccuracy", *(["robust\nrecall"] if tells else []), "attack\nsuccess", "of"]
-    columns += [*(["FPR", "false\nalarms"] if both else []), *(["AUROC"] if tells else []), "queries", "s"]
-    table = Table("attack", title=f"{title(point)}\n{_clean(point)}", title_justify="left", box=SIMPLE, title_style="")
+    columns += [*(["FPR", "false\nalarms"] if both else []), *(["AUROC"] if tells else []), "queries"]
+    table = Table(
+        "attack",
+        title=f"{title(point)}\n{_clean(point)}",
+        title_justify="left",
+        box=SIMPLE,
+        title_style="",
+        padding=(0, 1, 0, 0),
+    )
+    table.columns[0].no_wrap = True
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for attack in [*point.attacks, *([point.worst] if len(point.attacks) > 1 else [])]:
@@ -82,7 +90,7 @@ def _point(point: PointFigures) -> Table:
         cells += [percent(attack.success_rate), str(attack.success_rate.count)]
         cells += [percent(attack.robust_fpr), percent(attack.false_alarm_rate)] if both else []
         cells += [percent(attack.auroc, ends=False)] if tells else []
-        table.add_row(attack.attack, *cells, f"{attack.queries:,}", f"{attack.seconds:.1f}")
+        table.add_row(attack.attack, *cells, f"{attack.queries:,}")
     return table
 
 
@@ -95,6 +103,7 @@ def _clean(point: PointFigures) -> str:
 
 def _groups(point: PointFigures) -> Table:
     table = Table(title="worst case by kind of item", title_justify="left", box=SIMPLE, title_style="")
+    table.padding = (0, 1, 0, 0)
     for name in ("", "items", "accuracy", "robust accuracy", "recall", "robust recall", "attack success"):
         table.add_column(name, justify="left" if not name else "right")
     for group in point.groups:
