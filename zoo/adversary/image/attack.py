@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.adversary.image.apgd import apgd_ce, apgd_t
 from zoo.adversary.image.ball import Ball, lengths
 from zoo.adversary.image.fab import fab_t
-from zoo.adversary.image.loss import margin
+from zoo.adversary.image.loss import cross_entropy
 from zoo.adversary.image.pgd import fgsm, pgd
 from zoo.adversary.image.result import AttackRecord, AttackResult
 from zoo.adversary.image.square import square
@@ -33,6 +33,8 @@ _ATTACKS: dict[str, _Attack] = {
     "square": square,
 }
 _TARGETED = ("apgd-t", "fab-t")
+#: So many clean images are judged twice, to see whether the model rolls dice.
+_SAMPLE = 16
 
 
 def attack(
@@ -91,12 +93,12 @@ class _Campaign:
         self.target, self.judge, self.threat, self.batch_size = target, judge, threat, batch_size
         self.pixels = pixels.detach().clone()  # a normal tensor, also of one made in inference mode
         self.labels = labels.to(pixels.device, torch.int64).clone()
-        clean = self._clean(judge)
-        self.own_clean = clean if target.model is judge.model else self._clean(target)
-        classes = min(clean.shape[1], self.own_clean.shape[1])
-        if self.labels.min() < 0 or self.labels.max() >= classes:
-            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
-            raise BadInputError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
+        self.blind, self.why_blind = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device), ""
+        #: The gradient of the cross-entropy at the clean images `[N, C, H, W]`, kept for the attack that wants it.
+        self.gradient = torch.zeros_like(self.pixels) if "fgsm" in threat.attacks else None
+        self.own_clean = self._look()
+        clean = self.own_clean if target.model is judge.model else self._clean(judge)
+        _check_labels(self.labels, min(clean.shape[1], self.own_clean.shape[1]))
         self.correct = clean.argmax(dim=1) == self.labels
         self.broken = torch.zeros_like(self.correct)
         self.adversarial = self.pixels.clone()
@@ -106,49 +108,67 @@ class _Campaign:
 
     def run(self, progress: bool) -> AttackResult:
         """Attack what is judged right, attack by attack."""
-        blind, why, randomised = self._look()
+        self._look_near()
+        blind, randomised = self.blind, self._randomised()
         plan = [(name, torch.ones_like(blind) if name == "square" else ~blind) for name in self.threat.attacks]
         if blind.any() and "square" not in self.threat.attacks:
             plan.append(("square", blind))
         with Progress(disable=not progress) as bar:
             records = tuple(self._attack(name, allowed, bar) for name, allowed in plan)
-        return AttackResult(self.threat, self.adversarial, self.correct, self.broken, blind, why, randomised, records)
+        return AttackResult(
+            self.threat, self.adversarial, self.correct, self.broken, blind, self.why_blind, randomised, records
+        )
 
     def _batches(self, wanted: Tensor) -> list[Batch]:
         """The images that a mask `[N]` picks, in batches."""
         parts = torch.split(wanted.nonzero()[:, 0], self.batch_size)
         return [Batch(self.pixels[rows], self.labels[rows], rows) for rows in parts if len(rows)]
 
+    def _everything(self) -> list[Batch]:
+        return self._batches(torch.ones_like(self.blind))
+
     def _clean(self, target: Target) -> Tensor:
         """The logits `[N, K]` of the clean images. Raises BadInputError where they are no numbers."""
-        batches = self._batches(torch.ones(len(self.pixels), dtype=torch.bool, device=self.pixels.device))
-        logits = torch.cat([target.logits(batch.pixels, batch) for batch in batches])
-        wrong = (~logits.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
-        if wrong:
-            raise BadInputError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
-        return logits
+        return _finite([target.logits(batch.pixels, batch) for batch in self._everything()])
 
-    def _look(self) -> tuple[Tensor, str, bool]:
-        """Which images `[N]` give no gradient, at the clean image or near it; why; whether logits vary by chance."""
-        blind, why, randomised = torch.zeros_like(self.correct), "", False
-        for batch in self._batches(self.correct):
+    def _look(self) -> Tensor:
+        """The attacked model's logits `[N, K]` of the clean images, and in the same pass where it gives no gradient."""
+
+        def objective(logits: Tensor, batch: Batch) -> Tensor:
+            _check_labels(self.labels, logits.shape[1])  # first: on a GPU a wrong index ends the process
+            return cross_entropy(logits, batch)
+
+        parts = []
+        for batch in self._everything():
             try:
-                logits, _, gradient = self.target.gradient(batch.pixels, batch, margin)
-                none = gradient.flatten(1).count_nonzero(dim=1) == 0
-                if none.any():
-                    rest = batch.take(none)
-                    near = Ball.around(rest.pixels, self.threat).random(self.threat, "look", 0, rest)
-                    _, _, gradient = self.target.gradient(near, rest, margin)
-                    none[none.clone()] = gradient.flatten(1).count_nonzero(dim=1) == 0
+                logits, _, gradient = self.target.gradient(batch.pixels, batch, objective)
+                self.blind[batch.rows] = gradient.flatten(1).count_nonzero(dim=1) == 0
+                if self.gradient is not None:
+                    self.gradient[batch.rows] = gradient
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as problem:  # such as a tensor with a graph that is turned into an array
-                blind[batch.rows], why = True, str(problem).splitlines()[0]
-                continue
-            blind[batch.rows] = none
-            before = self.own_clean[batch.rows]
-            randomised |= bool(((logits - before).abs() > 0.01 * (1 + before.abs())).any())
-        return blind, why, randomised
+                logits = self.target.logits(batch.pixels, batch)
+                self.blind[batch.rows], self.why_blind = True, str(problem).splitlines()[0]
+            parts.append(logits)
+        return _finite(parts)
+
+    def _look_near(self) -> None:
+        """Look again, near the clean image, where there was no gradient; an image judged wrong counts as none."""
+        self.blind &= self.correct
+        if self.why_blind:
+            return
+        for batch in self._batches(self.blind):
+            near = Ball.around(batch.pixels, self.threat).random(self.threat, "look", 0, batch)
+            _, _, gradient = self.target.gradient(near, batch, cross_entropy)
+            self.blind[batch.rows] = gradient.flatten(1).count_nonzero(dim=1) == 0
+
+    def _randomised(self) -> bool:
+        """Whether a second pass of a few clean images gives other logits than the first."""
+        rows = torch.arange(min(_SAMPLE, len(self.pixels)), device=self.pixels.device)
+        before = self.own_clean[rows]
+        again = self.target.logits(self.pixels[rows], Batch(self.pixels[rows], self.labels[rows], rows))
+        return bool(((again - before).abs() > 0.01 * (1 + before.abs())).any())
 
     def _attack(self, name: str, allowed: Tensor, bar: Progress) -> AttackRecord:
         """One attack with all its restarts and goals, on what is still robust of the images `[N]` allowed."""
@@ -163,7 +183,8 @@ class _Campaign:
         for number, (restart, rank) in enumerate(runs, 1):
             for batch in self._batches(self.correct & ~self.broken & allowed):
                 goals = None if rank is None else self.goals[batch.rows, rank]
-                aimed = Batch(batch.pixels, batch.labels, batch.rows, goals)
+                known = None if self.gradient is None else self.gradient[batch.rows]
+                aimed = Batch(batch.pixels, batch.labels, batch.rows, goals, known)
                 outside += self._keep(aimed, _ATTACKS[name](self.target, aimed, self.threat, restart))
                 bar.advance(task, len(batch))
             bar.update(task, completed=attempted * number, description=f"{name}: {int(self.broken.sum())} broken")
@@ -212,3 +233,17 @@ def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size:
             raise BadInputError(f"extras[{number}] has {len(extra)} rows for {len(pixels)} images")
     if batch_size < 1:
         raise BadInputError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.min() < 0 or labels.max() >= classes:
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise BadInputError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
+
+
+def _finite(parts: list[Tensor]) -> Tensor:
+    logits = torch.cat(parts)
+    wrong = (~logits.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise BadInputError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
+    return logits

@@ -14,8 +14,10 @@ from zoo.adversary.threat import Threat
 def fgsm(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
     """One step of length eps from the clean image (Goodfellow et al. 2015, arXiv 1412.6572): pixels `[B, C, H, W]`."""
     ball = Ball.around(batch.pixels, threat)
-    _, _, gradient = target.gradient(batch.pixels, batch, cross_entropy)
-    return ball.project(batch.pixels + threat.eps * ball.direction(gradient))
+    gradient = batch.gradient  # at the clean image, where it may be known already
+    if gradient is None:
+        _, _, gradient = target.gradient(batch.pixels, batch, cross_entropy)
+    return ball.project(ball.direction(gradient).mul_(threat.eps).add_(batch.pixels))
 
 
 def pgd(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from zoo.adversary.image.loss import margin
 from zoo.adversary.image.target import Batch, Target
 from zoo.adversary.threat import Threat
 
+_ROUNDS = 4  # of scaling an L2 perturbation to eps and clipping it
 _SHARE = 0.8  # of the image that the first squares cover; AutoAttack's choice in both norms
 #: The share is halved after so many of 10,000 queries (section 3.2 of the paper).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -133,7 +134,19 @@ def _tiles(ball: Ball, batch: Batch, threat: Threat, restart: int) -> Tensor:
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     grid = offset[:, :, top : top + rows * side, left : left + columns * side]
     grid.copy_(bumps.view(count, channels, rows * side, columns * side))
-    return ball.project(batch.pixels + threat.eps * offset / lengths(offset, "L2"))
+    return _spend(offset, ball)
+
+
+def _spend(offset: Tensor, ball: Ball) -> Tensor:
+    """The images whose perturbation in L2 has this direction and the length eps, as nearly as [0, 1] allows.
+
+    The paper scales once and clips, which on images with much black or white throws a good part of the budget away;
+    scaling what was left by the clipping again spends it.
+    """
+    for _ in range(_ROUNDS):
+        offset *= ball.eps / lengths(offset, "L2").clamp_(min=1e-12)
+        offset = offset.add_(ball.clean).clamp_(0, 1).sub_(ball.clean)
+    return ball.project(offset.add_(ball.clean))
 
 
 def _bump(height: int, width: int) -> Tensor:
@@ -169,9 +182,7 @@ def _l2_squares(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.r
     new *= ((freed + unused).clamp_(min=0) / _energy(new).clamp_(min=1e-24)).sqrt()
     offset[loss] = 0
     offset[gain] = new
-    # What [0, 1] cut off before is spent again, all over the image.
-    offset *= ball.eps / lengths(offset, "L2").clamp_(min=1e-12)
-    return ball.project(offset.add_(ball.clean))
+    return _spend(offset, ball)
 
 
 def _energy(offset: Tensor) -> Tensor:

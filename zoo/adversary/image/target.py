@@ -20,21 +20,23 @@ Model: TypeAlias = Callable[..., Tensor]
 class Batch:
     """Images under attack: clean `pixels` `[B, C, H, W]`, `labels` `[B]`, their `rows` `[B]` in the whole set.
 
-    `goals` `[B]` are the classes that a targeted attack aims at.
+    `goals` `[B]` are the classes that a targeted attack aims at. `gradient` `[B, C, H, W]` is that of the cross-entropy
+    at the clean pixels, where it is known already.
     """
 
     pixels: Tensor
     labels: Tensor
     rows: Tensor
     goals: Tensor | None = None
+    gradient: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, keep: Tensor) -> Batch:
         """The images that a mask `[B]` or a list of indices picks."""
-        goals = None if self.goals is None else self.goals[keep]
-        return Batch(self.pixels[keep], self.labels[keep], self.rows[keep], goals)
+        goals, gradient = (None if one is None else one[keep] for one in (self.goals, self.gradient))
+        return Batch(self.pixels[keep], self.labels[keep], self.rows[keep], goals, gradient)
 
 
 #: What an attack raises: logits `[B, K]` of the images of a batch, to one value each `[B]`.
