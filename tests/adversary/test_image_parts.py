@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.adversary.image import square
 from zoo.adversary.image.apgd import checkpoints
 from zoo.adversary.image.attack import TOLERANCE, allowed_images
 from zoo.adversary.image.ball import Ball, lengths, noise
@@ -139,3 +140,17 @@ def test_checkpoints_of_a_hundred_steps_are_the_paper_s() -> None:
     # 0.22, then steps of 0.19, 0.16, 0.13, 0.10, 0.07 and 0.06 of the budget.
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(1) == [1] * len(checkpoints(1))
+
+
+def test_what_clipping_cut_off_an_l2_perturbation_is_spent_again() -> None:
+    draw = torch.Generator().manual_seed(5)
+    clean = (torch.rand(4, 1, 12, 12, generator=draw) > 0.5).float()  # black and white: half of all changes are cut off
+    ball = Ball.around(clean, Threat("L2", 2.0))
+    offset = torch.randn(4, 1, 12, 12, generator=draw)
+    once = ball.project(clean + offset * 2.0 / lengths(offset, "L2")) - clean
+    again = square._spend(offset.clone(), ball)
+    assert (lengths(once, "L2") < 1.6).all()
+    assert (lengths(again - clean, "L2") > 1.95).all()
+    assert (lengths(again - clean, "L2") <= 2.0 + 1e-6).all()
+    assert ((again >= 0) & (again <= 1)).all()
+    assert ((again - clean) * offset >= 0).all()  # in the direction that was asked for
