@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import entry_points
 
 import zoo
-from zoo.commands import data, evaluate, guard, leaderboard, models, panel, recipes, release, score
+from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
 from zoo.commands.common import Commands
 from zoo.errors import ZooError
 
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
-    for module in (models, recipes, data, release, panel, score, evaluate, guard, leaderboard):
+    for module in (models, recipes, data, release, panel, score, evaluate, guard, attacks, leaderboard):
         module.add(commands)
     for entry in sorted(entry_points(group="safety_zoo.commands"), key=lambda found: found.name):
         entry.load()(commands)

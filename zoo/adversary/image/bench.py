@@ -1,0 +1,125 @@
+"""Our attacks on images against torchattacks' on the same model and images: robust accuracy and time, in one run."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zoo.adversary.image.attack import attack
+from zoo.adversary.threat import Threat
+from zoo.errors import BadInputError, MissingDependencyError
+
+INSTALL = "pip install --no-deps --target DIR torchattacks scipy requests tqdm"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One attack: the share of images left robust by ours and by theirs, CPU seconds of ours (median), time ratios.
+
+    `ratios` are ours over theirs, one of each round; our time includes the clean pass and the check of each success.
+    """
+
+    attack: str
+    norm: str
+    ours: float
+    theirs: float | None
+    seconds: float
+    ratios: tuple[float, ...]
+
+    @property
+    def line(self) -> str:
+        """The row as text, in columns."""
+        found = f"{self.attack:8} {self.norm:5} {self.ours:8.4f} "
+        if self.theirs is None:
+            return found + f"{'-':>8} {self.seconds:8.2f}"
+        middle, low, high = statistics.median(self.ratios), min(self.ratios), max(self.ratios)
+        return found + f"{self.theirs:8.4f} {self.seconds:8.2f}  {middle:5.2f} ({low:.2f} to {high:.2f})"
+
+
+def torchattacks() -> Any:
+    """The package. Raises MissingDependencyError that says how to install it without torchvision."""
+    try:
+        return importlib.import_module("torchattacks")
+    except ImportError as problem:
+        raise MissingDependencyError(f"{problem}; to compare: {INSTALL}, then PYTHONPATH=DIR zoo ...") from None
+
+
+def bench(
+    model: nn.Module, pixels: Tensor, labels: Tensor, threats: list[Threat], rounds: int, *, peers: bool
+) -> Iterator[BenchRow]:
+    """A row for each threat of one attack, ours and theirs in turn; pixels `[N, C, H, W]` in [0, 1], labels `[N]`."""
+    package = torchattacks() if peers else None
+    for threat in threats:
+        times: tuple[list[float], list[float]] = ([], [])
+        robust, theirs = 0.0, None
+        peer = None if package is None else _peer(package, model, threat)
+        for number in range(rounds):
+            for own in (True, False) if number % 2 else (False, True):  # who is first changes
+                begin = time.process_time()
+                if own:
+                    robust = attack(model, pixels, labels, threat, batch_size=len(pixels)).robust_accuracy
+                elif peer is not None:
+                    found = peer(pixels, labels)
+                else:
+                    continue
+                times[not own].append(time.process_time() - begin)
+        if peer is not None:
+            with torch.no_grad():
+                theirs = float((model(found).argmax(dim=1) == labels).double().mean())
+        ratios = tuple(ours / other for ours, other in zip(*times, strict=True)) if peer is not None else ()
+        yield BenchRow(threat.attacks[0], threat.norm, robust, theirs, statistics.median(times[0]), ratios)
+
+
+def _peer(package: Any, model: nn.Module, threat: Threat) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Their attack with the same effort; None where they have none of that norm."""
+    norm, eps, steps = threat.norm, threat.eps, threat.steps
+    common = {"norm": norm, "eps": eps, "steps": steps}
+    linf = norm == "Linf"
+    found: dict[str, Callable[[], Any]] = {
+        "pgd": lambda: (package.PGD if linf else package.PGDL2)(model, eps=eps, alpha=threat.pgd_step, steps=steps),
+        "apgd-ce": lambda: package.APGD(model, **common),
+        "apgd-t": lambda: package.APGDT(model, **common),
+        "fab-t": lambda: package.FAB(model, multi_targeted=True, **common),
+        "square": lambda: package.Square(model, norm=norm, eps=eps, n_queries=threat.queries),
+    }
+    if linf:
+        found["fgsm"] = lambda: package.FGSM(model, eps=eps)
+    maker = found.get(threat.attacks[0])
+    return None if maker is None else maker()
+
+
+def mnist(folder: Path, network: Literal["fgsm", "pgd_madry"], count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network hardened at Linf 0.3 (Wong et al. 2020, arXiv 2001.03994) with the first test images and labels.
+
+    `folder` holds `NETWORK.safetensors` and `test.npz` (`images` uint8 `[N, 28, 28]`, `labels` `[N]`). Raises
+    BadInputError where one is missing.
+    """
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1568, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+    try:
+        model.load_state_dict(load_file(folder / f"{network}.safetensors"))
+        data = np.load(folder / "test.npz")
+        images, labels = data["images"][:count], data["labels"][:count]
+    except (OSError, KeyError) as problem:
+        raise BadInputError(
+            f"{folder}: needs {network}.safetensors, test.npz with images and labels: {problem}"
+        ) from None
+    return model.eval(), torch.from_numpy(images).float()[:, None] / 255, torch.from_numpy(labels).long()
