@@ -60,7 +60,7 @@ def _module(release: Path, **arguments: Any) -> RobustTower:
 
 def _batch() -> Batch:
     torch.manual_seed(1)
-    labels = [(str(row % 2),) for row in range(6)]
+    labels: list[tuple[str, ...]] = [(str(row % 2),) for row in range(6)]
     return {"pixels": torch.rand(6, 3, 32, 32), "image_present": torch.ones(6, dtype=torch.bool), "labels": labels}
 
 
@@ -102,9 +102,9 @@ def test_the_fare_loss_is_the_squared_distance_to_the_original_embedding(release
     module, batch = _module(release), _batch()
     other = torch.rand(6, 3, 32, 32)
     loss = module._loss_of(batch["pixels"], batch)(other)
-    original = load_model(str(release))
+    original = load_model(str(release)).get_submodule("image_tower")
     with torch.no_grad():
-        distance = original.image_tower(other).embedding - original.image_tower(batch["pixels"]).embedding
+        distance = original(other).embedding - original(batch["pixels"]).embedding
     assert loss.item() == pytest.approx((distance.numpy() ** 2).sum(axis=1).mean(), rel=1e-4)
     assert module._loss_of(batch["pixels"], batch)(batch["pixels"]).item() == 0
 
