@@ -1,0 +1,173 @@
+"""What ranks texts: a release, or logistic regression on frozen sentence embeddings. Both give logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from transformers import BertConfig
+
+from zoo.errors import BadInputError, MissingDependencyError
+from zoo.evaluation.texts.ranking import Ranking
+from zoo.evaluation.texts.rows import UNKNOWN, TextRows
+from zoo.inputs.text import TextCodec
+from zoo.models.base import ZooModel
+from zoo.models.conv_clip import BertTextTower, load_pretrained_text
+from zoo.models.prompt_classifier import PromptClassifier
+from zoo.models.towers import unit
+from zoo.registry import create_model
+from zoo.release import load_release
+
+#: Strengths of the regularisation that the baseline is fitted with; validation chooses (scikit-learn's C).
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+BASELINE = "minilm:"
+#: What sentence-transformers cuts all-MiniLM-L6-v2's texts at.
+BASELINE_CONTEXT = 256
+
+
+class Ranker(Protocol):
+    """Anything that scores texts for each category."""
+
+    name: str
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Scores `[N, L]`, any finite numbers, higher is likelier."""
+
+
+class ReleaseRanker:
+    """A classifier of texts, by its logits: they saturate nowhere. Raises BadInputError for another kind of model.
+
+    `columns` are the outputs that count, all of them at first.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.model: ZooModel = load_release(source).model
+        card = self.model.card
+        if card.input_names != ("input_ids", "attention_mask"):
+            raise BadInputError(f"{source} is a {card.name}, which does not judge texts alone")
+        self.name, self.labels = card.name, card.labels
+        self.columns = list(range(len(card.labels)))
+        self._codec = self.model.codec()
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Logits `[N, L]` of the labels that count."""
+        return encode_texts(self._codec, self.model, texts)[:, self.columns]
+
+
+class FrozenBaseline:
+    """Logistic regression for each category on mean-pooled, unit-length MiniLM embeddings, which are never trained.
+
+    Fitted on the training rows that were judged for the category; the strength of the regularisation is the one of
+    `STRENGTHS` with the highest average precision on validation. It reads texts as cleaned as ours, up to 256 tokens.
+    Raises MissingDependencyError without scikit-learn, BadInputError for weights that cannot be loaded, and for a
+    category that is all of one kind in training.
+    """
+
+    def __init__(
+        self, source: str, rows: dict[str, TextRows], categories: Sequence[str], progress: bool = False
+    ) -> None:
+        self.name = f"logistic regression on {Path(source).name} (frozen)"
+        self._tower, self._codec = _sentence_encoder(source)
+        train, val = (_part(rows, split) for split in ("train", "val"))
+        features = [self.embed(part.texts, progress) for part in (train, val)]
+        fitted = [
+            _fitted(features, (train.labels[:, column], val.labels[:, column]), name)
+            for column, name in enumerate(categories)
+        ]
+        self._weight = np.stack([weight for weight, _, _ in fitted], axis=1)
+        self._bias = np.array([bias for _, bias, _ in fitted])
+        #: The strength that validation chose for each category.
+        self.strengths = dict(zip(categories, (strength for _, _, strength in fitted), strict=True))
+
+    def embed(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float64]:
+        """Embeddings `[N, D]` of unit length."""
+        return encode_texts(self._codec, lambda ids, mask: unit(self._tower(ids, mask).embedding), texts, progress)
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Log-odds `[N, L]` of the categories."""
+        found: NDArray[np.float64] = self.embed(texts) @ self._weight + self._bias
+        return found
+
+
+def encode_texts(
+    codec: TextCodec,
+    module: Callable[[Tensor, Tensor], Tensor],
+    texts: Sequence[str],
+    progress: bool = False,
+    batch_size: int = 64,
+) -> NDArray[np.float64]:
+    """What a module gives `[N, D]` for texts, in batches of similar length, without padding past the longest."""
+    tokens = codec.encode(texts)
+    lengths = tokens.mask.sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    parts = []
+    starts: Iterable[int] = range(0, len(order), batch_size)
+    for start in track(list(starts), "Reading texts", transient=True) if progress else starts:
+        chosen = order[start : start + batch_size]
+        longest = max(int(lengths[chosen[-1]]), 1)
+        with torch.inference_mode():
+            ids, mask = (torch.from_numpy(part[chosen, :longest]) for part in (tokens.ids, tokens.mask))
+            parts.append(module(ids, mask).double().numpy())
+    if not parts:
+        raise BadInputError("no texts to score")
+    found = np.concatenate(parts)
+    result = np.empty_like(found)
+    result[order] = found
+    return result
+
+
+def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
+    """A published BERT of any size, whose token states are averaged, with its tokenizer."""
+    try:
+        config = BertConfig.from_pretrained(source)
+    except (OSError, ValueError) as problem:
+        raise BadInputError(f"baseline {source} cannot be loaded: {problem}") from None
+    model = create_model(
+        "prompt_minilm.multilabel",
+        context_length=min(BASELINE_CONTEXT, config.max_position_embeddings),
+        vocabulary_size=config.vocab_size,
+        text_width=config.hidden_size,
+        text_layers=config.num_hidden_layers,
+        text_heads=config.num_attention_heads,
+        text_positions=config.max_position_embeddings,
+    )
+    load_pretrained_text(model, source)
+    assert isinstance(model, PromptClassifier)
+    return model.text_tower.eval(), model.codec()
+
+
+def _part(rows: dict[str, TextRows], split: str) -> TextRows:
+    if split not in rows:
+        raise BadInputError(f'the baseline is fitted on train and chosen on val, and the data have no split "{split}"')
+    return rows[split]
+
+
+def _fitted(
+    features: Sequence[NDArray[np.float64]], labels: tuple[NDArray[np.int64], NDArray[np.int64]], name: str
+) -> tuple[NDArray[np.float64], float, float]:
+    """Weight `[D]`, bias and the chosen strength of one category."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise MissingDependencyError("the baseline takes pip install 'safety-zoo[peers]'") from None
+    judged = [known != UNKNOWN for known in labels]
+    (x, y), (held_x, held_y) = ((f[k], known[k]) for f, known, k in zip(features, labels, judged, strict=True))
+    if len(set(y.tolist())) < 2:
+        raise BadInputError(f'the training rows of the category "{name}" are all of one kind: nothing to fit')
+    best: tuple[float, Any, float] | None = None
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
+        reached = float(
+            Ranking(model.decision_function(held_x), held_y).average_precision(np.ones((1, len(held_y))))[0]
+        )
+        reached = -1.0 if np.isnan(reached) else reached
+        if best is None or reached > best[0]:
+            best = (reached, model, strength)
+    assert best is not None  # there are strengths
+    return best[1].coef_[0], float(best[1].intercept_[0]), best[2]

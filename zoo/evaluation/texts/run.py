@@ -1,0 +1,186 @@
+"""Rank the texts of a manifest by a release and by a baseline, clean and under attack, in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.threat import TextThreat
+from zoo.errors import BadInputError
+from zoo.evaluation.run import command_line
+from zoo.evaluation.texts.attacks import check_kinds, edited, only_searched, sample_positives, searched
+from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
+from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, ReleaseRanker
+from zoo.evaluation.texts.ranking import bootstrap_counts
+from zoo.evaluation.texts.report import Category, Latency, TextReport
+from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
+from zoo.files import sha256
+from zoo.predict import load_scorer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. `attacks` are kinds of random edits; so many positives of each category are searched against.
+
+    `limit` draws that many texts by `seed`; `bundle` is what latency is measured through, instead of the release.
+    """
+
+    split: str = "test"
+    attacks: tuple[str, ...] = tuple(KINDS)
+    search: int = 0
+    queries: int = 200
+    limit: int | None = None
+    seed: int = 0
+    draws: int = 1000
+    bundle: str | None = None
+    latency: int = 200
+    progress: bool = False
+    say: Callable[[str], None] = field(default=print)
+
+
+def evaluate_texts(model: str, data: Path, baseline: str | None, options: Options) -> TextReport:
+    """Measure how a release, and a baseline beside it, rank the texts of each category; see `TextReport`.
+
+    Raises BadInputError for a model that does not judge texts alone, a split without texts, and as the parts do.
+    """
+    begin = time.perf_counter()
+    check_kinds(options.attacks)
+    if baseline is not None and not baseline.startswith(BASELINE):
+        raise BadInputError(f'--baseline: "{baseline}" is no {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
+    ranker = ReleaseRanker(model)
+    by_split = read_text_rows(data, ranker.labels)
+    if options.split not in by_split:
+        raise BadInputError(f'{data}: no texts of the split "{options.split}", there are {", ".join(sorted(by_split))}')
+    rows = _limited(by_split[options.split], options)
+    ranker.columns = [c for c in ranker.columns if {YES, NO} <= set(rows.labels[:, c].tolist())]
+    categories = [ranker.labels[column] for column in ranker.columns]
+    if not categories:
+        raise BadInputError(f"{data}, {options.split}: no category has texts of both kinds")
+    style = style_tests(by_split[options.split], ranker.labels)
+    by_split = {split: part.of(ranker.columns) for split, part in by_split.items()}
+    rows = rows.of(ranker.columns)
+    fitted = None
+    if baseline is not None:
+        options.say("fitting the baseline")
+        fitted = FrozenBaseline(baseline.removeprefix(BASELINE), by_split, categories, options.progress)
+    rankers: list[Ranker] = [ranker, *([fitted] if fitted else [])]
+    figures = Figures(categories, style, bootstrap_counts(len(rows), options.draws, options.seed))
+    return TextReport(
+        model=ranker.name,
+        source=model,
+        weights_sha256=_weights(model),
+        baseline=fitted.name if fitted else "",
+        strengths=fitted.strengths if fitted else {},
+        data=data.name,
+        data_sha256=sha256(data),
+        split=options.split,
+        texts=len(rows),
+        categories=tuple(_category(rows, column, name, style) for column, name in enumerate(categories)),
+        conditions=tuple(_conditions(rankers, rows, figures, options)),
+        latency=_latency(options.bundle or model, rankers[1:], rows, options),
+        threat=_threat(options).to_dict(),
+        seed=options.seed,
+        command=command_line(),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _conditions(rankers: list[Ranker], rows: TextRows, figures: Figures, options: Options) -> list[Condition]:
+    options.say("ranking the texts as they are")
+    clean = [Scored(ranker.name, ranker.logits(rows.texts), rows.labels) for ranker in rankers]
+    found = [figures.condition("clean", "none", clean)]
+    threat = _threat(options)
+    for kind in options.attacks:
+        options.say(f"ranking them after {kind}")
+        texts = edited(rows.texts, kind, threat)
+        changed = [ranker.logits(texts) for ranker in rankers]
+        which: tuple[Changed, ...] = ("positives", "all")
+        for name in which:
+            attacked = [
+                # Of every category its own positives: what an attacker wants to hide from that category.
+                Scored(
+                    one.ranker,
+                    np.where(rows.labels == YES, new, one.logits) if name == "positives" else new,
+                    one.labels,
+                )
+                for one, new in zip(clean, changed, strict=True)
+            ]
+            found.append(figures.condition(kind, name, attacked, clean))
+    if options.search:
+        found += _search(rankers, rows, clean, figures, threat, options)
+    return found
+
+
+def _search(
+    rankers: list[Ranker],
+    rows: TextRows,
+    clean: list[Scored],
+    figures: Figures,
+    threat: TextThreat,
+    options: Options,
+) -> list[Condition]:
+    chosen = sample_positives(rows, options.search, options.seed)
+    labels = only_searched(rows.labels, chosen)
+    before = [Scored(one.ranker, one.logits, labels) for one in clean]
+    after = []
+    for ranker, one in zip(rankers, clean, strict=True):
+        options.say(f"searching against {ranker.name}")
+        logits, queries = searched(ranker, rows, one.logits, chosen, threat, options.progress)
+        after.append(Scored(one.ranker, logits, labels, queries))
+    return [
+        figures.condition("before the search", "none", before),
+        figures.condition("search", "sample", after, before),
+    ]
+
+
+def _threat(options: Options) -> TextThreat:
+    return TextThreat(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
+
+
+def _limited(rows: TextRows, options: Options) -> TextRows:
+    if options.limit is None or options.limit >= len(rows):
+        return rows
+    if options.limit < 1:
+        raise BadInputError(f"--limit must be at least 1, got {options.limit}")
+    return rows.take(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
+
+
+def _category(rows: TextRows, column: int, name: str, style: frozenset[str]) -> Category:
+    labels = rows.labels[:, column]
+    judged = [sources for sources, label in zip(rows.sources, labels, strict=True) if label in (YES, NO)]
+    named = tuple(sorted(frozenset().union(*judged)))
+    return Category(name, int((labels == YES).sum()), int((labels == NO).sum()), named, name in style)
+
+
+def _weights(model: str) -> str:
+    path = Path(model) / "model.safetensors"
+    return sha256(path) if path.is_file() else ""
+
+
+def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: Options) -> tuple[Latency, ...]:
+    """Milliseconds from a text to its answer at batch 1, model and baseline in turn on the same texts."""
+    if not options.latency:
+        return ()
+    options.say("timing")
+    texts = [rows.texts[place] for place in np.random.default_rng(options.seed).permutation(len(rows))]
+    texts = [texts[number % len(texts)] for number in range(options.latency)]
+    with load_scorer(model) as scorer:
+        named: dict[str, Callable[[str], object]] = {model: lambda text: scorer.verdict(text=text)}
+        named |= {one.name: lambda text, one=one: one.logits([text]) for one in baselines}  # type: ignore[misc]
+        times: dict[str, list[float]] = {name: [] for name in named}
+        warm = texts[:5]
+        for number, text in enumerate([*warm, *texts]):
+            for name, answer in named.items():
+                start = time.perf_counter()
+                answer(text)
+                if number >= len(warm):
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return tuple(
+        Latency(name, float(np.percentile(found, 50)), float(np.percentile(found, 90)), len(found))
+        for name, found in times.items()
+    )
