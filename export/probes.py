@@ -71,8 +71,9 @@ def placed_at_threshold(run: Scores, judge: Judge | PanelJudge, feeds: Feeds, sc
     """Make up to 2 x 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
 
     Between an input that is flagged and one that is not, the images are blended, by bisection, until the verdict
-    hangs on single grey levels. Where no input of either kind exists (an untrained model, say), one threshold is
-    moved to the median score of the inputs first. Of a panel, this is done for each head by itself.
+    hangs on single grey levels (of models that read texts alone, tokens are exchanged until it hangs on one). Where no
+    input of either kind exists (an untrained model, say), one threshold is moved to the median score of the inputs
+    first. Of a panel, this is done for each head by itself.
     """
     if not isinstance(judge, PanelJudge):
         return _placed(run, judge, feeds, scores, PAIRS)
@@ -94,33 +95,43 @@ def placed_at_threshold(run: Scores, judge: Judge | PanelJudge, feeds: Feeds, sc
 
 def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32], most: int) -> Placed:
     flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
+    mix = _blended if "image" in feeds else _exchanged
     how = "images blended until the verdict hangs on single grey levels"
+    if "image" not in feeds:
+        how = "tokens exchanged until the verdict hangs on one"
     if not (flagged.any() and (~flagged).any()):
         judge = _at_median(judge, scores)
         flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
         how = "a threshold moved to the median score, as the policy's own divide no inputs"
     over, under = np.flatnonzero(flagged)[:most], np.flatnonzero(~flagged)[:most]
     pairs = min(len(over), len(under))
-    if pairs == 0 or "image" not in feeds:
+    if pairs == 0:
         empty = {name: value[:0] for name, value in feeds.items()}
         return Placed(empty, 0, "none (all inputs score alike)", judge)
-    # Everything but the image comes from the flagged side, so that a blend of 1 is that very input.
-    sides = {name: value[over[:pairs]] for name, value in feeds.items()}
-    start, end = feeds["image"][under[:pairs]].astype(np.float32), sides["image"].astype(np.float32)
+    start = {name: value[under[:pairs]] for name, value in feeds.items()}
+    end = {name: value[over[:pairs]] for name, value in feeds.items()}
     low, high = np.zeros(pairs, dtype=np.float32), np.ones(pairs, dtype=np.float32)
     for _ in range(16):
         middle = (low + high) / 2
-        blend = _blend(start, end, middle)
-        hit = judge.flags(judge.category_scores(run({**sides, "image": blend}))).any(axis=1)
+        hit = judge.flags(judge.category_scores(run(mix(start, end, middle)))).any(axis=1)
         high, low = np.where(hit, middle, high), np.where(hit, low, middle)
-    both = [_blend(start, end, low), _blend(start, end, high)]
-    doubled = {name: np.concatenate([value, value]) for name, value in sides.items()}
-    return Placed({**doubled, "image": np.concatenate(both)}, 2 * pairs, how, judge)
+    below, above = mix(start, end, low), mix(start, end, high)
+    both = {name: np.concatenate([below[name], above[name]]) for name in feeds}
+    return Placed(both, 2 * pairs, how, judge)
 
 
-def _blend(start: NDArray[np.float32], end: NDArray[np.float32], share: NDArray[np.floating]) -> NDArray[np.uint8]:
-    mixed = start + (end - start) * share[:, None, None, None]
-    return mixed.round().clip(0, 255).astype(np.uint8)
+def _blended(start: Feeds, end: Feeds, share: NDArray[np.floating]) -> Feeds:
+    """Images between the two sides; everything else is the end's, so that a share of 1 is that very input."""
+    first, last = start["image"].astype(np.float32), end["image"].astype(np.float32)
+    mixed = first + (last - first) * share[:, None, None, None]
+    return {**end, "image": mixed.round().clip(0, 255).astype(np.uint8)}
+
+
+def _exchanged(start: Feeds, end: Feeds, share: NDArray[np.floating]) -> Feeds:
+    """Texts whose first tokens, a `share` of all places, are the end's and the others the start's."""
+    places = np.arange(end["input_ids"].shape[1])
+    chosen = places < np.round(share[:, None] * len(places))
+    return {name: np.where(chosen, end[name], start[name]) for name in end}
 
 
 def _at_median(judge: Judge, scores: NDArray[np.float32]) -> Judge:

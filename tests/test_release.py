@@ -38,7 +38,9 @@ NAME = "test_multimodal_nsfw.fusion"
 
 def _logits(model: ZooModel, policy: AnyPolicy) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    given = [torch.rand(2, 3, model.image_size, model.image_size, generator=generator)]
+    given: list[Tensor] = []
+    if model.card.image is not None:
+        given.append(torch.rand(2, 3, model.image_size, model.image_size, generator=generator))
     if model.card.reads_text:
         tokens = model.codec().encode(["a red car", "two dogs"])
         given += [torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)]

@@ -15,11 +15,12 @@ from tests.verdicts import same_verdict
 from zoo.errors import BadInputError
 from zoo.inputs.image import Pixels
 from zoo.predict import load_scorer, model_scorer
-from zoo.registry import list_models
+from zoo.registry import list_models, model_card
 from zoo.release import load_release
 from zoo.scorer import Feeds, Scorer
 from zoo.verdict import Verdict
 
+TEXTS = "test_prompt_bert.random"
 BOTH, EITHER, IMAGES = "test_multimodal_nsfw.as_released", "test_multimodal_nsfw.fusion", "test_safeclip.random"
 
 
@@ -36,7 +37,7 @@ def _images(count: int) -> list[Pixels]:
     return [rng.integers(0, 256, (30 + 3 * i, 50, 3), dtype=np.uint8) for i in range(count)]
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", [name for name in list_models("test_*") if model_card(name).image])
 def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp_path: Path) -> None:
     scorer = scorers[name]
     gone = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg"))
@@ -56,9 +57,10 @@ def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp
         assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
-def test_a_broken_text_costs_only_its_item(scorers: dict[str, Scorer]) -> None:
+@pytest.mark.parametrize("name", [EITHER, TEXTS])
+def test_a_broken_text_costs_only_its_item(name: str, scorers: dict[str, Scorer]) -> None:
     texts: list[Any] = ["a", "x" * 200_000, b"bytes", "b", "long " * 100]
-    verdicts = scorers[EITHER].verdicts(texts=texts)
+    verdicts = scorers[name].verdicts(texts=texts)
     assert [verdict.status for verdict in verdicts] == ["ok", "unreadable", "unreadable", "ok", "ok"]
     assert [verdict.text_truncated for verdict in verdicts] == [False, False, False, False, True]
     assert "200,000 characters" in verdicts[1].detail
@@ -85,6 +87,12 @@ def test_text_for_a_model_of_images_is_refused_and_an_alternative_named(scorers:
     with pytest.raises(BadInputError, match=refusal):
         scorers[IMAGES].verdicts(texts=["a"])
     assert list_models("*multimodal*")
+
+
+def test_an_image_for_a_model_of_texts_is_refused(scorers: dict[str, Scorer]) -> None:
+    with pytest.raises(BadInputError, match="reads texts only: no image can be judged"):
+        scorers[TEXTS].verdict(_images(1)[0], "a")
+    assert scorers[TEXTS].verdict().detail.startswith(f"{TEXTS} needs text")
 
 
 @pytest.mark.parametrize(

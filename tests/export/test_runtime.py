@@ -24,13 +24,14 @@ from zoo.inputs.image import decode
 from zoo.models.served import ServedRun
 from zoo.policy import Policy
 from zoo.predict import text_banks
-from zoo.registry import list_models
+from zoo.registry import list_models, model_card
 from zoo.release import load_release, write_release
 from zoo.scorer import Feeds, Scorer
 from zoo.verdict import Verdict
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
-MODELS = list_models("test_*")
+MODELS = [name for name in list_models("test_*") if model_card(name).image]
+PROMPTS = "test_prompt_bert.random"
 TEXTS = ["a red sign", "", "two blue dogs " * 20]
 
 
@@ -69,6 +70,14 @@ def test_the_verdicts_are_those_of_the_eager_model(
         texts = _texts(eager, len(batch))
         _same(exported.verdicts(batch, texts), eager.verdicts(batch, texts))
         _same([exported.verdict(paths[0], texts[0] if texts else None)], wanted[:1])
+
+
+def test_a_model_of_texts_answers_as_the_eager_one(bundles: dict[str, Path]) -> None:
+    texts: list[str | None] = [*TEXTS, "a blue sign", None, "x" * 200_000, "three signs"]
+    with zoo.load_scorer(PROMPTS) as eager, runtime.load(bundles[PROMPTS], threads=1, batch_size=5) as exported:
+        wanted = eager.verdicts(texts=texts)
+        assert [verdict.status for verdict in wanted] == ["ok"] * 4 + ["missing_input", "unreadable", "ok"]
+        _same(exported.verdicts(texts=texts), wanted)
 
 
 def test_the_zoo_finds_the_runtime_of_a_bundle(bundles: dict[str, Path], golden: dict[str, bytes]) -> None:

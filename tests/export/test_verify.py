@@ -170,3 +170,22 @@ def test_blends_lie_on_either_side_of_the_threshold() -> None:
     assert (scores[:half] <= 0.5).all()
     assert (scores[half:] > 0.5).all()
     assert np.abs(scores - 0.5).max() < 0.005
+
+
+def test_tokens_are_exchanged_where_there_is_no_image() -> None:
+    """With the share of one token for a score, the placed texts of a pair differ in that token alone."""
+    release = load_release("test_prompt_bert.random")
+    judge = bind(release.card, release.policy)
+    ids = np.full((16, 10), 5, dtype=np.int64)
+    ids[8:] = 7
+    feeds: Feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def sevens(feeds: Feeds) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        share = (feeds["input_ids"] == 7).mean(axis=1, dtype=np.float32) - np.float32(0.01)
+        return np.repeat(share[:, None].clip(0, 1), len(release.card.labels), axis=1)
+
+    placed = placed_at_threshold(sevens, judge, feeds, sevens(feeds))
+    assert placed.how == "tokens exchanged until the verdict hangs on one"
+    assert placed.count == 16
+    found = (placed.feeds["input_ids"] == 7).sum(axis=1)
+    assert found.tolist() == [5] * 8 + [6] * 8
