@@ -48,9 +48,11 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
 
 
 def _draw(axes: Axes, reports: Sequence[RobustnessReport], column: str, row: str, norm: str) -> None:
+    alike = len({report.items_sha256 for report in reports}) == 1
     for place, report in enumerate(reports):
+        name = report.model if alike else f"{report.model} on {report.counts['items']} items of {report.data}"
         for curve in (curve for curve in report.curves if curve.point == column):
-            _line(axes, curve, row, place, report.model)
+            _line(axes, curve, row, place, name)
     unit = "grey levels of 255" if norm == "Linf" else "on pixels in [0, 1]"
     axes.set(xlabel=f"{norm} eps ({unit})", ylabel=row, ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
