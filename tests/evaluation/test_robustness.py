@@ -28,8 +28,10 @@ from zoo.evaluation.robustness.report import RobustnessReport, describe
 from zoo.evaluation.robustness.resampling import Draws
 from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim
+from zoo.evaluation.run import Labelling
 from zoo.models.base import ZooModel
 from zoo.policy import Category, Policy, Threshold
+from zoo.predict import model_scorer
 from zoo.registry import create_model, model_card
 from zoo.release import Release
 
@@ -297,6 +299,32 @@ def test_data_and_threats_that_do_not_fit_are_refused(data: Path, tmp_path: Path
     panel = create_model("test_clip.panel")
     with pytest.raises(BadInputError, match="attack the models of its heads one by one"):
         Victim(Release(panel, panel.card, POLICY))
+
+
+def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("test_prompt_bert.random")
+    label = model.card.labels[0]
+    lines = [f"words with number {number},{label if number % 2 else ''},{label},test\n" for number in range(12)]
+    (tmp_path / "m.csv").write_text("text,labels,judged,split\n" + "".join(lines), encoding="utf-8")
+    release = Release(model, model.card, Policy("t", "1", "", (Category(label, "block", Threshold(0.5)),)))
+    with model_scorer(model, release.policy) as scorer:
+        scores = [v.scores[label] for v in scorer.verdicts(texts=[line.split(",")[0] for line in lines])]
+    limit = min(scores) - 1e-4  # all are flagged, each by little
+    policy = Policy("t", "1", "", (Category(label, "block", Threshold(limit)),))
+    threat = TextThreat(("casing", "homoglyphs", "hotflip"), queries=40, steps=2)
+    how = Options(Labelling(label), points="policy", keep=True, say=lambda text: None)
+    outcome = evaluate_robustness(Victim(release, policy), "", Selection(tmp_path / "m.csv"), threat, "text", how)
+    (point,) = outcome.report.points
+    assert point.clean.recall is not None
+    assert point.clean.recall.value == 1.0
+    assert (outcome.report.counts["unsafe"], outcome.report.counts["safe"]) == (6, 6)  # judged, so without it safe
+    assert [attack.attack for attack in point.attacks] == ["casing", "homoglyphs", "hotflip", "characters"]
+    assert point.worst.attacked == 6
+    assert 0 < point.worst.broken == len({place for attempt in outcome.attempts[0] for place in attempt.found})
+    with model_scorer(model, policy) as scorer:
+        found = [one.text for attempt in outcome.attempts[0] for one in attempt.found.values()]
+        assert all(verdict.is_safe for verdict in scorer.verdicts(texts=found))
 
 
 # The parts
