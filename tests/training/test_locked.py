@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from zoo.errors import BadInputError
-from zoo.models.conv_clip import ConvImageTower
+from zoo.models.conv_clip import ConvImageTower, Projection
 from zoo.training import Contrastive, ManifestData
 
 NAME = "test_clip_resnet.random"
@@ -34,19 +34,21 @@ def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(
     manifest: Path, tmp_path: Path, mirror: bool
 ) -> None:
     module = Contrastive(NAME, model_args={"mirror": mirror}, locked_views=2)
-    assert isinstance(module.model.image_tower, ConvImageTower)
+    tower = module.model.image_tower
+    assert isinstance(tower, ConvImageTower)
+    assert isinstance(tower.projection, Projection)
     assert module.locked is not None
-    before = {key: value.clone() for key, value in module.model.image_tower.backbone.state_dict().items()}
-    projection = module.model.image_tower.projection.linear.weight.detach().clone()
+    before = {key: value.clone() for key, value in tower.backbone.state_dict().items()}
+    projection = tower.projection.linear.weight.detach().clone()
     data = ManifestData(str(manifest), batch_size=8)
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    after = module.model.image_tower.backbone.state_dict()
+    after = tower.backbone.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert not torch.equal(projection, module.model.image_tower.projection.linear.weight)
+    assert not torch.equal(projection, tower.projection.linear.weight)
     module.eval()
     row = data.by_split["train"][0]
     assert row.image is not None
