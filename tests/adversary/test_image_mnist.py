@@ -4,43 +4,31 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.adversary.image.attack import allowed_images, attack, transfer
+from zoo.adversary.image.bench import mnist
 from zoo.adversary.image.result import AttackResult
 from zoo.adversary.threat import Threat
 
 pytestmark = pytest.mark.shared_data
 
 EPS = 0.3
-NETWORKS = ("fgsm", "pgd_madry")
+Network: TypeAlias = Literal["fgsm", "pgd_madry"]
+NETWORKS: tuple[Network, ...] = ("fgsm", "pgd_madry")
 
 
-def _network(shared: Path, name: str) -> nn.Module:
+def _network(shared: Path, name: Network) -> nn.Module:
     """Adversarially trained networks (Wong et al. 2020, arXiv 2001.03994), Linf eps 0.3."""
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(1568, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
-    model.load_state_dict(load_file(shared / "mnist" / f"{name}.safetensors"))
-    return model.eval()
+    return mnist(shared / "mnist", name, 1)[0]
 
 
 def _digits(shared: Path, count: int) -> tuple[Tensor, Tensor]:
-    data = np.load(shared / "mnist" / "test.npz")
-    pixels = torch.from_numpy(data["images"][:count]).float()[:, None] / 255
-    return pixels, torch.from_numpy(data["labels"][:count]).long()
+    return mnist(shared / "mnist", "fgsm", count)[1:]
 
 
 def _checked(model: nn.Module, pixels: Tensor, labels: Tensor, result: AttackResult) -> None:
@@ -55,7 +43,7 @@ def _checked(model: nn.Module, pixels: Tensor, labels: Tensor, result: AttackRes
 
 
 @pytest.mark.parametrize(("name", "clean", "robust"), [("fgsm", 0.985, 0.937), ("pgd_madry", 0.990, 0.931)])
-def test_fgsm_leaves_the_published_share(shared: Path, name: str, clean: float, robust: float) -> None:
+def test_fgsm_leaves_the_published_share(shared: Path, name: Network, clean: float, robust: float) -> None:
     model, (pixels, labels) = _network(shared, name), _digits(shared, 10_000)
     with torch.no_grad():
         right = model(pixels).argmax(dim=1) == labels
@@ -69,7 +57,7 @@ def test_fgsm_leaves_the_published_share(shared: Path, name: str, clean: float, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("fgsm", 0.875), ("pgd_madry", 0.883)])
-def test_pgd_and_a_short_sequence_leave_less(shared: Path, name: str, most: float) -> None:
+def test_pgd_and_a_short_sequence_leave_less(shared: Path, name: Network, most: float) -> None:
     model, (pixels, labels) = _network(shared, name), _digits(shared, 1000)
     threat = Threat("Linf", EPS, attacks=("pgd",), steps=50, restarts=3)
     result = attack(model, pixels, labels, threat)
@@ -83,7 +71,7 @@ def test_pgd_and_a_short_sequence_leave_less(shared: Path, name: str, most: floa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_attack_works_in_both_norms_with_a_budget_that_none_survives(shared: Path, name: str) -> None:
+def test_every_attack_works_in_both_norms_with_a_budget_that_none_survives(shared: Path, name: Network) -> None:
     model, (pixels, labels) = _network(shared, name), _digits(shared, 60)
     for one in ("pgd", "apgd-ce", "apgd-t", "fab-t", "square"):
         # In L2 the gradient of networks hardened in Linf leads the attacks on the cross-entropy astray.
@@ -107,7 +95,7 @@ def test_examples_of_one_network_are_weaker_against_the_other(shared: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_as_strong_as_torchattacks_in_no_more_time(shared: Path, name: str) -> None:
+def test_as_strong_as_torchattacks_in_no_more_time(shared: Path, name: Network) -> None:
     """Attack by attack with equal effort; torchattacks is no dependency: `pip install --no-deps torchattacks`."""
     peers = pytest.importorskip("torchattacks")
     model, (pixels, labels) = _network(shared, name), _digits(shared, 200)
