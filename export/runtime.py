@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.batching import Service
 from export.bundle import MODEL, TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
 from zoo.bank_cache import cached_bank
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
@@ -49,6 +50,32 @@ def load(
         engine.text_banks = dict(zip(found.card.bank_names, banks, strict=True))
     codec = read_codec(found) if found.card.reads_text else None
     return Scorer(judge, codec, engine, limits=limits, batch_size=batch_size, threads=threads or 2)
+
+
+def serve(
+    bundle: str | Path,
+    policy: AnyPolicy | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_batch: int = 32,
+    max_wait_ms: float = 2.0,
+    queue: int = 1024,
+    decoders: int = 2,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Service:
+    """Load a bundle and serve many threads with it, in batches, warmed up; see `export.batching.Service`.
+
+    Raises what `load` raises, BadInputError for sizes below 1, and EngineError when the engine cannot run.
+    """
+    scorer = load(bundle, policy, device=device, threads=threads, limits=limits)
+    service = Service(scorer, max_batch=max_batch, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
+    try:
+        service.warm_up()
+    except BaseException:
+        service.close()
+        raise
+    return service
 
 
 class OnnxEngine:
