@@ -113,6 +113,7 @@ def _reached(start: str) -> set[str]:
 
 LIGHT = (
     "export.runtime",
+    "export.batching",
     "export.bundle",
     "export.cli",
     "zoo.cli",
