@@ -124,7 +124,7 @@ class Scorer:
         rows = [index for index, refusal in enumerate(answers) if refusal is None]
         if rows:
             readable = [items[index] for index in rows]
-            scores = self.engine(self._feeds(readable))
+            scores = self.engine(self.feeds(readable))
             sources, truncated = [item.source for item in readable], [item.truncated for item in readable]
             for row, verdict in zip(rows, self.judge.verdicts(scores, sources, truncated), strict=True):
                 answers[row] = verdict
@@ -166,7 +166,8 @@ class Scorer:
                 "leave it out, or use a model that reads both (`zoo list '*multimodal*'`)"
             )
 
-    def _feeds(self, items: list[Ready]) -> Feeds:
+    def feeds(self, items: Sequence[Ready]) -> Feeds:
+        """The arrays of `card.input_names` that a batch of prepared items is; zeros where an item lacks an input."""
         names = self.card.input_names
         feeds: Feeds = {}
         if self.card.image is not None:
