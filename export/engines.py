@@ -20,7 +20,7 @@ from zoo.scorer import Feeds
 
 log = logging.getLogger("export.engines")
 
-MODULES = {"onnx": "export.onnx_engine"}
+MODULES = {"onnx": "export.onnx_engine", "tensorrt": "export.tensorrt_engine"}
 
 #: What runs first, where it can and may. An int8 engine is for the kind of device that it was made for.
 PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {

@@ -41,6 +41,7 @@ def build(
     profiles: Mapping[str, Shapes],
     capabilities: Sequence[str] = (),
     refit: Sequence[str] = (),
+    constant: Sequence[str] = (),
     strip_weights: bool = False,
     timing_cache: Path | None = None,
     package: str | None = None,
@@ -48,18 +49,18 @@ def build(
     """Build a plan from an ONNX file.
 
     `profiles` give least, usual and largest shape of each input that varies (see `profiles_of`). A graph input with a
-    default value becomes an input of the engine; named in `refit` it becomes a constant instead, replaceable in the
-    loaded engine by one of the same shape. `capabilities` are the GPU architectures to build for: with TensorRT for RTX
-    any it knows (`CAPABILITIES` when empty), with `tensorrt` only the GPU at hand, so none may be named.
-    `strip_weights` leaves the weights out of the plan; the runtime refits them from the ONNX file. `timing_cache` is a
-    file in which `tensorrt` keeps measured kernels from build to build.
+    default value becomes an input of the engine; named in `constant` it keeps its default for good, and named in
+    `refit` until the loaded engine is given another one of the same shape. `capabilities` are the GPU architectures to
+    build for: with TensorRT for RTX any it knows (`CAPABILITIES` when empty), with `tensorrt` only the GPU at hand, so
+    none may be named. `strip_weights` leaves the weights out of the plan; the runtime refits them from the ONNX file.
+    `timing_cache` is a file in which `tensorrt` keeps measured kernels from build to build.
 
     Raises BadInputError (an argument that the graph or the package does not know), IncompatibleBundleError (the graph
     does not parse, the engine does not build, with TensorRT's own words), MissingDependencyError.
     """
     trt = load_package(package)
     targets = _targets(trt, capabilities)
-    proto = _with_banks(graph, refit)
+    proto = _with_banks(graph, (*refit, *constant))
     with trt.listen() as log:
         builder = trt.module.Builder(trt.logger)
         data = proto.SerializeToString()  # the parser's weights point into it: it must live until the build is done
@@ -67,6 +68,7 @@ def build(
         config = _config(trt, builder, network, targets, refit, strip_weights)
         config.add_optimization_profile(_profile(builder, network, profiles))
         cache = _read_timing_cache(trt, config, timing_cache)
+        inputs = [network.get_input(number).name for number in range(network.num_inputs)]
         start = time.perf_counter()
         plan = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
@@ -80,7 +82,7 @@ def build(
             package=trt.name,
             version=trt.version,
             capabilities=targets,
-            profiles=dict(profiles),
+            profiles={name: shapes for name, shapes in profiles.items() if name in inputs},
             products=count_products(network, layers),
             layers=count_kinds(layers),
             refittable=tuple(refit),
@@ -106,7 +108,7 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
     `batch` counts rows, `image` is the side in pixels, `phrases` the rows of a text bank (from 1 to `MOST_PHRASES`, the
     usual number that of the default, where None). Raises BadInputError for a range that does not rise from 1.
     """
-    proto = onnx.load(graph, load_external_data=False).graph
+    proto = load_graph(graph).graph
     defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
     found: dict[str, Shapes] = {}
     for value in proto.input:
@@ -128,6 +130,13 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
         least, usual_shape, largest = zip(*sides, strict=True)
         found[value.name] = (least, usual_shape, largest)
     return found
+
+
+def load_graph(graph: Path) -> onnx.ModelProto:
+    """Read an ONNX file without weights that lie in a file of their own. Raises BadInputError where there is none."""
+    if not graph.is_file():
+        raise BadInputError(f"{graph}: no such file")
+    return onnx.load(graph, load_external_data=False)
 
 
 def read_range(text: str, what: str) -> Range:
@@ -164,21 +173,19 @@ def _targets(trt: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _with_banks(graph: Path, refit: Sequence[str]) -> onnx.ModelProto:
-    """The graph with each default value either an input proper or, when it is to be refitted, a constant proper.
+def _with_banks(graph: Path, constants: Sequence[str]) -> onnx.ModelProto:
+    """The graph with each default value either an input proper or a constant proper.
 
     TensorRT's parser takes an initializer that is also an input for a constant, and forgets that it was an input.
     """
-    if not graph.is_file():
-        raise BadInputError(f"{graph}: no such file")
-    proto = onnx.load(graph, load_external_data=False)
+    proto = load_graph(graph)
     inputs = {value.name: value for value in proto.graph.input}
     weights = {weight.name: weight for weight in proto.graph.initializer}
-    for name in refit:
+    for name in constants:
         if name not in weights:
-            raise BadInputError(f'{graph}: has no weights named "{name}" to refit' + close_match(name, weights))
+            raise BadInputError(f'{graph}: has no weights named "{name}"' + close_match(name, weights))
     for name in inputs.keys() & weights.keys():
-        if name in refit:
+        if name in constants:
             proto.graph.input.remove(inputs[name])
         else:
             proto.graph.initializer.remove(weights[name])
@@ -198,10 +205,12 @@ def _parse(trt: Package, builder: Any, data: bytes, graph: Path) -> tuple[Any, A
 
 
 def _parse_errors(parser: Any) -> list[str]:
-    errors = [parser.get_error(number) for number in range(parser.num_errors)]
-    return [
-        f"node {e.node()} {e.node_name()!r} ({e.node_operator()}): {e.code().name}, {e.desc()}" for e in errors
-    ] or ["no reason given"]
+    found = []
+    for number in range(parser.num_errors):
+        error = parser.get_error(number)
+        where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})"
+        found.append(f"{where}: {error.code().name}, {error.desc()}")
+    return found
 
 
 def _checked(graph: Path) -> str:

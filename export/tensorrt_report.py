@@ -7,6 +7,10 @@ from pydantic.dataclasses import dataclass
 from export.tensorrt_package import PackageName
 from zoo import schema
 
+#: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, the default text banks `x.npz` where the
+#: model has any, and for a plan without weights the graph `x.onnx` that has them.
+REPORT, LOG, BANKS, GRAPH = ".json", ".log", ".npz", ".onnx"
+
 #: Least, usual and largest shape of an input. The engine is fastest at the usual one and takes no other than between.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
