@@ -12,6 +12,7 @@ from export.budget import Budget
 from export.bundle import Manifest, Profile
 from export.check import Check
 from export.cli_bundle import add_bundle, add_policy
+from export.cli_tensorrt import add_matrix, add_tensorrt
 from export.precisions import Precision
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command
@@ -25,6 +26,8 @@ def add_export(commands: Commands) -> None:
     parser = add_command(commands, "export", _export_onnx, text, example)
     formats: Commands = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
     _add_onnx(formats)
+    add_tensorrt(formats)
+    add_matrix(formats)
     add_bundle(commands)
     add_policy(commands)
 
