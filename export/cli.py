@@ -13,6 +13,7 @@ from export.bundle import Manifest, Profile
 from export.check import Check
 from export.cli_bundle import add_bundle, add_policy
 from export.cli_tensorrt import add_matrix, add_tensorrt
+from export.cli_triton import add_triton
 from export.precisions import Precision
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command
@@ -28,6 +29,7 @@ def add_export(commands: Commands) -> None:
     _add_onnx(formats)
     add_tensorrt(formats)
     add_matrix(formats)
+    add_triton(formats)
     add_bundle(commands)
     add_policy(commands)
 
@@ -128,8 +130,13 @@ def add_bench(commands: Commands) -> None:
     """Declare `zoo bench`."""
     text = "time a bundle from JPEG bytes to verdict, against transformers in the same run"
     parser = add_command(commands, "bench", _bench, text, "zoo bench bundles/vit_b32 --batch 1,8,32 --threads 2")
-    parser.add_argument("bundle", type=Path, nargs="?", help="bundle directory of a safeclip_* model")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="bundle directory; of a safeclip_* model against transformers"
+    )
     parser.add_argument("--startup", action="store_true", help="instead: time how fast the commands start")
+    parser.add_argument(
+        "--overhead", action="store_true", help="instead: what the runtime adds to a bare session.run of any bundle"
+    )
     parser.add_argument("--heads", metavar="PANEL", help="instead: time each head of a registered panel and its tower")
     parser.add_argument("--against", choices=("transformers",), default="transformers", help="the peer")
     parser.add_argument("--batch", default="1,8,32", help="batch sizes (default: 1,8,32)")
@@ -191,6 +198,11 @@ def _bench(options: argparse.Namespace) -> int:
 
         for batch in batches:
             print(bench_heads(options.heads, batch, options.threads, options.rounds) + "\n")
+        return 0
+    if options.overhead:
+        from export.bench_overhead import bench_overhead
+
+        print(bench_overhead(options.bundle, batches, options.threads, options.rounds))
         return 0
     from export.bench import bench
 
