@@ -154,6 +154,14 @@ class Service:
         self._decoders.submit(self._decode, request)
         return request.future
 
+    def use(self, scorer: Scorer) -> None:
+        """From the next batch on, judge by this scorer: one of another policy, say (`BundleScorer.with_policy`).
+
+        Nothing that waits is lost, and every verdict names the policy that it was judged by. The scorer before it is
+        not closed, since the two may share their engine.
+        """
+        self.scorer = scorer
+
     def warm_up(self) -> None:
         """Run the engine on blank batches of 1 and of `max_batch`, so that no caller pays for its first allocations.
 

@@ -55,7 +55,7 @@ class Gate:
 
 @pytest.fixture
 def gated(bundles: dict[str, Path]) -> Iterator[tuple[Scorer, Gate]]:
-    scorer = runtime.load(bundles[CLIP], threads=1)
+    scorer: Scorer = runtime.load(bundles[CLIP], threads=1)
     gate = Gate(scorer.engine)
     scorer.engine = gate
     yield scorer, gate
