@@ -19,8 +19,10 @@ from PIL import Image
 
 from export import runtime
 from export.batching import FAILING_AFTER, Service
+from zoo.assets import find_asset
 from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError
 from zoo.inputs.image import ImageSource
+from zoo.policy import Policy
 from zoo.scorer import Engine, Feeds, Scorer
 from zoo.verdict import Verdict
 
@@ -270,6 +272,22 @@ def test_an_input_that_the_model_never_reads_is_a_mistake_of_the_caller(gated: t
         with pytest.raises(BadInputError, match="judges images only"):
             service.verdict(PICTURE, "and a text", timeout=PATIENCE)
         assert service.verdict(PICTURE, timeout=PATIENCE).status == "ok"
+
+
+def test_another_policy_takes_over_between_two_batches(bundles: dict[str, Path]) -> None:
+    policy = Policy.read(find_asset("configs/policy/quickstart.yaml"))
+    with runtime.serve(bundles[CLIP], threads=1, max_batch=4) as service:
+        before = service.scorer
+        assert isinstance(before, runtime.BundleScorer)
+        after = before.with_policy(policy)
+        wanted = {scorer.judge.policy_id: scorer.verdict(PICTURE) for scorer in (before, after)}
+        assert len(wanted) == 2
+        futures = [service.submit(PICTURE) for _ in range(40)]
+        service.use(after)
+        futures += [service.submit(PICTURE) for _ in range(40)]
+        found = [future.result(PATIENCE) for future in futures]
+    assert all(_alike(verdict, wanted[verdict.policy]) for verdict in found)
+    assert {verdict.policy for verdict in found[40:]} == {policy.id}
 
 
 def test_close_answers_what_waits_and_takes_no_more(gated: tuple[Scorer, Gate]) -> None:
