@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from export import runtime
 from export.bundle import Engine, read_bundle
 from export.pbtxt import pbtxt
-from export.tensorrt_report import Report
+from export.tensorrt_report import Report, Shapes
 from export.triton import export_triton
 from zoo.assets import find_asset
 from zoo.card import ModelCard
@@ -207,7 +207,7 @@ def plan(bundles: dict[str, Path], tmp_path: Path) -> Path:
 
 def _with_plan(bundles: dict[str, Path], folder: Path, package: Any = "tensorrt", **changes: Any) -> Path:
     shutil.copytree(bundles[CLIP], folder)
-    profiles = {"image": ((1, 32, 32, 3), (8, 64, 64, 3), (64, 1024, 1024, 3))}
+    profiles: dict[str, Shapes] = {"image": ((1, 32, 32, 3), (8, 64, 64, 3), (64, 1024, 1024, 3))}
     report = Report(package, "10.9", ("SM86",), profiles, {"fp16": 9}, {}, (), False, 6, 0, 1.0)
     report = dataclasses.replace(report, **changes)
     (folder / "fp16.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
