@@ -275,9 +275,9 @@ def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: boo
     if "image_present" in card.input_names:
         lines.append(f"image_present: bool [B{', 1' if max_batch else ''}]; false, with a blank image, for no image.")
     lines.append(
-        f"It gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
+        f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
     )
-    lines.append(f"  `zoo.judge.Judge(card, policy).verdicts(scores)`, with VERSION/{CARD} and VERSION/{POLICY}.")
+    lines.append(f"  `zoo.panel.bind(card, policy).verdicts(scores)`, with VERSION/{CARD} and VERSION/{POLICY}.")
     if card.bank_names:
         how = "an optional input of each request" if banks_come_along else "in the model"
         lines.append(f"The embedded phrases ({', '.join(card.bank_names)}) are {how}.")
