@@ -1,4 +1,4 @@
-"""The bundle on disk: model.onnx, card.json, policy.yaml, tokenizer.json and the manifest that vouches for them.
+"""The bundle on disk: engines, card.json, policy.yaml, tokenizer.json and the manifest that vouches for them.
 
 No torch: the runtime reads bundles with this.
 """
@@ -13,14 +13,21 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from export.budget import Budget
+from export.precisions import Precision
+from export.signature import check_signature
 from zoo import schema
 from zoo.card import ModelCard
-from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, TamperedFileError
+from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, TamperedFileError, close_match
 from zoo.files import check_hashes
 from zoo.panel import AnyPolicy, bind, read_policy
 
-MODEL, TEXT_ENCODER, MANIFEST = "model.onnx", "text_encoder.onnx", "manifest.json"
+TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
+
+Kind = Literal["onnx", "tensorrt", "openvino"]
+Profile = Literal["latency", "throughput"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -34,35 +41,113 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
+class Difference:
+    """How one output differs from the trained model's: absolute differences, and the least cosine of two rows.
+
+    None where an engine answered no finite number.
+    """
+
+    max: float | None
+    mean: float | None
+    p99: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True, config=schema.STRICT)
 class Verification:
-    """What `zoo verify` found; `max_logit_difference` is None where the bundle answered no finite number."""
+    """What `zoo verify` found of one engine, on the `device` that it ran on.
+
+    `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
+    that were placed there on purpose, which count by the budget's own word. `flipped` names the first of them.
+    """
 
     passed: bool
     inputs: int
-    at_threshold: int
     flips: int
-    max_logit_difference: float | None
-    tolerance: float
+    at_threshold: int
+    flips_at_threshold: int
+    outputs: dict[str, Difference]
+    device: str
     image_source: str
+    flipped: tuple[str, ...] = ()
+    auroc: float | None = None
+    auroc_loss: float | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Gpu:
+    """The card that an engine was built for; `capability` is that of CUDA, `8.9` say. `name` may be unknown."""
+
+    name: str
+    capability: str
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Engine:
+    """One way to run the model: a graph or plan in one precision.
+
+    `files` are in the bundle, the one to load first. `batch` are the least, the usual and the largest batch. `runs_on`
+    are the devices that it is meant for. `matmuls` counts the matrix products and convolutions by their precision, as
+    read from the finished graph or plan. Its text banks are those of the policy `embedded` (the policy's id) until
+    others are fed. `budget` is what was asked when it was verified, None until then.
+    """
+
+    name: str
+    kind: Kind
+    precision: Precision
+    files: tuple[str, ...]
+    profile: Profile
+    batch: tuple[int, int, int]
+    runs_on: tuple[Device, ...]
+    matmuls: dict[str, int]
+    embedded: str
+    opset: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    gpu: Gpu | None = None
+    budget: Budget | None = None
+    verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError(f'engine "{self.name}" has no file')
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"batch is least:usual:largest, from 1 upwards, got {list(self.batch)}")
+
+    def share(self, precision: str) -> float:
+        """The share of the matrix products that are in a precision, in [0, 1]."""
+        return self.matmuls.get(precision, 0) / max(1, sum(self.matmuls.values()))
 
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Manifest:
     """What is in a bundle and how it was built. `files` are the sha256 of every other file.
 
-    `source` is the release or registry name that was exported, for `zoo verify`. `verification` is None until
-    the bundle was compared with it.
+    `source` is the release or registry name that was exported, for `zoo verify`, and `weights` the hash of its weights:
+    all engines of a bundle have the same. `untrained` are the hyperparameters where they are random.
     """
 
-    precision: Literal["fp32"]
-    opset: int
+    engines: tuple[Engine, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     files: dict[str, str]
     source: str
-    versions: dict[str, str] = field(default_factory=dict)
-    verification: Verification | None = None
-    schema_version: Literal[1] = 1
+    weights: str
+    untrained: dict[str, Any] | None = None
+    schema_version: Literal[2] = 2
+
+    def __post_init__(self) -> None:
+        names = [engine.name for engine in self.engines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise ValueError(f"a bundle has at least one engine, each with a name of its own, got {twice or names}")
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that name. Raises BadInputError with the close matches."""
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise BadInputError(f'the bundle has no engine "{name}"' + close_match(name, [e.name for e in self.engines]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal manifest."""
@@ -71,6 +156,11 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a bundle."""
         (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def rebuild(self, engine: Engine, folder: Path) -> str:
+        """The command that makes an engine of this bundle anew, with all that is in it."""
+        command = f"zoo export {engine.kind} --model {self.source} --precision {engine.precision}"
+        return f"{command}{' --untrained' if self.untrained is not None else ''} --out {folder} --overwrite"
 
 
 @plain_dataclass(frozen=True)
@@ -82,23 +172,34 @@ class Bundle:
     card: ModelCard
     policy: AnyPolicy
 
+    def path(self, engine: Engine) -> Path:
+        """The file of an engine that is to be loaded."""
+        return self.folder / engine.files[0]
 
-def read_bundle(folder: str | Path) -> Bundle:
-    """Read and check a bundle.
 
-    Raises BadInputError (no bundle there), TamperedFileError (missing or changed file), BadCardError (fields,
-    newer schema), BadPolicyError (policy and model do not fit), IncompatibleBundleError (not made by export).
+def read_bundle(folder: str | Path, *, public_key: Path | None = None) -> Bundle:
+    """Read and check a bundle, and its signature where a key is given (or named by `SAFETY_ZOO_PUBLIC_KEY`).
+
+    Raises BadInputError (no bundle there), TamperedFileError (missing or changed file, signature), BadCardError
+    (fields, newer schema), BadPolicyError (policy and model do not fit), IncompatibleBundleError (an older schema, or
+    not made by export).
     """
     folder = Path(folder)
     if not is_bundle(folder):
         raise BadInputError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
-    manifest = schema.parse(Manifest, schema.read_json(folder / MANIFEST), str(folder / MANIFEST))
-    for required in (MODEL, CARD, POLICY):
+    check_signature(folder / MANIFEST, public_key)
+    manifest = _read_manifest(folder)
+    engine_files = [name for engine in manifest.engines for name in engine.files]
+    for required in (*engine_files, CARD, POLICY):
         if not (folder / required).is_file():
             raise TamperedFileError(f"{folder / required}: missing; a bundle without it cannot answer")
         if required not in manifest.files:
             raise BadCardError(f'{folder / MANIFEST}: field "files" names no {required}')
-    check_hashes(folder, manifest.files)
+    try:
+        check_hashes(folder, manifest.files)
+    except TamperedFileError as problem:
+        mend = manifest.rebuild(manifest.engines[0], folder)
+        raise TamperedFileError(f"{problem}; restore it, or export again: {mend}") from None
     card = ModelCard.read(folder / CARD)
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
@@ -110,3 +211,14 @@ def read_bundle(folder: str | Path) -> Bundle:
 def is_bundle(folder: str | Path) -> bool:
     """Whether a path is a directory with a manifest."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    data = schema.read_json(folder / MANIFEST)
+    if isinstance(data, dict) and data.get("schema_version") in (None, 1):
+        source = data.get("source", "MODEL")
+        raise IncompatibleBundleError(
+            f"{folder / MANIFEST}: schema_version {data.get('schema_version')}, from an older safety-zoo; this one "
+            f"reads 2; export again: zoo export onnx --model {source} --out {folder} --overwrite"
+        )
+    return schema.parse(Manifest, data, str(folder / MANIFEST))

@@ -1,74 +1,142 @@
-"""Run a bundle: numpy, Pillow, tokenizers and onnxruntime; neither torch nor transformers nor lightning.
+"""Run a bundle: numpy, Pillow, tokenizers and the engine's library; neither torch nor transformers nor lightning.
 
 from export import runtime
 with runtime.load("bundles/demo") as scorer:
+    print(scorer.engine.why)
     print(scorer.verdict("photo.jpg"))
 """
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import MODEL, TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
+from export.batching import Service
+from export.bundle import TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
+from export.engines import RunningEngine, open_best
+from export.onnx_engine import OnnxEngine, session
 from zoo.bank_cache import cached_bank
-from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
+from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
 from zoo.judge import phrases
 from zoo.panel import AnyPolicy, bind, zero_shot_policies
 from zoo.policy import Policy
-from zoo.scorer import Feeds, Scorer
+from zoo.scorer import Scorer
+
+__all__ = ["BundleScorer", "OnnxEngine", "RunningEngine", "load", "read_codec", "serve", "text_bank", "text_banks"]
 
 
 def load(
     bundle: str | Path,
     policy: AnyPolicy | None = None,
     *,
-    device: str = "cpu",
+    device: str = "auto",
+    engine: str | None = None,
     threads: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
-) -> Scorer:
+    public_key: Path | None = None,
+) -> BundleScorer:
     """Load a bundle and bind it to a policy (its own when None; another one never needs an export).
 
-    `device` is `cpu` or `cuda`; what was asked for is what runs, or IncompatibleBundleError says why not.
-    `threads` bounds the engine's threads (all cores when None) and decodes images with as many. Raises what
-    `export.bundle.read_bundle` raises, and MissingDependencyError without onnxruntime.
+    The engine is the best that this machine can run (see `export.engines.open_best`), or the one that is named;
+    `scorer.engine.why` says why. `threads` bounds the engine's threads (all cores when None) and decodes images with as
+    many. `batch_size` is the engine's usual one when None. Raises what `export.bundle.read_bundle` and `open_best`
+    raise, MissingDependencyError without the engine's library, and BadInputError for a batch that the engine was not
+    built for.
     """
-    found = read_bundle(bundle)
-    engine = OnnxEngine(found, device=device, threads=threads)
-    judge = bind(found.card, policy or found.policy)
-    if policy is not None:
-        policies = zero_shot_policies(found.card, policy)
-        banks = [text_bank(found, one, threads=threads) for one in policies]
-        engine.text_banks = dict(zip(found.card.bank_names, banks, strict=True))
-    codec = read_codec(found) if found.card.reads_text else None
-    return Scorer(judge, codec, engine, limits=limits, batch_size=batch_size, threads=threads or 2)
+    found = read_bundle(bundle, public_key=public_key)
+    running = open_best(found, device=device, engine=engine, threads=threads)
+    size = running.spec.batch[1] if batch_size is None else batch_size
+    if size > running.spec.batch[2]:
+        raise BadInputError(
+            f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; "
+            f"export with --batch 1:{min(size, running.spec.batch[1])}:{size}"
+        )
+    return BundleScorer(found, running, policy or found.policy, threads=threads, batch_size=size, limits=limits)
 
 
-class OnnxEngine:
-    """One onnxruntime session on model.onnx. Thread-safe, as onnxruntime's sessions are.
+def serve(
+    bundle: str | Path,
+    policy: AnyPolicy | None = None,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    max_wait_ms: float = 2.0,
+    queue: int = 1024,
+    decoders: int = 2,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    public_key: Path | None = None,
+) -> Service:
+    """Load a bundle and serve many threads with it, in batches, warmed up; see `export.batching.Service`.
 
-    `text_banks` replace the defaults of those graph inputs: each float32 `[P, D]`, unit norm over temperature.
+    `max_batch` is the engine's usual batch when None. Raises what `load` raises, BadInputError for sizes below 1, and
+    EngineError when the engine cannot run.
     """
+    scorer = load(
+        bundle, policy, device=device, engine=engine, threads=threads, batch_size=max_batch, limits=limits,
+        public_key=public_key,
+    )  # fmt: skip
+    service = Service(scorer, max_batch=scorer.batch_size, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
+    try:
+        service.warm_up()
+    except BaseException:
+        service.close()
+        raise
+    return service
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
-        self.session = _session(bundle.folder / MODEL, device, threads)
-        self.text_banks: dict[str, NDArray[np.float32]] = {}
 
-    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
-        return self.run(feeds)[1]
+class BundleScorer(Scorer):
+    """A scorer on an engine of a bundle. `bundle` is where it came from, `engine` what runs and why."""
 
-    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch."""
-        logits, scores = self.session.run(["logits", "scores"], {**feeds, **self.text_banks})
-        return logits, scores
+    engine: RunningEngine
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: RunningEngine,
+        policy: AnyPolicy,
+        *,
+        threads: int | None,
+        batch_size: int,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        judge = bind(bundle.card, policy)
+        codec = read_codec(bundle) if bundle.card.reads_text else None
+        bound = engine.with_banks(text_banks(bundle, engine, policy, threads))
+        super().__init__(judge, codec, bound, limits=limits, batch_size=batch_size, threads=threads or 2)
+        self.bundle, self._threads = bundle, threads
+
+    def __enter__(self) -> Self:
+        return self
+
+    def with_policy(self, policy: AnyPolicy) -> Self:
+        """A scorer that judges by another policy, on the same loaded engine and the same decoding threads.
+
+        This one is not changed, so calls that are under way end by the policy that they began with; closing either
+        closes both. Raises BadPolicyError when policy and model do not fit.
+        """
+        other = copy.copy(self)
+        other.judge = bind(self.card, policy)
+        other.engine = self.engine.with_banks(text_banks(self.bundle, self.engine, policy, self._threads))
+        return other
+
+
+def text_banks(
+    bundle: Bundle, engine: RunningEngine, policy: AnyPolicy, threads: int | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """The banks to feed an engine for a policy, by input name; none where its own are those of that policy."""
+    if policy.id == engine.spec.embedded:
+        return {}
+    banks = [text_bank(bundle, one, threads=threads) for one in zero_shot_policies(bundle.card, policy)]
+    return dict(zip(bundle.card.bank_names, banks, strict=True))
 
 
 def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> NDArray[np.float32]:
@@ -79,14 +147,14 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
     if TEXT_ENCODER not in bundle.manifest.files:
         raise IncompatibleBundleError(
             f"{bundle.folder}: has no {TEXT_ENCODER}, so new phrases cannot be embedded; "
-            f"export again: zoo export onnx --model {bundle.manifest.source} --out {bundle.folder} --overwrite"
+            f"export again: {bundle.manifest.rebuild(bundle.manifest.engines[0], bundle.folder)}"
         )
 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = read_codec(bundle).encode(words)
-        session = _session(bundle.folder / TEXT_ENCODER, "cpu", threads)
+        encoder = session(bundle.folder / TEXT_ENCODER, "cpu", threads)
         found: NDArray[np.float32]
-        (found,) = session.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
+        (found,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
         return found
 
     # read_bundle() compared both files with these hashes.
@@ -99,44 +167,3 @@ def read_codec(bundle: Bundle) -> TextCodec:
     if bundle.card.text is None:
         raise BadInputError(f"{bundle.card.name} reads no text")
     return TextCodec((bundle.folder / TOKENIZER).read_text(encoding="utf-8"), bundle.card.text)
-
-
-def _session(path: Path, device: str, threads: int | None) -> Any:
-    ort = _onnxruntime()
-    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
-    if wanted is None:
-        raise BadInputError(f'device must be "cpu" or "cuda", got "{device}"')
-    if wanted not in ort.get_available_providers():
-        raise IncompatibleBundleError(
-            f"onnxruntime {ort.__version__} has no {wanted}; install `safety-zoo[gpu]` in place of `safety-zoo[cpu]`"
-        )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # a default bank that may be replaced draws a warning on every load
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = ort.InferenceSession(path, options, providers=[wanted])
-    if session.get_providers()[0] != wanted:  # onnxruntime-gpu falls back to the CPU without a word
-        raise IncompatibleBundleError(f"{device} was asked for, but onnxruntime chose {session.get_providers()}")
-    return session
-
-
-def _onnxruntime() -> Any:
-    """Import onnxruntime on first use; refuse the two distributions side by side, which break each other."""
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
-        raise IncompatibleBundleError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'safety-zoo[cpu]' (or [gpu])"
-        )
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingDependencyError("onnxruntime is not installed: pip install 'safety-zoo[cpu]' (or [gpu])") from None
-    return onnxruntime
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True

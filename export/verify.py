@@ -1,201 +1,236 @@
-"""Is the bundle the model that was trained? Names, shapes, values and, above all, verdicts are compared with eager."""
+"""Is an engine the model that was trained? Names, shapes, values and, above all, verdicts are compared with eager."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from rich.progress import track
 
-from export.bundle import Bundle, Verification, read_bundle
-from export.probes import image_probes, placed_at_threshold, text_probes
-from export.runtime import OnnxEngine
-from zoo.errors import BadInputError, ParityError, TamperedFileError
+from export import onnx_engine
+from export.budget import budget_of
+from export.build import load, weights_hash
+from export.bundle import Bundle, Device, Engine, read_bundle
+from export.check import Check
+from export.engines import RunningEngine, module_of, obstacle
+from export.inputs import Inputs
+from export.probes import image_probes, placed_at_threshold
+from export.report import Report, difference
+from export.rounding import rounded_float32
+from export.runtime import text_banks as fed_banks
+from zoo.errors import IncompatibleBundleError, TamperedFileError
+from zoo.judge import Judge
 from zoo.models.served import ServedRun
-from zoo.panel import bind
+from zoo.panel import PanelJudge, bind
 from zoo.predict import text_banks
-from zoo.release import Release, load_release
+from zoo.release import Release
 from zoo.scorer import Feeds
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)
 #: Image sizes fed to the graph as they are, so that its own resize is compared: enlarging, shrinking, long and thin.
-SIZES = ((40, 60), (333, 250), (300, 90), (640, 480))
-MINIMUM = 256
+SIZES = ((1, 1), (40, 60), (333, 250), (300, 90), (640, 480))
 #: Nearer to a threshold than this, a verdict hangs on the rounding of float32: counted, but as a tie, not a flip.
 TIE = 2e-6
 
 
-@dataclass
-class Report:
-    """What was compared and what was found; `problems` is empty when the bundle passed."""
-
-    bundle: Path
-    model: str
-    tolerance: float
-    image_source: str
-    inputs: int = 0
-    at_threshold: int = 0
-    how_placed: str = ""
-    flips: list[int] = field(default_factory=list)
-    ties: int = 0
-    max_difference: float = 0.0
-    mean_difference: float = 0.0
-    resize_difference: float = 0.0
-    nearest: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        """A summary for people."""
-        share = 100 * len(self.flips) / max(self.inputs, 1)
-        lines = [
-            f"{self.bundle}: {'PASSED' if not self.problems else 'FAILED'} against eager {self.model}",
-            f"  inputs         {self.inputs} ({self.image_source}), "
-            f"{self.at_threshold} at the threshold: {self.how_placed}",
-            f"  logits         max difference {self.max_difference:.2e}, mean {self.mean_difference:.2e}, "
-            f"tolerance {self.tolerance:.0e}",
-            f"  graph's resize max difference {self.resize_difference:.2e} over image sizes "
-            + ", ".join(f"{w}x{h}" for h, w in SIZES),
-            f"  shapes         batches {', '.join(map(str, BATCHES))}",
-            f"  verdicts       {len(self.flips)} of {self.inputs} flip ({share:.2f} %), {self.ties} ties ({TIE:.0e})"
-            f", nearest to a threshold is {self.nearest:.0e} off",
-        ]
-        return "\n".join(lines + [f"  problem        {problem}" for problem in self.problems])
-
-    def raise_if_failed(self) -> None:
-        """Raise ParityError with the problems, when there are any."""
-        if self.problems:
-            raise ParityError(f"{self.bundle} does not answer what {self.model} answers: " + "; ".join(self.problems))
-
-
 def verify(
-    folder: str | Path,
-    *,
-    model: str | None = None,
-    images: Path | None = None,
-    count: int = MINIMUM,
-    tolerance: float = 1e-4,
-) -> Report:
-    """Compare a bundle with the release it came from, on at least 256 inputs, and note the result in its manifest.
+    folder: str | Path, check: Check | None = None, *, model: str | None = None, engines: Sequence[str] = ()
+) -> list[Report]:
+    """Compare a bundle's engines with the release they came from, and note the results in its manifest.
 
-    Some inputs are placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first.
-    Raises BadInputError (too few inputs, no such model), TamperedFileError (the release's weights are others).
+    All engines that this machine can run are compared, or those that are named. Raises BadInputError (no such model or
+    engine), TamperedFileError (the release's weights are others), IncompatibleBundleError when none can run here, or
+    one that is named cannot.
     """
-    if count < MINIMUM:
-        raise BadInputError(f"count must be at least {MINIMUM}, got {count}: fewer inputs prove nothing about flips")
     bundle = read_bundle(folder)
-    release = load_release(model or bundle.manifest.source)
-    if release.card.files.get("model.safetensors") != bundle.card.files.get("model.safetensors"):
-        raise TamperedFileError(
-            f"{model or bundle.manifest.source}: other weights than those that {folder} was exported from; export again"
-        )
-    source = f"drawn and from {images}" if images else "drawn"
-    report = Report(Path(folder), release.card.name, tolerance, source)
-    pair = _Pair(bundle, release)
+    manifest = bundle.manifest
+    source = model or manifest.source
+    release = load(source, manifest.untrained)
+    if weights_hash(release.model) != manifest.weights:
+        raise TamperedFileError(f"{source}: other weights than those that {folder} was exported from; export again")
+    wanted = [manifest.engine(name) for name in engines] or list(manifest.engines)
+    obstacles = {spec.name: reason for spec in wanted if (reason := _obstacle(bundle, spec)) is not None}
+    if obstacles and (engines or len(obstacles) == len(wanted)):
+        raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
+    reports = []
+    for spec in wanted:
+        if spec.name not in obstacles:
+            reports.append(verify_engine(bundle, spec, release, check or Check()))
+            manifest = reports[-1].noted(manifest)
+            manifest.write(Path(folder))
+    return reports
+
+
+def verify_engine(bundle: Bundle, spec: Engine, release: Release, check: Check) -> Report:
+    """Compare one engine with the release that it came from.
+
+    Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
+    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first.
+    """
+    budget = check.budget or budget_of(spec.precision)
+    pair = _Pair(bundle, spec, release, check)
+    report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source)
     _check_names(bundle, pair, report)
-    _check_values(pair, report, images, count)
+    _check_values(pair, report)
     _check_resize(pair, report)
-    found = Verification(
-        passed=not report.problems,
-        inputs=report.inputs,
-        at_threshold=report.at_threshold,
-        flips=len(report.flips),
-        max_logit_difference=report.max_difference if np.isfinite(report.max_difference) else None,
-        tolerance=tolerance,
-        image_source=source,
-    )
-    dataclasses.replace(bundle.manifest, verification=found).write(Path(folder))
+    report.judge()
     return report
 
 
 class _Pair:
     """The two engines side by side, each giving logits and scores `[B, N]`."""
 
-    def __init__(self, bundle: Bundle, release: Release) -> None:
+    def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check) -> None:
         self.card = release.card
         self.judge = bind(release.card, bundle.policy)
-        self.engine = OnnxEngine(bundle)
+        engine, self.device = _open(bundle, spec)
+        self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.policy))
         self.eager = ServedRun(release.model, text_banks(release.model, bundle.policy)).run
-        self.codec = release.model.codec() if release.card.reads_text else None
+        codec = release.model.codec() if release.card.reads_text else None
+        self.inputs = Inputs(release.card, codec, check)
 
-    def feeds(self, pixels: NDArray[np.uint8], offset: int = 0) -> Feeds:
-        """The feeds of images `[B, H, W, 3]`, with texts, and with inputs left out where the model allows it."""
-        rows = len(pixels)
-        feeds: Feeds = {"image": pixels} if self.card.image else {}
-        if self.codec is not None:
-            tokens = self.codec.encode(text_probes(rows, offset))
-            there = np.ones((rows, 1), dtype=np.int64)
-            if "text" not in self.card.requires:
-                there[3::8] = 0
-            feeds |= {"input_ids": tokens.ids * there, "attention_mask": tokens.mask * there}
-        if "image_present" in self.card.input_names:
-            feeds["image_present"] = np.arange(rows) % 8 != 5
-        return feeds
+
+def _obstacle(bundle: Bundle, spec: Engine) -> str | None:
+    """Why an engine cannot be verified here; bfloat16 in ONNX always can."""
+    if spec.kind == "onnx":
+        return None
+    reasons = [obstacle(bundle, spec, device) for device in spec.runs_on]
+    return None if None in reasons else "; ".join(reason for reason in reasons if reason)
+
+
+def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
+    """Load an engine on the first of its devices that is here; bfloat16 without a GPU as rounded float32."""
+    devices: list[Device] = [device for device in spec.runs_on if obstacle(bundle, spec, device) is None]
+    if devices:
+        engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
+        return engine, devices[0]
+    with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
+        path = Path(folder) / "rounded.onnx"
+        proto = rounded_float32(onnx.load(bundle.path(spec)))
+        onnx.save(proto, path, save_as_external_data=proto.ByteSize() >= 2 * 1024**3)
+        return onnx_engine.OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
 
 
 def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
-    session = pair.engine.session
-    found = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
-    declared = [spec.name for spec in bundle.manifest.inputs]
-    if sorted(found) != sorted(declared):
-        report.problems.append(f"graph inputs {found}, the manifest declares {declared}")
-    outputs = [value.name for value in session.get_outputs()]
-    if outputs != [spec.name for spec in bundle.manifest.outputs]:
-        report.problems.append(f"graph outputs {outputs}")
+    if isinstance(pair.engine, onnx_engine.OnnxEngine):
+        session = pair.engine.session
+        found = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+        declared = [spec.name for spec in bundle.manifest.inputs]
+        if sorted(found) != sorted(declared):
+            report.problems.append(f"graph inputs {found}, the manifest declares {declared}")
+        outputs = [value.name for value in session.get_outputs()]
+        if outputs != [spec.name for spec in bundle.manifest.outputs]:
+            report.problems.append(f"graph outputs {outputs}")
     size = pair.card.image.size if pair.card.image else 1
     for rows in BATCHES:
-        logits, scores = pair.engine.run(pair.feeds(np.zeros((rows, size, size, 3), dtype=np.uint8)))
+        logits, scores = pair.engine.run(pair.inputs.feeds(np.zeros((rows, size, size, 3), dtype=np.uint8)))
         wanted = (rows, len(pair.judge.outputs))
         if logits.shape != wanted or scores.shape != wanted:
             report.problems.append(f"batch {rows}: logits {logits.shape}, scores {scores.shape}, expected {wanted}")
 
 
-def _check_values(pair: _Pair, report: Report, images: Path | None, count: int) -> None:
-    pixels = image_probes(count, pair.card.image, images)
-    base = pair.feeds(pixels)
-    eager = _in_batches(lambda feeds: pair.eager(feeds)[1], base)
-    placed = placed_at_threshold(lambda feeds: pair.eager(feeds)[1], pair.judge, base, eager)
-    report.how_placed = placed.how
-    everything = {name: np.concatenate([base[name], placed.feeds[name]]) for name in base}
-    report.inputs, report.at_threshold = count + placed.count, placed.count
-    differences, tables = [], []
-    batch = 32
-    for start in track(range(0, report.inputs, batch), "Comparing", transient=True):
-        part = {name: value[start : start + batch] for name, value in everything.items()}
-        (ours, our_scores), (theirs, their_scores) = pair.engine.run(part), pair.eager(part)
-        differences.append(np.abs(ours - theirs).max(axis=1))
-        tables.append((pair.judge.category_scores(our_scores), pair.judge.category_scores(their_scores)))
-    difference = np.concatenate(differences)
-    report.max_difference, report.mean_difference = float(difference.max()), float(difference.mean())
-    if not report.max_difference <= report.tolerance:  # so that NaN fails
-        report.problems.append(f"logits differ by {report.max_difference:.2e}, tolerance {report.tolerance:.0e}")
-    bundle_table, eager_table = (np.concatenate(side) for side in zip(*tables, strict=True))
-    flips = (placed.judge.flags(bundle_table) != placed.judge.flags(eager_table)).any(axis=1)
-    flips |= (pair.judge.flags(bundle_table) != pair.judge.flags(eager_table)).any(axis=1)
-    margins = np.minimum(placed.judge.margins(eager_table), pair.judge.margins(eager_table))
-    report.nearest = float(margins.min())
-    report.ties = int((flips & (margins <= TIE)).sum())
-    report.flips = np.flatnonzero(flips & (margins > TIE)).tolist()
-    if report.flips:
-        report.problems.append(f"{len(report.flips)} of {report.inputs} verdicts flip, inputs {report.flips[:8]}")
+@dataclasses.dataclass(frozen=True)
+class _Answers:
+    """Logits and scores `[N, P]` of both, with the names and labels of the inputs."""
+
+    ours: tuple[NDArray[np.float32], NDArray[np.float32]]
+    theirs: tuple[NDArray[np.float32], NDArray[np.float32]]
+    names: list[str]
+    labels: NDArray[np.int64]
+
+
+def _check_values(pair: _Pair, report: Report) -> None:
+    natural = _answers(pair)
+    base = len(pair.inputs.base.names)
+    placed = placed_at_threshold(
+        lambda feeds: pair.eager(feeds)[1], pair.judge, pair.inputs.base.feeds, natural.theirs[1][:base]
+    )
+    ours, theirs = _run(pair, placed.feeds) if placed.count else ([], [])
+    report.inputs, report.at_threshold, report.how_placed = len(natural.names), placed.count, placed.how
+    pairs = zip(("logits", "scores"), natural.ours, natural.theirs, strict=True)
+    report.differences = {name: difference(one, other) for name, one, other in pairs}
+    # The policy's own thresholds count everywhere; those that were moved to make a close call only at the threshold,
+    # or, where the budget is that of float32, everywhere too.
+    judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
+    flips, ties, nearest = _flips(judges, natural.ours[1], natural.theirs[1], TIE * report.budget.at_threshold)
+    report.flips = [natural.names[row] for row in flips]
+    report.ties, report.nearest = ties, nearest
+    flagged = pair.judge.flags(pair.judge.category_scores(natural.theirs[1])).any(axis=1)
+    report.flagged = float(flagged.mean())
+    if placed.count:
+        flips, ties, nearest = _flips([pair.judge, placed.judge], ours[1], theirs[1], TIE)
+        report.flips_at_threshold = [f"placed {row}" for row in flips]
+        report.ties, report.nearest = report.ties + ties, min(report.nearest, nearest)
+    _check_ranking(pair, natural, report)
+
+
+def _answers(pair: _Pair) -> _Answers:
+    parts, names, labels = [], [], []
+    batches = track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True)
+    for batch in batches:
+        parts.append((*pair.engine.run(batch.feeds), *pair.eager(batch.feeds)))
+        names += batch.names
+        labels.append(batch.labels)
+    a, b, c, d = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Answers((a, b), (c, d), names, np.concatenate(labels))
+
+
+def _run(pair: _Pair, feeds: Feeds, batch: int = 32) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Logits and scores of both engines."""
+    rows = len(next(iter(feeds.values())))
+    parts = [{k: v[start : start + batch] for k, v in feeds.items()} for start in range(0, rows, batch)]
+    ours, theirs = [pair.engine.run(part) for part in parts], [pair.eager(part) for part in parts]
+    return [np.concatenate(c) for c in zip(*ours, strict=True)], [np.concatenate(c) for c in zip(*theirs, strict=True)]
+
+
+def _flips(
+    judges: Sequence[Judge | PanelJudge], ours: NDArray[np.float32], theirs: NDArray[np.float32], tie: float
+) -> tuple[list[int], int, float]:
+    """The rows whose flags differ farther than `tie` from a threshold, how many differ nearer, the least margin."""
+    flips = np.zeros(len(ours), dtype=np.bool_)
+    margins = np.full(len(ours), np.inf)
+    for judge in judges:
+        table, wanted = judge.category_scores(ours), judge.category_scores(theirs)
+        flips |= (judge.flags(table) != judge.flags(wanted)).any(axis=1)
+        margins = np.minimum(margins, judge.margins(wanted))
+    near = margins <= tie
+    return np.flatnonzero(flips & ~near).tolist(), int((flips & near).sum()), float(margins.min())
+
+
+def _check_ranking(pair: _Pair, answers: _Answers, report: Report) -> None:
+    known = answers.labels >= 0
+    if not known.any():
+        return
+    labels = answers.labels[known]
+    if len(np.unique(labels)) < 2:
+        report.problems.append(f"the labelled data are all {'unsafe' if labels[0] else 'safe'}: no AUROC can be had")
+        return
+    ours, theirs = (
+        auroc(pair.judge.unsafe_score(pair.judge.category_scores(side[1][known])), labels)
+        for side in (answers.ours, answers.theirs)
+    )
+    report.auroc, report.auroc_loss = ours, theirs - ours
+
+
+def auroc(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The area under the ROC curve of scores `[N]` against labels `[N]` of 0 and 1."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels)))
 
 
 def _check_resize(pair: _Pair, report: Report) -> None:
     if pair.card.image is None:
         return
     for height, width in SIZES:
-        pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)), None)
-        feeds = pair.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
+        pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)))
+        feeds = pair.inputs.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
         found = float(np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max())
         report.resize_difference = float(np.maximum(report.resize_difference, found))  # which keeps NaN
-    if not report.resize_difference <= report.tolerance:
-        report.problems.append(f"with the graph's own resize logits differ by {report.resize_difference:.2e}")
-
-
-def _in_batches(run: object, feeds: Feeds, batch: int = 32) -> NDArray[np.float32]:
-    rows = len(next(iter(feeds.values())))
-    parts = [{k: v[start : start + batch] for k, v in feeds.items()} for start in range(0, rows, batch)]
-    return np.concatenate([run(part) for part in parts])  # type: ignore[operator]

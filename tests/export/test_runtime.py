@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 import zoo
-from export import runtime
+from export import onnx_engine, runtime
 from export.bundle import read_bundle
+from export.engines import open_best
 from export.runtime import OnnxEngine
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
@@ -133,7 +134,7 @@ def test_new_phrases_need_the_text_encoder(bundles: dict[str, Path]) -> None:
     bundle = read_bundle(bundles[CLIP])
     files = {key: value for key, value in bundle.manifest.files.items() if key != "text_encoder.onnx"}
     without = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
-    with pytest.raises(IncompatibleBundleError, match=f"zoo export onnx --model {CLIP} --out .* --overwrite"):
+    with pytest.raises(IncompatibleBundleError, match=f"export again: zoo export onnx --model {CLIP} --precision fp32"):
         runtime.text_bank(without, Policy.read(find_asset("configs/policy/dogs.yaml")))
 
 
@@ -154,7 +155,7 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
     release = load_release(name)
     noise = np.random.default_rng(0).integers(0, 256, (3, *size, 3))
     feeds = _feeds(release.card, noise.astype(np.uint8))
-    logits, scores = OnnxEngine(read_bundle(bundles[name]), threads=1).run(feeds)
+    logits, scores = open_best(read_bundle(bundles[name]), threads=1).run(feeds)
     wanted = ServedRun(release.model, text_banks(release.model, release.policy)).run(feeds)
     assert np.abs(logits - wanted[0]).max() < 1e-4
     assert np.abs(scores - wanted[1]).max() < 1e-4
@@ -162,7 +163,7 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
 
 def test_cuda_is_refused_where_there_is_none(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(IncompatibleBundleError, match=r"has no CUDAExecutionProvider; install `safety-zoo\[gpu\]`"):
+    with pytest.raises(IncompatibleBundleError, match=r"onnx-fp32 on cuda: .*install `safety-zoo\[gpu\]`"):
         runtime.load(bundles[CLIP], device="cuda")
 
 
@@ -183,12 +184,12 @@ def test_a_silent_fall_back_to_the_cpu_is_refused(bundles: dict[str, Path], monk
 
 
 def test_an_unknown_device_is_refused(bundles: dict[str, Path]) -> None:
-    with pytest.raises(BadInputError, match='device must be "cpu" or "cuda", got "gpu"'):
+    with pytest.raises(BadInputError, match='device must be "auto", "cpu" or "cuda", got "gpu"'):
         runtime.load(bundles[CLIP], device="gpu")
 
 
 def test_two_onnxruntimes_side_by_side_are_refused(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_installed", lambda name: name in ("onnxruntime", "onnxruntime-gpu"))
+    monkeypatch.setattr(onnx_engine, "_installed", lambda name: name in ("onnxruntime", "onnxruntime-gpu"))
     with pytest.raises(IncompatibleBundleError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip install"):
         runtime.load(bundles[CLIP])
 
@@ -200,8 +201,8 @@ def test_without_onnxruntime_the_extra_is_named(bundles: dict[str, Path], monkey
 
 
 def test_a_distribution_is_found_by_its_name() -> None:
-    assert runtime._installed("numpy")
-    assert not runtime._installed("no-such-distribution")
+    assert onnx_engine._installed("numpy")
+    assert not onnx_engine._installed("no-such-distribution")
 
 
 def test_the_runtime_needs_no_torch(bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path) -> None:

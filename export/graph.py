@@ -1,0 +1,221 @@
+"""A model to an ONNX graph: torch's dynamo exporter, symbolic batch and image size, standard operators only."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from export.bundle import TensorSpec
+from zoo.card import ModelCard
+from zoo.errors import IncompatibleBundleError
+from zoo.models.base import ZooModel
+from zoo.models.dual_encoder import PhraseEncoder
+from zoo.models.served import ServedModel
+
+#: 20 is what TensorRT for RTX builds in every precision; 23 (`Attention`) it refuses in float32.
+OPSET = 20
+#: The first in which a convolution may be bfloat16.
+OPSET_BF16 = 22
+#: protobuf's limit for one message.
+TWO_GIGABYTES = 2 * 1024**3
+
+
+def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs of the graph that a card implies."""
+    specs = {"image": TensorSpec("image", "uint8", ("batch", "height", "width", 3))}
+    if card.text is not None:
+        for name in ("input_ids", "attention_mask"):
+            specs[name] = TensorSpec(name, "int64", ("batch", card.text.context_length))
+    specs["image_present"] = TensorSpec("image_present", "bool", ("batch",))
+    inputs = [specs[name] for name in card.input_names]
+    columns: int | str = len(card.labels)
+    if card.bank_names:
+        width = card.hparams.get("embedding_dim", "width")
+        # Each bank has a length of its own; the outputs are as wide as all heads together.
+        lengths = ["phrases" if len(card.bank_names) == 1 else f"phrases_{n}" for n in range(len(card.bank_names))]
+        banks = zip(card.bank_names, lengths, strict=True)
+        inputs += [TensorSpec(name, "float32", (length, width), optional=True) for name, length in banks]
+        columns = "phrases"
+    if card.task == "panel":
+        columns = "outputs"
+    outputs = tuple(TensorSpec(name, "float32", ("batch", columns)) for name in ("logits", "scores"))
+    return tuple(inputs), outputs
+
+
+def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPSET) -> onnx.ModelProto:
+    """The graph of `ServedModel`, its text banks inputs that have `banks` for defaults, in the model's own precision.
+
+    Raises IncompatibleBundleError when the graph came out other than `contract` declares.
+    """
+    inputs, _ = contract(model.card)
+    generator = torch.Generator().manual_seed(0)
+    names = model.card.bank_names
+    examples: dict[str, Tensor] = {}
+    for spec in inputs:
+        # A batch of one would silently freeze the batch dimension; height and width differ, so neither ties.
+        sizes = {"batch": 2, "height": 48, "width": 80}
+        shape = [sizes.get(side, 0) if isinstance(side, str) else side for side in spec.shape]
+        if spec.name == "image":
+            examples["image"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        elif spec.name in names:
+            bank = banks[names.index(spec.name)]
+            examples[spec.name] = torch.cat([bank, bank])[: max(2, len(bank))]
+        elif spec.name == "image_present":
+            examples["image_present"] = torch.ones(2, dtype=torch.bool)
+        else:
+            end = model.card.hparams.get("end_token", 1)
+            examples[spec.name] = torch.full(shape, end if spec.name == "input_ids" else 1, dtype=torch.int64)
+    proto = _export(ServedModel(model).eval(), examples, inputs, ("logits", "scores"), opset, banks=names)
+    for name, bank in zip(names, banks, strict=True):
+        # An initializer that is also a graph input is its default: a policy may feed another bank.
+        proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), name))
+    _check_symbolic(proto, inputs)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Write a graph; returns the names of its files: the weights go into a second one beyond protobuf's 2 GB."""
+    large = proto.ByteSize() >= TWO_GIGABYTES
+    data = path.name + ".data"
+    onnx.save(proto, path, save_as_external_data=large, location=data if large else None)
+    return (path.name, data) if large else (path.name,)
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, model: PhraseEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.encode_text(input_ids, attention_mask)
+
+
+def text_encoder_graph(model: PhraseEncoder) -> onnx.ModelProto:
+    """The graph that embeds phrases: ids and mask `[B, T]` to `text_embedding` `[B, D]`, unit norm, float32."""
+    tokens = model.codec().encode(["a dog", "two cats on a mat"])
+    examples = {"input_ids": torch.from_numpy(tokens.ids), "attention_mask": torch.from_numpy(tokens.mask)}
+    specs = tuple(TensorSpec(name, "int64", ("batch", tokens.ids.shape[1])) for name in examples)
+    proto = _export(_TextEncoder(model).eval(), examples, specs, ("text_embedding",), OPSET)
+    _check_symbolic(proto, specs)
+    return proto
+
+
+def _export(
+    module: nn.Module,
+    examples: dict[str, Tensor],
+    specs: tuple[TensorSpec, ...],
+    outputs: tuple[str, ...],
+    opset: int,
+    banks: tuple[str, ...] = (),
+) -> onnx.ModelProto:
+    """Trace a module that takes the examples by name; those of `banks` together, as the tuple `text_banks`."""
+    dims: dict[str, Any] = {}  # one shared symbol per name: two inputs of one batch stay tied together
+    shapes: dict[str, dict[int, Any]] = {}
+    for spec in specs:
+        named = {axis: side for axis, side in enumerate(spec.shape) if isinstance(side, str)}
+        shapes[spec.name] = {axis: dims.setdefault(side, torch.export.Dim(side, min=1)) for axis, side in named.items()}
+    together = {"text_banks": banks} if banks else {}
+    alone = [name for name in examples if name not in banks]
+    arguments: dict[str, Any] = {name: examples[name] for name in alone}
+    arguments |= {key: tuple(examples[name] for name in names) for key, names in together.items()}
+    dynamic: dict[str, Any] = {name: shapes[name] for name in alone}
+    dynamic |= {key: tuple(shapes[name] for name in names) for key, names in together.items()}
+    with _plain_attention(module), _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (),
+            kwargs=arguments,
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[*alone, *banks],
+            output_names=list(outputs),
+            verbose=False,
+        )
+    assert program is not None  # only the deprecated exporter returns None
+    proto: onnx.ModelProto = program.model_proto
+    found = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if found != opset:
+        raise IncompatibleBundleError(f"the exporter wrote opset {found} where {opset} was asked for")
+    return proto
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """transformers' eager attention, `[B, heads, T, W]` each, with the softmax in float32 whatever its inputs are.
+
+    transformers asks `softmax` for it by `dtype=`, which the exporter drops.
+    """
+    weights = (query @ key.transpose(2, 3)).float() * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask.float()
+    weights = weights.softmax(dim=-1).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+_ATTENTION = "zoo_float32_softmax"
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+@contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Plain attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
+    found = [getattr(child, "config", None) for child in module.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for config in configs.values():
+            config._attn_implementation = _ATTENTION
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs each decomposition and warns of torch's own deprecations; errors still come through."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_symbolic(proto: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> None:
+    """Raise IncompatibleBundleError where the graph froze a dimension that may vary, or the reverse."""
+    found = {}
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        found[value.name] = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims)
+    for spec in specs:
+        if found.get(spec.name) != spec.shape:
+            raise IncompatibleBundleError(
+                f'graph input "{spec.name}" is {found.get(spec.name)}, declared {spec.shape}: the exporter changed it'
+            )
