@@ -200,6 +200,7 @@ def test_one_backward_pass_gives_the_gradient_of_embeddings_and_of_the_rest() ->
         ({"share": 1.5}, "share lies in"),
         ({"share": 0.5, "kinds": ["homoglyph"]}, 'did you mean "homoglyphs"'),
         ({}, "asks for nothing"),
+        ({"share": 0.5, "aimed": 0.5}, "name them in protected"),
         ({"hotflip_words": -1}, "must not be negative"),
         ({"hotflip": 3}, 'unknown field "hotflip"; did you mean "hotflip_words"'),
     ],
@@ -214,3 +215,16 @@ def test_character_edits_spend_the_budget_and_differ_from_draw_to_draw() -> None
     found = {hardening.edited(TEXTS[0], seed) for seed in range(20)}
     assert len(found) > 10
     assert all(0 < hardening.budget.edits(TEXTS[0], text) <= hardening.budget.allowed(TEXTS[0]) for text in found)
+
+
+def test_aimed_edits_reach_the_words_that_carry_the_label() -> None:
+    fields = {"share": 1.0, "kinds": ["misspelling"], "protected": ["dog"], "budget": {"count": 1}}
+    text = 'The man in a red coat calls: "Dog!", and nobody comes'
+
+    def reached(aimed: float) -> float:
+        hardening = TextHardening.from_dict({**fields, "aimed": aimed})
+        return sum('"Dog!"' not in hardening.edited(text, seed) for seed in range(200)) / 200
+
+    assert reached(1.0) == 1.0
+    assert 0.5 < reached(0.6) < 0.75
+    assert reached(0.0) < 0.3

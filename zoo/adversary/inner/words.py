@@ -30,7 +30,7 @@ class TextHardening(schema.PlainData):
 
     The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
     for a dog without "dog" is another prompt): none of them is exchanged, and none is brought in. Character edits may
-    disguise them.
+    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would.
     """
 
     _where = "text"
@@ -40,10 +40,14 @@ class TextHardening(schema.PlainData):
     budget: TextBudget = TextBudget()
     hotflip_words: int = 0
     protected: tuple[str, ...] = ()
+    aimed: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share lies in [0, 1], got {self.share}")
+        for name in ("share", "aimed"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} lies in [0, 1], got {getattr(self, name)}")
+        if self.aimed and not self.protected:
+            raise ValueError("aimed edits the protected words first: name them in protected")
         if self.hotflip_words < 0:
             raise ValueError(f"hotflip_words must not be negative, got {self.hotflip_words}")
         character_edits(self.kinds)  # refuses an unknown kind by name
@@ -52,8 +56,9 @@ class TextHardening(schema.PlainData):
 
     def edited(self, text: str, seed: int) -> str:
         """One random character edit of a text that spends the budget, of one kind drawn at random."""
-        kind = drawing(seed, text).choice(self.kinds)
-        return perturb(text, KINDS[kind], self.budget, seed)
+        rng = drawing(seed, text)
+        kind, aim = rng.choice(self.kinds), rng.random() < self.aimed
+        return perturb(text, KINDS[kind], self.budget, seed, self.protected if aim else ())
 
 
 class WordSwaps:

@@ -8,10 +8,14 @@ and Pruthi et al. 2019 (arXiv 1905.11268), who keep the first letter, as readers
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Callable, Mapping, Sequence
 
 from zoo.adversary.text.budget import TextBudget, split_words
 from zoo.errors import BadInputError, close_match
+
+#: What stands around a word in a text and is no part of it.
+_EDGE = string.whitespace + string.punctuation
 
 #: A word to readable variants of it, without the word itself.
 Variants = Callable[[str], Sequence[str]]
@@ -98,17 +102,23 @@ def character_edits(kinds: Sequence[str] = tuple(KINDS)) -> Variants:
     return lambda word: _other(word, [variant for kind in kinds for variant in KINDS[kind](word)])
 
 
-def perturb(text: str, variants: Variants, budget: TextBudget | None = None, seed: int = 0) -> str:
+def perturb(
+    text: str, variants: Variants, budget: TextBudget | None = None, seed: int = 0, first: Sequence[str] = ()
+) -> str:
     """One random change of a text that spends its budget (10 % of the characters, unless given) as far as it goes.
 
-    Words are drawn without repetition and each gets one variant; the same seed and text give the same result. For
-    augmentation, and as the attack that knows nothing of the model.
+    Words are drawn without repetition, those of `first` before the others, and each gets one variant; the same seed and
+    text give the same result. For augmentation, and as the attack that knows nothing of the model.
     """
     budget = budget or TextBudget()
     rng = drawing(seed, text)
     words = split_words(text)
     changed, allowed = list(words), budget.allowed(text)
-    for index in rng.sample(range(len(words)), len(words)):
+    order = rng.sample(range(len(words)), len(words))
+    aims = {word.casefold() for word in first}
+    if aims:
+        order.sort(key=lambda index: words[index].strip(_EDGE).casefold() not in aims)
+    for index in order:
         options = list(variants(words[index]))
         rng.shuffle(options)
         for option in options:

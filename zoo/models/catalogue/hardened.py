@@ -16,6 +16,7 @@ _METHODS = {
     "fast": "single-step adversarial training (arXiv 2001.03994)",
     "textaug": "character edits of the prompts in training",
     "pgd_joint": "PGD on the image and exchanged words in the prompt, trained together",
+    "pgd_joint_text": "PGD on the image and exchanged words in the prompt, then disguised words in the prompt",
     "offline": "adversarial examples made beforehand and mixed in (arXiv 2504.11707)",
     "fare": "unsupervised adversarial fine-tuning of the image tower, FARE (arXiv 2402.12336)",
     "tecoa": "adversarial fine-tuning of the image tower against phrases, TeCoA (arXiv 2212.07016)",
@@ -40,7 +41,7 @@ def _hardened(base: str, tag: str, limits: tuple[str, ...] = ()) -> None:
     )
 
 
-for _tag in ("pgd_linf4", "trades_linf4", "textaug", "pgd_joint_linf4", "offline_linf4"):
+for _tag in ("pgd_linf4", "trades_linf4", "textaug", "pgd_joint_linf4", "pgd_joint_text_linf4", "offline_linf4"):
     _hardened("multimodal_nsfw_mobilenet.fusion", _tag)
 for _tag in ("pgd_linf8", "trades_linf8", "fast_linf8"):
     _hardened("vision_regnet_tiny.plain", _tag)
