@@ -31,7 +31,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, bytes]:
     """Image files by name, of the kinds that decoders get wrong. What they show is in tests/inputs/test_image.py."""
-    from export.golden import golden_images
+    from export.verify.golden import golden_images
 
     return golden_images()
 
@@ -39,7 +39,7 @@ def golden() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every `test_*` model, exported once; by registry name. Copy a bundle before you change it."""
-    from export.onnx import export_onnx
+    from export.onnx.export import export_onnx
     from zoo.registry import list_models
 
     folder = tmp_path_factory.mktemp("bundles")

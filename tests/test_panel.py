@@ -13,8 +13,8 @@ import torch
 
 import zoo
 from export import runtime
-from export.onnx import export_onnx
-from export.verify import verify
+from export.onnx.export import export_onnx
+from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run
