@@ -83,7 +83,7 @@ def test_a_model_of_texts_answers_as_the_eager_one(bundles: dict[str, Path]) -> 
 
 def test_the_zoo_finds_the_runtime_of_a_bundle(bundles: dict[str, Path], golden: dict[str, bytes]) -> None:
     with zoo.load_scorer(bundles[CLIP], threads=1) as scorer:
-        assert isinstance(scorer.engine, OnnxEngine)
+        assert isinstance(scorer.engine, onnx_engine.OnnxEngine)
         assert scorer.verdict(golden["grey.jpg"]).status == "ok"
 
 
