@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports huggingface_hub: offline, each look-up that fails costs minutes otherwise.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +18,13 @@ os.environ["SAFETY_ZOO_CACHE"] = tempfile.mkdtemp(prefix="safety-zoo-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+if TYPE_CHECKING:  # torch takes seconds to import, which tests of plain data need not wait for
+    from onnx import ModelProto
+    from torch import Tensor
+
+    from zoo.models.base import ZooModel
+    from zoo.models.dual_encoder import PhraseEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -37,7 +47,36 @@ def golden() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def traced_once() -> Iterator[None]:
+    """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
+    import export.bundle.add
+    import export.onnx.export
+    from export.bundle.add import weights_hash
+    from export.onnx.graph import served_graph, text_encoder_graph
+
+    kept: dict[object, ModelProto] = {}
+
+    def served(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int) -> ModelProto:
+        contents = tuple((*bank.shape, bank.numpy().tobytes()) for bank in banks)
+        key = (weights_hash(model), repr(model.card), contents, opset)
+        if key not in kept:
+            kept[key] = served_graph(model, banks, opset=opset)
+        return copy.deepcopy(kept[key])
+
+    def encoder(model: PhraseEncoder) -> ModelProto:
+        key = ("encoder", weights_hash(model), repr(model.card))
+        if key not in kept:
+            kept[key] = text_encoder_graph(model)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.onnx.export, "served_graph", served)
+        patch.setattr(export.bundle.add, "text_encoder_graph", encoder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundles(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every `test_*` model, exported once; by registry name. Copy a bundle before you change it."""
     from export.onnx.export import export_onnx
     from zoo.registry import list_models

@@ -63,6 +63,11 @@ class Scorer:
         self._codec = codec if self.card.reads_text else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
+    @property
+    def why(self) -> str:
+        """Which engine runs, where, and why that one; "" where the engine does not say."""
+        return str(getattr(self.engine, "why", ""))
+
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
         return self.judge_ready([self.prepare(image, text)])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -11,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
+from export.precision.names import Precision
+from zoo.bank_cache import cache_folder
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.scorer import Feeds
 
-PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+#: What is tried on each device, in this order. A session that would run elsewhere is refused.
+PROVIDERS: dict[Device, tuple[str, ...]] = {"cuda": (TENSORRT, CUDA), "cpu": ("CPUExecutionProvider",)}
 
 
 class OnnxEngine:
     """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are (see `RunningEngine`)."""
 
     def __init__(self, path: Path, spec: Engine, device: Device = "cpu", threads: int | None = None) -> None:
-        self.session = session(path, device, threads)
+        self.session, self.provider = open_session(path, device, threads, spec.precision)
         self.spec, self.why = spec, ""
         self.device: str = device
-        self.provider: str = self.session.get_providers()[0]
         self.text_banks: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
@@ -46,7 +50,7 @@ class OnnxEngine:
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why an ONNX engine cannot run on a device of this machine; None when it can."""
     ort = onnxruntime()
-    if PROVIDERS[device] not in ort.get_available_providers():
+    if PROVIDERS[device][-1] not in ort.get_available_providers():
         return _no_provider(ort, device)
     if spec.precision == "bf16" and device == "cpu":
         return "onnxruntime has no bfloat16 kernels for CPUs"
@@ -59,22 +63,60 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
 
 
 def session(path: Path, device: Device, threads: int | None) -> Any:
-    """An onnxruntime session on that very device. Raises IncompatibleBundleError when it would run elsewhere."""
+    """An onnxruntime session on that very device. Raises what `open_session` raises."""
+    return open_session(path, device, threads)[0]
+
+
+def open_session(path: Path, device: Device, threads: int | None, precision: Precision = "fp32") -> tuple[Any, str]:
+    """A session on that very device, and in words: the provider that runs it, and why not the ones before it.
+
+    Raises IncompatibleBundleError when none of the device's providers runs it: never a fall to another device.
+    """
     ort = onnxruntime()
-    wanted = PROVIDERS[device]
-    if wanted not in ort.get_available_providers():
+    if PROVIDERS[device][-1] not in ort.get_available_providers():
         raise IncompatibleBundleError(_no_provider(ort, device))
     options = ort.SessionOptions()
     options.log_severity_level = 3  # a default bank that may be replaced draws a warning on every load
     if threads is not None:
         options.intra_op_num_threads = threads
+    passed_over = []
+    for provider in PROVIDERS[device]:
+        reason = _no_tensorrt(ort, precision) if provider == TENSORRT else None
+        if reason is None:
+            found = _start(ort, path, options, provider)
+            chosen = found.get_providers()
+            if chosen[0] == provider:
+                return found, provider + (f" ({'; '.join(passed_over)})" if passed_over else "")
+            reason = f"onnxruntime chose {chosen} in its place"  # onnxruntime-gpu falls back without a word
+        passed_over.append(f"not {provider}: {reason}")
+    raise IncompatibleBundleError(f"{device} was asked for, but {'; '.join(passed_over)}")
+
+
+def _start(ort: Any, path: Path, options: Any, provider: str) -> Any:
+    settings: dict[str, str] = {}
+    if provider == CUDA:
+        settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
+    elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
+        cache = cache_folder() / "tensorrt"
+        cache.mkdir(parents=True, exist_ok=True)
+        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
     try:
-        found = ort.InferenceSession(path, options, providers=[wanted])
+        return ort.InferenceSession(path, options, providers=[(provider, settings)])
     except Exception as problem:  # onnxruntime's errors share no public base class
         raise IncompatibleBundleError(f"{path}: onnxruntime {ort.__version__} cannot run it: {problem}") from None
-    if found.get_providers()[0] != wanted:  # onnxruntime-gpu falls back to the CPU without a word
-        raise IncompatibleBundleError(f"{device} was asked for, but onnxruntime chose {found.get_providers()}")
-    return found
+
+
+def _no_tensorrt(ort: Any, precision: Precision) -> str | None:
+    """Why onnxruntime's TensorRT provider is not used; None where it can be."""
+    if TENSORRT not in ort.get_available_providers():
+        return "this onnxruntime was built without it"
+    if precision == "fp32":
+        return "it would multiply float32 as TF32, with 10 bits of mantissa"
+    found = _version("tensorrt")
+    if found is None or not found.startswith("10."):
+        return f"it needs tensorrt 10, and {found or 'none'} is installed"
+    importlib.import_module("tensorrt")  # which loads the libraries that onnxruntime looks for
+    return None
 
 
 def onnxruntime() -> Any:
@@ -93,14 +135,17 @@ def onnxruntime() -> Any:
 
 def _no_provider(ort: Any, device: Device) -> str:
     return (
-        f"onnxruntime {ort.__version__} has no {PROVIDERS[device]}; "
+        f"onnxruntime {ort.__version__} has no {PROVIDERS[device][-1]}; "
         "install `safety-zoo[gpu]` in place of `safety-zoo[cpu]`"
     )
 
 
 def _installed(distribution: str) -> bool:
+    return _version(distribution) is not None
+
+
+def _version(distribution: str) -> str | None:
     try:
-        version(distribution)
+        return version(distribution)
     except PackageNotFoundError:
-        return False
-    return True
+        return None

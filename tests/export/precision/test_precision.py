@@ -12,7 +12,6 @@ from onnx import TensorProto
 from PIL import Image
 from torch import nn
 
-import export.onnx.export
 from export.bundle import Engine
 from export.onnx.export import RUNS_ON, calibration, opset_of, write_onnx
 from export.precision.half import HALVES, HalfAttention, in_half
@@ -99,14 +98,7 @@ def test_half_precision_keeps_in_float32_what_it_would_spoil(precision: Precisio
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", ["int8", "int8_qdq"])
-def test_eight_bits(
-    bundles: dict[str, Path], photos: Path, name: str, precision: Precision, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    # The fp32 graph is the session's: tracing it again takes seconds.
-    monkeypatch.setattr(
-        export.onnx.export, "served_graph", lambda *_, **__: onnx.load(bundles[name] / "onnx-fp32.onnx")
-    )
+def test_eight_bits(photos: Path, name: str, precision: Precision, tmp_path: Path) -> None:
     release = load_release(name)
     path = tmp_path / "e.onnx"
     files, counts = write_onnx(release, precision, path, photos if precision == "int8_qdq" else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import zoo
 from export import runtime
 from export.bundle import read_bundle
+from export.precision.names import Precision
 from export.runtime import onnx as onnx_engine
 from export.runtime.choice import open_best
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.card import ModelCard
+from zoo.cli import run
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
 from zoo.inputs.image import decode
 from zoo.models.served import ServedRun
@@ -179,8 +183,39 @@ def test_a_silent_fall_back_to_the_cpu_is_refused(bundles: dict[str, Path], monk
             return ["CPUExecutionProvider"]
 
     monkeypatch.setattr("onnxruntime.InferenceSession", FellBack)
-    with pytest.raises(IncompatibleBundleError, match=r"cuda was asked for, but onnxruntime chose \['CPU"):
+    with pytest.raises(IncompatibleBundleError, match=r"cuda was asked for, but .*onnxruntime chose \['CPU"):
         runtime.load(bundles[CLIP], device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "tensorrt", "provider"),
+    [
+        ("fp16", "10.9.0", "TensorrtExecutionProvider"),
+        ("fp32", "10.9.0", "CUDAExecutionProvider (not TensorrtExecutionProvider: it would multiply float32 as TF32"),
+        ("fp16", "11.0.0", "CUDAExecutionProvider (not TensorrtExecutionProvider: it needs tensorrt 10, and 11.0.0"),
+        ("fp16", None, "CUDAExecutionProvider (not TensorrtExecutionProvider: it needs tensorrt 10, and none"),
+    ],
+)
+def test_providers_are_tried_in_order_and_the_chosen_one_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision, tensorrt: str | None, provider: str
+) -> None:
+    """No GPU here: a session that starts wherever it is told to stands in for onnxruntime-gpu's."""
+
+    class Starts:
+        def __init__(self, *_: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            self.providers = [name for name, _ in providers] + ["CPUExecutionProvider"]
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    monkeypatch.setattr("onnxruntime.InferenceSession", Starts)
+    monkeypatch.setattr(onnx_engine, "_version", lambda name: tensorrt if name == "tensorrt" else None)
+    monkeypatch.setitem(sys.modules, "tensorrt", sys)
+    found, words = onnx_engine.open_session(tmp_path / "model.onnx", "cuda", None, precision)
+    assert words.startswith(provider)
+    assert found.get_providers()[0] == provider.split(" ")[0]
 
 
 def test_an_unknown_device_is_refused(bundles: dict[str, Path]) -> None:
@@ -216,3 +251,18 @@ def test_the_runtime_needs_no_torch(bundles: dict[str, Path], golden: dict[str, 
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[:2] == ["ok", "[]"]
+
+
+def test_score_says_which_engine_runs_and_why(
+    bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "a.png"
+    photo.write_bytes(golden["pixel.png"])
+    for model, words in (
+        (str(bundles[CLIP]), "onnx-fp32 on cpu by CPUExecutionProvider, not verified yet: the first choice of those"),
+        (CLIP, f"eager torch {torch.__version__} on cpu: the model itself"),
+    ):
+        assert run(["score", "--model", model, "--json", "--verbose", str(photo)]) in (0, 3)
+        found = capsys.readouterr()
+        assert found.err.startswith(words)
+        assert json.loads(found.out)["status"] == "ok"
