@@ -75,14 +75,22 @@ def traced_once() -> Iterator[None]:
         yield
 
 
+class Exported(dict[str, Path]):
+    """Bundles by registry name, each exported when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        from export.onnx.export import export_onnx
+
+        export_onnx(name, self.folder / name)
+        self[name] = self.folder / name
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def bundles(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every `test_*` model, exported once; by registry name. Copy a bundle before you change it."""
-    from export.onnx.export import export_onnx
-    from zoo.registry import list_models
-
-    folder = tmp_path_factory.mktemp("bundles")
-    names = list_models("test_*")
-    for name in names:
-        export_onnx(name, folder / name)
-    return {name: folder / name for name in names}
+    """Every `test_*` model, exported once, when it is first asked for. Copy a bundle before you change it."""
+    return Exported(tmp_path_factory.mktemp("bundles"))

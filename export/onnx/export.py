@@ -14,6 +14,7 @@ from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
 from export.precision.half import HALVES, in_half
 from export.precision.names import Precision
 from export.precision.products import check_products, count_products
+from export.runtime.onnx import installed_version
 from export.verify.check import Check
 from export.verify.probes import photos, text_probes
 from zoo.errors import BadInputError
@@ -59,7 +60,7 @@ def export_onnx(
         return Engine(
             name, "onnx", precision, files, profile, batch or BATCHES[profile], RUNS_ON[precision], counts,
             release.policy.id, opset=opset_of(precision),
-            versions={package: version(package) for package in ("onnx", "onnxruntime", "onnxscript")},
+            versions={package: version(package) for package in ("onnx", "onnxscript")} | installed_version(),
         )  # fmt: skip
 
     return add_engine(source, out, name, build, overwrite=overwrite, untrained=untrained, check=check)

@@ -133,6 +133,13 @@ def onnxruntime() -> Any:
     return onnxruntime
 
 
+def installed_version() -> dict[str, str]:
+    """The distribution of onnxruntime that is here, and its version. Raises what `onnxruntime` raises."""
+    onnxruntime()
+    names = ("onnxruntime", "onnxruntime-gpu")
+    return {name: found for name in names if (found := _version(name)) is not None}
+
+
 def _no_provider(ort: Any, device: Device) -> str:
     return (
         f"onnxruntime {ort.__version__} has no {PROVIDERS[device][-1]}; "
