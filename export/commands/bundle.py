@@ -56,7 +56,9 @@ def _print_info(bundle: Bundle, runs: str, signed: bool) -> None:
     for engine in manifest.engines:
         megabytes = sum((bundle.folder / name).stat().st_size for name in engine.files) / 1e6
         products = ", ".join(f"{kind} {engine.share(kind):.0%}" for kind in engine.matmuls)
-        where = ", ".join(engine.runs_on) + (f" ({engine.gpu.name} {engine.gpu.capability})" if engine.gpu else "")
+        where = ", ".join(engine.runs_on) + (
+            f" ({' '.join(filter(None, (engine.gpu.name, engine.gpu.capability)))})" if engine.gpu else ""
+        )
         batch = ":".join(map(str, engine.batch))
         table.add_row(engine.name, products, engine.profile, batch, where, f"{megabytes:.1f}", _verification(engine))
     console = Console()

@@ -111,4 +111,4 @@ def print_exported(out: Path, manifest: Manifest) -> None:
     if found is None:
         print(f"not verified yet: zoo verify {out} --engine {engine.name}")
     else:
-        print(f"verified on {found.inputs} inputs: {found.flips} verdicts flip")
+        print(f"verified on {found.inputs} inputs, verdicts that flip: {found.flips}")

@@ -79,7 +79,7 @@ def open_session(path: Path, device: Device, threads: int | None, precision: Pre
     options.log_severity_level = 3  # a default bank that may be replaced draws a warning on every load
     if threads is not None:
         options.intra_op_num_threads = threads
-    passed_over = []
+    passed_over: list[str] = []
     for provider in PROVIDERS[device]:
         reason = _no_tensorrt(ort, precision) if provider == TENSORRT else None
         if reason is None:
