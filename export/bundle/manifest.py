@@ -17,7 +17,7 @@ from zoo.errors import BadInputError, close_match
 TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 
-Kind = Literal["onnx", "tensorrt", "openvino"]
+Kind = Literal["onnx", "tensorrt"]
 Profile = Literal["latency", "throughput"]
 Device = Literal["cpu", "cuda"]
 

@@ -28,7 +28,7 @@ PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
         ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "int8_qdq"), ("tensorrt", "fp32"),
         ("onnx", "fp16"), ("onnx", "bf16"), ("onnx", "fp32"),
     ),
-    "cpu": (("openvino", "int8"), ("onnx", "int8"), ("openvino", "fp32"), ("onnx", "fp32")),
+    "cpu": (("onnx", "int8"), ("onnx", "fp32")),
 }  # fmt: skip
 
 
@@ -98,8 +98,6 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why an engine cannot run on a device of this machine; None when it can."""
-    if spec.kind not in MODULES:
-        return f"this safety-zoo has no runtime for {spec.kind} engines"
     if device not in spec.runs_on:
         return f"made for {' and '.join(spec.runs_on)}"
     found: str | None = module_of(spec).obstacle(bundle, spec, device)

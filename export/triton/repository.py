@@ -182,8 +182,6 @@ class _Config:
 def _engine(bundle: Bundle, name: str | None) -> Engine:
     engines = bundle.manifest.engines
     chosen = bundle.manifest.engine(name) if name else next((e for e in engines if e.kind == "onnx"), engines[0])
-    if chosen.kind not in BACKENDS:
-        raise IncompatibleBundleError(f'engine "{chosen.name}" is of {chosen.kind}; Triton is given {list(BACKENDS)}')
     if any("rtx" in package for package in chosen.versions):
         raise IncompatibleBundleError(
             f'engine "{chosen.name}" was built by TensorRT for RTX, whose plans Triton does not read: '

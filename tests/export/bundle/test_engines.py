@@ -144,9 +144,6 @@ def test_an_engine_that_cannot_run_here_is_refused_with_the_command(two: Path) -
         open_best(_with(bundle, bf16), device="cpu", engine="onnx-bf16", threads=1)
     with pytest.raises(IncompatibleBundleError, match=r"onnx-bf16: chosen only by name"):
         open_best(_with(bundle, bf16), device="cpu", threads=1)
-    plan = _engine(bundle, "fp16", True, kind="openvino", runs_on=("cpu",))
-    with pytest.raises(IncompatibleBundleError, match="has no runtime for openvino engines"):
-        open_best(_with(bundle, plan), engine=plan.name, threads=1)
 
 
 def test_a_bundle_tells_of_its_engines(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
