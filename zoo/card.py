@@ -40,10 +40,14 @@ class ImageInput:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class TextInput:
-    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json."""
+    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json.
+
+    With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
+    """
 
     context_length: int
     lowercase: bool = True
+    deobfuscate: bool = False
 
     def __post_init__(self) -> None:
         if self.context_length < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -166,7 +167,12 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
     found, wanted = start.card, model_entry(name).card
     if found.architecture != wanted.architecture or model_entry(found.name).builder != model_entry(name).builder:
         raise BadInputError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
-    start.card = found.replace(name=name, summary=wanted.summary, limits=wanted.limits, measurements=(), files={})
+    text = found.text
+    if text is not None and wanted.text is not None:
+        text = dataclasses.replace(text, deobfuscate=wanted.text.deobfuscate)
+    start.card = found.replace(
+        name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
+    )
     return start
 
 
