@@ -1,6 +1,6 @@
 """Undo what hides a word from a tokenizer and from no reader: look-alike letters, leetspeak, letters spaced apart.
 
-Not part of `clean`, which loses nothing that a reader sees: this guesses, and guesses wrong on "mp3". A model that was
+Not part of `clean`, which loses nothing that a reader sees: this guesses, and reads "mp3" as "mpe". A model that was
 trained on texts read in this way asks for it in its card (`TextInput.deobfuscate`).
 """
 
@@ -11,7 +11,8 @@ import re
 #: Latin letter to characters that look like it in most fonts and have no NFKC form that says so: Cyrillic, Greek,
 #: Armenian and Cherokee letters, small capitals, letters with a stroke (after Unicode Technical Standard 39).
 _LOOKALIKES = {
-    "a": "аαɑᴀ", "b": "Ьʙɓƅ", "c": "сϲᴄⅽ", "d": "ԁɗđᴅ", "e": "еєҽᴇɇ", "f": "ƒꜰẝ", "g": "ɡցɢǥ", "h": "һհʜħ", "i": "іιıɩɪ",
+    "a": "аαɑᴀ", "b": "Ьʙɓƅ", "c": "сϲᴄ", "d": "ԁɗđᴅ", "e": "еєҽᴇɇ", "f": "ƒꜰẝ", "g": "ɡցɢǥ", "h": "һհʜħ",
+    "i": "іιıɩɪ",
     "j": "јϳյᴊ", "k": "кκᴋƙ", "l": "ӏւʟłƚ", "m": "мᴍ", "n": "ոռɴη", "o": "оοօσᴏø", "p": "рρᴘƿ", "q": "ԛզɋ", "r": "гʀɍ",
     "s": "ѕꜱʂ", "t": "тτᴛŧ", "u": "υսᴜʋ", "v": "ѵνᴠ", "w": "ԝωᴡա", "x": "хχ×", "y": "уүγʏ", "z": "ᴢʐƶ",
     "A": "АΑᎪ", "B": "ВΒᏴ", "C": "СϹᏟ", "D": "ᎠĐ", "E": "ЕΕᎬ", "F": "Ϝ", "G": "ԌᏀ", "H": "НΗᎻ", "I": "ІΙӀ", "J": "ЈᎫ",
@@ -24,20 +25,7 @@ CONFUSABLES = {look: letter for letter, looks in _LOOKALIKES.items() for look in
     chr(first + place): chr(ord("a") + place) for first in (0x1F150, 0x1F170, 0x1F1E6) for place in range(26)
 }
 
-_LEET = {
-    "4": "a",
-    "@": "a",
-    "8": "b",
-    "3": "e",
-    "9": "g",
-    "1": "i",
-    "!": "i",
-    "0": "o",
-    "5": "s",
-    "$": "s",
-    "7": "t",
-    "2": "z",
-}
+_LEET = dict(zip("4@8391!05$72", "aabegiiosstz", strict=True))
 _FOLD = str.maketrans(CONFUSABLES)
 _UNLEET = str.maketrans(_LEET)
 
@@ -45,8 +33,8 @@ _UNLEET = str.maketrans(_LEET)
 _NUMBER = re.compile(
     r"[#$]?\d[\d.,:/-]*(?:st|nd|rd|th|s|k|d|m|am|pm|cm|mm|km|ft|in|kg|g|lb|lbs|oz|p|x|fps|hz|ghz|kb|mb|gb|tb|v|w|mph|yo|yr|yrs)?"
 )
-#: A run that may be leetspeak: letters, digits and the signs that stand for letters. A mark at the end is a mark.
-_RUN = re.compile(r"[^\W_]?[\w$@!]*[^\W_]|[^\W_]")
+#: A run that may be leetspeak: letters, digits and the signs that stand for letters. At its ends ! is a mark.
+_RUN = re.compile(r"[\w$@](?:[\w$@!]*[\w$@])?")
 #: Three or more single letters, a space between each two.
 _SPACED = re.compile(r"(?<!\S)[^\W\d_](?: [^\W\d_]){2,}(?!\S)")
 
