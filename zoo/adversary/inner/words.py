@@ -30,7 +30,9 @@ class TextHardening(schema.PlainData):
 
     The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
     for a dog without "dog" is another prompt): none of them is exchanged, and none is brought in. Character edits may
-    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would.
+    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would. Of
+    `worst_of` edits of a text the model gets the one that it judges worst: of forty typos in "dog" one is "dig", which
+    a search finds and a draw seldom does.
     """
 
     _where = "text"
@@ -41,6 +43,7 @@ class TextHardening(schema.PlainData):
     hotflip_words: int = 0
     protected: tuple[str, ...] = ()
     aimed: float = 0.0
+    worst_of: int = 1
 
     def __post_init__(self) -> None:
         for name in ("share", "aimed"):
@@ -50,6 +53,8 @@ class TextHardening(schema.PlainData):
             raise ValueError("aimed edits the protected words first: name them in protected")
         if self.hotflip_words < 0:
             raise ValueError(f"hotflip_words must not be negative, got {self.hotflip_words}")
+        if self.worst_of < 1:
+            raise ValueError(f"worst_of is 1 or more, got {self.worst_of}")
         character_edits(self.kinds)  # refuses an unknown kind by name
         if not self.share and not self.hotflip_words:
             raise ValueError("text asks for nothing: give share above 0, or hotflip_words")
