@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.inner.pixels import ascend, pixel_gradient, random_start
-from zoo.adversary.inner.words import WordSwaps, watched
+from zoo.adversary.inner.words import WordSwaps
+from zoo.adversary.text.lookup import watched
 from zoo.adversary.threat import Threat
 
 #: A model's inputs by name (`image`, `input_ids`, `attention_mask`, ...), `[B, ...]` each.
