@@ -17,7 +17,7 @@ from rich.table import Table
 
 from zoo import schema
 from zoo.errors import BadInputError
-from zoo.evaluation.robustness.resampling import Draws, Estimate
+from zoo.evaluation.resampling import Draws, Estimate
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
 from zoo.evaluation.run import command_line

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from zoo import schema
 from zoo.card import Measurement, ModelCard
 from zoo.errors import BadCardError, BadInputError
+from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
-from zoo.evaluation.robustness.resampling import Estimate
 from zoo.release import CARD, write_card
 
 

@@ -23,6 +23,7 @@ from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError
+from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
 from zoo.evaluation.robustness.attempt import Attempt
 from zoo.evaluation.robustness.calibrate import threshold_height
@@ -30,7 +31,6 @@ from zoo.evaluation.robustness.curve import check_eps, robustness_curve
 from zoo.evaluation.robustness.figures import Counter, PointFigures
 from zoo.evaluation.robustness.items import Items, Selection, read_items, rows_by_split
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
-from zoo.evaluation.robustness.resampling import Draws
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.evaluation.run import Labelling, command_line
 from zoo.files import sha256

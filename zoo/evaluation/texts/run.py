@@ -12,11 +12,11 @@ import numpy as np
 from zoo.adversary.text.edits import KINDS
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
+from zoo.evaluation.resampling import bootstrap_counts
 from zoo.evaluation.run import command_line
 from zoo.evaluation.texts.attacks import check_kinds, edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
 from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, ReleaseRanker
-from zoo.evaluation.texts.ranking import bootstrap_counts
 from zoo.evaluation.texts.report import Category, Latency, TextReport
 from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
 from zoo.files import sha256
