@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -66,9 +65,8 @@ class ReplayReport(schema.PlainData):
 
     def write(self, folder: Path) -> Path:
         """Write `MODEL__replay-FOLDER.json` into a folder; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.model.replace('/', '_')}__replay-{self.folder}.json"
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.write_json(path)
         return path
 
 
