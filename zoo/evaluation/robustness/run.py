@@ -293,7 +293,7 @@ def _report(
             "machine": platform.machine(),
         },
         command=command_line(),
-        notes=_notes(victim, threat, options, counts),
+        notes=_notes(victim, threat, options, counts, [point.point for point in figures]),
     )
 
 
@@ -301,7 +301,9 @@ def _wanted(labelling: Labelling) -> str:
     return f"the words {list(labelling.words)}" if labelling.words else f'the label "{labelling.positive_label}"'
 
 
-def _notes(victim: Victim, threat: AnyThreat, options: Options, counts: dict[str, int]) -> tuple[str, ...]:
+def _notes(
+    victim: Victim, threat: AnyThreat, options: Options, counts: dict[str, int], points: Sequence[str]
+) -> tuple[str, ...]:
     """What a reader of the figures has to know."""
     notes = []
     if counts["not_attackable"]:
@@ -315,4 +317,6 @@ def _notes(victim: Victim, threat: AnyThreat, options: Options, counts: dict[str
         notes.append("The images beside the texts stand still.")
     if options.direction == "evade" and not victim.by_label:
         notes.append("Only unsafe items were attacked; safe ones count in robust accuracy as they are.")
+    if options.keep and len(points) > 1:
+        notes.append(f"The examples kept are those of the operating point {points[0]}, not of {points[1]}.")
     return tuple(notes)
