@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -109,19 +109,24 @@ class Draws:
 
     def auroc(self, scores: ArrayLike, labels: ArrayLike) -> Estimate:
         """Area under the ROC curve of scores `[N]` against labels `[N]` in {0, 1}; a tie counts half."""
-        score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-        value = auroc(score.tolist(), label.tolist())
-        if value is None:
-            return Estimate(None, None, None, len(score))
-        return _between(value, Ranking(score, label).auroc(self.counts.astype(np.float64)), len(score))
+        return self._area(scores, labels, auroc, Ranking.auroc)
 
     def average_precision(self, scores: ArrayLike, labels: ArrayLike) -> Estimate:
         """Area under the precision-recall curve, as average precision, of scores `[N]` against labels `[N]`."""
+        return self._area(scores, labels, average_precision, Ranking.average_precision)
+
+    def _area(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        figure: Callable[[list[float], list[int]], float | None],
+        redrawn: Callable[[Ranking, Values], Values],
+    ) -> Estimate:
         score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-        value = average_precision(score.tolist(), label.tolist())
+        value = figure(score.tolist(), label.tolist())
         if value is None:
             return Estimate(None, None, None, len(score))
-        return _between(value, Ranking(score, label).average_precision(self.counts.astype(np.float64)), len(score))
+        return _between(value, redrawn(Ranking(score, label), self.counts.astype(np.float64)), len(score))
 
 
 def bootstrap_counts(items: int, draws: int, seed: int) -> Values:
