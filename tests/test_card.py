@@ -125,7 +125,8 @@ def test_replace_checks_and_leaves_the_original() -> None:
 
 def test_a_figure_replaces_that_of_the_same_metric_data_and_threat() -> None:
     (old,) = CARD.measurements
-    others = [dataclasses.replace(old, **{name: "other"}) for name in ("metric", "data", "threat")]
+    others = [dataclasses.replace(old, metric="tpr"), dataclasses.replace(old, data="signs")]
+    others.append(dataclasses.replace(old, threat="PGD Linf 8/255"))
     again = dataclasses.replace(old, value=0.5, count=7, command="zoo evaluate --again")
     assert CARD.measured(others).measurements == (old, *others)
     assert CARD.measured(others).measured([again]).measurements == (*others, again)

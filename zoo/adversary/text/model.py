@@ -54,8 +54,8 @@ class TextModel:
             raise BadInputError("the model's score does not go through the embedding that was named")
         if not score.requires_grad:
             return torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
-        (gradient,), _ = looked_up.gradient(score.sum(), ids[None].shape)
-        return gradient.nan_to_num(0.0, 0.0, 0.0)
+        gradient, _ = looked_up.gradient(score.sum(), ids[None].shape)
+        return gradient[0].nan_to_num(0.0, 0.0, 0.0)
 
 
 def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:
