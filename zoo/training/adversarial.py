@@ -236,11 +236,8 @@ class Adversarial(Classification):
         else:
             known = ~target.isnan()
             right, scores = ((logits > 0) == (target > 0.5))[known].float(), logits.sigmoid()
-        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy()))
-        labels = [batch["labels"][row] for row in rows.tolist()]
-        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in labels])
         self.robust_accuracy.update(right)
-        self.robust_area.update(torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device))
+        self.robust_area.update(*self._ranked(scores, [batch["labels"][row] for row in rows.tolist()]))
         figures = {"val/robust_accuracy": self.robust_accuracy, "val/robust_auroc": self.robust_area}
         for name, metric in figures.items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))

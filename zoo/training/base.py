@@ -49,8 +49,11 @@ class Base(lightning.LightningModule):
         if model_entry(model).card.task == "panel":
             raise BadInputError(f"{model} is a panel: train or import its heads, then put them together by `zoo panel`")
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
-        fresh = None if init_from else create_model(model, **(model_args or {}))
-        self.model: ZooModel = fresh or _begun(load_model(str(init_from)), model)
+        self.model: ZooModel
+        if init_from:
+            self.model = _begun(load_model(str(init_from)), model)
+        else:
+            self.model = create_model(model, **(model_args or {}))
         self.model.train()  # the registry hands out models in evaluation mode
         self.judge = Judge(self.model.card, self.policy)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup

@@ -8,13 +8,11 @@ type, and its tokens are those that the tokenizer would give it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic.dataclasses import dataclass as plain_dataclass
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo import schema
@@ -24,7 +22,7 @@ from zoo.adversary.text.tokens import Pieces
 from zoo.errors import BadInputError
 
 
-@plain_dataclass(frozen=True, config=schema.STRICT)
+@dataclass(frozen=True, config=schema.STRICT)
 class TextHardening(schema.PlainData):
     """What training does to texts: a `share` of them gets character edits of some `kinds` within `budget`.
 
@@ -123,43 +121,3 @@ class WordSwaps:
         top, place = gains.topk(min(count, ids.shape[1]), dim=1)
         chosen = torch.zeros_like(gains, dtype=torch.bool).scatter_(1, place, top > 0)
         return torch.where(chosen, swapped, ids)
-
-
-@dataclass
-class LookedUp:
-    """The embeddings that a model looked up inside `watched`, each a leaf of the graph."""
-
-    parts: list[Tensor]
-
-    def gradient(self, value: Tensor, shape: torch.Size, others: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of a scalar: in the embeddings `[B, T, D]`, and in `others`, from one backward pass.
-
-        Raises BadInputError when the value does not go through the embedding.
-        """
-        if not self.parts:
-            raise BadInputError(
-                "the model's loss does not go through the token embedding: there are no words to attack"
-            )
-        found = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
-        total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
-        for part in found[: len(self.parts)]:
-            if part is not None:  # a model may cut off padding first
-                total[:, : part.shape[1]] += part.float()
-        rest = zip(found[len(self.parts) :], others, strict=True)
-        return total, [torch.zeros_like(other) if part is None else part for part, other in rest]
-
-
-@contextmanager
-def watched(embedding: nn.Embedding) -> Iterator[LookedUp]:
-    """Inside, what is looked up in this table is kept, and is where gradients begin."""
-    kept = LookedUp([])
-
-    def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        kept.parts.append(output.detach().requires_grad_())
-        return kept.parts[-1]
-
-    handle = embedding.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
