@@ -50,6 +50,8 @@ def test_a_card_survives_json(tmp_path: Path) -> None:
     path = tmp_path / "card.json"
     path.write_text(json.dumps(CARD.to_dict()), encoding="utf-8")
     assert ModelCard.read(path) == CARD
+    CARD.write_json(tmp_path / "new" / "card.json")
+    assert ModelCard.read(tmp_path / "new" / "card.json") == CARD
     assert (CARD.architecture, CARD.tag) == ("guard_b32", "demo")
 
 
@@ -119,3 +121,12 @@ def test_replace_checks_and_leaves_the_original() -> None:
         CARD.replace(name="nodot")
     with pytest.raises(dataclasses.FrozenInstanceError):
         CARD.name = "a.b"  # type: ignore[misc]
+
+
+def test_a_figure_replaces_that_of_the_same_metric_data_and_threat() -> None:
+    (old,) = CARD.measurements
+    others = [dataclasses.replace(old, metric="tpr"), dataclasses.replace(old, data="signs")]
+    others.append(dataclasses.replace(old, threat="PGD Linf 8/255"))
+    again = dataclasses.replace(old, value=0.5, count=7, command="zoo evaluate --again")
+    assert CARD.measured(others).measurements == (old, *others)
+    assert CARD.measured(others).measured([again]).measurements == (*others, again)

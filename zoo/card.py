@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,10 +41,14 @@ class ImageInput:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class TextInput:
-    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json."""
+    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json.
+
+    With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
+    """
 
     context_length: int
     lowercase: bool = True
+    deobfuscate: bool = False
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
@@ -164,6 +169,12 @@ class ModelCard(schema.PlainData):
     def replace(self, **changes: Any) -> ModelCard:
         """Return a copy with these fields changed, checked like any other card."""
         return dataclasses.replace(self, **changes)
+
+    def measured(self, new: Sequence[Measurement]) -> ModelCard:
+        """Return a copy with these figures; those of the same metric, data and threat are replaced."""
+        again = {(one.metric, one.data, one.threat) for one in new}
+        kept = [old for old in self.measurements if (old.metric, old.data, old.threat) not in again]
+        return self.replace(measurements=(*kept, *new))
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +86,7 @@ def checked_card(folder: Path) -> ModelCard:
 
 def write_card(card: ModelCard, folder: Path) -> None:
     """Write `card.json` into a folder."""
-    text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+    card.write_json(folder / CARD, indent=2)
 
 
 def _read_release(folder: Path) -> Release:

@@ -48,6 +48,11 @@ class PlainData:
         """Plain data (dict, list, str, numbers) that `from_dict` reads back to an equal value."""
         return dump(self)
 
+    def write_json(self, path: Path, indent: int = 1) -> None:
+        """Write a file that `read_json` and `from_dict` read back, in a folder that is made where there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> Self:
         """Build it from plain data; raises the class's error naming each unknown, missing or wrong field."""

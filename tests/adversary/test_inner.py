@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
-from zoo.adversary.inner.words import TextHardening, WordSwaps, watched
+from zoo.adversary.inner.words import TextHardening, WordSwaps
+from zoo.adversary.text.lookup import watched
 from zoo.card import TextInput
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer

@@ -20,12 +20,12 @@ from zoo.card import ImageInput
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.intervals import bootstrap, rank_auroc
 from zoo.evaluation.metrics import auroc, average_precision
+from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attempt import towards_clean
 from zoo.evaluation.robustness.calibrate import threshold_height
 from zoo.evaluation.robustness.curve import read_eps
 from zoo.evaluation.robustness.items import Selection
 from zoo.evaluation.robustness.report import RobustnessReport, describe
-from zoo.evaluation.robustness.resampling import Draws
 from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim
 from zoo.evaluation.run import Labelling

@@ -132,6 +132,8 @@ def test_attack_store_replay_on_release_and_bundle(
         assert record["attack"] in ("fgsm", "apgd-t")
     held = sum(record["survived"] == "1" for record in records)
     assert held > 0
+    assert f"examples at the operating point policy: {held} of {len(rows)} hold" in shown
+    assert "The examples kept are those of the operating point policy, not of fpr." in report.notes
 
     # Judged again they turn the verdicts that the manifest says, by the release and by its bundle.
     with load_scorer(folder / "release") as scorer:
@@ -157,6 +159,7 @@ def test_a_text_threat_leaves_the_images_and_keeps_to_its_budget(folder: Path, t
     assert names == ["casing", "homoglyphs", "hotflip", "characters"]
     assert report.counts["not_attackable"] == 10
     assert "The images beside the texts stand still." in report.notes
+    assert not any("examples kept" in note for note in report.notes)  # of one point alone
     by_name = {attack.attack: attack for attack in point.attacks}
     assert by_name["casing"].broken == 0  # the tokenizer lowers all, so nothing of it reaches the model
     assert by_name["casing"].queries > 0

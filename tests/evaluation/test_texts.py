@@ -17,10 +17,10 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.cli import run
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, average_precision
+from zoo.evaluation.resampling import Ranking, bootstrap_counts, estimate
 from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Figures, Scored
 from zoo.evaluation.texts.rankers import FrozenBaseline, ReleaseRanker, encode_texts
-from zoo.evaluation.texts.ranking import Ranking, bootstrap_counts, estimate
 from zoo.evaluation.texts.report import TextReport
 from zoo.evaluation.texts.rows import TextRows, read_text_rows, style_tests
 from zoo.inputs.text import train_tokenizer

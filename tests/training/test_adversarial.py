@@ -177,12 +177,32 @@ def test_a_share_of_the_attacked_prompts_gets_character_edits_and_the_others_exc
     module = _module(method=None, threat=None, text={"share": 0.5, "kinds": ["misspelling"]})
     batch = _batch(FUSION, 200)
     attacked = torch.arange(200) < 120
-    changed, edited = module._edited(batch, attacked)
+    changed, edited = module._edited(batch, module._target(batch), attacked)
     differs = [a != b for a, b in zip(batch["texts"], changed["texts"], strict=True)]
     assert differs == edited.tolist()
     assert not any(differs[120:])
     assert 40 < sum(differs) < 80
     assert batch["texts"][0] == TEXTS[0]  # the batch itself is as it was
+
+
+@torch.no_grad()
+def test_of_several_edits_the_model_gets_the_one_that_it_judges_worst() -> None:
+    text = {"share": 1.0, "kinds": ["misspelling"], "worst_of": 8}
+    module = _module(method=None, threat=None, text=text)
+    module.model.eval()
+    batch, everything = _batch(FUSION, 24), torch.ones(24, dtype=torch.bool)
+    target = module._target(batch)
+
+    def losses(texts: list[str | None]) -> list[float]:
+        logits = module.model(*module._inputs({**batch, "texts": texts}, drop=False))
+        return [float(module._loss(logits[row : row + 1], target[row : row + 1])) for row in range(24)]
+
+    worst, _ = module._edited(batch, target, everything, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(24, generator=generator)  # the draw of the rows
+    drawn = [losses([*module._edits(batch["texts"], list(range(24)), generator)]) for _ in range(8)]
+    assert losses(worst["texts"]) == pytest.approx([max(row) for row in zip(*drawn, strict=True)], abs=1e-6)
+    assert len({tuple(row) for row in drawn}) > 1
 
 
 # Losses

@@ -119,6 +119,30 @@ def test_a_wrong_option_is_refused_with_the_close_match(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
+    ("last", "option", "first"),
+    [
+        ("lightning.pytorch.callbacks.EarlyStopping", ".moniter", '\'moniter\'; did you mean "monitor" or "mode"?'),
+        (
+            "zoo.training.callbacks.DataShare",
+            ".moniter",
+            "'moniter' is no argument of zoo.training.callbacks.Data",
+        ),
+        ("lightning.pytorch.callbacks.EarlyStopping", "", 'Parser key "trainer.callbacks":'),
+    ],
+)
+def test_an_option_of_callbacks_is_matched_with_the_arguments_of_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], last: str, option: str, first: str
+) -> None:
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    callbacks = [stopping, stopping if last in stopping.values() else {"class_path": last}]
+    recipe = _recipe(tmp_path, trainer__callbacks=callbacks)
+    with pytest.raises(SystemExit) as caught:
+        run(["fit", "--config", recipe, f"--trainer.callbacks.init_args{option}", "val/r1"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.partition("error: ")[2].startswith(first)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model__init_args__model": "test_safeclip.randon"}, 'did you mean "test_safeclip.random"'),

@@ -28,6 +28,11 @@ def add_command(
     return parser
 
 
+def names(text: str | None) -> tuple[str, ...]:
+    """The names of an option such as `dog,dogs,puppy`; none where it was left out."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def read_policy(path: str | None) -> AnyPolicy | None:
     """The policy of a `--policy` option, as given or as shipped; None where the option was left out."""
     return read_policy_file(find_asset(path)) if path else None

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
-from zoo.commands.common import Commands, add_command, read_policy
+from zoo.commands.common import Commands, add_command, names, read_policy
 from zoo.errors import BadInputError
 from zoo.predict import is_bundle
 
@@ -57,9 +57,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
     columns = renamed(options.columns)
-    words = [word.strip() for word in (options.positive_words or "").split(",") if word.strip()]
     rows = read_rows(options.data, options.image_root, columns, options.split)
-    labelling = Labelling(options.positive_label, tuple(words), lists_labels(options.data, columns))
+    labelling = Labelling(options.positive_label, names(options.positive_words), lists_labels(options.data, columns))
     result = evaluate(options.model, rows, labelling, policy=read_policy(options.policy), data=options.data.name)
     if options.retrieval:
         result.figures.update(retrieval(options.model, rows))

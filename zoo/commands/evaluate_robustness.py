@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, read_policy
+from zoo.commands.common import Commands, add_command, names, read_policy
 from zoo.errors import BadInputError
 from zoo.panel import one_policy
 from zoo.predict import is_bundle
+
+if TYPE_CHECKING:
+    from zoo.evaluation.robustness.items import Selection
+    from zoo.evaluation.robustness.run import Options, Outcome
+    from zoo.evaluation.robustness.victim import Victim
 
 EXAMPLE = (
     "zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \\\n"
@@ -70,7 +76,12 @@ def add(actions: Commands) -> None:
     how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     out = parser.add_argument_group("where to")
     out.add_argument("--out", type=Path, default=Path("runs/robustness"), help="default: runs/robustness")
-    out.add_argument("--save", type=Path, metavar="DIR", help="store the examples that succeed, to replay or train on")
+    out.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="store the examples that succeed at the policy's point (--points fpr: at that), to replay or train on",
+    )
     out.add_argument("--update-card", action="store_true", help="write the worst case into the release's card.json")
     again = parser.add_argument_group("instead of attacking")
     again.add_argument("--replay", type=Path, metavar="DIR", help="judge stored examples: how many still pass")
@@ -80,6 +91,33 @@ def add(actions: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.replay:
         return _replay(options)
+    _check(options)
+    from zoo.adversary.read import read_threat
+    from zoo.commands.evaluate import renamed
+    from zoo.evaluation.robustness.items import Selection
+    from zoo.evaluation.robustness.run import evaluate_robustness
+    from zoo.evaluation.robustness.victim import Victim
+    from zoo.release import load_release
+
+    columns = renamed(options.columns)
+    threat_file = find_asset(options.threat)
+    threat = read_threat(threat_file)
+    policy = read_policy(options.policy)
+    victim = Victim(
+        load_release(options.model),
+        one_policy(policy) if policy else None,
+        labels=options.target == "labels",
+        device=options.device,
+    )
+    how = _how(options, columns)
+    selection = Selection(options.data, options.image_root, columns, names(options.by))
+    outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
+    _tell(options, victim, outcome, selection)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what does not go together before anything heavy is loaded."""
     missing = [f"--{name}" for name in ("data", "threat") if getattr(options, name) is None]
     if missing:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)} (or --replay)")
@@ -94,37 +132,22 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise BadInputError(f"--save {options.save}: exists and is not empty; give another folder")
     if options.batch_size < 1 or options.seed < 0:
         raise BadInputError(f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}")
-    from zoo.adversary.read import read_threat
-    from zoo.commands.evaluate import renamed
-    from zoo.evaluation.robustness.curve import read_eps
-    from zoo.evaluation.robustness.items import Selection
-    from zoo.evaluation.robustness.plot import plot_curves
-    from zoo.evaluation.robustness.run import Options, evaluate_robustness
-    from zoo.evaluation.robustness.stored import save_examples
-    from zoo.evaluation.robustness.table import print_report
-    from zoo.evaluation.robustness.victim import Victim
-    from zoo.evaluation.run import Labelling, lists_labels
-    from zoo.release import load_release
 
-    columns = renamed(options.columns)
-    threat_file = find_asset(options.threat)
-    threat = read_threat(threat_file)
-    policy = read_policy(options.policy)
-    victim = Victim(
-        load_release(options.model),
-        one_policy(policy) if policy else None,
-        labels=options.target == "labels",
-        device=options.device,
-    )
-    how = Options(
-        labelling=Labelling(options.positive, tuple(_names(options.words)), lists_labels(options.data, columns)),
+
+def _how(options: argparse.Namespace, columns: dict[str, str]) -> Options:
+    from zoo.evaluation.robustness.curve import read_eps
+    from zoo.evaluation.robustness.run import Options
+    from zoo.evaluation.run import Labelling, lists_labels
+
+    return Options(
+        labelling=Labelling(options.positive, names(options.words), lists_labels(options.data, columns)),
         split=None if options.split == "all" else options.split,
         calibrate=options.calibrate,
         fpr=options.fpr,
         points=options.points,
         direction=options.direction,
         eps=read_eps(options.eps) if options.eps else (),
-        curve_attacks=tuple(_names(options.eps_attacks)),
+        curve_attacks=names(options.eps_attacks),
         limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -132,8 +155,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         progress=True,
         synonyms=options.synonyms,
     )
-    selection = Selection(options.data, options.image_root, columns, tuple(_names(options.by)))
-    outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
+
+
+def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selection: Selection) -> None:
+    """Print the figures, and write what was asked for."""
+    from zoo.evaluation.robustness.plot import plot_curves
+    from zoo.evaluation.robustness.stored import save_examples
+    from zoo.evaluation.robustness.table import print_report
+
     report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
     print_report(report)
     path = report.write(options.out)
@@ -142,10 +171,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
     if options.save:
         stored = save_examples(victim, outcome, selection, options.save)
-        print(f"examples: {stored.survived} of {stored.examples} hold as 8-bit files; {options.save}/manifest.csv")
+        hold = f"{stored.survived} of {stored.examples} hold as 8-bit files"
+        print(f"examples at the operating point {stored.point}: {hold}; {options.save}/manifest.csv")
     if options.update_card:
         report.update_card(Path(options.model))
-    return 0
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -159,7 +188,3 @@ def _replay(options: argparse.Namespace) -> int:
     print_replay(report)
     print(f"figures: {report.write(options.out)}")
     return 0
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

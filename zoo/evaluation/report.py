@@ -6,10 +6,10 @@ import base64
 import html
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from zoo.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+T = TypeVar("T")
 
 THUMBNAIL, SHOWN, MAX_TEXT = 192, 18, 400
 #: Okabe and Ito's colours stay apart for every kind of colour blindness; hatches and marks say it again.
@@ -230,7 +232,7 @@ def _page(
 ) -> str:
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>\n" for key, value in notes.items())
     boxes = "".join(f"<div>{escape(n)}<b>{escape(v)}</b><span>{escape(e)}</span></div>\n" for n, v, e in figures)
-    parts = "".join(_gallery(*gallery) for gallery in galleries)
+    parts = "".join(gallery(*part, _card, SHOWN) for part in galleries)
     summary = "; ".join(f"{name} {value}" for name, value, _ in figures)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -245,9 +247,10 @@ def _page(
 """
 
 
-def _gallery(heading: str, explanation: str, items: Sequence[_Item]) -> str:
-    count = f"{len(items):,}" if len(items) <= SHOWN else f"{SHOWN} of {len(items):,}"
-    body = "".join(_card(item) for item in items[:SHOWN])
+def gallery(heading: str, explanation: str, items: Sequence[T], card: Callable[[T], str], shown: int) -> str:
+    """HTML of one part of a report: how many items there are, and the cards of the first few."""
+    count = f"{len(items):,}" if len(items) <= shown else f"{shown} of {len(items):,}"
+    body = "".join(card(item) for item in items[:shown])
     inner = f'<p>{escape(explanation)}</p><div class="gallery">{body}</div>' if items else "<p>None.</p>"
     return f"<h2>{escape(heading)} ({count})</h2>{inner}\n"
 

@@ -13,11 +13,11 @@ from rich.progress import Progress
 
 from zoo.card import Measurement, ModelCard
 from zoo.errors import BadInputError
-from zoo.evaluation.metrics import auroc, rates, recall_at_k
+from zoo.evaluation.metrics import FLAGGED, auroc, rates, recall_at_k
 from zoo.inputs.manifest import Row, read_manifest, read_records
 from zoo.panel import AnyPolicy
 from zoo.predict import load_scorer
-from zoo.release import load_release, write_card
+from zoo.release import CARD, load_release, write_card
 from zoo.verdict import Verdict
 
 
@@ -77,12 +77,10 @@ class Result:
 
     def update_card(self, folder: Path) -> ModelCard:
         """Put the figures into the card of the release; those of the same data and policy are replaced."""
-        card = ModelCard.read(folder / "card.json")
         data = f"{self.data}, policy {self.policy}"
         count = len(self.verdicts)
         new = [Measurement(k, float(v), data, count, command_line()) for k, v in self.figures.items()]
-        kept = [old for old in card.measurements if (old.metric, old.data) not in {(m.metric, m.data) for m in new}]
-        card = card.replace(measurements=(*kept, *new))
+        card = ModelCard.read(folder / CARD).measured(new)
         write_card(card, folder)
         return card
 
@@ -172,7 +170,7 @@ def items_of(rows: list[Row], *, by_image: bool) -> list[list[Row]]:
 
 def _figures(result: Result) -> dict[str, float | int]:
     counted = rates(result.verdicts, result.labels)
-    flagged = sum(v.decision in ("unsafe", "review") for v in result.verdicts)
+    flagged = sum(v.decision in FLAGGED for v in result.verdicts)
     judged = sum(v.status == "ok" for v in result.verdicts)
     figures: dict[str, float | int] = {"items": len(result.verdicts), "unjudged": len(result.verdicts) - judged}
     if judged:

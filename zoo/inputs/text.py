@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from zoo.card import TextInput
 from zoo.errors import BadInputError
+from zoo.inputs.deobfuscate import deobfuscate
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -90,6 +91,8 @@ class TextCodec:
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Clean and tokenise. Raises BadInputError for a text that is not a str or is far too long."""
         cleaned = [clean(text) for text in texts]
+        if self.spec.deobfuscate:
+            cleaned = [deobfuscate(text) for text in cleaned]
         if self.spec.lowercase:
             cleaned = [text.lower() for text in cleaned]
         encodings = self._tokenizer.encode_batch(cleaned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError
-from zoo.training.attacked import spaced_rows, warm_share
+from zoo.training.attacked import rows_of, spaced_rows, warm_share
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
 
@@ -36,7 +36,7 @@ class Adversarial(Classification):
     first backward pass of the attack also exchanges words, and the other passes attack the image beside those: joint
     training.
 
-    Validation also logs `val/robust_accuracy` and `val/robust_auroc` under PGD and the same exchange of words.
+    Validation also logs `val/robust_accuracy` and `val/robust_auroc` under PGD and the same changes of words.
 
     Args:
         model: registry name of a classifier.
@@ -95,7 +95,7 @@ class Adversarial(Classification):
         """One step on `[B]` rows, attacked first."""
         target = self._target(batch)
         attacked = torch.rand(len(target)) >= self.clean_share
-        batch, edited = self._edited(batch, attacked)
+        batch, edited = self._edited(batch, target, attacked)
         inputs = self._inputs(batch, drop=True)
         threat = None if self.threat is None else scaled(self.threat, warm_share(self, self.eps_warmup))
         worst = self._worst_case(inputs, target, attacked, attacked & ~edited, threat)
@@ -117,8 +117,6 @@ class Adversarial(Classification):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """As in `Classification`, and some rows under attack."""
         super().validation_step(batch, batch_idx)
-        if self.val_threat is None and not (self.text and self.text.hotflip_words):
-            return
         taken = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(batch["labels"]))
         if taken.any():
             self._evaluate_attacked(batch, batch_idx, taken)
@@ -135,17 +133,41 @@ class Adversarial(Classification):
         cross = F.binary_cross_entropy_with_logits(other, share)
         return cross - F.binary_cross_entropy_with_logits(clean, share)
 
-    def _edited(self, batch: Batch, attacked: Tensor) -> tuple[Batch, Tensor]:
+    def _edited(
+        self, batch: Batch, target: Tensor, attacked: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Tensor]:
         """The batch with character edits in a share of the attacked rows, and which rows `[B]` were drawn for them."""
         texts = batch.get("texts")
         edited = torch.zeros(len(attacked), dtype=torch.bool)
         if self.text is None or texts is None or not self.text.share:
             return batch, edited
-        edited = attacked & (torch.rand(len(attacked)) < self.text.share)
-        seeds = torch.randint(2**31, (len(attacked),)).tolist()
-        rows = zip(texts, edited.tolist(), seeds, strict=True)
-        changed = [self.text.edited(text, seed) if draw and text else text for text, draw, seed in rows]
+        edited = attacked & (torch.rand(len(attacked), generator=generator) < self.text.share)
+        rows = [row for row in edited.nonzero()[:, 0].tolist() if texts[row]]
+        options = [self._edits(texts, rows, generator) for _ in range(self.text.worst_of)]
+        chosen = options[0] if len(options) == 1 else self._worst_edits(batch, target, rows, options)
+        changed: list[str | None] = list(texts)
+        for row, text in zip(rows, chosen, strict=True):
+            changed[row] = text
         return {**batch, "texts": changed}, edited
+
+    def _edits(self, texts: Sequence[str | None], rows: list[int], generator: torch.Generator | None) -> list[str]:
+        assert self.text is not None
+        seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
+        return [self.text.edited(texts[row] or "", seed) for row, seed in zip(rows, seeds, strict=True)]
+
+    @torch.no_grad()
+    def _worst_edits(self, batch: Batch, target: Tensor, rows: list[int], options: list[list[str]]) -> list[str]:
+        """Of several texts for each of the rows, the one of the highest loss beside the image as it is."""
+        if not rows:
+            return []
+        part, wanted = rows_of(batch, rows), target[rows]
+        with evaluation_mode(self.model):
+            answers = [self.model(*self._inputs({**part, "texts": [*texts]}, drop=False)) for texts in options]
+        chosen = []
+        for row in range(len(rows)):
+            losses = [float(self._loss(answer[row : row + 1], wanted[row : row + 1])) for answer in answers]
+            chosen.append(options[losses.index(max(losses))][row])
+        return chosen
 
     def _worst_case(
         self,
@@ -202,9 +224,11 @@ class Adversarial(Classification):
         return self._swaps
 
     def _evaluate_attacked(self, batch: Batch, batch_idx: int, taken: Tensor) -> None:
-        target, inputs = self._target(batch), self._inputs(batch, drop=False)
-        generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
-        worst = self._worst_case(inputs, target, taken, taken, self.val_threat, generator)
+        target = self._target(batch)
+        # The same edits and the same start in every epoch.
+        batch, edited = self._edited(batch, target, taken, torch.Generator().manual_seed(batch_idx))
+        inputs, generator = self._inputs(batch, drop=False), torch.Generator(self.device).manual_seed(batch_idx)
+        worst = self._worst_case(inputs, target, taken, taken & ~edited, self.val_threat, generator)
         rows = taken.nonzero()[:, 0].to(target.device)
         logits, target = self.model(*(value[rows] for value in worst)).float(), target[rows]
         if self.model.card.score == "softmax":
@@ -212,11 +236,8 @@ class Adversarial(Classification):
         else:
             known = ~target.isnan()
             right, scores = ((logits > 0) == (target > 0.5))[known].float(), logits.sigmoid()
-        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy()))
-        labels = [batch["labels"][row] for row in rows.tolist()]
-        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in labels])
         self.robust_accuracy.update(right)
-        self.robust_area.update(torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device))
+        self.robust_area.update(*self._ranked(scores, [batch["labels"][row] for row in rows.tolist()]))
         figures = {"val/robust_accuracy": self.robust_accuracy, "val/robust_auroc": self.robust_area}
         for name, metric in figures.items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))

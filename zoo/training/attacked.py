@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import lightning
 import torch
 from torch import Tensor
+
+from zoo.training.data import Batch
 
 
 def warm_share(module: lightning.LightningModule, warmup: float) -> float:
@@ -22,3 +26,12 @@ def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count:
         return torch.zeros(count, dtype=torch.bool)
     stride = max(1, int(sum(trainer.num_val_batches)) // batches)
     return (batch_idx * count + torch.arange(count)) % stride == 0
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch, in this order."""
+    picked = {
+        name: value[rows] if isinstance(value, Tensor) else [cast("list[object]", value)[row] for row in rows]
+        for name, value in batch.items()
+    }
+    return cast("Batch", picked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -48,8 +49,11 @@ class Base(lightning.LightningModule):
         if model_entry(model).card.task == "panel":
             raise BadInputError(f"{model} is a panel: train or import its heads, then put them together by `zoo panel`")
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
-        fresh = None if init_from else create_model(model, **(model_args or {}))
-        self.model: ZooModel = fresh or _begun(load_model(str(init_from)), model)
+        self.model: ZooModel
+        if init_from:
+            self.model = _begun(load_model(str(init_from)), model)
+        else:
+            self.model = create_model(model, **(model_args or {}))
         self.model.train()  # the registry hands out models in evaluation mode
         self.judge = Judge(self.model.card, self.policy)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
@@ -166,7 +170,12 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
     found, wanted = start.card, model_entry(name).card
     if found.architecture != wanted.architecture or model_entry(found.name).builder != model_entry(name).builder:
         raise BadInputError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
-    start.card = found.replace(name=name, summary=wanted.summary, limits=wanted.limits, measurements=(), files={})
+    text = found.text
+    if text is not None and wanted.text is not None:
+        text = dataclasses.replace(text, deobfuscate=wanted.text.deobfuscate)
+    start.card = found.replace(
+        name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
+    )
     return start
 
 

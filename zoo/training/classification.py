@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,14 +136,18 @@ class Classification(Base):
         logits = self.model(*self._inputs(batch, drop=False))
         self.mean_loss.update(self._loss(logits, target), weight=len(target))
         scores = logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
-        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
-        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in batch["labels"]])
-        ranked, truth = torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device)
+        ranked, truth = self._ranked(scores, batch["labels"])
         self.area.update(ranked, truth)
         self.precision_area.update(ranked, truth)
         figures = {"loss": self.mean_loss, "auroc": self.area, "auprc": self.precision_area}
         for name, metric in figures.items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))
+
+    def _ranked(self, scores: Tensor, rows: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """The policy's unsafe score `[B]` of scores `[B, L]`, and 1 `[B]` where it would block a label of the row."""
+        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
+        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in rows])
+        return torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device)
 
     def _inputs(self, batch: Batch, *, drop: bool) -> list[Tensor]:
         """The tensors of `card.input_names`, as the model takes them."""

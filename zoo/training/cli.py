@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +24,14 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2, the message and the close match."""
-        wrong = re.search(r"(?:(?:[Oo]ption|[Kk]ey|attribute) '|unrecognized arguments: --)([\w.]+)", message)
+        # "module has no attribute" is of a class that there is not, "object has no attribute" of Python's own.
+        pattern = r"(?:(?:[Oo]ption|[Kk]ey|(?<!object has no )attribute) '|unrecognized arguments: --)([\w.]+)"
+        wrong = re.search(pattern, message)
         if wrong:
-            message = f"'{wrong[1]}'{close_match(wrong[1], _names(self, message))}\n{message}"
+            classes = re.findall(r"class_path '([\w.]+)'", message)
+            names = _arguments(classes) if classes else _keys(self)
+            match = close_match(wrong[1], names) or (f" is no argument of {classes[0]}" if classes else "")
+            message = f"'{wrong[1]}'{match}\n{message}"
         super().error(message, ex)
 
 
@@ -132,13 +138,18 @@ def _recipe(args: list[str]) -> str:
     return ""
 
 
-def _names(parser: LightningArgumentParser, message: str) -> set[str]:
-    """What could have been meant: keys of the parser and its subcommands, arguments and neighbours of a named class."""
+def _keys(parser: LightningArgumentParser) -> set[str]:
+    """The keys of the parser and its subcommands."""
     parsers = [parser]
     for action in parser._actions:
         parsers += action.choices.values() if isinstance(action.choices, dict) else []
-    names = {action.dest for known in parsers for action in known._actions}
-    for path in re.findall(r"class_path '([\w.]+)'", message):
+    return {action.dest for known in parsers for action in known._actions}
+
+
+def _arguments(classes: Iterable[str]) -> set[str]:
+    """The arguments of classes by their paths, and of a class that there is not its neighbours."""
+    names: set[str] = set()
+    for path in classes:
         module, _, name = path.rpartition(".")
         try:
             home = importlib.import_module(module)

@@ -72,11 +72,6 @@ class Contrastive(Base):
         if self.locked is not None:
             self.locked.compute(self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def on_train_epoch_start(self) -> None:
-        """Lightning has put everything into training mode; a locked tower keeps its statistics."""
-        if self.locked is not None:
-            self.locked.tower.backbone.eval()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` pairs."""
         image = self._embed_images(batch) if self.locked is None else self.locked.embed_known(batch["group"])

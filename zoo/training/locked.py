@@ -13,6 +13,7 @@ from zoo.errors import BadInputError
 from zoo.models.conv_clip import ConvImageTower
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import unit
+from zoo.training import finetune
 from zoo.training.data import ManifestData
 
 #: Images at once: small, so that the feature maps of a depthwise network stay in the processor's cache.
@@ -29,7 +30,7 @@ class LockedTower:
         if not isinstance(model.image_tower, ConvImageTower):
             raise BadInputError(f"{model.card.name}: only convolutional image towers can be locked")
         self.tower, self.views = model.image_tower, views
-        self.tower.backbone.requires_grad_(False).eval()
+        finetune.freeze(model, ["image_tower.backbone"])
         self._fast: nn.Module | None = None
         self._features = torch.empty(0)
 

@@ -17,6 +17,7 @@ from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError, close_match
 from zoo.judge import phrases
 from zoo.models.dual_encoder import DualEncoder
+from zoo.training import finetune
 from zoo.training.attacked import spaced_rows, warm_share
 from zoo.training.base import Base
 from zoo.training.data import Batch
@@ -79,17 +80,12 @@ class RobustTower(Base):
         for name in self.label_names.values():
             if name not in names:
                 raise BadInputError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
-        self.model.text_tower.requires_grad_(False)
-        self.model.logit_scale.requires_grad_(False)
+        finetune.freeze(self.model, ["text_tower", "logit_scale"])
         # In a list, so that it is no submodule: a checkpoint need not carry what the release holds.
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
         self._bank: Tensor | None = None
         self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
         self.area, self.robust_area = BinaryAUROC(), BinaryAUROC()
-
-    def on_train_epoch_start(self) -> None:
-        """Lightning has put everything into training mode; the text tower has nothing to learn."""
-        self.model.text_tower.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` images, attacked first."""

@@ -88,7 +88,7 @@ class _Ascent:
 
 def _apgd(target: Target, batch: Batch, threat: Threat, restart: int, objective: Objective, name: str) -> Tensor:
     ball = Ball.around(batch.pixels, threat)
-    state = _begin(ball.random(threat, name, restart, batch), 2 * threat.eps)
+    state = _begin(ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
     found = torch.empty_like(batch.pixels)
     last, following = 0, checkpoints(threat.steps)
     for step in range(threat.steps + 1):

@@ -24,7 +24,8 @@ from zoo.errors import BadInputError
 TOLERANCE = 1e-6
 
 _Attack = Callable[[Target, Batch, Threat, int], Tensor]
-_ATTACKS: dict[str, _Attack] = {
+#: The attacks by their names in a threat model: each takes a batch and the number of the restart to pixels.
+IMAGE_ATTACKS: dict[str, _Attack] = {
     "fgsm": fgsm,
     "pgd": pgd,
     "apgd-ce": apgd_ce,
@@ -185,7 +186,7 @@ class _Campaign:
                 goals = None if rank is None else self.goals[batch.rows, rank]
                 known = None if self.gradient is None else self.gradient[batch.rows]
                 aimed = Batch(batch.pixels, batch.labels, batch.rows, goals, known)
-                outside += self._keep(aimed, _ATTACKS[name](self.target, aimed, self.threat, restart))
+                outside += self._keep(aimed, IMAGE_ATTACKS[name](self.target, aimed, self.threat, restart))
                 bar.advance(task, len(batch))
             bar.update(task, completed=attempted * number, description=f"{name}: {int(self.broken.sum())} broken")
         forwards, backwards = (now - then for now, then in zip(self._passes(), passes, strict=True))

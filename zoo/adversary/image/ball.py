@@ -74,8 +74,11 @@ class Ball:
             return gradient.sign()
         return gradient / lengths(gradient, "L2").clamp_(min=1e-12)
 
-    def random(self, threat: Threat, attack: str, restart: int, batch: Batch) -> Tensor:
-        """A random allowed image for each of the batch: uniform in Linf; in L2 of uniform direction and length."""
+    def random(self, threat: Threat, attack: str, restart: int, batch: Batch, *, edge: bool = False) -> Tensor:
+        """A random allowed image for each of the batch: uniform in Linf; in L2 of uniform direction and length.
+
+        With `edge` the length is eps in L2, the start of the reference implementation of APGD.
+        """
         shape = batch.pixels.shape[1:]
         if self.norm == "Linf":
             offsets = noise(threat, attack, restart, batch.rows.tolist(), shape) * 2 - 1
@@ -83,5 +86,7 @@ class Ball:
             uniform = noise(threat, attack, restart, batch.rows.tolist(), (shape.numel() + 1,))
             # Normal by the inverse distribution function; the ends would be infinite.
             normal = torch.special.ndtri(uniform[:, 1:].clamp(1e-6, 1 - 1e-6)).view(-1, *shape)
-            offsets = normal / lengths(normal, "L2").clamp(min=1e-12) * uniform[:, 0].view(-1, 1, 1, 1)
+            offsets = normal / lengths(normal, "L2").clamp(min=1e-12)
+            if not edge:
+                offsets *= uniform[:, 0].view(-1, 1, 1, 1)
         return self.project(self.clean + self.eps * offsets.to(self.clean))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.ball import Ball
-from zoo.adversary.inner.pixels import ascend, pixel_gradient, random_start
-from zoo.adversary.inner.words import WordSwaps, watched
+from zoo.adversary.inner.pixels import ascend, climb, random_start
+from zoo.adversary.inner.words import WordSwaps
+from zoo.adversary.text.lookup import watched
 from zoo.adversary.threat import Threat
 
 #: A model's inputs by name (`image`, `input_ids`, `attention_mask`, ...), `[B, ...]` each.
@@ -47,15 +48,11 @@ def worst_inputs(
             _exchange(objective, found, words, [])
         return found
     ball = Ball.around(inputs["image"], threat)
-    found["image"] = random_start(ball, generator)
-    steps = threat.steps
+    found["image"], steps = random_start(ball, generator), threat.steps
     if words is not None:
         (slope,) = _exchange(objective, found, words, ["image"])
-        found["image"] = ascend(found["image"], slope, ball, threat)
-        steps -= 1
-    for _ in range(steps):
-        slope = pixel_gradient(lambda pixels: objective(found | {"image": pixels}), found["image"])
-        found["image"] = ascend(found["image"], slope, ball, threat)
+        found["image"], steps = ascend(found["image"], slope, ball, threat), steps - 1
+    found["image"] = climb(lambda pixels: objective(found | {"image": pixels}), found["image"], ball, threat, steps)
     return found
 
 

@@ -72,6 +72,13 @@ def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: Threat) -> Tens
     return ball.project(pixels.add(ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0)), alpha=threat.pgd_step))
 
 
+def climb(objective: Objective, pixels: Tensor, ball: Ball, threat: Threat, steps: int) -> Tensor:
+    """Some steps of PGD from images `[B, C, H, W]` in the ball. Raises as `pixel_gradient`."""
+    for _ in range(steps):
+        pixels = ascend(pixels, pixel_gradient(objective, pixels), ball, threat)
+    return pixels
+
+
 def perturb(objective: Objective, pixels: Tensor, threat: Threat, generator: torch.Generator | None = None) -> Tensor:
     """PGD from a random start: images `[B, C, H, W]` float32 at most eps from `pixels` and in [0, 1].
 
@@ -80,10 +87,7 @@ def perturb(objective: Objective, pixels: Tensor, threat: Threat, generator: tor
     for nothing. Raises BadInputError when the objective does not depend on the pixels.
     """
     ball = Ball.around(pixels, threat)
-    found = random_start(ball, generator)
-    for _ in range(threat.steps):
-        found = ascend(found, pixel_gradient(objective, found), ball, threat)
-    return found
+    return climb(objective, random_start(ball, generator), ball, threat, threat.steps)
 
 
 def pixel_gradient(objective: Objective, pixels: Tensor) -> Tensor:

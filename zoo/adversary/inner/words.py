@@ -8,13 +8,11 @@ type, and its tokens are those that the tokenizer would give it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic.dataclasses import dataclass as plain_dataclass
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo import schema
@@ -24,13 +22,15 @@ from zoo.adversary.text.tokens import Pieces
 from zoo.errors import BadInputError
 
 
-@plain_dataclass(frozen=True, config=schema.STRICT)
+@dataclass(frozen=True, config=schema.STRICT)
 class TextHardening(schema.PlainData):
     """What training does to texts: a `share` of them gets character edits of some `kinds` within `budget`.
 
     The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
     for a dog without "dog" is another prompt): none of them is exchanged, and none is brought in. Character edits may
-    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would.
+    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would. Of
+    `worst_of` edits of a text the model gets the one that it judges worst: of forty typos in "dog" one is "dig", which
+    a search finds and a draw seldom does.
     """
 
     _where = "text"
@@ -41,6 +41,7 @@ class TextHardening(schema.PlainData):
     hotflip_words: int = 0
     protected: tuple[str, ...] = ()
     aimed: float = 0.0
+    worst_of: int = 1
 
     def __post_init__(self) -> None:
         for name in ("share", "aimed"):
@@ -50,6 +51,8 @@ class TextHardening(schema.PlainData):
             raise ValueError("aimed edits the protected words first: name them in protected")
         if self.hotflip_words < 0:
             raise ValueError(f"hotflip_words must not be negative, got {self.hotflip_words}")
+        if self.worst_of < 1:
+            raise ValueError(f"worst_of is 1 or more, got {self.worst_of}")
         character_edits(self.kinds)  # refuses an unknown kind by name
         if not self.share and not self.hotflip_words:
             raise ValueError("text asks for nothing: give share above 0, or hotflip_words")
@@ -118,43 +121,3 @@ class WordSwaps:
         top, place = gains.topk(min(count, ids.shape[1]), dim=1)
         chosen = torch.zeros_like(gains, dtype=torch.bool).scatter_(1, place, top > 0)
         return torch.where(chosen, swapped, ids)
-
-
-@dataclass
-class LookedUp:
-    """The embeddings that a model looked up inside `watched`, each a leaf of the graph."""
-
-    parts: list[Tensor]
-
-    def gradient(self, value: Tensor, shape: torch.Size, others: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of a scalar: in the embeddings `[B, T, D]`, and in `others`, from one backward pass.
-
-        Raises BadInputError when the value does not go through the embedding.
-        """
-        if not self.parts:
-            raise BadInputError(
-                "the model's loss does not go through the token embedding: there are no words to attack"
-            )
-        found = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
-        total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
-        for part in found[: len(self.parts)]:
-            if part is not None:  # a model may cut off padding first
-                total[:, : part.shape[1]] += part.float()
-        rest = zip(found[len(self.parts) :], others, strict=True)
-        return total, [torch.zeros_like(other) if part is None else part for part, other in rest]
-
-
-@contextmanager
-def watched(embedding: nn.Embedding) -> Iterator[LookedUp]:
-    """Inside, what is looked up in this table is kept, and is where gradients begin."""
-    kept = LookedUp([])
-
-    def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        kept.parts.append(output.detach().requires_grad_())
-        return kept.parts[-1]
-
-    handle = embedding.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()

@@ -15,11 +15,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from zoo.adversary.image.apgd import apgd_ce, apgd_t
-from zoo.adversary.image.attack import allowed_images
+from zoo.adversary.image.attack import IMAGE_ATTACKS, allowed_images
 from zoo.adversary.image.loss import margin
-from zoo.adversary.image.pgd import fgsm, pgd
-from zoo.adversary.image.square import square
 from zoo.adversary.image.target import Batch, Target, evaluation_mode, misjudged
 from zoo.adversary.joint.model import JointModel, fixed_images, fixed_texts
 from zoo.adversary.joint.threat import JointThreat
@@ -31,7 +28,6 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
 
-_IMAGE_ATTACKS = {"fgsm": fgsm, "pgd": pgd, "apgd-ce": apgd_ce, "apgd-t": apgd_t, "square": square}
 #: A margin at or below this is a misjudgement: a tie of logits is none.
 _THRESHOLD = -1e-6
 
@@ -249,7 +245,7 @@ class _Joint:
             if not len(left):
                 return
             batch = Batch(self.clean[left], self.labels[left], left, self.goals[left])
-            found = _IMAGE_ATTACKS[name](self.target, batch, threat, number * threat.restarts + restart)
+            found = IMAGE_ATTACKS[name](self.target, batch, threat, number * threat.restarts + restart)
             margins = -margin(self.target.logits(found, batch), batch)
             better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, threat)
             self.pixels[left[better]], self.margins[left[better]] = found[better], margins[better]

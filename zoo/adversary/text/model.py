@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from zoo.adversary.text.lookup import watched
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
 from zoo.models.dual_encoder import PhraseEncoder
@@ -45,28 +46,16 @@ class TextModel:
 
         Raises BadInputError when the score never looks the ids up in `embedding`.
         """
-        looked_up: list[Tensor] = []
-
-        def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            looked_up.append(output.detach().requires_grad_())
-            return looked_up[-1]
-
-        handle = self.embedding.register_forward_hook(keep)
-        try:
-            with torch.enable_grad():
-                device = self.embedding.weight.device
-                places = torch.tensor([item], device=device)
-                score = self.token_score(ids[None].to(device), mask[None].to(device), places)
-        finally:
-            handle.remove()
-        found = torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
-        if not looked_up:
+        with watched(self.embedding) as looked_up, torch.enable_grad():
+            device = self.embedding.weight.device
+            places = torch.tensor([item], device=device)
+            score = self.token_score(ids[None].to(device), mask[None].to(device), places)
+        if not looked_up.parts:
             raise BadInputError("the model's score does not go through the embedding that was named")
-        if score.requires_grad:
-            for part in torch.autograd.grad(score.sum(), looked_up, allow_unused=True):
-                if part is not None:  # a model may cut off padding first
-                    found[: part.shape[1]] += part[0].float().nan_to_num(0.0, 0.0, 0.0)
-        return found
+        if not score.requires_grad:
+            return torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
+        gradient, _ = looked_up.gradient(score.sum(), ids[None].shape)
+        return gradient[0].nan_to_num(0.0, 0.0, 0.0)
 
 
 def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:

@@ -21,6 +21,7 @@ from zoo.evaluation.report import (
     data_uri,
     draw_roc,
     escape,
+    gallery,
     thumbnail,
 )
 
@@ -107,7 +108,7 @@ def _page(report: GuardReport, plot: bytes, title: str) -> str:
     boxes = _boxes(report.figures)
     shown = "".join(f"<div>{escape(n)}<b>{escape(v)}</b><span>{escape(e)}</span></div>\n" for n, v, e in boxes)
     summary = "; ".join(f"{name} {value}" for name, value, _ in boxes)
-    parts = "".join(_gallery(*part) for part in _galleries(report.outcomes))
+    parts = "".join(gallery(*part, _card, SHOWN) for part in _galleries(report.outcomes))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -159,13 +160,6 @@ def _galleries(outcomes: Sequence[Outcome]) -> list[tuple[str, str, list[Outcome
 
 def _refused(outcome: Outcome) -> bool:
     return outcome.blocked or (outcome.on is not None and outcome.on.refused)
-
-
-def _gallery(heading: str, explanation: str, outcomes: Sequence[Outcome]) -> str:
-    count = f"{len(outcomes):,}" if len(outcomes) <= SHOWN else f"{SHOWN} of {len(outcomes):,}"
-    body = "".join(_card(outcome) for outcome in outcomes[:SHOWN])
-    inner = f'<p>{escape(explanation)}</p><div class="gallery">{body}</div>' if outcomes else "<p>None.</p>"
-    return f"<h2>{escape(heading)} ({count})</h2>{inner}\n"
 
 
 def _card(outcome: Outcome) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,3 @@ def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
             f"{math.ceil(1 / fpr)} are needed; give more data, a higher --fpr, or --points policy"
         )
     return float(np.sort(heights)[::-1][allowed])
-
-
-def held(heights: Sequence[float] | NDArray[np.float64], height: float) -> float:
-    """The share of items that lie above a height."""
-    return float((np.asarray(heights) > height).mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from zoo import schema
 from zoo.errors import BadInputError
-from zoo.evaluation.robustness.resampling import Draws, Estimate
+from zoo.evaluation.resampling import Draws, Estimate
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
 from zoo.evaluation.run import command_line
@@ -66,9 +65,8 @@ class ReplayReport(schema.PlainData):
 
     def write(self, folder: Path) -> Path:
         """Write `MODEL__replay-FOLDER.json` into a folder; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.model.replace('/', '_')}__replay-{self.folder}.json"
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.write_json(path)
         return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,8 @@ from pydantic.dataclasses import dataclass
 from zoo import schema
 from zoo.card import Measurement, ModelCard
 from zoo.errors import BadCardError, BadInputError
+from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
-from zoo.evaluation.robustness.resampling import Estimate
 from zoo.release import CARD, write_card
 
 
@@ -85,9 +84,8 @@ class RobustnessReport(schema.PlainData):
 
     def write(self, folder: Path) -> Path:
         """Write `MODEL__THREAT.json` into a folder; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.model.replace('/', '_')}__{self.threat_name}.json"
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.write_json(path)
         return path
 
     @classmethod
@@ -125,10 +123,7 @@ class RobustnessReport(schema.PlainData):
         card = ModelCard.read(folder / CARD)
         if self.weights_sha256 not in card.files.values():
             raise BadCardError(f"{folder}: holds other weights than those that were measured")
-        new = self.measurements()
-        known = {(one.metric, one.data, one.threat) for one in new}
-        kept = [old for old in card.measurements if (old.metric, old.data, old.threat) not in known]
-        card = card.replace(measurements=(*kept, *new))
+        card = card.measured(self.measurements())
         write_card(card, folder)
         return card
 

@@ -23,6 +23,7 @@ from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError
+from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
 from zoo.evaluation.robustness.attempt import Attempt
 from zoo.evaluation.robustness.calibrate import threshold_height
@@ -30,7 +31,6 @@ from zoo.evaluation.robustness.curve import check_eps, robustness_curve
 from zoo.evaluation.robustness.figures import Counter, PointFigures
 from zoo.evaluation.robustness.items import Items, Selection, read_items, rows_by_split
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
-from zoo.evaluation.robustness.resampling import Draws
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.evaluation.run import Labelling, command_line
 from zoo.files import sha256
@@ -293,7 +293,7 @@ def _report(
             "machine": platform.machine(),
         },
         command=command_line(),
-        notes=_notes(victim, threat, options, counts),
+        notes=_notes(victim, threat, options, counts, [point.point for point in figures]),
     )
 
 
@@ -301,7 +301,9 @@ def _wanted(labelling: Labelling) -> str:
     return f"the words {list(labelling.words)}" if labelling.words else f'the label "{labelling.positive_label}"'
 
 
-def _notes(victim: Victim, threat: AnyThreat, options: Options, counts: dict[str, int]) -> tuple[str, ...]:
+def _notes(
+    victim: Victim, threat: AnyThreat, options: Options, counts: dict[str, int], points: Sequence[str]
+) -> tuple[str, ...]:
     """What a reader of the figures has to know."""
     notes = []
     if counts["not_attackable"]:
@@ -315,4 +317,6 @@ def _notes(victim: Victim, threat: AnyThreat, options: Options, counts: dict[str
         notes.append("The images beside the texts stand still.")
     if options.direction == "evade" and not victim.by_label:
         notes.append("Only unsafe items were attacked; safe ones count in robust accuracy as they are.")
+    if options.keep and len(points) > 1:
+        notes.append(f"The examples kept are those of the operating point {points[0]}, not of {points[1]}.")
     return tuple(notes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from zoo import schema
+from zoo.evaluation.metrics import FLAGGED
 from zoo.evaluation.robustness.attempt import Example
 from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.run import Outcome
@@ -95,14 +95,13 @@ def save_examples(victim: Victim, outcome: Outcome, selection: Selection, out: P
             survived=sum(survived),
             command=report.command,
         )
-        text = json.dumps(about.to_dict(), indent=1, ensure_ascii=False)
-        (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+        about.write_json(folder / ABOUT)
     return about
 
 
 def passes(verdict: Verdict, label: int) -> bool:
     """Whether a verdict is what the attacker wants: an unsafe item (label 1) judged safe, or a safe one flagged."""
-    return verdict.is_safe if label == 1 else verdict.decision in ("unsafe", "review")
+    return verdict.is_safe if label == 1 else verdict.decision in FLAGGED
 
 
 def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, example: Example) -> str:

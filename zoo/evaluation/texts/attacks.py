@@ -10,19 +10,11 @@ from numpy.typing import NDArray
 from zoo.adversary.text.edits import KINDS, perturb
 from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.threat import TextThreat
-from zoo.errors import BadInputError, close_match
 from zoo.evaluation.texts.rankers import Ranker
 from zoo.evaluation.texts.rows import UNKNOWN, YES, TextRows
 
 #: Below every logit: the search never calls it a success, and goes on while the score falls.
 _NEVER = -1e9
-
-
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise BadInputError for an attack on characters that there is not, with the close match."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise BadInputError(f'no character attack is named "{kind}"' + close_match(kind, KINDS))
 
 
 def edited(texts: Sequence[str], kind: str, threat: TextThreat) -> list[str]:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from zoo import schema
-from zoo.evaluation.robustness.resampling import Estimate
-from zoo.evaluation.texts.ranking import Ranking, Values, estimate
+from zoo.evaluation.resampling import Estimate, Ranking, Values, estimate
 from zoo.evaluation.texts.rows import UNKNOWN
 
 #: Which texts an attack changed: none, the positives of each category, all, or a sample of its positives.

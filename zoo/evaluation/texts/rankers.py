@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from zoo.errors import BadInputError, MissingDependencyError
-from zoo.evaluation.texts.ranking import Ranking
+from zoo.evaluation.resampling import Ranking
 from zoo.evaluation.texts.rows import UNKNOWN, TextRows
 from zoo.inputs.text import TextCodec
 from zoo.models.base import ZooModel

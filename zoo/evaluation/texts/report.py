@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,9 +66,8 @@ class TextReport(schema.PlainData):
 
     def write(self, folder: Path) -> Path:
         """Write `MODEL.json` into a folder and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.model}.json"
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.write_json(path)
         return path
 
     def measurements(self) -> list[Measurement]:
@@ -91,10 +89,6 @@ class TextReport(schema.PlainData):
 
     def update_card(self, folder: Path) -> ModelCard:
         """Put the figures into the card of the release; those of the same data and threat are replaced."""
-        card = ModelCard.read(folder / CARD)
-        new = self.measurements()
-        again = {(m.metric, m.data, m.threat) for m in new}
-        kept = [old for old in card.measurements if (old.metric, old.data, old.threat) not in again]
-        card = card.replace(measurements=(*kept, *new))
+        card = ModelCard.read(folder / CARD).measured(self.measurements())
         write_card(card, folder)
         return card

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.edits import KINDS, character_edits
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
+from zoo.evaluation.resampling import bootstrap_counts
 from zoo.evaluation.run import command_line
-from zoo.evaluation.texts.attacks import check_kinds, edited, only_searched, sample_positives, searched
+from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
 from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, ReleaseRanker
-from zoo.evaluation.texts.ranking import bootstrap_counts
 from zoo.evaluation.texts.report import Category, Latency, TextReport
 from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
 from zoo.files import sha256
@@ -49,7 +49,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: Option
     Raises BadInputError for a model that does not judge texts alone, a split without texts, and as the parts do.
     """
     begin = time.perf_counter()
-    check_kinds(options.attacks)
+    character_edits(options.attacks)  # refuses an unknown kind by name
     if baseline is not None and not baseline.startswith(BASELINE):
         raise BadInputError(f'--baseline: "{baseline}" is no {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
     ranker = ReleaseRanker(model)

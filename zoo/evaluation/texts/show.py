@@ -9,8 +9,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
+from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.plot import COLOURS
-from zoo.evaluation.robustness.resampling import Estimate
 from zoo.evaluation.texts.figures import RankerFigures
 from zoo.evaluation.texts.report import TextReport
 

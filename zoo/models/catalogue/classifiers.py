@@ -59,7 +59,9 @@ _image_classifier(
 )
 
 
-def _prompt_classifier(name: str, summary: str, context: int, hparams: dict[str, Any]) -> None:
+def _prompt_classifier(
+    name: str, summary: str, context: int, hparams: dict[str, Any], *, deobfuscate: bool = False
+) -> None:
     register_model(
         ModelCard(
             name=name,
@@ -68,7 +70,7 @@ def _prompt_classifier(name: str, summary: str, context: int, hparams: dict[str,
             score="sigmoid",
             score_meaning="probability of each category as its corpus understands it; they do not exclude each other",
             image=None,
-            text=TextInput(context),
+            text=TextInput(context, deobfuscate=deobfuscate),
             labels=PROMPT_LABELS,
             requires=("text",),
             licence="Apache-2.0",
@@ -87,12 +89,13 @@ def _prompt_classifier(name: str, summary: str, context: int, hparams: dict[str,
 
 
 _minilm = {**bert(30522, 384, 6, 12, 512), "dropout": 0.1}
-_prompt_classifier("prompt_minilm.multilabel", "MiniLM that judges prompts for eight categories at once", 64, _minilm)
+_prompt_classifier("prompt_minilm.multilabel", "MiniLM that judges prompts for eight categories at once", 128, _minilm)
 _prompt_classifier(
     "prompt_minilm.multilabel_textaug",
     "MiniLM that judges prompts for eight categories, trained on misspelt and disguised texts too",
-    64,
+    128,
     _minilm,
+    deobfuscate=True,
 )
 _prompt_classifier(
     "test_prompt_bert.random",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import zoo.models.catalogue.classifiers
 import zoo.models.catalogue.multimodal
 import zoo.models.catalogue.panels  # noqa: F401  first: a panel takes every tag of a tower that is known by then
@@ -15,15 +17,14 @@ _METHODS = {
     "trades": "TRADES (arXiv 1901.08573)",
     "fast": "single-step adversarial training (arXiv 2001.03994)",
     "textaug": "character edits of the prompts in training",
-    "pgd_joint": "PGD on the image and exchanged words in the prompt, trained together",
-    "pgd_joint_text": "PGD on the image and exchanged words in the prompt, then disguised words in the prompt",
+    "pgd_joint": "PGD on the image, exchanged and misspelt words in the prompt, trained together, after deobfuscation",
     "offline": "adversarial examples made beforehand and mixed in (arXiv 2504.11707)",
     "fare": "unsupervised adversarial fine-tuning of the image tower, FARE (arXiv 2402.12336)",
     "tecoa": "adversarial fine-tuning of the image tower against phrases, TeCoA (arXiv 2212.07016)",
 }
 
 
-def _hardened(base: str, tag: str, limits: tuple[str, ...] = ()) -> None:
+def _hardened(base: str, tag: str, limits: tuple[str, ...] = (), *, deobfuscate: bool = False) -> None:
     """Register a tag of the architecture of `base`, which says what was done and against which perturbation."""
     entry = model_entry(base)
     method, _, threat = tag.rpartition("_") if "_lin" in tag else (tag, "", "")
@@ -33,6 +34,9 @@ def _hardened(base: str, tag: str, limits: tuple[str, ...] = ()) -> None:
         entry.card.replace(
             name=name,
             summary=f"{entry.card.summary.split(' (')[0]}; {_METHODS[method]}{against}",
+            text=dataclasses.replace(entry.card.text, deobfuscate=True)
+            if deobfuscate and entry.card.text
+            else entry.card.text,
             limits=(*entry.card.limits, *limits, _UNCERTAIN),
         ),
         builder=entry.builder,
@@ -41,8 +45,10 @@ def _hardened(base: str, tag: str, limits: tuple[str, ...] = ()) -> None:
     )
 
 
-for _tag in ("pgd_linf4", "trades_linf4", "textaug", "pgd_joint_linf4", "pgd_joint_text_linf4", "offline_linf4"):
+for _tag in ("pgd_linf4", "trades_linf4", "offline_linf4"):
     _hardened("multimodal_nsfw_mobilenet.fusion", _tag)
+for _tag in ("textaug", "pgd_joint_linf4"):
+    _hardened("multimodal_nsfw_mobilenet.fusion", _tag, deobfuscate=True)
 for _tag in ("pgd_linf8", "trades_linf8", "fast_linf8"):
     _hardened("vision_regnet_tiny.plain", _tag)
 for _size in ("tiny", "vit_b32", "vit_l14"):
