@@ -141,8 +141,12 @@ def test_a_hardened_tag_says_what_was_done() -> None:
     assert card.summary.endswith("; TRADES (arXiv 1901.08573), Linf 8/255 on pixels in [0, 1]")
     assert card.limits[: len(card.limits) - 1] == registry.model_card("vision_regnet_tiny.plain").limits
     joint = registry.model_card("multimodal_nsfw_mobilenet.pgd_joint_linf4")
-    assert "exchanged words in the prompt" in joint.summary
+    assert "exchanged and misspelt words in the prompt" in joint.summary
+    assert joint.text is not None
+    assert joint.text.deobfuscate
     assert "Linf" not in registry.model_card("multimodal_nsfw_mobilenet.textaug").summary
+    plain = registry.model_card("multimodal_nsfw_mobilenet.pgd_linf4")
+    assert plain.text == registry.model_card("multimodal_nsfw_mobilenet.fusion").text
 
 
 def test_what_does_not_fit_is_refused(release: Path) -> None:

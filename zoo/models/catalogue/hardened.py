@@ -16,7 +16,7 @@ _METHODS = {
     "pgd": "PGD adversarial training (arXiv 1706.06083)",
     "trades": "TRADES (arXiv 1901.08573)",
     "fast": "single-step adversarial training (arXiv 2001.03994)",
-    "textaug": "character edits of the prompts in training",
+    "textaug": "character edits of the prompts in training, after deobfuscation",
     "pgd_joint": "PGD on the image, exchanged and misspelt words in the prompt, trained together, after deobfuscation",
     "offline": "adversarial examples made beforehand and mixed in (arXiv 2504.11707)",
     "fare": "unsupervised adversarial fine-tuning of the image tower, FARE (arXiv 2402.12336)",
