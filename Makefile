@@ -3,9 +3,11 @@
 # make clean        remove what quickstart and test made (not .venv)
 #
 # PYTHON=python3.12 picks the interpreter, EXTRA=gpu installs onnxruntime-gpu in place of onnxruntime.
+# TEST_EXTRAS=dev leaves TensorRT for RTX out (95 MB, proprietary licence): the tests that build engines are skipped then.
 
 PYTHON ?= python3
 EXTRA ?= cpu
+TEST_EXTRAS ?= dev,tensorrt-rtx
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
@@ -23,8 +25,8 @@ $(VENV)/.installed-$(EXTRA): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA)]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-test-$(TEST_EXTRAS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]'
 	touch $@
 
 quickstart: $(VENV)/.installed-$(EXTRA)
@@ -39,7 +41,7 @@ quickstart: $(VENV)/.installed-$(EXTRA)
 	@echo "data $(RUN)/data, checkpoint $(RUN)/checkpoints/best.ckpt, release $(RUN)/release, bundle $(RUN)/bundle,"
 	@echo "report $(RUN)/report/report.html and $(RUN)/report/report.png"
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-test-$(TEST_EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

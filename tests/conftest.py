@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 # Before anything imports huggingface_hub: offline, each look-up that fails costs minutes otherwise.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,9 +17,14 @@ os.environ["SAFETY_ZOO_CACHE"] = tempfile.mkdtemp(prefix="safety-zoo-tests-")
 # The models of the tests are tiny: a second thread gains nothing, and where the cores are busy it costs a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-from PIL import Image
+
+if TYPE_CHECKING:  # torch takes seconds to import, which tests of plain data need not wait for
+    from onnx import ModelProto
+    from torch import Tensor
+
+    from zoo.models.base import ZooModel
+    from zoo.models.dual_encoder import PhraseEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,50 +41,56 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, bytes]:
     """Image files by name, of the kinds that decoders get wrong. What they show is in tests/inputs/test_image.py."""
-    halves = Image.new("RGB", (60, 40), "red")
-    halves.paste((0, 0, 255), (30, 0, 60, 40))  # left red, right blue
-    orientation = Image.Exif()
-    orientation[0x0112] = 6  # turn clockwise to see it upright: red on top
-    clear = Image.new("RGBA", (20, 10), (255, 0, 0, 255))
-    clear.paste((0, 0, 0, 0), (10, 0, 20, 10))  # right half: transparent black
-    palette = Image.new("P", (20, 10), 0)
-    palette.putpalette([255, 0, 0, 0, 255, 0])
-    palette.paste(1, (10, 0, 20, 10))
-    steps = np.repeat(np.array([0, 256 * 100, 65535], dtype=np.uint16), 4)[None].repeat(6, axis=0)
-    down, across = np.mgrid[0:1500, 0:2000]
-    large = np.stack([across * 255 // 1999, down * 255 // 1499, np.full_like(down, 128)], axis=2).astype(np.uint8)
-    return {
-        "exif_rotated.jpg": _encode(halves, "JPEG", quality=95, exif=orientation),
-        "cmyk.jpg": _encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95),
-        "transparent.png": _encode(clear, "PNG"),
-        "palette.png": _encode(palette, "PNG", transparency=1),
-        "grey16.png": _encode(Image.fromarray(steps), "PNG"),
-        "grey.jpg": _encode(Image.new("L", (16, 8), 77), "JPEG"),
-        "animated.gif": _encode(
-            Image.new("RGB", (12, 12), "lime"), "GIF", save_all=True, append_images=[Image.new("RGB", (12, 12), "red")]
-        ),
-        "pixel.png": _encode(Image.new("RGB", (1, 1), (10, 20, 30)), "PNG"),
-        "thin.png": _encode(Image.new("RGB", (3000, 1), (200, 100, 50)), "PNG"),
-        "large.jpg": _encode(Image.fromarray(large), "JPEG", quality=90),
-        "webp.webp": _encode(halves, "WEBP", lossless=True),
-        "progressive.jpg": _encode(halves, "JPEG", quality=95, progressive=True),
-    }
+    from export.verify.golden import golden_images
+
+    return golden_images()
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every `test_*` model, exported once; by registry name. Copy a bundle before you change it."""
-    from export.onnx import export_onnx
-    from zoo.registry import list_models
+def traced_once() -> Iterator[None]:
+    """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
+    import export.bundle.add
+    import export.onnx.export
+    from export.bundle.add import weights_hash
+    from export.onnx.graph import served_graph, text_encoder_graph
 
-    folder = tmp_path_factory.mktemp("bundles")
-    names = list_models("test_*")
-    for name in names:
-        export_onnx(name, folder / name)
-    return {name: folder / name for name in names}
+    kept: dict[object, ModelProto] = {}
+
+    def served(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int) -> ModelProto:
+        contents = tuple((*bank.shape, bank.numpy().tobytes()) for bank in banks)
+        key = (weights_hash(model), repr(model.card), contents, opset)
+        if key not in kept:
+            kept[key] = served_graph(model, banks, opset=opset)
+        return copy.deepcopy(kept[key])
+
+    def encoder(model: PhraseEncoder) -> ModelProto:
+        key = ("encoder", weights_hash(model), repr(model.card))
+        if key not in kept:
+            kept[key] = text_encoder_graph(model)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.onnx.export, "served_graph", served)
+        patch.setattr(export.bundle.add, "text_encoder_graph", encoder)
+        yield
 
 
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+class Exported(dict[str, Path]):
+    """Bundles by registry name, each exported when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        from export.onnx.export import export_onnx
+
+        export_onnx(name, self.folder / name)
+        self[name] = self.folder / name
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def bundles(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every `test_*` model, exported once, when it is first asked for. Copy a bundle before you change it."""
+    return Exported(tmp_path_factory.mktemp("bundles"))

@@ -13,8 +13,8 @@ import torch
 
 import zoo
 from export import runtime
-from export.onnx import export_onnx
-from export.verify import verify
+from export.onnx.export import export_onnx
+from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run
@@ -228,7 +228,8 @@ def test_a_panel_from_command_line_to_bundle(
     assert run(["panel", "test_clip", *sources, "--combine", "majority", "--out", str(release)]) == 0
     assert "combined by majority: test_safeclip.random, test_laion_nsfw.random" in capsys.readouterr().out
     export_onnx(release, bundle)
-    verify(bundle).raise_if_failed()
+    for report in verify(bundle):
+        report.raise_if_failed()
     images = _images(5)
     with zoo.load_scorer(release) as eager, runtime.load(bundle, threads=1) as exported:
         for one, other in zip(eager.verdicts(images), exported.verdicts(images), strict=True):

@@ -49,6 +49,22 @@ class GuardError(ZooError):
     """The guard could not do its work on an image, so nothing was answered."""
 
 
+class ServiceError(ZooError):
+    """The service could not judge a request, by no fault of the input. Nothing was judged."""
+
+
+class OverloadError(ServiceError):
+    """The service holds as many unanswered requests as it may; the message says how many. Ask again later."""
+
+
+class EngineError(ServiceError):
+    """The engine failed on the batch that the request was in."""
+
+
+class ClosedError(ServiceError):
+    """The service was closed before it judged the request."""
+
+
 class MissingDependencyError(ZooError, ImportError):
     """An optional package is needed for this; the message names the extra that brings it."""
 

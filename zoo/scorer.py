@@ -29,18 +29,13 @@ Engine: TypeAlias = Callable[[Feeds], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One item as given; `source` names it in its verdict."""
+class Ready:
+    """One item as the engine eats it, or the verdict that says why it cannot be; `source` names it in its verdict.
 
-    image: ImageSource | None
-    text: str | None
+    `pixels` uint8 `[size, size, 3]`, `ids` and `mask` int64 `[T]`; `truncated` where the text was cut.
+    """
+
     source: str
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """One item as the engine eats it, or the verdict that says why it cannot be."""
-
     refusal: Verdict | None = None
     pixels: Pixels | None = None
     ids: NDArray[np.int64] | None = None
@@ -68,10 +63,14 @@ class Scorer:
         self._codec = codec if self.card.reads_text else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
+    @property
+    def why(self) -> str:
+        """Which engine runs, where, and why that one; "" where the engine does not say."""
+        return str(getattr(self.engine, "why", ""))
+
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
-        items = self._items([image], [text])
-        return self._judge_batch([self._prepare(item) for item in items], [item.source for item in items])[0]
+        return self.judge_ready([self.prepare(image, text)])[0]
 
     def verdicts(
         self,
@@ -93,12 +92,48 @@ class Scorer:
         """As `verdicts`, a list for each batch as it is done."""
         items = self._items(images, texts)
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        waiting: list[Future[_Ready]] = []
+        waiting: list[Future[Ready]] = []
         for number, batch in enumerate(batches):
-            current = waiting or [self._pool.submit(self._prepare, item) for item in batch]
+            current = waiting or [self._pool.submit(self.prepare, *item) for item in batch]
             following = batches[number + 1] if number + 1 < len(batches) else []
-            waiting = [self._pool.submit(self._prepare, item) for item in following]
-            yield self._judge_batch([future.result() for future in current], [item.source for item in batch])
+            waiting = [self._pool.submit(self.prepare, *item) for item in following]
+            yield self.judge_ready([future.result() for future in current])
+
+    def prepare(self, image: ImageSource | None = None, text: str | None = None) -> Ready:
+        """Decode and tokenise one item; one that cannot be read holds the verdict that says so. Thread-safe.
+
+        Raises BadInputError for an input that this model never reads.
+        """
+        self._refuse_unread(image is not None, text is not None)
+        source = image_input.source_name(image)
+        given = {"image": image is not None, "text": text is not None}
+        missing = [kind for kind in self.card.requires if not given[kind]]
+        if missing or not any(given.values()):
+            what = " and ".join(missing) or "an image or a text"
+            detail = f"{self.card.name} needs {what}, which was not given"
+            return Ready(source, self.judge.missing_input(detail, source))
+        try:
+            pixels = None
+            if image is not None and self.card.image is not None:
+                pixels = image_input.load(image, self.card.image, self.limits)
+            if text is None or self._codec is None:
+                return Ready(source, pixels=pixels)
+            tokens = self._codec.encode([text])
+            return Ready(source, None, pixels, tokens.ids[0], tokens.mask[0], bool(tokens.truncated[0]))
+        except BadInputError as problem:
+            return Ready(source, self.judge.unreadable(str(problem), source))
+
+    def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
+        """Judge prepared items with one call of the engine, in order. Raises what the engine raises."""
+        answers = [item.refusal for item in items]
+        rows = [index for index, refusal in enumerate(answers) if refusal is None]
+        if rows:
+            readable = [items[index] for index in rows]
+            scores = self.engine(self.feeds(readable))
+            sources, truncated = [item.source for item in readable], [item.truncated for item in readable]
+            for row, verdict in zip(rows, self.judge.verdicts(scores, sources, truncated), strict=True):
+                answers[row] = verdict
+        return [answer for answer in answers if answer is not None]
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -114,7 +149,7 @@ class Scorer:
         self,
         images: Sequence[ImageSource | None] | NDArray[np.generic] | None,
         texts: Sequence[str | None] | None,
-    ) -> list[_Item]:
+    ) -> list[tuple[ImageSource | None, str | None]]:
         if isinstance(images, (str, bytes, Path)) or isinstance(texts, str):
             raise BadInputError("verdicts() takes a list of images or texts; for a single one use verdict()")
         if images is None and texts is None:
@@ -124,44 +159,20 @@ class Scorer:
         all_texts = list(texts) if texts is not None else [None] * count
         if len(all_images) != len(all_texts):
             raise BadInputError(f"{len(all_images)} images and {len(all_texts)} texts: item i is image i with text i")
-        if self.card.image is None and any(image is not None for image in all_images):
+        self._refuse_unread(any(image is not None for image in all_images), any(text is not None for text in all_texts))
+        return list(zip(all_images, all_texts, strict=True))
+
+    def _refuse_unread(self, images: bool, texts: bool) -> None:
+        if images and self.card.image is None:
             raise BadInputError(f"{self.card.name} reads texts only: no image can be judged")
-        if not self.card.reads_text and any(text is not None for text in all_texts):
+        if texts and not self.card.reads_text:
             raise BadInputError(
                 f"{self.card.name} judges images only, so the text would be ignored; "
                 "leave it out, or use a model that reads both (`zoo list '*multimodal*'`)"
             )
-        return [_Item(i, t, image_input.source_name(i)) for i, t in zip(all_images, all_texts, strict=True)]
 
-    def _prepare(self, item: _Item) -> _Ready:
-        given = {"image": item.image is not None, "text": item.text is not None}
-        missing = [kind for kind in self.card.requires if not given[kind]]
-        if missing or not any(given.values()):
-            what = " and ".join(missing) or "an image or a text"
-            return _Ready(self.judge.missing_input(f"{self.card.name} needs {what}, which was not given", item.source))
-        try:
-            pixels = None
-            if item.image is not None and self.card.image is not None:
-                pixels = image_input.load(item.image, self.card.image, self.limits)
-            if item.text is None or self._codec is None:
-                return _Ready(pixels=pixels)
-            tokens = self._codec.encode([item.text])
-            return _Ready(None, pixels, tokens.ids[0], tokens.mask[0], bool(tokens.truncated[0]))
-        except BadInputError as problem:
-            return _Ready(self.judge.unreadable(str(problem), item.source))
-
-    def _judge_batch(self, ready: list[_Ready], sources: list[str]) -> list[Verdict]:
-        answers = [item.refusal for item in ready]
-        rows = [index for index, refusal in enumerate(answers) if refusal is None]
-        if rows:
-            items = [ready[index] for index in rows]
-            scores = self.engine(self._feeds(items))
-            judged = self.judge.verdicts(scores, [sources[row] for row in rows], [item.truncated for item in items])
-            for row, verdict in zip(rows, judged, strict=True):
-                answers[row] = verdict
-        return [answer for answer in answers if answer is not None]
-
-    def _feeds(self, items: list[_Ready]) -> Feeds:
+    def feeds(self, items: Sequence[Ready]) -> Feeds:
+        """The arrays of `card.input_names` that a batch of prepared items is; zeros where an item lacks an input."""
         names = self.card.input_names
         feeds: Feeds = {}
         if self.card.image is not None:

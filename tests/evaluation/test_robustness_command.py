@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from export.onnx import export_onnx
+from export.onnx.export import export_onnx
 from zoo.adversary.text.threat import TextThreat
 from zoo.card import ModelCard
 from zoo.cli import run

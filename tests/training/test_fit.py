@@ -18,7 +18,7 @@ from PIL import Image
 
 import zoo
 from export import runtime
-from export.onnx import export_onnx
+from export.onnx.export import export_onnx
 from zoo import registry
 from zoo.card import ModelCard
 from zoo.checkpoint import CHECKPOINT_KEY, release_checkpoint

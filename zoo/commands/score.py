@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.errors import BadInputError
@@ -26,6 +27,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--policy", help="policy file instead of the model's own")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
+    parser.add_argument("--verbose", action="store_true", help="say which engine runs and why, on standard error")
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -39,6 +41,8 @@ def _score(options: argparse.Namespace) -> int:
         texts = texts * len(images)
     progress = Progress(console=Console(stderr=True), transient=True, disable=options.json)
     with load_scorer(options.model, read_policy(options.policy)) as scorer, progress:
+        if options.verbose:
+            print(scorer.why, file=sys.stderr)
         task = progress.add_task("Judging", total=len(images or texts or ()))
         verdicts: list[Verdict] = []
         for batch in scorer.stream(images, texts):

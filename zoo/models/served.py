@@ -53,6 +53,7 @@ class ServedRun:
     def __init__(self, model: ZooModel, text_banks: tuple[Tensor, ...]) -> None:
         self.served, self.text_banks = ServedModel(model).eval(), text_banks
         self.device = next(model.parameters()).device
+        self.why = f"eager torch {torch.__version__} on {self.device}: the model itself, not an exported engine"
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
         """Scores of one batch; the feeds are those of `card.input_names`."""

@@ -20,8 +20,8 @@ from rich.progress import Progress
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from export.bundle import Bundle, read_bundle
-from export.probes import image_probes
 from export.runtime import load
+from export.verify.probes import image_probes
 from zoo.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.judge import Judge
@@ -96,6 +96,7 @@ def bench(folder: Path, batches: list[int], threads: int, rounds: int, size: tup
     rows: list[Row] = []
     ratios: list[Ratio] = []
     with load(folder, threads=threads, batch_size=max(batches)) as scorer, Progress(transient=True) as progress:
+        engine = scorer.engine.spec.precision
         task = progress.add_task("Timing", total=rounds * len(batches))
         for batch in batches:
             sides: list[tuple[str, Run]] = [("bundle", scorer.verdicts), ("transformers", peer)]
@@ -105,7 +106,7 @@ def bench(folder: Path, batches: list[int], threads: int, rounds: int, size: tup
             low, high = np.percentile(ratio, [10, 90])
             medians = float(np.median(times["transformers"]) / np.median(times["bundle"]))
             ratios.append(Ratio(batch, medians, float(low), float(high)))
-    return Benchmark(_setting(bundle, threads, rounds, size), rows, ratios)
+    return Benchmark(_setting(bundle, engine, threads, rounds, size), rows, ratios)
 
 
 def _interleave(
@@ -160,10 +161,10 @@ def _jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
     return found
 
 
-def _setting(bundle: Bundle, threads: int, rounds: int, size: tuple[int, int]) -> dict[str, str]:
+def _setting(bundle: Bundle, engine: str, threads: int, rounds: int, size: tuple[int, int]) -> dict[str, str]:
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return {
-        "model": f"{bundle.card.name}, {bundle.manifest.precision}",
+        "model": f"{bundle.card.name}, {engine}",
         "task": f"JPEG bytes of {size[0]}x{size[1]} to verdict",
         "peer": f"transformers {version('transformers')} CLIPModel and CLIPImageProcessorPil, torch eager, float32",
         "threads": f"{threads} on {os.cpu_count()} cores ({platform.machine()}), load average {load_average:.1f}",

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from zoo.card import ImageInput
 from zoo.errors import BadInputError
-from zoo.inputs.image import load
+from zoo.inputs.image import load, source_name
 from zoo.judge import Judge
 from zoo.panel import HeadPolicy, PanelJudge, one_policy
 from zoo.policy import Category, Policy, Threshold
@@ -24,31 +25,48 @@ _WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "pe
 #: Pairs of inputs, one just above a threshold and one just below, that are made at most.
 PAIRS = 32
 
-Scores = Callable[[Feeds], NDArray[np.float32]]
+Images: TypeAlias = NDArray[np.uint8]
+Scores: TypeAlias = Callable[[Feeds], NDArray[np.float32]]
 
 
-def image_probes(count: int, spec: ImageInput | None, folder: Path | None) -> NDArray[np.uint8]:
+def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> Images:
     """`[count, size, size, 3]` uint8: photos of a folder first, the rest drawn (gradients, shapes, noise), seeded.
 
     Raises BadInputError for a folder without a readable image.
     """
+    return named_probes(count, spec, folder)[0]
+
+
+def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
+    """As `image_probes`, with the path of each photo, or what it is called when drawn."""
     size = spec.size if spec else 1
-    found: list[NDArray[np.uint8]] = []
+    found: list[Images] = []
+    names: list[str] = []
     if folder is not None and spec is not None:
-        if not folder.is_dir():
-            raise BadInputError(f"{folder}: no such folder of images")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if len(found) == count:
-                break
-            try:
-                found.append(load(path, spec))
-            except BadInputError:
-                continue
-        if not found:
-            raise BadInputError(f"{folder}: holds no readable image")
+        pixels, names = photos(folder, spec, count)
+        found = list(pixels)
     rng = np.random.default_rng(0)
-    found += [_draw(rng, size, number) for number in range(count - len(found))]
-    return np.stack(found)
+    drawn = [_draw(rng, size, number) for number in range(count - len(names))]
+    return np.stack([*found, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
+
+
+def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:
+    """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such folder of images")
+    found: list[Images] = []
+    names: list[str] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if len(found) == most:
+            break
+        try:
+            found.append(load(path, spec))
+        except BadInputError:
+            continue
+        names.append(source_name(path))
+    if not found:
+        raise BadInputError(f"{folder}: holds no readable image")
+    return np.stack(found), names
 
 
 def text_probes(count: int, offset: int = 0) -> list[str]:

@@ -15,7 +15,8 @@ from zoo.files import sha256
 from zoo.policy import Policy
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
-FILES = ["card.json", "model.onnx", "policy.yaml", "text_encoder.onnx", "tokenizer.json"]
+FP32 = "onnx-fp32.onnx"
+FILES = ["card.json", FP32, "policy.yaml", "text_encoder.onnx", "tokenizer.json"]
 
 
 @pytest.fixture
@@ -59,19 +60,56 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
-    _edit(bundle, schema_version=2)
-    with pytest.raises(BadCardError, match=r"schema_version 2 is newer than 1.*pip install --upgrade safety-zoo"):
+    _edit(bundle, schema_version=3)
+    with pytest.raises(BadCardError, match=r"schema_version 3 is newer than 2.*pip install --upgrade safety-zoo"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("older", [None, 1])
+def test_an_older_schema_names_the_command_that_rebuilds(bundle: Path, older: int | None) -> None:
+    _edit(bundle, schema_version=older)
+    with pytest.raises(IncompatibleBundleError, match=rf"zoo export onnx --model {CLIP} --out .* --overwrite"):
         read_bundle(bundle)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"opsett": 20}, 'unknown field "opsett"; did you mean "opset"'),
-        ({"opset": "twenty"}, 'field "opset"'),
-        ({"precision": "fp8"}, 'field "precision"'),
-        ({"schema_version": None}, 'missing field "schema_version"'),
-        ({"schema_version": 0}, "schema_version 0, expected 1"),
+        ({"precision": "fp8"}, 'field "engines.0.precision"'),
+        ({"opsett": 20}, 'unknown field "engines.0.opsett"; did you mean "opset"'),
+        ({"batch": [4, 2, 8]}, r"batch is least:usual:largest, from 1 upwards, got \[4, 2, 8\]"),
+        ({"files": []}, 'engine "onnx-fp32" has no file'),
+        ({"files": ["other.onnx"]}, r"other\.onnx: missing"),
+        ({"files": ["../other.onnx"]}, "missing"),
+    ],
+)
+def test_a_wrong_field_of_an_engine_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    engine = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["engines"][0]
+    _edit(bundle, engines=[{**engine, **changes}])
+    with pytest.raises(ZooError, match=message):
+        read_bundle(bundle)
+
+
+def test_two_engines_of_one_name_are_refused(bundle: Path) -> None:
+    engine = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["engines"][0]
+    _edit(bundle, engines=[engine, engine])
+    with pytest.raises(BadCardError, match=r"each with a name of its own, got \['onnx-fp32'\]"):
+        read_bundle(bundle)
+
+
+def test_a_changed_file_names_the_command_that_rebuilds(bundle: Path) -> None:
+    (bundle / FP32).write_bytes(b"other")
+    with pytest.raises(TamperedFileError, match=rf"export again: zoo export onnx --model {CLIP} --precision fp32"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"enginess": []}, 'unknown field "enginess"; did you mean "engines"'),
+        ({"engines": []}, "a bundle has at least one engine"),
+        ({"weights": 7}, 'field "weights"'),
+        ({"schema_version": 0}, "schema_version 0, expected 2"),
     ],
 )
 def test_a_wrong_field_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -80,7 +118,7 @@ def test_a_wrong_field_is_named(bundle: Path, changes: dict[str, Any], message: 
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "card.json", "policy.yaml"])
+@pytest.mark.parametrize("name", [FP32, "card.json", "policy.yaml"])
 def test_a_manifest_that_vouches_for_less_is_refused(bundle: Path, name: str) -> None:
     files = _files(bundle)
     del files[name]

@@ -1,13 +1,11 @@
-"""A release to an ONNX bundle: torch's dynamo exporter, symbolic batch and image size, one file per graph."""
+"""A model to an ONNX graph: torch's dynamo exporter, symbolic batch and image size, standard operators only."""
 
 from __future__ import annotations
 
 import logging
-import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +13,22 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-import zoo
-from export.bundle import MODEL, POLICY, TEXT_ENCODER, TOKENIZER, Manifest, TensorSpec
+from export.bundle import TensorSpec
 from zoo.card import ModelCard
 from zoo.errors import IncompatibleBundleError
-from zoo.files import hashes, new_directory
+from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import PhraseEncoder
 from zoo.models.served import ServedModel
-from zoo.panel import default_policy
-from zoo.predict import text_banks
-from zoo.registry import create_model, model_entry
-from zoo.release import Release, load_release, write_card
 
 #: 20 is what TensorRT for RTX builds in every precision; 23 (`Attention`) it refuses in float32.
 OPSET = 20
+#: The first in which a convolution may be bfloat16.
+OPSET_BF16 = 22
 #: protobuf's limit for one message.
 TWO_GIGABYTES = 2 * 1024**3
-
-
-def export_onnx(
-    source: str | Path, out: Path, *, overwrite: bool = False, untrained: dict[str, Any] | None = None
-) -> Manifest:
-    """Export a release directory, a Hub release or a registered model to a bundle directory.
-
-    With `untrained` the registered architecture is built with random weights and these hyperparameters, for
-    benchmarks. The defaults of the graph's text banks are those of the release's policy. Raises what `load_release`
-    raises, BadInputError when `out` is taken, IncompatibleBundleError when the graph came out other than declared.
-    """
-    release = load_release(source) if untrained is None else _untrained(str(source), untrained)
-    banks = text_banks(release.model, release.policy)
-    inputs, outputs = contract(release.card)
-    with new_directory(out, overwrite=overwrite) as folder:
-        _export_served(release, banks, inputs, folder / MODEL)
-        if isinstance(release.model, PhraseEncoder) and banks:
-            _export_text_encoder(release.model, folder / TEXT_ENCODER)
-        write_card(release.card, folder)
-        (folder / POLICY).write_text(release.policy.to_yaml(), encoding="utf-8")
-        if release.model.tokenizer_json is not None:
-            (folder / TOKENIZER).write_text(release.model.tokenizer_json, encoding="utf-8")
-        source_name = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
-        manifest = Manifest("fp32", OPSET, inputs, outputs, hashes(folder), source_name, _versions())
-        manifest.write(folder)
-    return manifest
-
-
-def _untrained(name: str, hparams: dict[str, Any]) -> Release:
-    model = create_model(name, **hparams)
-    return Release(model, model.card, default_policy(model_entry(name)))
 
 
 def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -87,8 +53,14 @@ def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
     return tuple(inputs), outputs
 
 
-def _export_served(release: Release, banks: tuple[Tensor, ...], inputs: tuple[TensorSpec, ...], path: Path) -> None:
+def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPSET) -> onnx.ModelProto:
+    """The graph of `ServedModel`, its text banks inputs that have `banks` for defaults, in the model's own precision.
+
+    Raises IncompatibleBundleError when the graph came out other than `contract` declares.
+    """
+    inputs, _ = contract(model.card)
     generator = torch.Generator().manual_seed(0)
+    names = model.card.bank_names
     examples: dict[str, Tensor] = {}
     for spec in inputs:
         # A batch of one would silently freeze the batch dimension; height and width differ, so neither ties.
@@ -96,21 +68,28 @@ def _export_served(release: Release, banks: tuple[Tensor, ...], inputs: tuple[Te
         shape = [sizes.get(side, 0) if isinstance(side, str) else side for side in spec.shape]
         if spec.name == "image":
             examples["image"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        elif spec.name in release.card.bank_names:
-            bank = banks[release.card.bank_names.index(spec.name)]
+        elif spec.name in names:
+            bank = banks[names.index(spec.name)]
             examples[spec.name] = torch.cat([bank, bank])[: max(2, len(bank))]
         elif spec.name == "image_present":
             examples["image_present"] = torch.ones(2, dtype=torch.bool)
         else:
-            end = release.card.hparams.get("end_token", 1)
+            end = model.card.hparams.get("end_token", 1)
             examples[spec.name] = torch.full(shape, end if spec.name == "input_ids" else 1, dtype=torch.int64)
-    names = release.card.bank_names
-    proto = _export(ServedModel(release.model).eval(), examples, inputs, ("logits", "scores"), banks=names)
-    for name, bank in zip(release.card.bank_names, banks, strict=True):
+    proto = _export(ServedModel(model).eval(), examples, inputs, ("logits", "scores"), opset, banks=names)
+    for name, bank in zip(names, banks, strict=True):
         # An initializer that is also a graph input is its default: a policy may feed another bank.
         proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), name))
     _check_symbolic(proto, inputs)
-    _save(proto, path)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Write a graph; returns the names of its files: the weights go into a second one beyond protobuf's 2 GB."""
+    large = proto.ByteSize() >= TWO_GIGABYTES
+    data = path.name + ".data"
+    onnx.save(proto, path, save_as_external_data=large, location=data if large else None)
+    return (path.name, data) if large else (path.name,)
 
 
 class _TextEncoder(nn.Module):
@@ -122,13 +101,14 @@ class _TextEncoder(nn.Module):
         return self.model.encode_text(input_ids, attention_mask)
 
 
-def _export_text_encoder(model: PhraseEncoder, path: Path) -> None:
+def text_encoder_graph(model: PhraseEncoder) -> onnx.ModelProto:
+    """The graph that embeds phrases: ids and mask `[B, T]` to `text_embedding` `[B, D]`, unit norm, float32."""
     tokens = model.codec().encode(["a dog", "two cats on a mat"])
     examples = {"input_ids": torch.from_numpy(tokens.ids), "attention_mask": torch.from_numpy(tokens.mask)}
     specs = tuple(TensorSpec(name, "int64", ("batch", tokens.ids.shape[1])) for name in examples)
-    proto = _export(_TextEncoder(model).eval(), examples, specs, ("text_embedding",))
+    proto = _export(_TextEncoder(model).eval(), examples, specs, ("text_embedding",), OPSET)
     _check_symbolic(proto, specs)
-    _save(proto, path)
+    return proto
 
 
 def _export(
@@ -136,6 +116,7 @@ def _export(
     examples: dict[str, Tensor],
     specs: tuple[TensorSpec, ...],
     outputs: tuple[str, ...],
+    opset: int,
     banks: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """Trace a module that takes the examples by name; those of `banks` together, as the tuple `text_banks`."""
@@ -150,14 +131,14 @@ def _export(
     arguments |= {key: tuple(examples[name] for name in names) for key, names in together.items()}
     dynamic: dict[str, Any] = {name: shapes[name] for name in alone}
     dynamic |= {key: tuple(shapes[name] for name in names) for key, names in together.items()}
-    with _eager_attention(module), _quiet(), torch.no_grad():
+    with _plain_attention(module), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (),
             kwargs=arguments,
             dynamic_shapes=dynamic,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[*alone, *banks],
             output_names=list(outputs),
             verbose=False,
@@ -165,14 +146,39 @@ def _export(
     assert program is not None  # only the deprecated exporter returns None
     proto: onnx.ModelProto = program.model_proto
     found = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if found != OPSET:
-        raise IncompatibleBundleError(f"the exporter wrote opset {found} where {OPSET} was asked for")
+    if found != opset:
+        raise IncompatibleBundleError(f"the exporter wrote opset {found} where {opset} was asked for")
     return proto
 
 
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """transformers' eager attention, `[B, heads, T, W]` each, with the softmax in float32 whatever its inputs are.
+
+    transformers asks `softmax` for it by `dtype=`, which the exporter drops.
+    """
+    weights = (query @ key.transpose(2, 3)).float() * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask.float()
+    weights = weights.softmax(dim=-1).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+_ATTENTION = "zoo_float32_softmax"
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
 @contextmanager
-def _eager_attention(module: nn.Module) -> Iterator[None]:
-    """Eager attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Plain attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
     found = [getattr(child, "config", None) for child in module.modules()]
     configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
@@ -180,7 +186,7 @@ def _eager_attention(module: nn.Module) -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for config in configs.values():
-            config._attn_implementation = "eager"
+            config._attn_implementation = _ATTENTION
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -213,13 +219,3 @@ def _check_symbolic(proto: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> No
             raise IncompatibleBundleError(
                 f'graph input "{spec.name}" is {found.get(spec.name)}, declared {spec.shape}: the exporter changed it'
             )
-
-
-def _save(proto: onnx.ModelProto, path: Path) -> None:
-    large = proto.ByteSize() >= TWO_GIGABYTES
-    onnx.save(proto, path, save_as_external_data=large, location=path.name + ".data" if large else None)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "onnx", "onnxscript")
-    return {"safety-zoo": zoo.__version__, "python": platform.python_version(), **{p: version(p) for p in packages}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -10,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import zoo
 from export import runtime
 from export.bundle import read_bundle
-from export.runtime import OnnxEngine
+from export.precision.names import Precision
+from export.runtime import onnx as onnx_engine
+from export.runtime.choice import open_best
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.card import ModelCard
+from zoo.cli import run
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
 from zoo.inputs.image import decode
 from zoo.models.served import ServedRun
@@ -82,7 +87,7 @@ def test_a_model_of_texts_answers_as_the_eager_one(bundles: dict[str, Path]) -> 
 
 def test_the_zoo_finds_the_runtime_of_a_bundle(bundles: dict[str, Path], golden: dict[str, bytes]) -> None:
     with zoo.load_scorer(bundles[CLIP], threads=1) as scorer:
-        assert isinstance(scorer.engine, OnnxEngine)
+        assert isinstance(scorer.engine, onnx_engine.OnnxEngine)
         assert scorer.verdict(golden["grey.jpg"]).status == "ok"
 
 
@@ -133,7 +138,7 @@ def test_new_phrases_need_the_text_encoder(bundles: dict[str, Path]) -> None:
     bundle = read_bundle(bundles[CLIP])
     files = {key: value for key, value in bundle.manifest.files.items() if key != "text_encoder.onnx"}
     without = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
-    with pytest.raises(IncompatibleBundleError, match=f"zoo export onnx --model {CLIP} --out .* --overwrite"):
+    with pytest.raises(IncompatibleBundleError, match=f"export again: zoo export onnx --model {CLIP} --precision fp32"):
         runtime.text_bank(without, Policy.read(find_asset("configs/policy/dogs.yaml")))
 
 
@@ -154,7 +159,7 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
     release = load_release(name)
     noise = np.random.default_rng(0).integers(0, 256, (3, *size, 3))
     feeds = _feeds(release.card, noise.astype(np.uint8))
-    logits, scores = OnnxEngine(read_bundle(bundles[name]), threads=1).run(feeds)
+    logits, scores = open_best(read_bundle(bundles[name]), threads=1).run(feeds)
     wanted = ServedRun(release.model, text_banks(release.model, release.policy)).run(feeds)
     assert np.abs(logits - wanted[0]).max() < 1e-4
     assert np.abs(scores - wanted[1]).max() < 1e-4
@@ -162,7 +167,7 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
 
 def test_cuda_is_refused_where_there_is_none(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(IncompatibleBundleError, match=r"has no CUDAExecutionProvider; install `safety-zoo\[gpu\]`"):
+    with pytest.raises(IncompatibleBundleError, match=r"onnx-fp32 on cuda: .*install `safety-zoo\[gpu\]`"):
         runtime.load(bundles[CLIP], device="cuda")
 
 
@@ -178,17 +183,48 @@ def test_a_silent_fall_back_to_the_cpu_is_refused(bundles: dict[str, Path], monk
             return ["CPUExecutionProvider"]
 
     monkeypatch.setattr("onnxruntime.InferenceSession", FellBack)
-    with pytest.raises(IncompatibleBundleError, match=r"cuda was asked for, but onnxruntime chose \['CPU"):
+    with pytest.raises(IncompatibleBundleError, match=r"cuda was asked for, but .*onnxruntime chose \['CPU"):
         runtime.load(bundles[CLIP], device="cuda")
 
 
+@pytest.mark.parametrize(
+    ("precision", "tensorrt", "provider"),
+    [
+        ("fp16", "10.9.0", "TensorrtExecutionProvider"),
+        ("fp32", "10.9.0", "CUDAExecutionProvider (not TensorrtExecutionProvider: it would multiply float32 as TF32"),
+        ("fp16", "11.0.0", "CUDAExecutionProvider (not TensorrtExecutionProvider: it needs tensorrt 10, and 11.0.0"),
+        ("fp16", None, "CUDAExecutionProvider (not TensorrtExecutionProvider: it needs tensorrt 10, and none"),
+    ],
+)
+def test_providers_are_tried_in_order_and_the_chosen_one_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision, tensorrt: str | None, provider: str
+) -> None:
+    """No GPU here: a session that starts wherever it is told to stands in for onnxruntime-gpu's."""
+
+    class Starts:
+        def __init__(self, *_: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            self.providers = [name for name, _ in providers] + ["CPUExecutionProvider"]
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    monkeypatch.setattr("onnxruntime.InferenceSession", Starts)
+    monkeypatch.setattr(onnx_engine, "_version", lambda name: tensorrt if name == "tensorrt" else None)
+    monkeypatch.setitem(sys.modules, "tensorrt", sys)
+    found, words = onnx_engine.open_session(tmp_path / "model.onnx", "cuda", None, precision)
+    assert words.startswith(provider)
+    assert found.get_providers()[0] == provider.split(" ")[0]
+
+
 def test_an_unknown_device_is_refused(bundles: dict[str, Path]) -> None:
-    with pytest.raises(BadInputError, match='device must be "cpu" or "cuda", got "gpu"'):
+    with pytest.raises(BadInputError, match='device must be "auto", "cpu" or "cuda", got "gpu"'):
         runtime.load(bundles[CLIP], device="gpu")
 
 
 def test_two_onnxruntimes_side_by_side_are_refused(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_installed", lambda name: name in ("onnxruntime", "onnxruntime-gpu"))
+    monkeypatch.setattr(onnx_engine, "_installed", lambda name: name in ("onnxruntime", "onnxruntime-gpu"))
     with pytest.raises(IncompatibleBundleError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip install"):
         runtime.load(bundles[CLIP])
 
@@ -200,8 +236,8 @@ def test_without_onnxruntime_the_extra_is_named(bundles: dict[str, Path], monkey
 
 
 def test_a_distribution_is_found_by_its_name() -> None:
-    assert runtime._installed("numpy")
-    assert not runtime._installed("no-such-distribution")
+    assert onnx_engine._installed("numpy")
+    assert not onnx_engine._installed("no-such-distribution")
 
 
 def test_the_runtime_needs_no_torch(bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path) -> None:
@@ -215,3 +251,18 @@ def test_the_runtime_needs_no_torch(bundles: dict[str, Path], golden: dict[str, 
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[:2] == ["ok", "[]"]
+
+
+def test_score_says_which_engine_runs_and_why(
+    bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "a.png"
+    photo.write_bytes(golden["pixel.png"])
+    for model, words in (
+        (str(bundles[CLIP]), "onnx-fp32 on cpu by CPUExecutionProvider, not verified yet: the first choice of those"),
+        (CLIP, f"eager torch {torch.__version__} on cpu: the model itself"),
+    ):
+        assert run(["score", "--model", model, "--json", "--verbose", str(photo)]) in (0, 3)
+        found = capsys.readouterr()
+        assert found.err.startswith(words)
+        assert json.loads(found.out)["status"] == "ok"

@@ -12,10 +12,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import export.onnx
-from export.bundle import MANIFEST, MODEL, TEXT_ENCODER, read_bundle
-from export.onnx import OPSET, contract, export_onnx
-from export.runtime import OnnxEngine
+import export.bundle.add
+import export.onnx.export
+import export.onnx.graph
+from export.bundle import MANIFEST, TEXT_ENCODER, read_bundle
+from export.onnx.export import export_onnx
+from export.onnx.graph import OPSET, contract
+from export.runtime.choice import open_best
 from zoo.card import ModelCard
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files import hashes
@@ -26,6 +29,7 @@ from zoo.release import load_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODELS = list_models("test_*")
+MODEL = "onnx-fp32.onnx"
 
 
 def _graphs(folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -77,8 +81,10 @@ def test_the_manifest_vouches_for_every_file(bundles: dict[str, Path], name: str
     found = hashes(bundles[name])
     del found[MANIFEST]
     assert manifest.files == found
-    assert (manifest.source, manifest.opset, manifest.verification) == (name, OPSET, None)
-    assert manifest.versions["torch"] == torch.__version__
+    (engine,) = manifest.engines
+    assert (manifest.source, engine.name, engine.opset, engine.verification) == (name, "onnx-fp32", OPSET, None)
+    assert set(engine.matmuls) == {"fp32"}
+    assert engine.versions["torch"] == torch.__version__
 
 
 def test_the_default_text_bank_is_that_of_the_policy(bundles: dict[str, Path]) -> None:
@@ -91,15 +97,14 @@ def test_the_default_text_bank_is_that_of_the_policy(bundles: dict[str, Path]) -
 
 @pytest.mark.parametrize("phrases", [1, 3, 100])
 def test_a_bank_of_another_size_is_taken(bundles: dict[str, Path], phrases: int) -> None:
-    engine = OnnxEngine(read_bundle(bundles[CLIP]), threads=1)
+    engine = open_best(read_bundle(bundles[CLIP]), threads=1)
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     default = engine({"image": image})
     bank = np.random.default_rng(1).normal(size=(phrases, 16)).astype(np.float32)
-    engine.text_banks = {"text_bank": bank / np.linalg.norm(bank, axis=1, keepdims=True)}
-    scores = engine({"image": image})
+    other = engine.with_banks({"text_bank": bank / np.linalg.norm(bank, axis=1, keepdims=True)})
+    scores = other({"image": image})
     assert scores.shape == (3, phrases)
     assert scores.sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
-    engine.text_banks = {}
     assert np.array_equal(engine({"image": image}), default)
 
 
@@ -119,16 +124,10 @@ def test_a_broken_export_leaves_nothing_behind(
         out.mkdir()
         (out / MODEL).write_bytes(b"old")
 
-    def half(*arguments: object) -> None:
-        path = arguments[-1]
-        assert isinstance(path, Path)
-        path.write_bytes(b"new")
-
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(export.onnx, "_export_served", half)
-    monkeypatch.setattr(export.onnx, "_export_text_encoder", full)
+    monkeypatch.setattr(export.onnx.export, "save", full)
     with pytest.raises(OSError, match="disk full"):
         export_onnx(CLIP, out, overwrite=overwrite)
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == ({MODEL: b"old"} if overwrite else {})
@@ -138,10 +137,10 @@ def test_a_broken_export_leaves_nothing_behind(
 def test_a_frozen_side_is_refused(bundles: dict[str, Path]) -> None:
     proto = onnx.load(bundles[NSFWJS] / MODEL)
     card = ModelCard.read(bundles[NSFWJS] / "card.json")
-    export.onnx._check_symbolic(proto, contract(card)[0])
+    export.onnx.graph._check_symbolic(proto, contract(card)[0])
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     with pytest.raises(IncompatibleBundleError, match=r'graph input "image" is \(1, .*the exporter changed it'):
-        export.onnx._check_symbolic(proto, contract(card)[0])
+        export.onnx.graph._check_symbolic(proto, contract(card)[0])
 
 
 def test_an_unknown_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_an_untrained_architecture_is_exported_with_other_hyperparameters(
     bundle = read_bundle(tmp_path / "bundle")
     assert bundle.card.image is not None
     assert (bundle.card.image.size, bundle.card.hparams["embedding_dim"]) == (24, 8)
-    assert OnnxEngine(bundle).run({"image": np.zeros((1, 9, 9, 3), np.uint8)})[0].shape[0] == 1
+    assert open_best(bundle, threads=1).run({"image": np.zeros((1, 9, 9, 3), np.uint8)})[0].shape[0] == 1
     assert capsys.readouterr().out == ""  # the exporter's own progress does not get through
 
 
@@ -165,9 +164,10 @@ def test_exporting_leaves_the_model_and_its_attention_as_they_were() -> None:
     release = load_release(CLIP)
     configs: list[Any] = [child.config for child in release.model.modules() if hasattr(child, "config")]
     before = [config._attn_implementation for config in configs]
-    with export.onnx._eager_attention(release.model):
-        assert {config._attn_implementation for config in configs} == {"eager"}
-    assert [config._attn_implementation for config in configs] == before != ["eager"] * len(before)
+    plain = export.onnx.graph._ATTENTION
+    with export.onnx.graph._plain_attention(release.model):
+        assert {config._attn_implementation for config in configs} == {plain}
+    assert [config._attn_implementation for config in configs] == before != [plain] * len(before)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export import bench_startup
-from export.bench import bench
+from export.bench import startup
+from export.bench.peers import bench
 from zoo.cli import run
 from zoo.errors import BadInputError
 from zoo.registry import model_card
@@ -53,9 +53,9 @@ def test_figures_that_mean_nothing_are_refused(
 
 
 def test_startup_table_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bench_startup, "COMMANDS", {bench_startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
-    table = bench_startup.bench_startup(2)
-    assert [line.split(" | ")[0].strip("| `") for line in table.splitlines()[2:]] == [bench_startup.PEER, "other"]
+    monkeypatch.setattr(startup, "COMMANDS", {startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
+    table = startup.bench_startup(2)
+    assert [line.split(" | ")[0].strip("| `") for line in table.splitlines()[2:]] == [startup.PEER, "other"]
     assert run(["bench"]) == 1
     assert "--startup" in capsys.readouterr().err
 

@@ -1,0 +1,98 @@
+"""`zoo bench --overhead`: what the runtime and the batching service add to a bare `session.run` of the same engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from export.runtime import OnnxEngine, load
+from export.runtime.service import Service
+from export.verify.probes import image_probes, text_probes
+from zoo.errors import BadInputError
+from zoo.scorer import Feeds, Scorer
+
+
+class _Timed:
+    """An engine that adds up the time it takes, so that the rest of a call is known from that same call."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.engine, self.seconds = engine, 0.0
+
+    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        scores = self.engine(feeds)
+        self.seconds += time.perf_counter() - start
+        return scores
+
+
+def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int) -> str:
+    """Time `session.run`, the runtime (`verdicts`) and the service (`submit`) on the same items in turn, as Markdown.
+
+    The items are pictures of the model's own size (and texts, where it reads them): decoding and resizing are work, not
+    overhead. Two figures for each road: its time over that of the bare session in the same round, which carries the
+    noise of two long timings; and what it spends outside the engine, from the same call, which does not. Raises
+    BadInputError for figures that mean nothing and for an engine that is not of onnxruntime.
+    """
+    if rounds < 5 or threads < 1 or min(batches) < 1:
+        raise BadInputError(f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {batches}")
+    scorer = load(folder, threads=threads, batch_size=max(batches))
+    if not isinstance(scorer.engine, OnnxEngine):
+        raise BadInputError(f"{folder}: its engine is {type(scorer.engine).__name__}, and only onnxruntime's is timed")
+    timed = _Timed(scorer.engine)
+    lines = [f"{scorer.card.name}, {threads} threads, {rounds} rounds in turn", ""]
+    lines += ["| batch | road | session.run ms | road ms | added, round by round | outside the engine ms | share |"]
+    lines += ["|---" * 7 + "|"]
+    with Service(scorer, max_batch=max(batches)) as service:
+        for batch in batches:
+            times = _rounds(service, timed, batch, rounds)
+            lines += [_row(batch, road, times) for road in ("runtime", "service")]
+    lines += ["", "(Medians; in brackets the 10th to 90th percentile of the rounds.)"]
+    return "\n".join(lines)
+
+
+def _rounds(service: Service, timed: _Timed, batch: int, rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Seconds `[rounds]` of each road, and under `NAME outside` those that it spent outside the engine."""
+    scorer = service.scorer
+    images, texts = _items(scorer, batch)
+    pairs = [(None if images is None else images[i], texts[i] if texts else None) for i in range(batch)]
+    feeds = scorer.feeds([scorer.prepare(*pair) for pair in pairs])
+    session = timed.engine.session
+    roads: dict[str, Callable[[], object]] = {
+        "session": lambda: session.run(["logits", "scores"], feeds),
+        "runtime": lambda: scorer.verdict(*pairs[0]) if batch == 1 else scorer.verdicts(images, texts),
+        "service": lambda: [future.result() for future in [service.submit(*pair) for pair in pairs]],
+    }
+    scorer.engine = timed
+    times: dict[str, list[float]] = {name: [] for road in roads for name in (road, f"{road} outside")}
+    for number in track(range(rounds + 2), "Timing", transient=True):
+        for road in list(roads) if number % 2 else reversed(roads):
+            timed.seconds = 0.0
+            start = time.perf_counter()
+            roads[road]()
+            seconds = time.perf_counter() - start
+            if number > 1:  # the first rounds warm up
+                times[road].append(seconds)
+                times[f"{road} outside"].append(seconds - timed.seconds)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _items(scorer: Scorer, count: int) -> tuple[NDArray[np.uint8] | None, list[str] | None]:
+    images = image_probes(count, scorer.card.image, None) if scorer.card.image else None
+    return images, text_probes(count) if scorer.card.reads_text else None
+
+
+def _row(batch: int, road: str, times: dict[str, NDArray[np.float64]]) -> str:
+    bare, ours, outside = times["session"], times[road], times[f"{road} outside"]
+    added, share = ours / bare - 1, outside / (ours - outside)
+    low, high = np.percentile(added, [10, 90])
+    spread = np.percentile(share, [10, 90])
+    return (
+        f"| {batch} | {road} | {1000 * np.median(bare):.2f} | {1000 * np.median(ours):.2f} "
+        f"| {np.median(added):+.1%} ({low:+.1%} to {high:+.1%}) | {1000 * np.median(outside):.3f} "
+        f"| {np.median(share):.2%} ({spread[0]:.2%} to {spread[1]:.2%}) |"
+    )

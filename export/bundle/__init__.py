@@ -1,0 +1,39 @@
+"""The bundle on disk: engines, card.json, policy.yaml, tokenizer.json and manifest.json. No torch to read it."""
+
+from export.bundle.manifest import (
+    CARD,
+    MANIFEST,
+    POLICY,
+    TEXT_ENCODER,
+    TOKENIZER,
+    Device,
+    Difference,
+    Engine,
+    Gpu,
+    Kind,
+    Manifest,
+    Profile,
+    TensorSpec,
+    Verification,
+)
+from export.bundle.read import Bundle, is_bundle, read_bundle
+
+__all__ = [
+    "CARD",
+    "MANIFEST",
+    "POLICY",
+    "TEXT_ENCODER",
+    "TOKENIZER",
+    "Bundle",
+    "Device",
+    "Difference",
+    "Engine",
+    "Gpu",
+    "Kind",
+    "Manifest",
+    "Profile",
+    "TensorSpec",
+    "Verification",
+    "is_bundle",
+    "read_bundle",
+]

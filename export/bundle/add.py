@@ -1,0 +1,127 @@
+"""Put an engine into a bundle, new or existing: whole or not at all, and only beside engines of the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from export.bundle import MANIFEST, POLICY, TEXT_ENCODER, TOKENIZER, Bundle, Engine, Manifest, is_bundle, read_bundle
+from export.bundle.edit import edited
+from export.bundle.signature import signature_path
+from export.onnx.graph import contract, save, text_encoder_graph
+from export.verify.check import Check
+from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.files import hashes, new_directory
+from zoo.models.base import ZooModel
+from zoo.models.dual_encoder import PhraseEncoder
+from zoo.panel import default_policy
+from zoo.registry import create_model, model_entry
+from zoo.release import Release, load_release, write_card
+
+#: Writes an engine's files into the folder and says what they are.
+Build = Callable[[Release, Path], Engine]
+
+
+def add_engine(
+    source: str | Path,
+    out: Path,
+    name: str,
+    build: Build,
+    *,
+    overwrite: bool = False,
+    untrained: dict[str, Any] | None = None,
+    check: Check | None = None,
+) -> Manifest:
+    """Build one engine of a model into the bundle `out`, which is made where there is none.
+
+    With `check` the engine is verified first. Whatever fails, `out` is left as it was. With `overwrite` the bundle
+    starts anew, without its other engines. Raises what `load_release` and `build` raise, BadInputError when `out` is
+    something else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError when
+    the engine misses its budget.
+    """
+    release = load(source, untrained)
+    source_name = str(Path(source).resolve()) if untrained is None and Path(source).is_dir() else str(source)
+    weights = weights_hash(release.model)
+    old = None
+    if is_bundle(out) and not overwrite:
+        existing = _existing(out, name, weights)
+        # The policy of the bundle may have been changed since: all its engines answer by the same one.
+        old, release = existing.manifest, Release(release.model, release.card, existing.policy)
+    with _folder(out, overwrite, old is not None) as folder:
+        if old is None:
+            _write_common(release, folder)
+        engine = build(release, folder)
+        common = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
+        common |= {package: version(package) for package in ("torch", "transformers")}
+        engine = dataclasses.replace(engine, name=name, versions={**common, **engine.versions})
+        signature_path(folder / MANIFEST).unlink(missing_ok=True)  # it was that of the manifest as it was
+        (folder / MANIFEST).unlink(missing_ok=True)
+        inputs, outputs = contract(release.card)
+        engines = (*(old.engines if old else ()), engine)
+        manifest = Manifest(engines, inputs, outputs, hashes(folder), source_name, weights, untrained)
+        manifest.write(folder)
+        if check is not None:
+            from export.verify.compare import verify_engine
+
+            report = verify_engine(read_bundle(folder), engine, release, check)
+            report.raise_if_failed()
+            manifest = report.noted(manifest)
+            manifest.write(folder)
+    return manifest
+
+
+def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:
+    """The release of a source; with `untrained`, a registered architecture with seeded random weights."""
+    if untrained is None:
+        return load_release(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(str(source), **untrained)
+    return Release(model, model.card, default_policy(model_entry(str(source))))
+
+
+def weights_hash(model: ZooModel) -> str:
+    """The sha256 of a model's weights, by name, and of its tokenizer: what all engines of a bundle have in common."""
+    found = hashlib.sha256((model.tokenizer_json or "").encode())
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _existing(out: Path, name: str, weights: str) -> Bundle:
+    bundle = read_bundle(out)
+    manifest = bundle.manifest
+    if manifest.weights != weights:
+        raise IncompatibleBundleError(
+            f"{out}: its engines are of {manifest.source} with other weights than these, and a bundle has one model; "
+            "give another --out, or --overwrite to start it anew"
+        )
+    if any(engine.name == name for engine in manifest.engines):
+        raise BadInputError(f"{out}: has an engine {name} already; give another --out, or --overwrite to start it anew")
+    return bundle
+
+
+@contextmanager
+def _folder(out: Path, overwrite: bool, existing: bool) -> Iterator[Path]:
+    with edited(out) if existing else new_directory(out, overwrite=overwrite) as folder:
+        yield folder
+
+
+def _write_common(release: Release, folder: Path) -> None:
+    """What all engines share: card, policy, tokenizer, and the encoder of phrases where there are any."""
+    if isinstance(release.model, PhraseEncoder) and release.card.bank_names:
+        save(text_encoder_graph(release.model), folder / TEXT_ENCODER)
+    write_card(release.card, folder)
+    (folder / POLICY).write_text(release.policy.to_yaml(), encoding="utf-8")
+    if release.model.tokenizer_json is not None:
+        (folder / TOKENIZER).write_text(release.model.tokenizer_json, encoding="utf-8")

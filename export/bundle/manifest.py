@@ -1,0 +1,155 @@
+"""What manifest.json says of a bundle: engines, how each was built and verified, hashes of all files. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from export.precision.names import Precision
+from export.verify.budget import Budget
+from zoo import schema
+from zoo.errors import BadInputError, close_match
+
+TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
+CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
+
+Kind = Literal["onnx", "tensorrt"]
+Profile = Literal["latency", "throughput"]
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class TensorSpec:
+    """One input or output of the graph. A string in `shape` is a dimension that may vary."""
+
+    name: str
+    dtype: Literal["uint8", "int64", "bool", "float32"]
+    shape: tuple[int | str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Difference:
+    """How one output differs from the trained model's: absolute differences, and the least cosine of two rows.
+
+    None where an engine answered no finite number.
+    """
+
+    max: float | None
+    mean: float | None
+    p99: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Verification:
+    """What `zoo verify` found of one engine, on the `device` that it ran on.
+
+    `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
+    that were placed there on purpose, which count by the budget's own word. `flipped` names the first of them.
+    """
+
+    passed: bool
+    inputs: int
+    flips: int
+    at_threshold: int
+    flips_at_threshold: int
+    outputs: dict[str, Difference]
+    device: str
+    image_source: str
+    flipped: tuple[str, ...] = ()
+    auroc: float | None = None
+    auroc_loss: float | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Gpu:
+    """The card that an engine was built for; `capability` is that of CUDA, `8.9` say. `name` may be unknown."""
+
+    name: str
+    capability: str
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Engine:
+    """One way to run the model: a graph or plan in one precision.
+
+    `files` are in the bundle, the one to load first. `batch` are the least, the usual and the largest batch. `runs_on`
+    are the devices that it is meant for. `matmuls` counts the matrix products and convolutions by their precision, as
+    read from the finished graph or plan. Its text banks are those of the policy `embedded` (the policy's id) until
+    others are fed. `budget` is what was asked when it was verified, None until then.
+    """
+
+    name: str
+    kind: Kind
+    precision: Precision
+    files: tuple[str, ...]
+    profile: Profile
+    batch: tuple[int, int, int]
+    runs_on: tuple[Device, ...]
+    matmuls: dict[str, int]
+    embedded: str
+    opset: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    gpu: Gpu | None = None
+    budget: Budget | None = None
+    verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError(f'engine "{self.name}" has no file')
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"batch is least:usual:largest, from 1 upwards, got {list(self.batch)}")
+
+    def share(self, precision: str) -> float:
+        """The share of the matrix products that are in a precision, in [0, 1]."""
+        return self.matmuls.get(precision, 0) / max(1, sum(self.matmuls.values()))
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Manifest:
+    """What is in a bundle and how it was built. `files` are the sha256 of every other file.
+
+    `source` is the release or registry name that was exported, for `zoo verify`, and `weights` the hash of its weights:
+    all engines of a bundle have the same. `untrained` are the hyperparameters where they are random.
+    """
+
+    engines: tuple[Engine, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: dict[str, str]
+    source: str
+    weights: str
+    untrained: dict[str, Any] | None = None
+    schema_version: Literal[2] = 2
+
+    def __post_init__(self) -> None:
+        names = [engine.name for engine in self.engines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise ValueError(f"a bundle has at least one engine, each with a name of its own, got {twice or names}")
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that name. Raises BadInputError with the close matches."""
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise BadInputError(f'the bundle has no engine "{name}"' + close_match(name, [e.name for e in self.engines]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` reads back to an equal manifest."""
+        return schema.dump(self)
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into a bundle."""
+        (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def rebuild(self, engine: Engine, folder: Path) -> str:
+        """The command that makes an engine of this bundle anew, with all that is in it."""
+        command = f"zoo export {engine.kind} --model {self.source} --precision {engine.precision}"
+        return f"{command}{' --untrained' if self.untrained is not None else ''} --out {folder} --overwrite"

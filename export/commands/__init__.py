@@ -1,0 +1,1 @@
+"""The subcommands of `zoo` that `export` brings, one file each."""

@@ -1,0 +1,42 @@
+"""`zoo policy`: embed a policy's phrases before its first use."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zoo.commands.common import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Declare the subcommand and its actions."""
+    parser = add_command(
+        commands, "policy", _embed, "prepare policies", "zoo policy embed my_policy.yaml --model bundles/signs"
+    )
+    actions: Commands = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    text = "embed a policy's phrases with a model's text tower and keep them, so that its first use is fast"
+    embed = add_command(actions, "embed", _embed, text, "zoo policy embed my_policy.yaml --model bundles/signs")
+    embed.add_argument("policy", help="policy file, as given or as shipped")
+    embed.add_argument("--model", required=True, help="bundle or release directory, hf-hub:ORG/NAME, or registry name")
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from export.bundle import is_bundle, read_bundle
+    from zoo.assets import find_asset
+    from zoo.bank_cache import cache_folder
+    from zoo.panel import read_policy, zero_shot_policies
+
+    policy = read_policy(find_asset(options.policy))
+    if is_bundle(Path(options.model)):
+        from export.runtime import text_bank
+
+        bundle = read_bundle(options.model)
+        shapes = [text_bank(bundle, one).shape for one in zero_shot_policies(bundle.card, policy)]
+    else:
+        from zoo.predict import text_banks
+        from zoo.release import load_release
+
+        shapes = [tuple(bank.shape) for bank in text_banks(load_release(options.model).model, policy)]
+    rows = ", ".join(f"{rows} phrases of {width} numbers" for rows, width in shapes) or "no phrases to embed"
+    print(f"{policy.id}: {rows}, kept in {cache_folder() / 'text_banks'}")
+    return 0

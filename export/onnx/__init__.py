@@ -1,0 +1,1 @@
+"""A model to an ONNX graph, and the graph to an engine of a bundle."""

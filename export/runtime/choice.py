@@ -1,0 +1,144 @@
+"""Which engine of a bundle runs on this machine, and why. No torch.
+
+A module of `MODULES` knows how to run the engines of one kind. It has `obstacle(bundle, spec, device) -> str | None`
+(why such an engine cannot run here, or None) and `open_engine(bundle, spec, device, threads) -> RunningEngine`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Bundle, Device, Engine
+from zoo.errors import BadInputError, IncompatibleBundleError, close_match
+from zoo.scorer import Feeds
+
+log = logging.getLogger("export.runtime.choice")
+
+MODULES = {"onnx": "export.runtime.onnx", "tensorrt": "export.runtime.tensorrt"}
+
+#: What runs first, where it can and may. An int8 engine is for the kind of device that it was made for.
+PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
+    "cuda": (
+        ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "int8_qdq"), ("tensorrt", "fp32"),
+        ("onnx", "fp16"), ("onnx", "bf16"), ("onnx", "fp32"),
+    ),
+    "cpu": (("onnx", "int8"), ("onnx", "fp32")),
+}  # fmt: skip
+
+
+class RunningEngine(Protocol):
+    """An engine that is loaded: the arrays of `card.input_names` in, logits and scores `[B, N]` out. Thread-safe.
+
+    `spec` is what the manifest says of it, `device` where it runs, `provider` by what, `why` the reason it was chosen.
+    `text_banks` replace the model's own: each float32 `[P, D]`, unit norm over temperature.
+    """
+
+    spec: Engine
+    device: str
+    provider: str
+    why: str
+    text_banks: dict[str, NDArray[np.float32]]
+
+    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
+        """Scores `[B, N]` of one batch."""
+        ...
+
+    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores `[B, N]` of one batch."""
+        ...
+
+    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
+        """The same loaded engine with other text banks; this one keeps its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that can run here, on which device."""
+
+    spec: Engine
+    device: Device
+
+
+def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None, threads: int | None) -> RunningEngine:
+    """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
+
+    `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
+    fewer bits is taken by itself only when its verification passed, an fp32 one unless it failed. Raises
+    IncompatibleBundleError with the reason for each engine when none is left, and the command that rebuilds.
+    """
+    devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
+    if device not in devices:
+        raise BadInputError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
+    wanted = bundle.manifest.engine(engine) if engine is not None else None
+    passed_over: dict[str, str] = {}
+    for candidate in _candidates(bundle, devices[device], wanted, passed_over):
+        spec = candidate.spec
+        try:
+            running = module_of(spec).open_engine(bundle, spec, candidate.device, threads)
+        except IncompatibleBundleError as problem:
+            if wanted is not None or device != "auto":
+                raise
+            log.warning("%s does not start on %s: %s", spec.name, candidate.device, problem)
+            passed_over[f"{spec.name} on {candidate.device}"] = str(problem)
+            continue
+        chosen: RunningEngine = running
+        chosen.why = _why(chosen, wanted is not None, passed_over)
+        return chosen
+    reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
+    mend = bundle.manifest.rebuild(wanted or bundle.manifest.engines[0], bundle.folder)
+    raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}); export one that can: {mend}")
+
+
+def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
+    """Why an engine cannot run on a device of this machine; None when it can."""
+    if device not in spec.runs_on:
+        return f"made for {' and '.join(spec.runs_on)}"
+    found: str | None = module_of(spec).obstacle(bundle, spec, device)
+    return found
+
+
+def module_of(spec: Engine) -> Any:
+    """The module that runs engines of this kind."""
+    return importlib.import_module(MODULES[spec.kind])
+
+
+def _candidates(
+    bundle: Bundle, devices: tuple[Device, ...], wanted: Engine | None, passed_over: dict[str, str]
+) -> list[Candidate]:
+    found = []
+    for device in devices:
+        ranks = {pair: rank for rank, pair in enumerate(PREFERENCE[device])}
+        specs = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) in ranks]
+        specs.sort(key=lambda spec: (ranks[spec.kind, spec.precision], spec.profile))
+        for spec in [wanted] if wanted is not None else specs:
+            reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec))
+            if reason is None:
+                found.append(Candidate(spec, device))
+            else:
+                passed_over[f"{spec.name} on {device}"] = reason
+    if not found and wanted is None:
+        for spec in bundle.manifest.engines:
+            if not any(key.startswith(f"{spec.name} on ") for key in passed_over):
+                passed_over[spec.name] = f"chosen only by name: engine={spec.name}"
+    return found
+
+
+def _distrust(spec: Engine) -> str | None:
+    if spec.verification is None:
+        return None if spec.precision == "fp32" else "not verified, and it has fewer bits: run `zoo verify`"
+    return None if spec.verification.passed else "its verification failed"
+
+
+def _why(engine: RunningEngine, named: bool, passed_over: dict[str, str]) -> str:
+    spec = engine.spec
+    proof = "not verified yet" if spec.verification is None else "verified" if spec.verification.passed else "FAILED"
+    reason = "asked for by name" if named else "the first choice of those that can run here"
+    text = f"{spec.name} on {engine.device} by {engine.provider}, {proof}: {reason}"
+    return text + "".join(f"; not {name}: {why}" for name, why in passed_over.items())

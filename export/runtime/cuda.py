@@ -1,0 +1,98 @@
+"""The GPU as the TensorRT runtime needs it: which one it is, a stream, and buffers that are pinned on the host side.
+
+CUDA through `cuda-bindings`, NVIDIA's own; no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.errors import IncompatibleBundleError, MissingDependencyError
+
+
+@dataclass(frozen=True)
+class LocalGpu:
+    """A GPU of this machine: its name, and its architecture as TensorRT names it, `SM86` for CUDA's 8.6."""
+
+    name: str
+    capability: str
+
+
+def cudart() -> Any:
+    """CUDA's runtime functions. Raises MissingDependencyError without `cuda-bindings`."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise MissingDependencyError("cuda-bindings is not installed: pip install 'safety-zoo[cuda]'") from None
+    return runtime
+
+
+def local_gpu(device: int = 0) -> LocalGpu:
+    """The GPU of that number. Raises IncompatibleBundleError, with CUDA's own word, where there is none."""
+    cuda = cudart()
+    count = call(cuda.cudaGetDeviceCount)[0]
+    if not 0 <= device < count:
+        raise IncompatibleBundleError(f"no GPU has the number {device}: CUDA sees {count}")
+    kinds = cuda.cudaDeviceAttr
+    wanted = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+    major, minor = (call(cuda.cudaDeviceGetAttribute, attribute, device)[0] for attribute in wanted)
+    name = call(cuda.cudaGetDeviceProperties, device)[0].name
+    return LocalGpu(name.decode() if isinstance(name, bytes) else str(name), f"SM{major}{minor}")
+
+
+def call(function: Any, *arguments: Any) -> tuple[Any, ...]:
+    """What a CUDA function gives beside its status. Raises IncompatibleBundleError where that is an error."""
+    status, *results = function(*arguments)
+    if int(status) != 0:
+        raise IncompatibleBundleError(f"CUDA: {function.__name__} answered {status.name}; has this machine a GPU?")
+    return tuple(results)
+
+
+class Buffer:
+    """Memory for one tensor on the GPU and its pinned twin on the host; grows, never shrinks."""
+
+    def __init__(self) -> None:
+        self.cuda = cudart()
+        self.device, self._host, self._room = 0, 0, 0
+
+    def upload(self, array: NDArray[Any], stream: int) -> None:
+        """Start copying an array to the GPU. The array may be changed afterwards."""
+        array = np.ascontiguousarray(array)
+        self.reserve(array.nbytes)
+        self._pinned(array.shape, array.dtype)[...] = array
+        to_device = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self.cuda.cudaMemcpyAsync, self.device, self._host, array.nbytes, to_device, stream)
+
+    def download(self, shape: Sequence[int], dtype: np.dtype[Any], stream: int) -> NDArray[Any]:
+        """Start copying a tensor to the host: filled when the stream is done, overwritten by the next copy."""
+        array = self._pinned(shape, dtype)
+        to_host = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self.cuda.cudaMemcpyAsync, self._host, self.device, array.nbytes, to_host, stream)
+        return array
+
+    def reserve(self, size: int) -> None:
+        """Make room for so many bytes; what was in the buffer is lost when it grows."""
+        if size > self._room:
+            self.close()
+            (self.device,) = call(self.cuda.cudaMalloc, size)
+            (self._host,) = call(self.cuda.cudaHostAlloc, size, 0)
+            self._room = size
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.device:
+            call(self.cuda.cudaFree, self.device)
+        if self._host:
+            call(self.cuda.cudaFreeHost, self._host)
+        self.device, self._host, self._room = 0, 0, 0
+
+    def _pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = (ctypes.c_uint8 * size).from_address(self._host)
+        return np.ndarray(tuple(shape), dtype, buffer=memoryview(memory))

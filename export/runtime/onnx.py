@@ -1,0 +1,158 @@
+"""ONNX engines on onnxruntime, on the device that was asked for or not at all. No torch."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Bundle, Device, Engine
+from export.precision.names import Precision
+from zoo.bank_cache import cache_folder
+from zoo.errors import IncompatibleBundleError, MissingDependencyError
+from zoo.scorer import Feeds
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+#: What is tried on each device, in this order. A session that would run elsewhere is refused.
+PROVIDERS: dict[Device, tuple[str, ...]] = {"cuda": (TENSORRT, CUDA), "cpu": ("CPUExecutionProvider",)}
+
+
+class OnnxEngine:
+    """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are (see `RunningEngine`)."""
+
+    def __init__(self, path: Path, spec: Engine, device: Device = "cpu", threads: int | None = None) -> None:
+        self.session, self.provider = open_session(path, device, threads, spec.precision)
+        self.spec, self.why = spec, ""
+        self.device: str = device
+        self.text_banks: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
+        """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
+        return self.run(feeds)[1]
+
+    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores `[B, N]` of one batch."""
+        logits, scores = self.session.run(["logits", "scores"], {**feeds, **self.text_banks})
+        return logits, scores
+
+    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
+        """The same session with other text banks."""
+        other = copy.copy(self)
+        other.text_banks = text_banks
+        return other
+
+
+def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
+    """Why an ONNX engine cannot run on a device of this machine; None when it can."""
+    ort = onnxruntime()
+    if PROVIDERS[device][-1] not in ort.get_available_providers():
+        return _no_provider(ort, device)
+    if spec.precision == "bf16" and device == "cpu":
+        return "onnxruntime has no bfloat16 kernels for CPUs"
+    return None
+
+
+def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> OnnxEngine:
+    """Load an ONNX engine of a bundle. Raises IncompatibleBundleError when it does not start on that device."""
+    return OnnxEngine(bundle.path(spec), spec, device, threads)
+
+
+def session(path: Path, device: Device, threads: int | None) -> Any:
+    """An onnxruntime session on that very device. Raises what `open_session` raises."""
+    return open_session(path, device, threads)[0]
+
+
+def open_session(path: Path, device: Device, threads: int | None, precision: Precision = "fp32") -> tuple[Any, str]:
+    """A session on that very device, and in words: the provider that runs it, and why not the ones before it.
+
+    Raises IncompatibleBundleError when none of the device's providers runs it: never a fall to another device.
+    """
+    ort = onnxruntime()
+    if PROVIDERS[device][-1] not in ort.get_available_providers():
+        raise IncompatibleBundleError(_no_provider(ort, device))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # a default bank that may be replaced draws a warning on every load
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    passed_over: list[str] = []
+    for provider in PROVIDERS[device]:
+        reason = _no_tensorrt(ort, precision) if provider == TENSORRT else None
+        if reason is None:
+            found = _start(ort, path, options, provider)
+            chosen = found.get_providers()
+            if chosen[0] == provider:
+                return found, provider + (f" ({'; '.join(passed_over)})" if passed_over else "")
+            reason = f"onnxruntime chose {chosen} in its place"  # onnxruntime-gpu falls back without a word
+        passed_over.append(f"not {provider}: {reason}")
+    raise IncompatibleBundleError(f"{device} was asked for, but {'; '.join(passed_over)}")
+
+
+def _start(ort: Any, path: Path, options: Any, provider: str) -> Any:
+    settings: dict[str, str] = {}
+    if provider == CUDA:
+        settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
+    elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
+        cache = cache_folder() / "tensorrt"
+        cache.mkdir(parents=True, exist_ok=True)
+        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+    try:
+        return ort.InferenceSession(path, options, providers=[(provider, settings)])
+    except Exception as problem:  # onnxruntime's errors share no public base class
+        raise IncompatibleBundleError(f"{path}: onnxruntime {ort.__version__} cannot run it: {problem}") from None
+
+
+def _no_tensorrt(ort: Any, precision: Precision) -> str | None:
+    """Why onnxruntime's TensorRT provider is not used; None where it can be."""
+    if TENSORRT not in ort.get_available_providers():
+        return "this onnxruntime was built without it"
+    if precision == "fp32":
+        return "it would multiply float32 as TF32, with 10 bits of mantissa"
+    found = _version("tensorrt")
+    if found is None or not found.startswith("10."):
+        return f"it needs tensorrt 10, and {found or 'none'} is installed"
+    importlib.import_module("tensorrt")  # which loads the libraries that onnxruntime looks for
+    return None
+
+
+def onnxruntime() -> Any:
+    """Import onnxruntime on first use; refuse the two distributions side by side, which break each other."""
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        raise IncompatibleBundleError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'safety-zoo[cpu]' (or [gpu])"
+        )
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError("onnxruntime is not installed: pip install 'safety-zoo[cpu]' (or [gpu])") from None
+    return onnxruntime
+
+
+def installed_version() -> dict[str, str]:
+    """The distribution of onnxruntime that is here, and its version. Raises what `onnxruntime` raises."""
+    onnxruntime()
+    names = ("onnxruntime", "onnxruntime-gpu")
+    return {name: found for name in names if (found := _version(name)) is not None}
+
+
+def _no_provider(ort: Any, device: Device) -> str:
+    return (
+        f"onnxruntime {ort.__version__} has no {PROVIDERS[device][-1]}; "
+        "install `safety-zoo[gpu]` in place of `safety-zoo[cpu]`"
+    )
+
+
+def _installed(distribution: str) -> bool:
+    return _version(distribution) is not None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

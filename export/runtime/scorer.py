@@ -1,0 +1,161 @@
+"""A bundle as a scorer: images and texts in, verdicts out, on the best engine that this machine can run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
+from export.runtime.choice import RunningEngine, open_best
+from export.runtime.onnx import session
+from export.runtime.service import Service
+from zoo.bank_cache import cached_bank
+from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
+from zoo.inputs.text import TextCodec
+from zoo.judge import phrases
+from zoo.panel import AnyPolicy, bind, zero_shot_policies
+from zoo.policy import Policy
+from zoo.scorer import Scorer
+
+
+def load(
+    bundle: str | Path,
+    policy: AnyPolicy | None = None,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    public_key: Path | None = None,
+) -> BundleScorer:
+    """Load a bundle and bind it to a policy (its own when None; another one never needs an export).
+
+    The engine is the best that this machine can run (see `export.runtime.choice.open_best`), or the one that is named;
+    `scorer.engine.why` says why. `threads` bounds the engine's threads (all cores when None) and decodes images with as
+    many. `batch_size` is the engine's usual one when None. Raises what `export.bundle.read_bundle` and `open_best`
+    raise, MissingDependencyError without the engine's library, and BadInputError for a batch that the engine was not
+    built for.
+    """
+    found = read_bundle(bundle, public_key=public_key)
+    running = open_best(found, device=device, engine=engine, threads=threads)
+    size = running.spec.batch[1] if batch_size is None else batch_size
+    if size > running.spec.batch[2]:
+        raise BadInputError(
+            f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; "
+            f"export with --batch 1:{min(size, running.spec.batch[1])}:{size}"
+        )
+    return BundleScorer(found, running, policy or found.policy, threads=threads, batch_size=size, limits=limits)
+
+
+def serve(
+    bundle: str | Path,
+    policy: AnyPolicy | None = None,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    max_wait_ms: float = 2.0,
+    queue: int = 1024,
+    decoders: int = 2,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    public_key: Path | None = None,
+) -> Service:
+    """Load a bundle and serve many threads with it, in batches, warmed up; see `export.runtime.service.Service`.
+
+    `max_batch` is the engine's usual batch when None. Raises what `load` raises, BadInputError for sizes below 1, and
+    EngineError when the engine cannot run.
+    """
+    scorer = load(
+        bundle, policy, device=device, engine=engine, threads=threads, batch_size=max_batch, limits=limits,
+        public_key=public_key,
+    )  # fmt: skip
+    service = Service(scorer, max_batch=scorer.batch_size, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
+    try:
+        service.warm_up()
+    except BaseException:
+        service.close()
+        raise
+    return service
+
+
+class BundleScorer(Scorer):
+    """A scorer on an engine of a bundle. `bundle` is where it came from, `engine` what runs and why."""
+
+    engine: RunningEngine
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: RunningEngine,
+        policy: AnyPolicy,
+        *,
+        threads: int | None,
+        batch_size: int,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        judge = bind(bundle.card, policy)
+        codec = read_codec(bundle) if bundle.card.reads_text else None
+        bound = engine.with_banks(text_banks(bundle, engine, policy, threads))
+        super().__init__(judge, codec, bound, limits=limits, batch_size=batch_size, threads=threads or 2)
+        self.bundle, self._threads = bundle, threads
+
+    def __enter__(self) -> Self:
+        return self
+
+    def with_policy(self, policy: AnyPolicy) -> Self:
+        """A scorer that judges by another policy, on the same loaded engine and the same decoding threads.
+
+        This one is not changed, so calls that are under way end by the policy that they began with; closing either
+        closes both. Raises BadPolicyError when policy and model do not fit.
+        """
+        other = copy.copy(self)
+        other.judge = bind(self.card, policy)
+        other.engine = self.engine.with_banks(text_banks(self.bundle, self.engine, policy, self._threads))
+        return other
+
+
+def text_banks(
+    bundle: Bundle, engine: RunningEngine, policy: AnyPolicy, threads: int | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """The banks to feed an engine for a policy, by input name; none where its own are those of that policy."""
+    if policy.id == engine.spec.embedded:
+        return {}
+    banks = [text_bank(bundle, one, threads=threads) for one in zero_shot_policies(bundle.card, policy)]
+    return dict(zip(bundle.card.bank_names, banks, strict=True))
+
+
+def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> NDArray[np.float32]:
+    """The text bank `[P, D]` of a policy, unit norm over its temperature, by the bundle's own text encoder.
+
+    The embeddings are kept on disk (see `zoo.bank_cache`). Raises IncompatibleBundleError without a text encoder.
+    """
+    if TEXT_ENCODER not in bundle.manifest.files:
+        raise IncompatibleBundleError(
+            f"{bundle.folder}: has no {TEXT_ENCODER}, so new phrases cannot be embedded; "
+            f"export again: {bundle.manifest.rebuild(bundle.manifest.engines[0], bundle.folder)}"
+        )
+
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        tokens = read_codec(bundle).encode(words)
+        encoder = session(bundle.folder / TEXT_ENCODER, "cpu", threads)
+        found: NDArray[np.float32]
+        (found,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
+        return found
+
+    # read_bundle() compared both files with these hashes.
+    encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))
+    return cached_bank(encoder, phrases(policy), embed) / np.float32(policy.temperature)
+
+
+def read_codec(bundle: Bundle) -> TextCodec:
+    """The tokenizer of a bundle. Raises BadInputError when its model reads no text at all."""
+    if bundle.card.text is None:
+        raise BadInputError(f"{bundle.card.name} reads no text")
+    return TextCodec((bundle.folder / TOKENIZER).read_text(encoding="utf-8"), bundle.card.text)

@@ -1,0 +1,321 @@
+"""A thread-safe service around a scorer: many callers, one engine, batches made of whoever asks at the same time.
+
+Requests are decoded and tokenised by a pool of threads while the engine runs; one thread gathers what is ready into a
+batch, waits a moment for more, and runs the engine. No torch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
+from zoo.inputs.image import ImageSource
+from zoo.scorer import Ready, Scorer
+from zoo.verdict import Verdict
+
+#: After so many failed batches in a row the service reports itself as failing.
+FAILING_AFTER = 3
+#: Latency quantiles are those of so many answers, the latest.
+LATENCIES = 1024
+
+_CLOSED = "the service was closed before it judged this request"
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a service fares.
+
+    `state` is `starting` until a batch has succeeded, `failing` after three failed batches in a row (each new batch is
+    still tried, and the first that succeeds makes it `ready` again), and `closed` from the call of `close`.
+    `waiting` counts accepted requests without an answer, `limit` is their bound. `served` counts verdicts, `unjudged`
+    those among them whose status is not `ok`; `overloads` refused requests; `engine_errors` failed batches.
+    `latency_ms` are quantiles of the latest answers, from `submit` to the verdict. `batch_age_s` is how long the engine
+    has been at its present batch, 0 when it is idle: a number that only grows is an engine that hangs.
+    """
+
+    state: Literal["starting", "ready", "failing", "closed"]
+    waiting: int
+    limit: int
+    served: int
+    unjudged: int
+    overloads: int
+    engine_errors: int
+    batches: int
+    mean_batch: float
+    latency_ms: dict[str, float]
+    batch_age_s: float
+    last_error: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send requests here."""
+        return self.state == "ready"
+
+
+@dataclass(eq=False)
+class _Request:
+    image: ImageSource | None
+    text: str | None
+    since: float
+    item: Ready | None = None
+    ready_at: float = 0.0
+    future: Future[Verdict] = field(default_factory=Future)
+
+
+@dataclass
+class _Counts:
+    served: int = 0
+    unjudged: int = 0
+    overloads: int = 0
+    engine_errors: int = 0
+    failed_in_a_row: int = 0
+    batches: int = 0
+    judged: int = 0
+    last_error: str = ""
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
+
+
+class Service:
+    """Judges the requests of many threads with one scorer, which it owns and closes.
+
+    At most `max_batch` items make a batch. With callers about, a batch that is not full waits for more until its first
+    item has been ready for `max_wait_ms`; a lone caller is not kept waiting. At most `queue` requests may be without an
+    answer: one more raises OverloadError, so that memory stays bounded and callers learn early. `decoders` threads read
+    images and texts while the engine runs.
+
+    A broken input gets the verdict that says so, and costs the others nothing. When the engine fails, every request of
+    that batch raises EngineError; the service goes on (see `Health.state`). Raises BadInputError for sizes below 1.
+    """
+
+    def __init__(
+        self, scorer: Scorer, *, max_batch: int = 32, max_wait_ms: float = 2.0, queue: int = 1024, decoders: int = 2
+    ) -> None:
+        if min(max_batch, queue, decoders) < 1 or not 0 <= max_wait_ms < 60_000:
+            raise BadInputError(
+                "max_batch, queue and decoders must be at least 1 and max_wait_ms in [0, 60000), "
+                f"got {max_batch}, {queue}, {decoders} and {max_wait_ms}"
+            )
+        self.scorer, self.max_batch, self.queue = scorer, max_batch, queue
+        self._max_wait = max_wait_ms / 1000
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)  # the engine's thread: something is ready, or the end
+        self._idle = threading.Condition(self._lock)  # close(): nothing is waiting any more
+        self._engine = threading.Lock()  # an engine need not be thread-safe
+        self._ready: deque[_Request] = deque()
+        self._waiting = 0
+        self._closed = self._dropping = self._stopped = False
+        self._last_batch = 0
+        self._batch_since: float | None = None
+        self._counts = _Counts()
+        self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def verdict(
+        self, image: ImageSource | None = None, text: str | None = None, *, timeout: float | None = None
+    ) -> Verdict:
+        """Judge one item, as `Scorer.verdict`, in a batch with those of other callers; wait `timeout` seconds at most.
+
+        Raises what `submit` raises; EngineError when the engine failed, ClosedError when the service was closed first,
+        TimeoutError when the answer came too late (the request is then cancelled), BadInputError for an input that this
+        model never reads.
+        """
+        future = self.submit(image, text)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def submit(self, image: ImageSource | None = None, text: str | None = None) -> Future[Verdict]:
+        """As `verdict`, without waiting: the verdict, or the error, of a future that can be cancelled until then.
+
+        Raises OverloadError when the queue is full and ClosedError after `close`.
+        """
+        request = _Request(image, text, time.perf_counter())
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the service is closed")
+            if self._waiting >= self.queue:
+                self._counts.overloads += 1
+                raise OverloadError(
+                    f"{self._waiting} requests are waiting and the limit is {self.queue}: ask again later, "
+                    "or serve with a larger queue or on more machines"
+                )
+            self._waiting += 1
+        self._decoders.submit(self._decode, request)
+        return request.future
+
+    def use(self, scorer: Scorer) -> None:
+        """From the next batch on, judge by this scorer: one of another policy, say (`BundleScorer.with_policy`).
+
+        Nothing that waits is lost, and every verdict names the policy that it was judged by. The scorer before it is
+        not closed, since the two may share their engine.
+        """
+        self.scorer = scorer
+
+    def warm_up(self) -> None:
+        """Run the engine on blank batches of 1 and of `max_batch`, so that no caller pays for its first allocations.
+
+        Raises EngineError when that fails: such a service would answer nobody.
+        """
+        card = self.scorer.card
+        size = card.image.size if card.image else 0
+        blank = np.zeros((size, size, 3), dtype=np.uint8) if size else None
+        item = self.scorer.prepare(blank, "warm up" if card.reads_text else None)
+        for count in sorted({1, self.max_batch}):
+            self._judge([item] * count)
+
+    def health(self) -> Health:
+        """How the service fares just now."""
+        with self._lock:
+            counts, since = self._counts, self._batch_since
+            latencies = np.array(counts.latencies)
+            state: Literal["starting", "ready", "failing", "closed"] = "ready" if counts.batches else "starting"
+            if counts.failed_in_a_row >= FAILING_AFTER:
+                state = "failing"
+            p50, p90, p99 = (1000 * np.percentile(latencies, [50, 90, 99])).tolist() if len(latencies) else [0.0] * 3
+            return Health(
+                state="closed" if self._closed else state,
+                waiting=self._waiting,
+                limit=self.queue,
+                served=counts.served,
+                unjudged=counts.unjudged,
+                overloads=counts.overloads,
+                engine_errors=counts.engine_errors,
+                batches=counts.batches,
+                mean_batch=counts.judged / max(counts.batches, 1),
+                latency_ms={"p50": p50, "p90": p90, "p99": p99},
+                batch_age_s=0.0 if since is None else time.perf_counter() - since,
+                last_error=counts.last_error,
+            )
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, answer those that wait, end the threads and close the scorer.
+
+        With `drain=False` the waiting requests raise ClosedError instead; a batch that is running is still answered.
+        Not to be called from a future's callback, which runs on the service's own threads.
+        """
+        with self._lock:
+            self._closed = True
+            self._dropping = self._dropping or not drain
+            self._wake.notify_all()
+            while self._waiting:
+                self._idle.wait()
+            self._stopped = True
+            self._wake.notify_all()
+        self._decoders.shutdown()
+        self._thread.join()
+        self.scorer.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decode(self, request: _Request) -> None:
+        try:
+            if self._dropping or request.future.cancelled():  # of what was cancelled, nobody will see the error
+                raise ClosedError(_CLOSED)
+            item = self.scorer.prepare(request.image, request.text)
+        except ZooError as problem:
+            self._settle([request], [problem])
+            return
+        except BaseException as problem:  # a panic in Rust's tokenizers is no Exception, and callers would wait forever
+            self._settle([request], [_caused(ServiceError(f"reading the request failed: {problem!r}"), problem)])
+            return
+        request.image = request.text = None  # the pixels and tokens are all that is needed from here
+        if item.refusal is not None:
+            self._settle([request], [item.refusal])
+            return
+        request.item = item
+        request.ready_at = time.perf_counter()
+        with self._lock:
+            self._ready.append(request)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            live = [request for request in batch if not (self._dropping or request.future.cancelled())]
+            gone = [request for request in batch if request not in live]
+            self._settle(gone, [ClosedError(_CLOSED) for _ in gone])
+            if not live:
+                continue
+            try:
+                self._settle(live, self._judge([request.item for request in live if request.item is not None]))
+            except EngineError as problem:
+                # One error for each: threads that raise the same one would write into each other's traceback.
+                self._settle(live, [_caused(EngineError(str(problem)), problem.__cause__) for _ in live])
+
+    def _next_batch(self) -> list[_Request]:
+        """Wait for something ready, then within the window for more. Empty at the end."""
+        with self._lock:
+            while not self._ready and not self._stopped:
+                self._wake.wait()
+            while self._ready and len(self._ready) < self.max_batch and self._others_may_come():
+                left = self._ready[0].ready_at + self._max_wait - time.perf_counter()
+                if left <= 0:
+                    break
+                self._wake.wait(left)
+            batch = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+            self._last_batch = len(batch)
+            return batch
+
+    def _others_may_come(self) -> bool:
+        """Others are being read, or were in the last batch and may ask again. A lone caller is neither."""
+        return self._waiting > len(self._ready) or (self._last_batch > 1 and not self._closed)
+
+    def _judge(self, items: list[Ready]) -> list[Verdict]:
+        """One call of the engine. Raises EngineError for whatever went wrong in it."""
+        try:
+            with self._engine:
+                self._batch_since = time.perf_counter()
+                try:
+                    verdicts = self.scorer.judge_ready(items)
+                finally:
+                    self._batch_since = None
+        except BaseException as problem:  # else this thread would end, and every caller would wait forever
+            with self._lock:
+                self._counts.engine_errors += 1
+                self._counts.failed_in_a_row += 1
+                self._counts.last_error = repr(problem)
+            raise EngineError(f"the engine failed on a batch of {len(items)}: {problem!r}") from problem
+        with self._lock:
+            self._counts.failed_in_a_row = 0
+            self._counts.batches += 1
+            self._counts.judged += len(items)
+        return verdicts
+
+    def _settle(self, requests: Sequence[_Request], outcomes: Sequence[Verdict | ZooError]) -> None:
+        """Answer each request unless it was cancelled. Its place is free before its caller wakes and asks again."""
+        now = time.perf_counter()
+        verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+        with self._lock:
+            self._waiting -= len(requests)
+            self._counts.served += len(verdicts)
+            self._counts.unjudged += sum(verdict.status != "ok" for verdict in verdicts)
+            if verdicts:
+                self._counts.latencies.extend(now - request.since for request in requests)
+            if not self._waiting:
+                self._idle.notify_all()
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if not request.future.set_running_or_notify_cancel():
+                continue
+            if isinstance(outcome, Verdict):
+                request.future.set_result(outcome)
+            else:
+                request.future.set_exception(outcome)
+
+
+def _caused(error: ServiceError, cause: BaseException | None) -> ServiceError:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,126 @@
+"""`zoo export tensorrt`: a release to a TensorRT engine in a bundle, by way of an ONNX graph of that precision."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from onnx import numpy_helper
+
+from export.bundle import Engine, Gpu, Manifest, Profile
+from export.bundle.add import add_engine
+from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
+from export.precision.names import Precision
+from export.precision.products import check_products
+from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
+from export.tensorrt.report import BANKS, GRAPH, LOG, REPORT
+from export.verify.check import Check
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.release import Release
+
+TextBank = Literal["input", "constant", "refit"]
+#: Largest side of the images that an engine resizes by itself, unless another is asked for.
+LARGEST_IMAGE = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a TensorRT engine is built for; None takes the default that `export_tensorrt` names.
+
+    `batch` and `image` (side in pixels) are least, usual and largest. `text_bank` "input" takes a policy of any number
+    of phrases, "constant" is for servers that can feed none, and "refit" a constant that one of its shape replaces. The
+    others are those of `export.tensorrt.build.build`.
+    """
+
+    batch: Range | None = None
+    image: Range | None = None
+    capabilities: Sequence[str] = ()
+    text_bank: TextBank = "input"
+    strip_weights: bool = False
+    timing_cache: Path | None = None
+    package: str | None = None
+
+
+def export_tensorrt(
+    source: str | Path,
+    out: Path,
+    *,
+    precision: Precision = "fp16",
+    profile: Profile = "latency",
+    options: Options = Options(),  # frozen
+    calibrate: Path | None = None,
+    overwrite: bool = False,
+    untrained: dict[str, Any] | None = None,
+    check: Check | None = None,
+) -> Manifest:
+    """Export a model to a TensorRT engine in a new bundle or an existing one of the same weights.
+
+    By default for the batches of `profile`, and for images from half the model's own side to 1024 pixels. Raises what
+    `add_engine`, `write_onnx` and `export.tensorrt.build.build` raise, and IncompatibleBundleError when no matrix
+    product of the finished engine is in `precision`.
+    """
+    if precision == "int8":
+        raise BadInputError(
+            "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with --calibrate DIR"
+        )
+    name = engine_name("tensorrt", precision, profile)
+
+    def build_engine(release: Release, folder: Path) -> Engine:
+        with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:
+            graph = Path(scratch) / f"{name}{GRAPH}"
+            write_onnx(release, precision, graph, calibrate)
+            built = build_graph(graph, release.card, profile, options)
+            check_products(built.report.products, precision)
+            files = write_plan(built, graph, release.card, folder / name, options.text_bank)
+        return Engine(
+            name, "tensorrt", precision, files, profile, options.batch or BATCHES[profile], ("cuda",),
+            built.report.products, release.policy.id,
+            opset=opset_of(precision),
+            versions={built.report.package: built.report.version},
+            gpu=Gpu("", ", ".join(built.report.capabilities)),
+        )  # fmt: skip
+
+    return add_engine(source, out, name, build_engine, overwrite=overwrite, untrained=untrained, check=check)
+
+
+def build_graph(graph: Path, card: ModelCard, profile: Profile, options: Options) -> Built:
+    """Build the plan of a model's graph as the options say."""
+    side = card.image.size if card.image else 1
+    image = options.image or (max(1, side // 2), side, max(side, LARGEST_IMAGE))
+    return build(
+        graph,
+        profiles=profiles_of(graph, batch=options.batch or BATCHES[profile], image=image),
+        capabilities=options.capabilities,
+        refit=card.bank_names if options.text_bank == "refit" else (),
+        constant=card.bank_names if options.text_bank == "constant" else (),
+        strip_weights=options.strip_weights,
+        timing_cache=options.timing_cache,
+        package=options.package,
+    )
+
+
+def write_plan(
+    built: Built, graph: Path, card: ModelCard, stem: Path, text_bank: TextBank = "input"
+) -> tuple[str, ...]:
+    """Write the plan and what the runtime needs beside it; names of the files, the plan first."""
+    plan = stem.with_suffix(".plan")
+    plan.write_bytes(built.plan)
+    plan.with_suffix(REPORT).write_text(json.dumps(built.report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    plan.with_suffix(LOG).write_text(built.log, encoding="utf-8")
+    files = [plan.name, plan.with_suffix(REPORT).name, plan.with_suffix(LOG).name]
+    if text_bank != "constant" and card.bank_names:
+        weights = {weight.name: weight for weight in load_graph(graph).graph.initializer}
+        banks = {name: numpy_helper.to_array(weights[name], str(graph.parent)) for name in card.bank_names}
+        np.savez(plan.with_suffix(BANKS), allow_pickle=False, **banks)
+        files.append(plan.with_suffix(BANKS).name)
+    if built.report.stripped:
+        for path in sorted(graph.parent.glob(f"{graph.name}*")):  # and its weights, where they have a file of their own
+            (stem.parent / path.name).write_bytes(path.read_bytes())
+            files.append(path.name)
+    return tuple(files)

@@ -1,0 +1,96 @@
+"""Which TensorRT is here: NVIDIA's `tensorrt` or `tensorrt_rtx`. Both have one API; this is where they differ.
+
+No torch: the runtime chooses with this too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+from zoo.errors import BadInputError, MissingDependencyError, close_match
+
+PackageName = Literal["tensorrt", "tensorrt_rtx"]
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One message of TensorRT: `severity` is INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE."""
+
+    severity: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """An imported TensorRT. `module` is what `import` gave, of `version`; `logger` the only one of this process."""
+
+    name: PackageName
+    module: Any
+    logger: Any
+
+    @property
+    def version(self) -> str:
+        """As the package gives it: `10.9.0.34`, `1.7.1.116`."""
+        return str(self.module.__version__)
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT for RTX, which builds without a GPU, for any number of architectures at once."""
+        return self.name == "tensorrt_rtx"
+
+    @contextmanager
+    def listen(self) -> Iterator[list[LogLine]]:
+        """Collect what TensorRT says meanwhile. One listener at a time: others wait."""
+        with self.logger.turn:
+            self.logger.lines = []
+            try:
+                yield self.logger.lines
+            finally:
+                self.logger.lines = None
+
+
+_loaded: dict[str, Package] = {}
+_loading = threading.Lock()
+
+
+def load_package(name: str | None = None) -> Package:
+    """Import `tensorrt` or `tensorrt_rtx`; without a name NVIDIA's own `tensorrt` first, as the one for servers.
+
+    Raises BadInputError for another name, MissingDependencyError where it is not installed.
+    """
+    names: tuple[PackageName, ...] = get_args(PackageName)
+    if name is not None and name not in names:
+        raise BadInputError(f'no TensorRT is named "{name}"' + close_match(name, names))
+    with _loading:
+        for candidate in names:
+            if name in (None, candidate) and find_spec(candidate) is not None:
+                if candidate not in _loaded:
+                    module = importlib.import_module(candidate)
+                    _loaded[candidate] = Package(candidate, module, _logger(module))
+                return _loaded[candidate]
+    raise MissingDependencyError(
+        f"{name or 'TensorRT'} is not installed: pip install 'safety-zoo[tensorrt]' for NVIDIA's own TensorRT, or "
+        "'safety-zoo[tensorrt-rtx]' for TensorRT for RTX, which builds engines without a GPU too"
+    )
+
+
+def _logger(module: Any) -> Any:
+    """TensorRT keeps the first logger that a process gives it and ignores all later ones, so there is only this."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]  # no stubs
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.turn = threading.RLock()
+            self.lines: list[LogLine] | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            if self.lines is not None:
+                self.lines.append(LogLine(severity.name, message))
+
+    return Logger()

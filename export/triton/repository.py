@@ -1,0 +1,282 @@
+"""`zoo export triton`: a bundle's engine as a model of a Triton Inference Server's model repository.
+
+MODEL_REPOSITORY/NAME/config.pbtxt, labels.txt and 1/model.onnx (or model.plan), with card, policy, tokenizer and
+manifest beside the model, so that a client can prepare inputs and judge scores as the runtime does.
+
+The text bank of a zero-shot model is an input with a default. Triton's onnxruntime back end knows such inputs as
+optional ones and allows them only where `max_batch_size` is 0 (`ModelInstanceState::ValidateInputs` in its source). So
+with batching the bank is the default in the graph, written anew for another policy; without batching, each request may
+bring one. A plan of TensorRT must have the phrases built in (`zoo export tensorrt --text-bank constant`): its back end
+knows no optional inputs, and where it batches every input is cut into a batch.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from export.bundle import CARD, MANIFEST, POLICY, TOKENIZER, Bundle, Device, Engine, TensorSpec, read_bundle
+from export.runtime import text_bank
+from export.tensorrt.report import REPORT, Report
+from export.triton.pbtxt import Message, pbtxt
+from zoo import schema
+from zoo.card import ModelCard
+from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.files import new_directory
+from zoo.panel import AnyPolicy, bind, zero_shot_policies
+
+CONFIG, LABELS = "config.pbtxt", "labels.txt"
+BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
+_TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "float32": "TYPE_FP32"}
+
+
+def export_triton(
+    folder: Path,
+    repository: Path,
+    *,
+    engine: str | None = None,
+    policy: AnyPolicy | None = None,
+    name: str | None = None,
+    version: int = 1,
+    device: Device | None = None,
+    instances: int = 1,
+    max_batch: int | None = None,
+    delay_us: int = 2000,
+    queue: int = 1024,
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle's engine into a model repository and return the model's directory.
+
+    `engine` is one of the bundle's (its first of onnxruntime when None), `policy` another than the bundle's own.
+    `instances` run at once on `device`. Requests are gathered to `max_batch` (the engine's largest when None) for at
+    most `delay_us` microseconds, and refused when `queue` of them wait; with `max_batch` 0 nothing is gathered. A
+    second `version` joins the first when inputs, outputs and settings are the same.
+
+    Raises what `read_bundle` raises; BadInputError for an unknown engine, numbers out of range, a name that is no
+    directory name, and a model that is there already; IncompatibleBundleError for an engine that Triton cannot run so.
+    """
+    bundle = read_bundle(folder)
+    chosen = _engine(bundle, engine)
+    name = name or bundle.card.name
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise BadInputError(f'"{name}" is no name for a model: letters, digits, ".", "_" and "-", no dot in front')
+    largest = chosen.batch[2] if max_batch is None else max_batch
+    _check(chosen, largest, instances, delay_us, queue, version)
+    config = _Config(bundle, chosen, policy or bundle.policy, name, largest, _device(chosen, device))
+    text = config.text(instances, delay_us, queue)
+    model = repository / name
+    if model.is_dir() and not overwrite:
+        _same_settings(model, text, config.labels)
+        with new_directory(model / str(version)) as one:
+            config.write_version(one)
+        return model
+    with new_directory(model, overwrite=overwrite) as whole:
+        (whole / CONFIG).write_text(text, encoding="utf-8")
+        (whole / LABELS).write_text(config.labels, encoding="utf-8")
+        (whole / str(version)).mkdir()
+        config.write_version(whole / str(version))
+    return model
+
+
+class _Config:
+    """One engine, policy and device, as Triton is told of them."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, policy: AnyPolicy, name: str, max_batch: int, device: Device
+    ) -> None:
+        self.bundle, self.engine, self.policy, self.name = bundle, engine, policy, name
+        self.max_batch, self.device = max_batch, device
+        outputs = bind(bundle.card, policy).outputs
+        self.labels = "".join(" ".join(output.split()) + "\n" for output in outputs)
+        self.columns = len(outputs)
+
+    def text(self, instances: int, delay_us: int, queue: int) -> str:
+        """The text of config.pbtxt."""
+        backend, file = BACKENDS[self.engine.kind]
+        batching: Message = {}
+        if self.max_batch:
+            waiting: Message = {"max_queue_size": queue}
+            delay: Message = {"max_queue_delay_microseconds": delay_us, "default_queue_policy": waiting}
+            batching = {"dynamic_batching": delay}
+        kind = {"cpu": "@KIND_CPU", "cuda": "@KIND_GPU"}[self.device]
+        groups: list[Message] = [{"count": instances, "kind": kind}]
+        return _contract(self.bundle.card, self.max_batch, self._sides(), bool(self._banks())) + pbtxt(
+            {
+                "name": self.name,
+                "backend": backend,
+                "default_model_filename": file,
+                "max_batch_size": self.max_batch,
+                "input": [self._input(spec) for spec in self._inputs()],
+                "output": [self._output("logits"), self._output("scores")],
+                **batching,
+                "instance_group": groups,
+                "model_warmup": [self._warm_up(size) for size in sorted({1, max(1, self.max_batch)})],
+            }
+        )
+
+    def write_version(self, folder: Path) -> None:
+        """Write the model, and what a client needs to prepare its inputs and to judge its scores."""
+        _, file = BACKENDS[self.engine.kind]
+        if self.engine.kind == "onnx":
+            for other in self.engine.files[1:]:  # external data, found by its name
+                shutil.copyfile(self.bundle.folder / other, folder / other)
+        if self.policy.id == self.engine.embedded or not self.bundle.card.bank_names:
+            shutil.copyfile(self.bundle.path(self.engine), folder / file)
+        else:
+            _write_with_banks(self.bundle, self.engine, self.policy, folder / file)
+        for extra in (CARD, TOKENIZER, MANIFEST):
+            if (self.bundle.folder / extra).is_file():
+                shutil.copyfile(self.bundle.folder / extra, folder / extra)
+        (folder / POLICY).write_text(self.policy.to_yaml(), encoding="utf-8")
+
+    def _banks(self) -> list[TensorSpec]:
+        """The text banks that a request may bring: Triton allows optional inputs in ONNX without batching alone."""
+        allowed = self.max_batch == 0 and self.engine.kind == "onnx"
+        return [spec for spec in self.bundle.manifest.inputs if spec.optional and allowed]
+
+    def _inputs(self) -> list[TensorSpec]:
+        return [spec for spec in self.bundle.manifest.inputs if not spec.optional] + self._banks()
+
+    def _sides(self) -> str:
+        """The image sizes that the engine takes, in words."""
+        if self.engine.kind != "tensorrt" or self.bundle.card.image is None:
+            return "any H and W"
+        least, _, largest = _report(self.bundle, self.engine).profiles["image"]
+        return f"H and W from {least[1]} to {largest[1]}"
+
+    def _input(self, spec: TensorSpec) -> Message:
+        dims = self._dims([-1 if isinstance(side, str) else side for side in spec.shape])
+        found: Message = {"name": spec.name, "data_type": f"@{_TYPES[spec.dtype]}", "dims": dims or [1]}
+        if not dims:  # Triton has no scalars: one value for each item travels as [B, 1]
+            found["reshape"] = {"shape": []}
+        if spec.optional:
+            found["optional"] = True
+        return found
+
+    def _output(self, name: str) -> Message:
+        dims = self._dims([-1, self.columns])
+        return {"name": name, "data_type": "@TYPE_FP32", "dims": dims, "label_filename": LABELS}
+
+    def _dims(self, shape: list[int]) -> list[int]:
+        """Triton leaves the batch out of the dimensions where it batches."""
+        return shape[1:] if self.max_batch else shape
+
+    def _warm_up(self, batch: int) -> Message:
+        card = self.bundle.card
+        sides = {"height": card.image.size if card.image else 1, "width": card.image.size if card.image else 1}
+        inputs: list[Message] = []
+        for spec in self._inputs():
+            if not spec.optional:
+                shape = self._dims([sides.get(side, 1) if isinstance(side, str) else side for side in spec.shape])
+                value: Message = {"data_type": f"@{_TYPES[spec.dtype]}", "dims": shape or [1], "zero_data": True}
+                inputs.append({"key": spec.name, "value": value})
+        return {"name": f"batch of {batch}", "batch_size": batch, "inputs": inputs}
+
+
+def _engine(bundle: Bundle, name: str | None) -> Engine:
+    engines = bundle.manifest.engines
+    chosen = bundle.manifest.engine(name) if name else next((e for e in engines if e.kind == "onnx"), engines[0])
+    if any("rtx" in package for package in chosen.versions):
+        raise IncompatibleBundleError(
+            f'engine "{chosen.name}" was built by TensorRT for RTX, whose plans Triton does not read: '
+            "pip install 'safety-zoo[tensorrt]' and build it with NVIDIA's tensorrt, in the version of your Triton"
+        )
+    if chosen.kind == "tensorrt":
+        report = _report(bundle, chosen)
+        as_input = sorted(report.profiles.keys() & set(bundle.card.bank_names))
+        if as_input or report.stripped:
+            what = (
+                f"takes its phrases as an input ({', '.join(as_input)})" if as_input else "has no weights in its plan"
+            )
+            raise IncompatibleBundleError(
+                f'engine "{chosen.name}" {what}, which Triton cannot give it: build it with `zoo export tensorrt '
+                "--text-bank constant`, and without stripping its weights"
+            )
+    return chosen
+
+
+def _report(bundle: Bundle, engine: Engine) -> Report:
+    path = bundle.path(engine).with_suffix(REPORT)
+    return Report.from_dict(schema.read_json(path), str(path))
+
+
+def _device(engine: Engine, device: Device | None) -> Device:
+    chosen = device or engine.runs_on[0]
+    if chosen not in engine.runs_on:
+        raise IncompatibleBundleError(f'engine "{engine.name}" runs on {" or ".join(engine.runs_on)}, not on {chosen}')
+    return chosen
+
+
+def _check(engine: Engine, max_batch: int, instances: int, delay_us: int, queue: int, version: int) -> None:
+    if min(instances, queue, version) < 1 or min(max_batch, delay_us) < 0:
+        raise BadInputError(
+            "instances, queue and version must be at least 1, max_batch and delay_us at least 0, "
+            f"got {instances}, {queue}, {version}, {max_batch} and {delay_us}"
+        )
+    if engine.kind == "tensorrt" and not engine.batch[0] <= max(1, max_batch) <= engine.batch[2]:
+        least, _, largest = engine.batch
+        raise BadInputError(f'engine "{engine.name}" takes batches of {least} to {largest}, not of {max_batch}')
+
+
+def _same_settings(model: Path, config: str, labels: str) -> None:
+    """Raise BadInputError unless another version may join those of a model."""
+    for file, wanted in ((CONFIG, config), (LABELS, labels)):
+        found = model / file
+        if not found.is_file() or found.read_text(encoding="utf-8") != wanted:
+            raise BadInputError(
+                f"{found} says something else, and Triton has one for all versions of a model: "
+                "give --name, or --overwrite to replace the model with all its versions"
+            )
+
+
+def _write_with_banks(bundle: Bundle, engine: Engine, policy: AnyPolicy, path: Path) -> None:
+    """Write an ONNX graph whose default text banks are those of a policy."""
+    if engine.kind != "onnx":
+        raise IncompatibleBundleError(
+            f'engine "{engine.name}" has the phrases of {engine.embedded} built in, and {policy.id} was asked '
+            "for: export a bundle of a release with that policy, and build the engine in it"
+        )
+    policies = zero_shot_policies(bundle.card, policy)
+    banks = {name: text_bank(bundle, one) for name, one in zip(bundle.card.bank_names, policies, strict=True)}
+    graph = onnx.load(bundle.path(engine), load_external_data=False)
+    kept = [tensor for tensor in graph.graph.initializer if tensor.name not in banks]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend([*kept, *(_tensor(bank, name) for name, bank in banks.items())])
+    onnx.save(graph, path)
+
+
+def _tensor(bank: NDArray[np.float32], name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(bank, dtype=np.float32), name)
+
+
+def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:
+    """What clients send and get, as comments: Triton's inputs say nothing of colour, order or cleaning."""
+    lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `zoo.scorer.Scorer.prepare`):"]
+    if card.image is not None:
+        size, how = card.image.size, card.image.resize.replace("_", " ")
+        lines += [
+            f"image: uint8 [B, H, W, 3], RGB, upright (EXIF applied), transparency on white; {sides}.",
+            f"  The graph resizes ({how}, {card.image.interpolation}) and normalises. Only requests of one H and W",
+            f"  share a batch, so send [{size}, {size}] (`zoo.inputs.image.load`) where you can.",
+        ]
+    if card.reads_text and card.text is not None:
+        lines += [
+            f"input_ids, attention_mask: int64 [B, {card.text.context_length}], by VERSION/{TOKENIZER} after",
+            "  `zoo.inputs.text.clean`; control tokens that a user typed are ordinary characters. Zeros for no text.",
+        ]
+    if "image_present" in card.input_names:
+        lines.append(f"image_present: bool [B{', 1' if max_batch else ''}]; false, with a blank image, for no image.")
+    lines.append(
+        f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
+    )
+    lines.append(f"  `zoo.panel.bind(card, policy).verdicts(scores)`, with VERSION/{CARD} and VERSION/{POLICY}.")
+    if card.bank_names:
+        how = "an optional input of each request" if banks_come_along else "in the model"
+        lines.append(f"The embedded phrases ({', '.join(card.bank_names)}) are {how}.")
+    return "".join(f"# {line}\n" for line in lines) + "\n"

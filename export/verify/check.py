@@ -1,0 +1,42 @@
+"""What an engine is verified with, and by which budget. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.verify.budget import Budget
+from zoo.errors import BadInputError
+
+#: Fewer inputs prove nothing about flips.
+MINIMUM = 256
+
+
+@dataclass(frozen=True)
+class Check:
+    """Inputs beside the drawn ones, all optional: a folder of `images`, a file of `texts` (one a line), a folder of
+    stored `adversarial` examples (a manifest.csv with its images), and labelled `data` (a manifest, whose label
+    `positive_label` means unsafe). `count` inputs are photos and drawn ones together.
+
+    `budget` is None for the shipped one of the engine's precision. Raises BadInputError for a count below 256.
+    """
+
+    images: Path | None = None
+    texts: Path | None = None
+    adversarial: Path | None = None
+    data: Path | None = None
+    positive_label: str = "1"
+    count: int = MINIMUM
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < MINIMUM:
+            raise BadInputError(
+                f"count must be at least {MINIMUM}, got {self.count}: fewer inputs prove nothing about flips"
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the inputs come from, in words."""
+        given = (self.images, self.texts, self.adversarial, self.data)
+        return ", ".join(["drawn", *(str(path) for path in given if path is not None)])

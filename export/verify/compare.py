@@ -1,0 +1,236 @@
+"""Is an engine the model that was trained? Names, shapes, values and, above all, verdicts are compared with eager."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from rich.progress import track
+
+from export.bundle import Bundle, Device, Engine, read_bundle
+from export.bundle.add import load, weights_hash
+from export.precision.rounding import rounded_float32
+from export.runtime import text_banks as fed_banks
+from export.runtime.choice import RunningEngine, module_of, obstacle
+from export.runtime.onnx import OnnxEngine
+from export.verify.budget import budget_of
+from export.verify.check import Check
+from export.verify.inputs import Inputs
+from export.verify.probes import image_probes, placed_at_threshold
+from export.verify.report import Report, difference
+from zoo.errors import IncompatibleBundleError, TamperedFileError
+from zoo.judge import Judge
+from zoo.models.served import ServedRun
+from zoo.panel import PanelJudge, bind
+from zoo.predict import text_banks
+from zoo.release import Release
+from zoo.scorer import Feeds
+
+#: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
+BATCHES = (1, 2, 7)
+#: Image sizes fed to the graph as they are, so that its own resize is compared: enlarging, shrinking, long and thin.
+SIZES = ((1, 1), (40, 60), (333, 250), (300, 90), (640, 480))
+#: Nearer to a threshold than this, a verdict hangs on the rounding of float32: counted, but as a tie, not a flip.
+TIE = 2e-6
+
+
+def verify(
+    folder: str | Path, check: Check | None = None, *, model: str | None = None, engines: Sequence[str] = ()
+) -> list[Report]:
+    """Compare a bundle's engines with the release they came from, and note the results in its manifest.
+
+    All engines that this machine can run are compared, or those that are named. Raises BadInputError (no such model or
+    engine), TamperedFileError (the release's weights are others), IncompatibleBundleError when none can run here, or
+    one that is named cannot.
+    """
+    bundle = read_bundle(folder)
+    manifest = bundle.manifest
+    source = model or manifest.source
+    release = load(source, manifest.untrained)
+    if weights_hash(release.model) != manifest.weights:
+        raise TamperedFileError(f"{source}: other weights than those that {folder} was exported from; export again")
+    wanted = [manifest.engine(name) for name in engines] or list(manifest.engines)
+    obstacles = {spec.name: reason for spec in wanted if (reason := _obstacle(bundle, spec)) is not None}
+    if obstacles and (engines or len(obstacles) == len(wanted)):
+        raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
+    reports = []
+    for spec in wanted:
+        if spec.name not in obstacles:
+            reports.append(verify_engine(bundle, spec, release, check or Check()))
+            manifest = reports[-1].noted(manifest)
+            manifest.write(Path(folder))
+    return reports
+
+
+def verify_engine(bundle: Bundle, spec: Engine, release: Release, check: Check) -> Report:
+    """Compare one engine with the release that it came from.
+
+    Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
+    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first.
+    """
+    budget = check.budget or budget_of(spec.precision)
+    pair = _Pair(bundle, spec, release, check)
+    report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source)
+    _check_names(bundle, pair, report)
+    _check_values(pair, report)
+    _check_resize(pair, report)
+    report.judge()
+    return report
+
+
+class _Pair:
+    """The two engines side by side, each giving logits and scores `[B, N]`."""
+
+    def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check) -> None:
+        self.card = release.card
+        self.judge = bind(release.card, bundle.policy)
+        engine, self.device = _open(bundle, spec)
+        self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.policy))
+        self.eager = ServedRun(release.model, text_banks(release.model, bundle.policy)).run
+        codec = release.model.codec() if release.card.reads_text else None
+        self.inputs = Inputs(release.card, codec, check)
+
+
+def _obstacle(bundle: Bundle, spec: Engine) -> str | None:
+    """Why an engine cannot be verified here; bfloat16 in ONNX always can."""
+    if spec.kind == "onnx":
+        return None
+    reasons = [obstacle(bundle, spec, device) for device in spec.runs_on]
+    return None if None in reasons else "; ".join(reason for reason in reasons if reason)
+
+
+def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
+    """Load an engine on the first of its devices that is here; bfloat16 without a GPU as rounded float32."""
+    devices: list[Device] = [device for device in spec.runs_on if obstacle(bundle, spec, device) is None]
+    if devices:
+        engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
+        return engine, devices[0]
+    with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
+        path = Path(folder) / "rounded.onnx"
+        proto = rounded_float32(onnx.load(bundle.path(spec)))
+        onnx.save(proto, path, save_as_external_data=proto.ByteSize() >= 2 * 1024**3)
+        return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
+
+
+def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
+    if isinstance(pair.engine, OnnxEngine):
+        session = pair.engine.session
+        found = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+        declared = [spec.name for spec in bundle.manifest.inputs]
+        if sorted(found) != sorted(declared):
+            report.problems.append(f"graph inputs {found}, the manifest declares {declared}")
+        outputs = [value.name for value in session.get_outputs()]
+        if outputs != [spec.name for spec in bundle.manifest.outputs]:
+            report.problems.append(f"graph outputs {outputs}")
+    size = pair.card.image.size if pair.card.image else 1
+    for rows in BATCHES:
+        logits, scores = pair.engine.run(pair.inputs.feeds(np.zeros((rows, size, size, 3), dtype=np.uint8)))
+        wanted = (rows, len(pair.judge.outputs))
+        if logits.shape != wanted or scores.shape != wanted:
+            report.problems.append(f"batch {rows}: logits {logits.shape}, scores {scores.shape}, expected {wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answers:
+    """Logits and scores `[N, P]` of both, with the names and labels of the inputs."""
+
+    ours: tuple[NDArray[np.float32], NDArray[np.float32]]
+    theirs: tuple[NDArray[np.float32], NDArray[np.float32]]
+    names: list[str]
+    labels: NDArray[np.int64]
+
+
+def _check_values(pair: _Pair, report: Report) -> None:
+    natural = _answers(pair)
+    base = len(pair.inputs.base.names)
+    placed = placed_at_threshold(
+        lambda feeds: pair.eager(feeds)[1], pair.judge, pair.inputs.base.feeds, natural.theirs[1][:base]
+    )
+    ours, theirs = _run(pair, placed.feeds) if placed.count else ([], [])
+    report.inputs, report.at_threshold, report.how_placed = len(natural.names), placed.count, placed.how
+    pairs = zip(("logits", "scores"), natural.ours, natural.theirs, strict=True)
+    report.differences = {name: difference(one, other) for name, one, other in pairs}
+    # The policy's own thresholds count everywhere; those that were moved to make a close call only at the threshold,
+    # or, where the budget is that of float32, everywhere too.
+    judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
+    flips, ties, nearest = _flips(judges, natural.ours[1], natural.theirs[1], TIE * report.budget.at_threshold)
+    report.flips = [natural.names[row] for row in flips]
+    report.ties, report.nearest = ties, nearest
+    flagged = pair.judge.flags(pair.judge.category_scores(natural.theirs[1])).any(axis=1)
+    report.flagged = float(flagged.mean())
+    if placed.count:
+        flips, ties, nearest = _flips([pair.judge, placed.judge], ours[1], theirs[1], TIE)
+        report.flips_at_threshold = [f"placed {row}" for row in flips]
+        report.ties, report.nearest = report.ties + ties, min(report.nearest, nearest)
+    _check_ranking(pair, natural, report)
+
+
+def _answers(pair: _Pair) -> _Answers:
+    parts, names, labels = [], [], []
+    batches = track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True)
+    for batch in batches:
+        parts.append((*pair.engine.run(batch.feeds), *pair.eager(batch.feeds)))
+        names += batch.names
+        labels.append(batch.labels)
+    a, b, c, d = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Answers((a, b), (c, d), names, np.concatenate(labels))
+
+
+def _run(pair: _Pair, feeds: Feeds, batch: int = 32) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Logits and scores of both engines."""
+    rows = len(next(iter(feeds.values())))
+    parts = [{k: v[start : start + batch] for k, v in feeds.items()} for start in range(0, rows, batch)]
+    ours, theirs = [pair.engine.run(part) for part in parts], [pair.eager(part) for part in parts]
+    return [np.concatenate(c) for c in zip(*ours, strict=True)], [np.concatenate(c) for c in zip(*theirs, strict=True)]
+
+
+def _flips(
+    judges: Sequence[Judge | PanelJudge], ours: NDArray[np.float32], theirs: NDArray[np.float32], tie: float
+) -> tuple[list[int], int, float]:
+    """The rows whose flags differ farther than `tie` from a threshold, how many differ nearer, the least margin."""
+    flips = np.zeros(len(ours), dtype=np.bool_)
+    margins = np.full(len(ours), np.inf)
+    for judge in judges:
+        table, wanted = judge.category_scores(ours), judge.category_scores(theirs)
+        flips |= (judge.flags(table) != judge.flags(wanted)).any(axis=1)
+        margins = np.minimum(margins, judge.margins(wanted))
+    near = margins <= tie
+    return np.flatnonzero(flips & ~near).tolist(), int((flips & near).sum()), float(margins.min())
+
+
+def _check_ranking(pair: _Pair, answers: _Answers, report: Report) -> None:
+    known = answers.labels >= 0
+    if not known.any():
+        return
+    labels = answers.labels[known]
+    if len(np.unique(labels)) < 2:
+        report.problems.append(f"the labelled data are all {'unsafe' if labels[0] else 'safe'}: no AUROC can be had")
+        return
+    ours, theirs = (
+        auroc(pair.judge.unsafe_score(pair.judge.category_scores(side[1][known])), labels)
+        for side in (answers.ours, answers.theirs)
+    )
+    report.auroc, report.auroc_loss = ours, theirs - ours
+
+
+def auroc(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The area under the ROC curve of scores `[N]` against labels `[N]` of 0 and 1."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels)))
+
+
+def _check_resize(pair: _Pair, report: Report) -> None:
+    if pair.card.image is None:
+        return
+    for height, width in SIZES:
+        pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)))
+        feeds = pair.inputs.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
+        found = float(np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max())
+        report.resize_difference = float(np.maximum(report.resize_difference, found))  # which keeps NaN

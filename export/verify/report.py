@@ -1,0 +1,148 @@
+"""What `zoo verify` found of one engine, for people and for the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Difference, Engine, Manifest, Verification
+from export.verify.budget import Budget
+from zoo.errors import ParityError
+
+#: How many flipped inputs are named.
+NAMED = 20
+
+
+@dataclass
+class Report:
+    """Differences between an engine and the trained model; `problems` is empty when it passed.
+
+    `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
+    rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
+    """
+
+    bundle: Path
+    model: str
+    engine: Engine
+    budget: Budget
+    device: str
+    image_source: str
+    inputs: int = 0
+    flagged: float = 0.0
+    flips: list[str] = field(default_factory=list)
+    ties: int = 0
+    at_threshold: int = 0
+    flips_at_threshold: list[str] = field(default_factory=list)
+    how_placed: str = ""
+    nearest: float = 0.0
+    differences: dict[str, Difference] = field(default_factory=dict)
+    resize_difference: float = 0.0
+    auroc: float | None = None
+    auroc_loss: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def flip_share(self) -> float:
+        """The share of the counted inputs whose verdict changed, in [0, 1]."""
+        counted = self.inputs + (self.at_threshold if self.budget.at_threshold else 0)
+        flips = len(self.flips) + (len(self.flips_at_threshold) if self.budget.at_threshold else 0)
+        return flips / max(counted, 1)
+
+    def text(self) -> str:
+        """A summary for people."""
+        lines = [
+            f"{self.bundle}, {self.engine.name} on {self.device}: {'FAILED' if self.problems else 'PASSED'} against "
+            f"eager {self.model}, budget {self.budget.name}",
+            f"  inputs       {self.inputs} ({self.image_source}), {self.flagged:.1%} of them flagged",
+        ]
+        if self.flagged in (0.0, 1.0):
+            lines.append(
+                "  note         all of them are judged alike, so few flips prove little: give --images or --data"
+            )
+        for name, found in self.differences.items():
+            lines.append(
+                f"  {name:<12} max difference {_number(found.max)}, mean {_number(found.mean)}, 99 % below "
+                f"{_number(found.p99)}, least cosine {found.cosine if found.cosine is None else f'{found.cosine:.6f}'}"
+            )
+        lines.append(f"  own resize   max logit difference {self.resize_difference:.2e}")
+        lines.append(
+            f"  verdicts     {len(self.flips)} of {self.inputs} flip ({len(self.flips) / max(self.inputs, 1):.2%}, at "
+            f"most {self.budget.max_flips:.2%}); nearest to a threshold is {self.nearest:.0e} off, {self.ties} ties"
+        )
+        lines.append(
+            f"  at threshold {len(self.flips_at_threshold)} of {self.at_threshold} flip "
+            f"({'counted' if self.budget.at_threshold else 'not counted'}): {self.how_placed}"
+        )
+        if self.auroc is not None:
+            lines.append(f"  AUROC        {self.auroc:.4f}, {self.auroc_loss:.4f} lost")
+        lines += [f"  flipped      {name}" for name in self.flips[:NAMED]]
+        return "\n".join(lines + [f"  problem      {problem}" for problem in self.problems])
+
+    def raise_if_failed(self) -> None:
+        """Raise ParityError with the problems, when there are any."""
+        if self.problems:
+            raise ParityError(
+                f"{self.bundle}: {self.engine.name} does not answer what {self.model} answers: "
+                + "; ".join(self.problems)
+            )
+
+    def judge(self) -> None:
+        """Hold the figures against the budget; what it misses is added to `problems`."""
+        logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
+        if logits is None:
+            self.problems.append("logits differ by nan")
+        elif limit is not None and not max(logits, self.resize_difference) <= limit:  # so that NaN fails
+            worst = float(np.maximum(logits, self.resize_difference))
+            own = ", with the graph's own resize" if worst > logits else ""
+            self.problems.append(f"logits differ by {worst:.2e}{own}, tolerance {limit:.0e}")
+        elif not np.isfinite(self.resize_difference):
+            self.problems.append("with the graph's own resize logits differ by nan")
+        if self.flip_share > self.budget.max_flips:
+            named = [*self.flips, *(self.flips_at_threshold if self.budget.at_threshold else [])]
+            most = f"at most {self.budget.max_flips:.2%} may"
+            self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {', '.join(named[:8])}")
+        loss, allowed = self.auroc_loss, self.budget.max_auroc_loss
+        if loss is not None and allowed is not None and not loss <= allowed:
+            self.problems.append(f"AUROC falls by {loss:.4f} to {self.auroc:.4f}, at most {allowed} may be lost")
+
+    def noted(self, manifest: Manifest) -> Manifest:
+        """The manifest with this verification in its engine."""
+        found = Verification(
+            passed=not self.problems,
+            inputs=self.inputs,
+            flips=len(self.flips),
+            at_threshold=self.at_threshold,
+            flips_at_threshold=len(self.flips_at_threshold),
+            outputs=self.differences,
+            device=self.device,
+            image_source=self.image_source,
+            flipped=tuple(self.flips[:NAMED]),
+            auroc=self.auroc,
+            auroc_loss=self.auroc_loss,
+            problems=tuple(self.problems),
+        )
+        engines = tuple(
+            dataclasses.replace(engine, budget=self.budget, verification=found)
+            if engine.name == self.engine.name
+            else engine
+            for engine in manifest.engines
+        )
+        return dataclasses.replace(manifest, engines=engines)
+
+
+def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Difference:
+    """Compare two outputs `[B, N]`: absolute differences, and the least cosine of two rows."""
+    apart = np.abs(ours.astype(np.float64) - theirs)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    # Two rows of zeros point the same way.
+    cosines = np.where(norms > 0, (ours * theirs).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)
+    figures = (apart.max(), apart.mean(), np.quantile(apart, 0.99), cosines.min())
+    return Difference(*(float(value) if np.isfinite(value) else None for value in figures))
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.2e}"

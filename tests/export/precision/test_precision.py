@@ -1,0 +1,158 @@
+"""Every registered architecture in every precision: its products have it, and what must stay float32 does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from PIL import Image
+from torch import nn
+
+from export.bundle import Engine
+from export.onnx.export import RUNS_ON, calibration, opset_of, write_onnx
+from export.precision.half import HALVES, HalfAttention, in_half
+from export.precision.names import COUNTED_AS, Precision
+from export.precision.rounding import rounded_float32
+from export.runtime.onnx import OnnxEngine
+from export.verify.probes import image_probes, text_probes
+from zoo.errors import BadInputError
+from zoo.models.served import ServedRun
+from zoo.predict import text_banks
+from zoo.registry import list_models, model_card
+from zoo.release import Release, load_release
+from zoo.scorer import Feeds
+
+MODELS = list_models("test_*")
+CLIP, FUSION, CONV = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_clip_resnet.random"
+#: What half precision would spoil.
+FLOAT32_ONLY = {"Softmax", "LayerNormalization", "BatchNormalization", "ReduceL2", "ReduceSum", "Exp"}
+#: How far scores in [0, 1] may lie from eager's, on random weights.
+TOLERANCE: dict[Precision, float] = {"fp16": 0.005, "bf16": 0.05, "int8": 0.1, "int8_qdq": 0.15}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures to calibrate on."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, pixels in enumerate(image_probes(8, None).repeat(96, 1).repeat(64, 2)):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    drawn = image_probes(8, model_card(CLIP).image)
+    for number, pixels in enumerate(drawn):
+        Image.fromarray(pixels).save(folder / f"drawn_{number}.png")
+    return folder
+
+
+def _feeds(release: Release, rows: int = 6) -> Feeds:
+    """Drawn inputs; where the model allows it, one lacks its text and one its image."""
+    card = release.card
+    feeds: Feeds = {} if card.image is None else {"image": image_probes(rows, card.image)}
+    if card.reads_text:
+        tokens = release.model.codec().encode(text_probes(rows))
+        there = np.ones((rows, 1), dtype=np.int64)
+        there[2] = "text" in card.requires
+        feeds |= {"input_ids": tokens.ids * there, "attention_mask": tokens.mask * there}
+    if "image_present" in card.input_names:
+        feeds["image_present"] = np.arange(rows) != 4
+    return feeds
+
+
+def _check(release: Release, precision: Precision, path: Path, files: tuple[str, ...], counts: dict[str, int]) -> None:
+    """The finished engine has products in that precision and answers much as eager does."""
+    assert counts[COUNTED_AS[precision]] > 0
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=not precision.startswith("int8"))
+    assert [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")] == [opset_of(precision)]
+    if precision == "bf16":
+        onnx.save(rounded_float32(proto), path)
+    spec = Engine("e", "onnx", precision, files, "latency", (1, 8, 64), RUNS_ON[precision], counts, "")
+    engine = OnnxEngine(path, spec, "cpu", 1)
+    feeds = _feeds(release)
+    eager = ServedRun(release.model, text_banks(release.model, release.policy))
+    assert np.abs(engine(feeds) - eager(feeds)).max() < TOLERANCE[precision]
+
+
+#: bfloat16 takes the same road: where it differs, in the operators of its opset, two models show it.
+HALF = [("fp16", name) for name in MODELS] + [("bf16", CLIP), ("bf16", CONV)]
+
+
+@pytest.mark.parametrize(("precision", "name"), HALF)
+def test_half_precision_keeps_in_float32_what_it_would_spoil(precision: Precision, name: str, tmp_path: Path) -> None:
+    release = load_release(name)
+    path = tmp_path / "e.onnx"
+    files, counts = write_onnx(release, precision, path)
+    assert set(counts) == {precision, "fp32"}
+    proto = onnx.load(path)
+    types = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.value_info, *proto.graph.output)}
+    for node in proto.graph.node:
+        if node.op_type in FLOAT32_ONLY and types[node.output[0]] in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            pytest.fail(f"{node.op_type} {node.name} is in {precision}")
+    assert {types["logits"], types["scores"]} == {TensorProto.FLOAT}
+    # Resize twice, similarity or last layers; all else is in half precision.
+    assert counts["fp32"] <= 2 + max(1, len(release.card.heads)) * max(1, len(release.card.labels), 5)
+    _check(release, precision, path, files, counts)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("precision", ["int8", "int8_qdq"])
+def test_eight_bits(photos: Path, name: str, precision: Precision, tmp_path: Path) -> None:
+    release = load_release(name)
+    path = tmp_path / "e.onnx"
+    if precision == "int8_qdq" and release.card.image is None:
+        with pytest.raises(BadInputError, match="reads no images, so there is nothing to calibrate on"):
+            write_onnx(release, precision, path, photos)
+        return
+    files, counts = write_onnx(release, precision, path, photos if precision == "int8_qdq" else None)
+    assert set(counts) == {"int8", "fp32"}
+    _check(release, precision, path, files, counts)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_conversion_itself_changes_nothing(name: str) -> None:
+    """Folded BatchNorms and the attention written out: in float32 the converted model is the model."""
+    release = load_release(name)
+    feeds = _feeds(release)
+    banks = text_banks(release.model, release.policy)
+    before = {key: value.clone() for key, value in release.model.state_dict().items()}
+    found = ServedRun(in_half(release.model, torch.float32), banks).run(feeds)[0]
+    assert np.abs(found - ServedRun(release.model, banks).run(feeds)[0]).max() < 1e-4
+    after = release.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())  # the original is left alone
+
+
+@pytest.mark.parametrize("dtype", HALVES.values())
+def test_attention_in_half_precision_sees_no_masked_key(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    source = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    query, key = torch.randn(3, 4, 16), torch.randn(3, 5, 16)
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[:, 3:] = True
+    half = in_half_attention(source, dtype)
+    found = half(query, key, key, key_padding_mask=mask)[0]
+    assert found.dtype == dtype
+    wanted = source(query, key, key, key_padding_mask=mask, need_weights=False)[0]
+    assert torch.allclose(found.float(), wanted, atol=0.03)
+    key[:, 3:] = 1e4
+    assert torch.equal(half(query, key, key, key_padding_mask=mask)[0], found)
+
+
+def in_half_attention(source: nn.MultiheadAttention, dtype: torch.dtype) -> nn.Module:
+    """The attention alone, its layers cast as `in_half` casts them."""
+    attention = HalfAttention(source, dtype)
+    for layer in attention.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+    return attention
+
+
+def test_calibration_takes_photos_and_nothing_drawn(photos: Path, tmp_path: Path) -> None:
+    release = load_release(FUSION)
+    batches = calibration(release, photos)
+    assert sum(len(feeds["image"]) for feeds in batches) == 16
+    assert set(batches[0]) == set(release.card.input_names)
+    with pytest.raises(BadInputError, match="holds no readable image"):
+        calibration(release, tmp_path)

@@ -1,0 +1,127 @@
+"""Every model of the tests, and a ViT-B/32, to real TensorRT engines. TensorRT for RTX builds them without a GPU."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from export.bundle import Engine, read_bundle
+from export.onnx.export import export_onnx
+from export.precision.names import COUNTED_AS, Precision
+from export.runtime.choice import obstacle, open_best
+from export.runtime.plan import read_report
+from export.tensorrt.build import CAPABILITIES, build, profiles_of
+from export.tensorrt.export import Options, export_tensorrt
+from export.tensorrt.matrix import tensorrt_matrix
+from zoo.cli import run
+from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
+from zoo.registry import list_models
+
+pytestmark = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed (extra tensorrt-rtx)"),
+]
+RTX = "tensorrt_rtx"
+CLIP, CONVOLUTIONS, TEXTS = "test_safeclip.random", "test_clip_resnet.random", "test_multimodal_nsfw.fusion"
+
+
+@pytest.mark.parametrize("name", list_models("test_*"))
+def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> None:
+    bundle = read_bundle(bundles[name])
+    engine = bundle.manifest.engine("onnx-fp32")
+    graph = bundle.path(engine)
+    built = build(graph, profiles=profiles_of(graph, batch=(1, 8, 64), image=(64, 224, 1024)), package=RTX)
+    assert built.report.capabilities == CAPABILITIES
+    assert built.report.products == engine.matmuls  # none lost, none in another precision
+    assert set(built.report.profiles) == {spec.name for spec in bundle.manifest.inputs}
+
+
+@pytest.mark.parametrize(("name", "precision"), [(CONVOLUTIONS, "fp16"), (TEXTS, "fp16"), (CLIP, "bf16")])
+def test_half_precision_is_in_the_finished_engine(tmp_path: Path, name: str, precision: Precision) -> None:
+    manifest = export_tensorrt(name, tmp_path / "bundle", precision=precision, options=Options(package=RTX))
+    (engine,) = manifest.engines
+    assert engine.share(COUNTED_AS[precision]) > 0.5
+    assert 0 < engine.matmuls["fp32"] < engine.matmuls[COUNTED_AS[precision]]  # the resize and the similarity stay
+    bundle = read_bundle(tmp_path / "bundle")
+    report = read_report(bundle.path(engine))
+    assert report.products == engine.matmuls
+    assert engine.versions[RTX] == report.version
+
+
+def test_a_plan_joins_the_bundle_and_is_passed_over_where_it_cannot_run(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    export_onnx(CLIP, out)
+    export_tensorrt(CLIP, out, precision="fp32", options=Options(batch=(1, 2, 4), package=RTX, text_bank="constant"))
+    bundle = read_bundle(out)
+    engine: Engine = bundle.manifest.engine("tensorrt-fp32")
+    assert (engine.batch, engine.runs_on) == ((1, 2, 4), ("cuda",))
+    assert [name.rpartition(".")[2] for name in engine.files] == ["plan", "json", "log"]
+    report = read_report(bundle.path(engine))
+    side = bundle.card.image.size if bundle.card.image else 0
+    assert report.profiles == {"image": ((1, side // 2, side // 2, 3), (2, side, side, 3), (4, 1024, 1024, 3))}
+    reason = obstacle(bundle, engine, "cuda")
+    if reason is not None:  # no GPU here
+        assert open_best(bundle, threads=1).spec.name == "onnx-fp32"
+        with pytest.raises(IncompatibleBundleError, match="tensorrt-fp32"):
+            open_best(bundle, engine="tensorrt-fp32", threads=1)
+    changed = bundle.path(engine).read_bytes()[:-1] + b"!"
+    bundle.path(engine).write_bytes(changed)
+    with pytest.raises(TamperedFileError, match=r"it was changed; .*zoo export"):
+        read_bundle(out)
+
+
+def test_dynamic_int8_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="use int8_qdq with --calibrate"):
+        export_tensorrt(CLIP, tmp_path / "bundle", precision="int8")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_build_that_fails_leaves_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="builds for no SM90"):
+        export_tensorrt(CLIP, tmp_path / "bundle", options=Options(capabilities=["SM90"], package=RTX))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_matrix_says_what_was_parsed_and_what_stopped_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    arguments = ["export", "matrix", "test_laion_nsfw.*", "--precision", "int8_qdq", "--precision", "int8"]
+    assert run([*arguments, "--package", RTX, "--into", str(page)]) == 1
+    assert "has no lines <!-- tensorrt -->" in capsys.readouterr().err
+    page.write_text("before\n<!-- tensorrt -->\nold\n<!-- /tensorrt -->\nafter\n", encoding="utf-8")
+    assert run([*arguments, "--package", RTX, "--into", str(page)]) == 0
+    start, _, table, *middle, note, _, end = page.read_text(encoding="utf-8").splitlines()
+    assert (start, table, end) == ("before", "| model | int8_qdq | int8 |", "after")
+    name, static, dynamic = middle[1].strip("| ").split(" | ")
+    assert name == "`test_laion_nsfw.random`"
+    done, _, whole = static.partition(" of ")
+    assert 0 < int(done) < int(whole)
+    assert dynamic.startswith("no: node")
+    assert "DynamicQuantizeLinear" in dynamic
+    assert "parsed" in note
+
+
+def test_models_that_differ_in_weights_alone_share_a_row_of_the_matrix() -> None:
+    names = [*list_models("vision_regnet_tiny.*"), "test_prompt_bert.random"]
+    table = tensorrt_matrix(names, ["int8_qdq"], build=True, package=RTX).splitlines()
+    first = ", ".join([f"`{names[0]}`", *(f"`.{name.partition('.')[2]}`" for name in names[1:-1])])
+    assert table[2].startswith(f"| {first} | ")
+    assert table[3] == "| `test_prompt_bert.random` | - |"  # which is calibrated on images, and it reads none
+    assert "built, one plan for SM80, SM86, SM89" in table[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="takes minutes on one core")
+def test_vit_b32_builds_for_ampere_and_ada_in_half_precision(tmp_path: Path) -> None:
+    name = "safeclip_vit_b32.zeroshot"
+    options = Options(batch=(1, 8, 64), image=(224, 224, 224), package=RTX)
+    manifest = export_tensorrt(name, tmp_path / "bundle", precision="fp16", options=options, untrained={})
+    (engine,) = manifest.engines
+    assert engine.matmuls == {"fp16": 90, "fp32": 3}  # float32: the resize, twice, and the similarity
+    report = read_report(tmp_path / "bundle" / engine.files[0])
+    assert report.capabilities == CAPABILITIES
+    assert 160e6 < report.plan_bytes < 180e6  # 330 MB in float32
