@@ -149,7 +149,7 @@ def test_a_lone_caller_is_not_kept_waiting(gated: tuple[Scorer, Gate]) -> None:
 
 def test_a_batch_gathers_who_asks_while_the_engine_runs_and_within_the_window(gated: tuple[Scorer, Gate]) -> None:
     scorer, gate = gated
-    with Service(scorer, max_batch=3, max_wait_ms=59_000) as service:
+    with Service(scorer, max_batch=3, max_wait_ms=59_000, decoders=1) as service:  # one: ready in the order of asking
         futures = [gate.hold(service, PICTURE)]
         futures += [service.submit(picture) for picture in _pictures(7)]
         gate.open.set()
