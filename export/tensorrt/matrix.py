@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from export.bundle.add import load
 from export.onnx.export import write_onnx
+from export.onnx.graph import contract
 from export.precision.names import COUNTED_AS, Precision
 from export.tensorrt.build import CAPABILITIES, parse
 from export.tensorrt.export import Options, build_graph
@@ -39,7 +40,7 @@ def tensorrt_matrix(
         photos = _drawn(Path(scratch) / "images")
         for name in names:
             release = load(name, {})
-            key = repr((release.model, release.card.image, release.card.text))
+            key = repr((release.model, release.card.image, contract(release.card)))
             if key not in rows:
                 cells = [_cell(release, precision, photos, Path(scratch), build, trt.name) for precision in precisions]
                 rows[key] = ([], cells)

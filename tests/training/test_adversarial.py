@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.trainers import quiet_trainer
 from zoo.adversary.inner.pixels import perturb, training_threat
 from zoo.cli import run as zoo_run
 from zoo.errors import BadCardError, BadInputError
@@ -259,16 +260,7 @@ def _fields(folder: Path, rows: int = 96) -> Path:
 
 
 def _trainer(epochs: int, *callbacks: lightning.Callback, **options: Any) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **options,
-    )
+    return quiet_trainer(epochs, callbacks=list(callbacks), **options)
 
 
 def _robust_accuracy(module: Classification, data: ManifestData, eps: float) -> float:

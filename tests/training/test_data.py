@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from tests.trainers import quiet_trainer
 from zoo.errors import BadInputError
 from zoo.training import Classification, Contrastive, ManifestData
 from zoo.training.augment import RandomView
@@ -66,17 +67,7 @@ def _pairs(folder: Path, count: int, split: str) -> list[dict[str, str]]:
 
 def _trainer(folder: Path, epochs: int = 1) -> tuple[lightning.Trainer, Record]:
     record = Record()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[record],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(epochs, callbacks=[record], default_root_dir=folder, num_sanity_val_steps=0)
     return trainer, record
 
 

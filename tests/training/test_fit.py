@@ -19,6 +19,7 @@ from PIL import Image
 import zoo
 from export import runtime
 from export.onnx.export import export_onnx
+from tests.trainers import quiet_trainer
 from zoo import registry
 from zoo.card import ModelCard
 from zoo.checkpoint import CHECKPOINT_KEY, release_checkpoint
@@ -187,16 +188,7 @@ def test_a_zero_shot_model_judges_no_row_without_image(tmp_path: Path, missing: 
 
 
 def _trainer(folder: Path, epochs: int = 1) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    return quiet_trainer(epochs, default_root_dir=folder, num_sanity_val_steps=0)
 
 
 def _fit(module: lightning.LightningModule, data: ManifestData, epochs: int = 1) -> lightning.Trainer:

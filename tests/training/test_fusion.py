@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import zoo
+from tests.trainers import quiet_trainer
 from zoo.checkpoint import release_checkpoint
 from zoo.inputs.image import Pixels
 from zoo.policy import Policy
@@ -55,17 +56,7 @@ def _trained(folder: Path, model: str, epochs: int = 20) -> Path:
         image_dropout=dropout,
         text_dropout=dropout,
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        limit_val_batches=0,
-        logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(epochs, limit_val_batches=0, default_root_dir=folder, num_sanity_val_steps=0)
     trainer.fit(module, ManifestData(str(path), batch_size=8))
     trainer.save_checkpoint(folder / "last.ckpt")
     release_checkpoint(folder / "last.ckpt", folder / "release")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.trainers import quiet_trainer
 from zoo.errors import BadInputError
 from zoo.models.conv_clip import ConvImageTower, Projection
 from zoo.training import Contrastive, ManifestData
@@ -41,10 +41,7 @@ def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(
     before = {key: value.clone() for key, value in tower.backbone.state_dict().items()}
     projection = tower.projection.linear.weight.detach().clone()
     data = ManifestData(str(manifest), batch_size=8)
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(2, default_root_dir=tmp_path)
     trainer.fit(module, datamodule=data)
     after = tower.backbone.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.trainers import quiet_trainer
 from zoo import registry
 from zoo.checkpoint import release_checkpoint
 from zoo.errors import BadInputError
@@ -85,15 +86,7 @@ def _fit(module: RobustTower, data: ManifestData, epochs: int) -> tuple[lightnin
             found.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
     lightning.seed_everything(0, verbose=False)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Watch()],
-    )
+    trainer = quiet_trainer(epochs, callbacks=[Watch()])
     trainer.fit(module, data)
     return trainer, found[1:]  # without the sanity check
 

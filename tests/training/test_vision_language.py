@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from transformers import AutoProcessor, CLIPConfig, LlavaForConditionalGeneration
 
+from tests.trainers import quiet_trainer
 from zoo.assets import find_asset
 from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
@@ -59,17 +60,7 @@ def _data(home: Path, **options: Any) -> QuestionData:
 
 
 def _trainer(folder: Path, epochs: int = 1) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        check_val_every_n_epoch=epochs,
-        logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    return quiet_trainer(epochs, check_val_every_n_epoch=epochs, default_root_dir=folder, num_sanity_val_steps=0)
 
 
 def _fit(module: VisionLanguage, data: QuestionData, epochs: int = 1) -> lightning.Trainer:

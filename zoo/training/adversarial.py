@@ -163,11 +163,10 @@ class Adversarial(Classification):
         part, wanted = rows_of(batch, rows), target[rows]
         with evaluation_mode(self.model):
             answers = [self.model(*self._inputs({**part, "texts": [*texts]}, drop=False)) for texts in options]
-        chosen = []
-        for row in range(len(rows)):
-            losses = [float(self._loss(answer[row : row + 1], wanted[row : row + 1])) for answer in answers]
-            chosen.append(options[losses.index(max(losses))][row])
-        return chosen
+        each = range(len(rows))
+        losses = [torch.stack([self._loss(answer[n : n + 1], wanted[n : n + 1]) for n in each]) for answer in answers]
+        worst = torch.stack(losses).argmax(dim=0).tolist()  # one wait for the GPU, not one a text
+        return [options[which][n] for n, which in enumerate(worst)]
 
     def _worst_case(
         self,
@@ -232,12 +231,12 @@ class Adversarial(Classification):
         rows = taken.nonzero()[:, 0].to(target.device)
         logits, target = self.model(*(value[rows] for value in worst)).float(), target[rows]
         if self.model.card.score == "softmax":
-            right, scores = (logits.argmax(dim=1) == target).float(), logits.softmax(dim=1)
+            right = (logits.argmax(dim=1) == target).float()
         else:
             known = ~target.isnan()
-            right, scores = ((logits > 0) == (target > 0.5))[known].float(), logits.sigmoid()
+            right = ((logits > 0) == (target > 0.5))[known].float()
         self.robust_accuracy.update(right)
-        self.robust_area.update(*self._ranked(scores, [batch["labels"][row] for row in rows.tolist()]))
+        self.robust_area.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
         figures = {"val/robust_accuracy": self.robust_accuracy, "val/robust_auroc": self.robust_area}
         for name, metric in figures.items():
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))

@@ -128,20 +128,21 @@ class Classification(Base):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, L]` of the labels."""
-        logits: Tensor = self.model(*self._inputs(batch, drop=False))
-        return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
+        return self._scores(self.model(*self._inputs(batch, drop=False)))
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
         self.mean_loss.update(self._loss(logits, target), weight=len(target))
-        scores = logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
-        ranked, truth = self._ranked(scores, batch["labels"])
+        ranked, truth = self._ranked(self._scores(logits), batch["labels"])
         self.area.update(ranked, truth)
         self.precision_area.update(ranked, truth)
         figures = {"loss": self.mean_loss, "auroc": self.area, "auprc": self.precision_area}
         for name, metric in figures.items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
 
     def _ranked(self, scores: Tensor, rows: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """The policy's unsafe score `[B]` of scores `[B, L]`, and 1 `[B]` where it would block a label of the row."""

@@ -34,9 +34,7 @@ def _hardened(base: str, tag: str, limits: tuple[str, ...] = (), *, deobfuscate:
         entry.card.replace(
             name=name,
             summary=f"{entry.card.summary.split(' (')[0]}; {_METHODS[method]}{against}",
-            text=dataclasses.replace(entry.card.text, deobfuscate=True)
-            if deobfuscate and entry.card.text
-            else entry.card.text,
+            text=entry.card.text and dataclasses.replace(entry.card.text, deobfuscate=deobfuscate),
             limits=(*entry.card.limits, *limits, _UNCERTAIN),
         ),
         builder=entry.builder,
