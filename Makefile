@@ -45,7 +45,7 @@ test: $(VENV)/.installed-test-$(TEST_EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile  # files share exported bundles
 
 clean:
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache
