@@ -4,59 +4,116 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import get_args
 
+from export.bundle import Kind
+from export.matrix.cell import COLUMNS, DEPTHS, Column, Store
+from export.matrix.rows import SHIPPED, registered_rows, release_row
+from export.matrix.table import table
 from export.precision.names import Precision
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError
+from zoo.errors import BadInputError, MissingDependencyError
 
 #: Between these lines `--into` puts the table.
-START, END = "<!-- tensorrt -->\n", "<!-- /tensorrt -->"
+START, END = "<!-- export-matrix -->\n", "<!-- /export-matrix -->"
 
 
 def add(formats: Commands) -> None:
     """Declare the subcommand."""
-    text = "a table: which registered models TensorRT reads, in which precision"
-    example = "zoo export matrix 'safeclip_*' --precision fp32 --precision fp16"
-    parser = add_command(formats, "matrix", _matrix, text, example)
-    parser.add_argument("pattern", nargs="?", default="[!t]*", help="wildcard pattern (default: all but test models)")
+    text = "a table: every model in every engine and precision, made, verified and timed"
+    parser = add_command(formats, "matrix", _matrix, text, "zoo export matrix 'safeclip_vit_b32.*' --depth verify")
+    parser.add_argument("pattern", nargs="?", default=SHIPPED, help="wildcard pattern (default: all but test models)")
     parser.add_argument(
-        "--precision",
-        action="append",
-        choices=get_args(Precision),
-        default=[],
-        help="repeatable (default: all but int8, whose operators TensorRT does not have)",
+        "--model", action="append", default=[], metavar="RELEASE", help="a release instead, for flips that mean more"
     )
-    parser.add_argument("--build", action="store_true", help="build the engines, not only parse the graphs")
+    parser.add_argument(
+        "--depth",
+        choices=DEPTHS,
+        help="parse: graphs are written and read by TensorRT; build: they start and are timed, and plans are built; "
+        "verify: onnxruntime's answers are compared too (default: verify up to 50 million weights, parse up to 200 "
+        "million, and larger models not at all)",
+    )
+    parser.add_argument("--engine", action="append", choices=get_args(Kind), default=[], help="only this (repeatable)")
+    parser.add_argument(
+        "--precision", action="append", choices=get_args(Precision), default=[], help="only this (repeatable)"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="verify on these images too, beside the drawn ones")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="DIR", help="int8_qdq: images to find the scales on (default: drawn ones)"
+    )
     parser.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
     parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="put the table there, between <!-- tensorrt --> and its end"
+        "--out",
+        type=Path,
+        default=Path("runs/matrix"),
+        metavar="DIR",
+        help="where each cell is kept as soon as it is done; the next call makes only what is missing, failed, or was "
+        "made by other versions or of another graph (default: runs/matrix)",
+    )
+    parser.add_argument("--again", action="store_true", help="make all these cells again")
+    parser.add_argument("--render", action="store_true", help="make none, only the table of those that are there")
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help=f"put the table there, between {START.strip()} and its end"
     )
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    from export.tensorrt.matrix import tensorrt_matrix
-    from zoo.registry import list_models
-
-    names = list_models(options.pattern)
-    if not names:
-        raise BadInputError(f'no registered model matches "{options.pattern}" (see `zoo list`)')
     if options.into:
         put(options.into, None)  # before the work, not after it
-    precisions = options.precision or [name for name in get_args(Precision) if name != "int8"]
-    table = tensorrt_matrix(names, precisions, build=options.build, package=options.package)
-    print(table)
+    for folder in (options.images, options.calibrate):
+        if folder is not None and not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder of images")
+    store = Store(options.out)
+    failed = 0 if options.render else _run(options, store)
+    text = table(store)
+    print(text)
     if options.into:
-        put(options.into, table)
-    return 0
+        put(options.into, text)
+    if failed:
+        print(f"zoo: {failed} cells failed; {options.out} has the errors", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def put(file: Path, table: str | None) -> None:
+def _run(options: argparse.Namespace, store: Store) -> int:
+    """Make what is missing; how many cells failed."""
+    from export.matrix.make import Settings
+    from export.matrix.run import run_matrix
+    from export.verify.check import Check
+
+    rows = [release_row(source) for source in options.model] or registered_rows(options.pattern)
+    if not rows:
+        raise BadInputError(f'no registered model matches "{options.pattern}" (see `zoo list`)')
+    settings = Settings(Check(images=options.images), options.calibrate, options.package)
+    made = run_matrix(rows, _columns(options), store, settings, depth=options.depth, again=options.again)
+    return sum(cell.outcome == "failed" for cell in made)
+
+
+def _columns(options: argparse.Namespace) -> list[Column]:
+    """The columns that were asked for; those of TensorRT, unless it was named, only where it is installed."""
+    from export.tensorrt.package import load_package
+
+    engines = options.engine or get_args(Kind)
+    found = [(kind, what) for kind, what in COLUMNS if kind in engines and what in (options.precision or [what])]
+    if not found:
+        raise BadInputError("no such cells: TensorRT reads no int8 whose activations are scaled as they come")
+    if "tensorrt" in engines:
+        try:
+            load_package(options.package)
+        except MissingDependencyError as problem:
+            if options.package or "tensorrt" in options.engine:
+                raise
+            print(f"without TensorRT: {problem}", file=sys.stderr)
+            found = [column for column in found if column[0] != "tensorrt"]
+    return found
+
+
+def put(file: Path, text: str | None) -> None:
     """Put a table between the two marks of a file; None only looks for them. Raises BadInputError without them."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    found = re.search(f"({START}).*({END})", text, re.DOTALL)
+    page = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(f"({START}).*({END})", page, re.DOTALL)
     if found is None:
         raise BadInputError(f"{file}: has no lines {START.strip()} and {END} for the table to stand between")
-    if table is not None:
-        file.write_text(f"{text[: found.end(1)]}{table}\n{text[found.start(2) :]}", encoding="utf-8")
+    if text is not None:
+        file.write_text(f"{page[: found.end(1)]}{text}\n{page[found.start(2) :]}", encoding="utf-8")

@@ -15,8 +15,6 @@ from export.runtime.choice import obstacle, open_best
 from export.runtime.plan import read_report
 from export.tensorrt.build import CAPABILITIES, build, profiles_of
 from export.tensorrt.export import Options, export_tensorrt
-from export.tensorrt.matrix import tensorrt_matrix
-from zoo.cli import run
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.registry import list_models
 
@@ -83,35 +81,6 @@ def test_a_build_that_fails_leaves_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="builds for no SM90"):
         export_tensorrt(CLIP, tmp_path / "bundle", options=Options(capabilities=["SM90"], package=RTX))
     assert not (tmp_path / "bundle").exists()
-
-
-def test_the_matrix_says_what_was_parsed_and_what_stopped_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "page.md"
-    arguments = ["export", "matrix", "test_laion_nsfw.*", "--precision", "int8_qdq", "--precision", "int8"]
-    assert run([*arguments, "--package", RTX, "--into", str(page)]) == 1
-    assert "has no lines <!-- tensorrt -->" in capsys.readouterr().err
-    page.write_text("before\n<!-- tensorrt -->\nold\n<!-- /tensorrt -->\nafter\n", encoding="utf-8")
-    assert run([*arguments, "--package", RTX, "--into", str(page)]) == 0
-    start, _, table, *middle, note, _, end = page.read_text(encoding="utf-8").splitlines()
-    assert (start, table, end) == ("before", "| model | int8_qdq | int8 |", "after")
-    name, static, dynamic = middle[1].strip("| ").split(" | ")
-    assert name == "`test_laion_nsfw.random`"
-    done, _, whole = static.partition(" of ")
-    assert 0 < int(done) < int(whole)
-    assert dynamic.startswith("no: node")
-    assert "DynamicQuantizeLinear" in dynamic
-    assert "parsed" in note
-
-
-def test_models_that_differ_in_weights_alone_share_a_row_of_the_matrix() -> None:
-    names = [*list_models("vision_regnet_tiny.*"), "test_prompt_bert.random"]
-    table = tensorrt_matrix(names, ["int8_qdq"], build=True, package=RTX).splitlines()
-    first = ", ".join([f"`{names[0]}`", *(f"`.{name.partition('.')[2]}`" for name in names[1:-1])])
-    assert table[2].startswith(f"| {first} | ")
-    assert table[3] == "| `test_prompt_bert.random` | - |"  # which is calibrated on images, and it reads none
-    assert "built, one plan for SM80, SM86, SM89" in table[-1]
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""`zoo export matrix`: every model in every engine and precision, made, verified and timed; kept cell by cell."""

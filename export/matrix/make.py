@@ -1,0 +1,204 @@
+"""Make the cells of one row: write each graph once, read or build it, verify and time it, and remove it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import zoo
+from export.bundle import Bundle, Engine, Kind, Manifest
+from export.bundle.add import load
+from export.matrix.cell import Cell, Column, Depth, Outcome
+from export.matrix.latency import machine, median_ms
+from export.matrix.rows import Row
+from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
+from export.onnx.graph import contract
+from export.precision.names import Precision
+from export.precision.products import check_products
+from export.runtime.onnx import installed_version, obstacle, open_engine
+from export.tensorrt.build import parse
+from export.tensorrt.export import Options, build_graph
+from export.tensorrt.package import load_package
+from export.verify.check import Check
+from export.verify.compare import verify_engine
+from export.verify.inputs import Inputs
+from export.verify.probes import image_probes
+from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.release import Release
+from zoo.scorer import Feeds
+
+log = logging.getLogger("export.matrix")
+
+#: Drawn images that fixed 8-bit scales are found on: other ones than those that are verified, and enough of them for
+#: fair scales, or, where nothing is verified, for a graph that is complete.
+CALIBRATED, COMPLETE = 64, 4
+
+Paused = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What cells are made with: the inputs beside drawn ones (see `Check`), images for fixed scales (drawn ones where
+    None), and which TensorRT (`load_package`).
+    """
+
+    check: Check = field(default_factory=Check)
+    calibrate: Path | None = None
+    package: str | None = None
+
+    def text(self, precision: Precision) -> str:
+        """What decides, beside the model, what a cell of this precision says."""
+        inputs = f"opset {opset_of(precision)}, judged on {self.check.count} and more: {self.check.source}"
+        return inputs + (f", scales from {self.calibrate or 'drawn images'}" if precision == "int8_qdq" else "")
+
+    def versions(self, kind: Kind) -> dict[str, str]:
+        """The packages that a cell of this kind is made with. Raises MissingDependencyError without the engine's."""
+        found = {package: version(package) for package in ("torch", "transformers", "onnx", "onnxscript")}
+        found["safety-zoo"] = zoo.__version__
+        if kind == "onnx":
+            return found | installed_version()
+        package = load_package(self.package)
+        return found | {package.name: package.version}
+
+
+def make_row(
+    row: Row, wanted: dict[Column, Depth], settings: Settings, begin: Callable[[Column], None], paused: Paused
+) -> Iterator[Cell]:
+    """Yield the wanted cells of a row as they are done; an error becomes a cell that says so.
+
+    `begin` is told which cell comes next, and `paused` is entered while the verification shows a progress bar of its
+    own.
+    """
+    release: Release | None = None
+    for precision in dict.fromkeys(precision for _, precision in wanted):
+        columns = [column for column in wanted if column[1] == precision]
+        with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:  # a graph may have gigabytes
+            graph = _Graph(row, precision, Path(scratch), settings, deep=any(wanted[c] == "verify" for c in columns))
+            for column in columns:
+                begin(column)
+                start = time.process_time()
+                cell = Cell(
+                    row.name, *column, wanted[column], row.graph, settings.text(precision),
+                    settings.versions(column[0]), "failed",
+                )  # fmt: skip
+                try:
+                    release = release or load(row.source, row.untrained)
+                    found = _onnx(graph, release, cell, settings, paused) if column[0] == "onnx" else None
+                    cell = found or _tensorrt(graph, release, cell, settings)
+                except (BadInputError, IncompatibleBundleError) as problem:
+                    cell = dataclasses.replace(cell, outcome="refused", note=_plain(str(problem), scratch))
+                except Exception as problem:  # whatever it was, the other cells can still be made
+                    log.exception("%s %s", row.name, "-".join(column))
+                    cell = dataclasses.replace(cell, note=_plain(f"{type(problem).__name__}: {problem}", scratch))
+                yield dataclasses.replace(cell, seconds=round(time.process_time() - start, 1))
+
+
+@dataclass
+class _Graph:
+    """The graph of a row in one precision, written when it is first asked for; an error comes again for each asking."""
+
+    row: Row
+    precision: Precision
+    folder: Path
+    settings: Settings
+    deep: bool
+    done: tuple[tuple[str, ...], dict[str, int]] | None = None
+    error: Exception | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "model.onnx"
+
+    def write(self, release: Release) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Its files, and its products by precision."""
+        if self.error is not None:
+            raise self.error
+        if self.done is None:
+            photos = None
+            if self.precision == "int8_qdq":
+                photos = self.settings.calibrate or _drawn(release, self.folder / "images", self.deep)
+            try:
+                self.done = write_onnx(release, self.precision, self.path, photos)
+            except Exception as problem:
+                self.error = problem
+                raise
+        return self.done
+
+
+def _onnx(graph: _Graph, release: Release, cell: Cell, settings: Settings, paused: Paused) -> Cell:
+    files, products = graph.write(release)
+    cell = dataclasses.replace(cell, outcome="done", products=products)
+    if cell.depth == "parse":
+        return cell
+    bundle = _bundle(graph, release, files, products)
+    (spec,) = bundle.manifest.engines
+    if obstacle(bundle, spec, "cpu") is None:
+        used, waited = median_ms(open_engine(bundle, spec, "cpu", 1), _one_input(release))
+        cell = dataclasses.replace(cell, ms=used, wall_ms=waited, machine=machine())
+    if cell.depth == "build":
+        return cell
+    with paused():
+        report = verify_engine(bundle, spec, release, settings.check)
+    strict = report.budget.at_threshold
+    outcome: Outcome = "missed" if report.problems else "done"
+    return dataclasses.replace(
+        cell,
+        outcome=outcome,
+        note="; ".join(report.problems),
+        inputs=report.inputs + strict * report.at_threshold,
+        flips=len(report.flips) + strict * len(report.flips_at_threshold),
+        difference=report.differences["scores"].max,
+        alike=report.flagged in (0.0, 1.0) and not strict,  # where strict, a threshold was moved that divides them
+    )
+
+
+def _tensorrt(graph: _Graph, release: Release, cell: Cell, settings: Settings) -> Cell:
+    _, products = graph.write(release)
+    if cell.depth == "parse":
+        parse(graph.path, package=settings.package)
+    else:
+        options = Options(package=settings.package)
+        products = build_graph(graph.path, release.card, "latency", options).report.products
+        check_products(products, graph.precision)
+    return dataclasses.replace(cell, outcome="done", products=products)
+
+
+def _bundle(graph: _Graph, release: Release, files: tuple[str, ...], products: dict[str, int]) -> Bundle:
+    """A bundle of this one graph, never written: what the verification and the runtime need to know of it."""
+    precision = graph.precision
+    spec = Engine(
+        engine_name("onnx", precision, "latency"), "onnx", precision, files, "latency", BATCHES["latency"],
+        RUNS_ON[precision], products, release.policy.id, opset=opset_of(precision),
+    )  # fmt: skip
+    inputs, outputs = contract(release.card)
+    manifest = Manifest((spec,), inputs, outputs, {}, graph.row.source, "", graph.row.untrained)
+    return Bundle(graph.folder, manifest, release.card, release.policy)
+
+
+def _one_input(release: Release) -> Feeds:
+    codec = release.model.codec() if release.card.reads_text else None
+    return Inputs(release.card, codec, Check()).feeds(image_probes(1, release.card.image))
+
+
+def _drawn(release: Release, folder: Path, deep: bool) -> Path | None:
+    """A folder of drawn images of the model's own size; of a model that reads none, of one pixel."""
+    count, seen = (CALIBRATED, Check().count) if deep else (COMPLETE, 0)
+    folder.mkdir()
+    for number, pixels in enumerate(image_probes(seen + count, release.card.image)[seen:]):
+        Image.fromarray(np.asarray(pixels)).save(folder / f"{number}.png")
+    return folder
+
+
+def _plain(text: str, scratch: str) -> str:
+    """A message without the temporary folder and without line breaks."""
+    return " ".join(text.replace(f"{scratch}/", "").split())
