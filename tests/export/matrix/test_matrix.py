@@ -171,7 +171,9 @@ def test_a_cell_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     empty.mkdir()
     settings = Settings(calibrate=empty)
     (cell,) = run_matrix(registered_rows(LAION), ONNX[1:], Store(tmp_path / "cells"), settings, depth="parse")
-    assert (cell.outcome, shown(cell)) == ("refused", f"no: {empty}: holds no readable image"[:94])
+    assert cell.outcome == "refused"
+    assert "holds no readable image" in cell.note
+    assert shown(cell).startswith("no: ")
 
 
 def test_models_that_differ_in_weights_alone_share_a_row() -> None:
