@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -41,7 +44,7 @@ def add(formats: Commands) -> None:
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="verify on these images too, beside the drawn ones")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="DIR", help="int8_qdq: images to find the scales on (default: drawn ones)"
+        "--calibrate", type=Path, metavar="PATH", help="int8_qdq: inputs to find the scales on (default: drawn ones)"
     )
     parser.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
     parser.add_argument(
@@ -62,11 +65,15 @@ def add(formats: Commands) -> None:
 def _matrix(options: argparse.Namespace) -> int:
     if options.into:
         put(options.into, None)  # before the work, not after it
-    for folder in (options.images, options.calibrate):
-        if folder is not None and not folder.is_dir():
-            raise BadInputError(f"{folder}: no such folder of images")
+    if options.images is not None and not options.images.is_dir():
+        raise BadInputError(f"{options.images}: no such folder of images")
+    if options.calibrate is not None and not options.calibrate.exists():
+        raise BadInputError(f"{options.calibrate}: no such file or folder to find scales on")
     store = Store(options.out)
-    failed = 0 if options.render else _run(options, store)
+    failed = 0
+    if not options.render:
+        with _ended_by_sigterm():
+            failed = _run(options, store)
     text = table(store)
     print(text)
     if options.into:
@@ -74,6 +81,16 @@ def _matrix(options: argparse.Namespace) -> int:
     if failed:
         print(f"zoo: {failed} cells failed; {options.out} has the errors", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, as `timeout` sends it, ends the process in order: with gigabytes of graphs removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(options: argparse.Namespace, store: Store) -> int:

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 import zoo
 from export.bundle import Bundle, Engine, Kind, Manifest
 from export.bundle.add import load
 from export.matrix.cell import Cell, Column, Depth, Outcome
+from export.matrix.drawn import draw_inputs
 from export.matrix.latency import machine, median_ms
 from export.matrix.rows import Row
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
@@ -39,8 +37,8 @@ from zoo.scorer import Feeds
 
 log = logging.getLogger("export.matrix")
 
-#: Drawn images that fixed 8-bit scales are found on: other ones than those that are verified, and enough of them for
-#: fair scales, or, where nothing is verified, for a graph that is complete.
+#: Drawn inputs that fixed 8-bit scales are found on: enough for fair scales, or, where nothing is verified, for a graph
+#: that is complete.
 CALIBRATED, COMPLETE = 64, 4
 
 Paused = Callable[[], AbstractContextManager[None]]
@@ -48,8 +46,10 @@ Paused = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What cells are made with: the inputs beside drawn ones (see `Check`), images for fixed scales (drawn ones where
-    None), and which TensorRT (`load_package`).
+    """What cells are made with.
+
+    `check` has the inputs to verify on beside the drawn ones. Fixed scales are found on `calibrate`, as `write_onnx`
+    takes it, or on drawn inputs. `package` is which TensorRT (see `load_package`).
     """
 
     check: Check = field(default_factory=Check)
@@ -59,7 +59,7 @@ class Settings:
     def text(self, precision: Precision) -> str:
         """What decides, beside the model, what a cell of this precision says."""
         inputs = f"opset {opset_of(precision)}, judged on {self.check.count} and more: {self.check.source}"
-        return inputs + (f", scales from {self.calibrate or 'drawn images'}" if precision == "int8_qdq" else "")
+        return inputs + (f", scales from {self.calibrate or 'drawn inputs'}" if precision == "int8_qdq" else "")
 
     def versions(self, kind: Kind) -> dict[str, str]:
         """The packages that a cell of this kind is made with. Raises MissingDependencyError without the engine's."""
@@ -124,15 +124,21 @@ class _Graph:
         if self.error is not None:
             raise self.error
         if self.done is None:
-            photos = None
-            if self.precision == "int8_qdq":
-                photos = self.settings.calibrate or _drawn(release, self.folder / "images", self.deep)
             try:
-                self.done = write_onnx(release, self.precision, self.path, photos)
+                self.done = write_onnx(release, self.precision, self.path, self._scales(release))
             except Exception as problem:
                 self.error = problem
                 raise
         return self.done
+
+    def _scales(self, release: Release) -> Path | None:
+        """What fixed scales are found on, for the precision that has them."""
+        if self.precision != "int8_qdq":
+            return None
+        if self.settings.calibrate is not None:
+            return self.settings.calibrate
+        count = CALIBRATED if self.deep else COMPLETE
+        return draw_inputs(release.card, self.folder / "drawn", count, unseen=self.deep)
 
 
 def _onnx(graph: _Graph, release: Release, cell: Cell, settings: Settings, paused: Paused) -> Cell:
@@ -188,15 +194,6 @@ def _bundle(graph: _Graph, release: Release, files: tuple[str, ...], products: d
 def _one_input(release: Release) -> Feeds:
     codec = release.model.codec() if release.card.reads_text else None
     return Inputs(release.card, codec, Check()).feeds(image_probes(1, release.card.image))
-
-
-def _drawn(release: Release, folder: Path, deep: bool) -> Path | None:
-    """A folder of drawn images of the model's own size; of a model that reads none, of one pixel."""
-    count, seen = (CALIBRATED, Check().count) if deep else (COMPLETE, 0)
-    folder.mkdir()
-    for number, pixels in enumerate(image_probes(seen + count, release.card.image)[seen:]):
-        Image.fromarray(np.asarray(pixels)).save(folder / f"{number}.png")
-    return folder
 
 
 def _plain(text: str, scratch: str) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,12 +15,17 @@ import pytest
 
 import zoo.registry
 from export.matrix.cell import COLUMNS, Cell, Column, Depth, Store
+from export.matrix.drawn import draw_inputs
 from export.matrix.make import Settings
 from export.matrix.rows import Row, registered_rows, usual_depth
 from export.matrix.run import run_matrix
 from export.matrix.table import shown, table
+from export.verify.check import Check
+from export.verify.probes import image_probes, text_probes
 from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.inputs.image import load
+from zoo.inputs.manifest import read_manifest, read_records
 from zoo.models.base import ZooModel
 from zoo.registry import ModelEntry, list_models, model_card, model_entry
 from zoo.release import load_release, write_release
@@ -137,6 +147,43 @@ def test_what_a_cell_shows() -> None:
         "3/4, 2 of 268 flips (±0.01), 123 ms"
     )
     assert len(shown(_cell(LAION, outcome="refused", note="x" * 1000))) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [(LAION, ["image"]), (BERT, ["text"]), ("test_multimodal_nsfw.fusion", ["image", "text"])],
+)
+def test_scales_are_found_on_other_inputs_than_those_that_are_verified(
+    tmp_path: Path, name: str, columns: list[str]
+) -> None:
+    card = model_card(name)
+    folder = draw_inputs(card, tmp_path / "drawn", 3, unseen=True)
+    records = read_records(folder / "manifest.csv")
+    assert [list(record) for record in records] == [columns] * 3
+    rows = read_manifest(folder / "manifest.csv")
+    if card.image is not None:
+        verified = {pixels.tobytes() for pixels in image_probes(Check().count, card.image)}
+        drawn = [load(row.image, card.image) for row in rows if row.image is not None]
+        assert len(drawn) == 3
+        assert not {pixels.tobytes() for pixels in drawn} & verified
+    if card.reads_text:
+        assert not {row.text for row in rows} & set(text_probes(Check().count))
+
+
+def test_a_run_that_is_terminated_leaves_a_mark_and_no_graph(tmp_path: Path) -> None:
+    scratch, store = tmp_path / "scratch", Store(tmp_path / "cells")
+    scratch.mkdir()
+    arguments = ["export", "matrix", BERT, "--engine", "onnx", "--depth", "verify", "--out", str(store.folder)]
+    process = subprocess.Popen([sys.executable, "-m", "zoo", *arguments], env={**os.environ, "TMPDIR": str(scratch)})
+    try:
+        while process.poll() is None and not store.was_cut(BERT, ("onnx", "fp32")):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert store.was_cut(BERT, ("onnx", "fp32"))
+    assert not list(scratch.glob("safety-zoo-*"))
 
 
 @needs_tensorrt
