@@ -16,6 +16,7 @@ import torch
 import zoo
 from export.bundle import MANIFEST, POLICY, TEXT_ENCODER, TOKENIZER, Bundle, Engine, Manifest, is_bundle, read_bundle
 from export.bundle.edit import edited
+from export.bundle.read import read_manifest
 from export.bundle.signature import signature_path
 from export.onnx.graph import contract, save, text_encoder_graph
 from export.verify.check import Check
@@ -38,45 +39,54 @@ def add_engine(
     build: Build,
     *,
     overwrite: bool = False,
+    replace: bool = False,
     untrained: dict[str, Any] | None = None,
     check: Check | None = None,
 ) -> Manifest:
     """Build one engine of a model into the bundle `out`, which is made where there is none.
 
-    With `check` the engine is verified first. Whatever fails, `out` is left as it was. With `overwrite` the bundle
-    starts anew, without its other engines. Raises what `load_release` and `build` raise, BadInputError when `out` is
-    something else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError when
-    the engine misses its budget.
+    With `check` the engine is verified first. Whatever fails, `out` is left as it was. With `replace` an engine of that
+    name is made anew and all else stays, the bundle's policy too; with `overwrite` the bundle starts anew, without its
+    other engines. Raises what `load_release` and `build` raise, BadInputError when `out` is something else or has an
+    engine of that name, IncompatibleBundleError when it holds other weights, ParityError when the engine misses its
+    budget, and with `replace` what `read_bundle` raises of the rest of the bundle.
     """
     release = load(source, untrained)
     source_name = str(Path(source).resolve()) if untrained is None and Path(source).is_dir() else str(source)
     weights = weights_hash(release.model)
     old = None
     if is_bundle(out) and not overwrite:
-        existing = _existing(out, name, weights)
+        existing = _existing(out, name, weights, replace)
         # The policy of the bundle may have been changed since: all its engines answer by the same one.
         old, release = existing.manifest, Release(release.model, release.card, existing.policy)
     with _folder(out, overwrite, old is not None) as folder:
         if old is None:
             _write_common(release, folder)
+        engines = {one.name: one for one in old.engines} if old else {}
+        for file in engines[name].files if name in engines else ():
+            (folder / file).unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
         engine = build(release, folder)
-        common = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
-        common |= {package: version(package) for package in ("torch", "transformers")}
-        engine = dataclasses.replace(engine, name=name, versions={**common, **engine.versions})
+        engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
         signature_path(folder / MANIFEST).unlink(missing_ok=True)  # it was that of the manifest as it was
         (folder / MANIFEST).unlink(missing_ok=True)
         inputs, outputs = contract(release.card)
-        engines = (*(old.engines if old else ()), engine)
-        manifest = Manifest(engines, inputs, outputs, hashes(folder), source_name, weights, untrained)
+        manifest = Manifest(tuple(engines.values()), inputs, outputs, hashes(folder), source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
             from export.verify.compare import verify_engine
 
-            report = verify_engine(read_bundle(folder), engine, release, check)
+            report = verify_engine(read_bundle(folder), engines[name], release, check)
             report.raise_if_failed()
             manifest = report.noted(manifest)
             manifest.write(folder)
     return manifest
+
+
+def _versions() -> dict[str, str]:
+    """What every engine is made with, whatever its kind."""
+    found = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
+    found |= {package: version(package) for package in ("torch", "transformers")}
+    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:
@@ -98,16 +108,20 @@ def weights_hash(model: ZooModel) -> str:
     return found.hexdigest()
 
 
-def _existing(out: Path, name: str, weights: str) -> Bundle:
-    bundle = read_bundle(out)
+def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
+    lost = [file for one in read_manifest(out).engines if one.name == name and replace for file in one.files]
+    bundle = read_bundle(out, but=lost)
     manifest = bundle.manifest
     if manifest.weights != weights:
         raise IncompatibleBundleError(
             f"{out}: its engines are of {manifest.source} with other weights than these, and a bundle has one model; "
             "give another --out, or --overwrite to start it anew"
         )
-    if any(engine.name == name for engine in manifest.engines):
-        raise BadInputError(f"{out}: has an engine {name} already; give another --out, or --overwrite to start it anew")
+    if not replace and any(engine.name == name for engine in manifest.engines):
+        raise BadInputError(
+            f"{out}: has an engine {name} already; --replace makes it anew and leaves the others, --overwrite starts "
+            "the bundle anew, or give another --out"
+        )
     return bundle
 
 

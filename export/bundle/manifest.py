@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic.dataclasses import dataclass
 
@@ -20,6 +20,10 @@ CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 Kind = Literal["onnx", "tensorrt"]
 Profile = Literal["latency", "throughput"]
 Device = Literal["cpu", "cuda"]
+#: Options of `zoo export` by name: a flag is true, a repeatable option several texts (see `export.bundle.command`).
+Given: TypeAlias = dict[str, bool | str | tuple[str, ...]]
+#: Least, usual and largest shape of an input. An engine is fastest at the usual one and takes no other than between.
+Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -51,6 +55,8 @@ class Verification:
 
     `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
     that were placed there on purpose, which count by the budget's own word. `flipped` names the first of them.
+    `at_shapes` are the largest differences of the logits in batches of some sizes, and for images of some sizes, which
+    the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on.
     """
 
     passed: bool
@@ -65,11 +71,13 @@ class Verification:
     auroc: float | None = None
     auroc_loss: float | None = None
     problems: tuple[str, ...] = ()
+    at_shapes: dict[str, float | None] = field(default_factory=dict)
+    options: Given = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Gpu:
-    """The card that an engine was built for; `capability` is that of CUDA, `8.9` say. `name` may be unknown."""
+    """What a plan was built for: architectures as TensorRT names them, `SM80, SM89` say, and the card if it was one."""
 
     name: str
     capability: str
@@ -82,7 +90,9 @@ class Engine:
     `files` are in the bundle, the one to load first. `batch` are the least, the usual and the largest batch. `runs_on`
     are the devices that it is meant for. `matmuls` counts the matrix products and convolutions by their precision, as
     read from the finished graph or plan. Its text banks are those of the policy `embedded` (the policy's id) until
-    others are fed. `budget` is what was asked when it was verified, None until then.
+    others are fed. `options` are what it was exported with beside precision and profile, for the command that makes it
+    again. `shapes` are those that a plan was built for, by input. `budget` is what was asked when it was verified, None
+    until then.
     """
 
     name: str
@@ -97,6 +107,8 @@ class Engine:
     opset: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     gpu: Gpu | None = None
+    options: Given = field(default_factory=dict)
+    shapes: dict[str, Shapes] = field(default_factory=dict)
     budget: Budget | None = None
     verification: Verification | None = None
 
@@ -148,8 +160,3 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a bundle."""
         (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def rebuild(self, engine: Engine, folder: Path) -> str:
-        """The command that makes an engine of this bundle anew, with all that is in it."""
-        command = f"zoo export {engine.kind} --model {self.source} --precision {engine.precision}"
-        return f"{command}{' --untrained' if self.untrained is not None else ''} --out {folder} --overwrite"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.bundle.command import rebuild, rebuild_all, use_policy
 from export.bundle.manifest import CARD, MANIFEST, POLICY, TOKENIZER, Engine, Manifest
 from export.bundle.signature import check_signature
 from zoo import schema
@@ -28,29 +30,21 @@ class Bundle:
         return self.folder / engine.files[0]
 
 
-def read_bundle(folder: str | Path, *, public_key: Path | None = None) -> Bundle:
+def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequence[str] = ()) -> Bundle:
     """Read and check a bundle, and its signature where a key is given (or named by `SAFETY_ZOO_PUBLIC_KEY`).
 
-    Raises BadInputError (no bundle there), TamperedFileError (missing or changed file, signature), BadCardError
-    (fields, newer schema), BadPolicyError (policy and model do not fit), IncompatibleBundleError (an older schema, or
-    not made by export).
+    `but` are files that are about to be replaced, and may be lost.
+    Raises BadInputError (no bundle there), TamperedFileError (missing or changed file, with the command that rebuilds;
+    signature), BadCardError (fields, newer schema), BadPolicyError (policy and model do not fit),
+    IncompatibleBundleError (an older schema, or not made by export).
     """
     folder = Path(folder)
-    if not is_bundle(folder):
-        raise BadInputError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
-    check_signature(folder / MANIFEST, public_key)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, public_key=public_key)
     engine_files = [name for engine in manifest.engines for name in engine.files]
     for required in (*engine_files, CARD, POLICY):
-        if not (folder / required).is_file():
-            raise TamperedFileError(f"{folder / required}: missing; a bundle without it cannot answer")
         if required not in manifest.files:
             raise BadCardError(f'{folder / MANIFEST}: field "files" names no {required}')
-    try:
-        check_hashes(folder, manifest.files)
-    except TamperedFileError as problem:
-        mend = manifest.rebuild(manifest.engines[0], folder)
-        raise TamperedFileError(f"{problem}; restore it, or export again: {mend}") from None
+    check_files(folder, manifest, but)
     card = ModelCard.read(folder / CARD)
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
@@ -64,7 +58,11 @@ def is_bundle(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
+    """What a bundle says of itself, whatever became of its files. Raises as `read_bundle` does."""
+    if not is_bundle(folder):
+        raise BadInputError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
+    check_signature(folder / MANIFEST, public_key)
     data = schema.read_json(folder / MANIFEST)
     if isinstance(data, dict) and data.get("schema_version") in (None, 1):
         source = data.get("source", "MODEL")
@@ -73,3 +71,24 @@ def _read_manifest(folder: Path) -> Manifest:
             f"reads 2; export again: zoo export onnx --model {source} --out {folder} --overwrite"
         )
     return schema.parse(Manifest, data, str(folder / MANIFEST))
+
+
+def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> None:
+    """Raise TamperedFileError where a file is not the one that the manifest names, with the command that mends it."""
+    damage: dict[str, TamperedFileError] = {}
+    for name, wanted in manifest.files.items():
+        if name in but:
+            continue
+        try:
+            check_hashes(folder, {name: wanted})
+        except TamperedFileError as problem:
+            damage[name] = problem
+    if damage.keys() == {POLICY}:
+        mine = folder / POLICY if (folder / POLICY).is_file() else Path("my_policy.yaml")
+        raise TamperedFileError(
+            f"{damage[POLICY]}; restore it, or, where it was changed on purpose: {use_policy(mine, folder)}"
+        )
+    if damage:
+        hurt = [engine for engine in manifest.engines if damage.keys() <= set(engine.files)]
+        mend = rebuild(manifest, hurt[0], folder) if hurt else rebuild_all(manifest, folder)
+        raise TamperedFileError(f"{'; '.join(map(str, damage.values()))}; restore it, or export again: {mend}")

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from zoo.errors import BadInputError, MissingDependencyError, TamperedFileError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 #: Where a public key is configured for every bundle that is read: the path of a PEM file.
 VARIABLE = "SAFETY_ZOO_PUBLIC_KEY"
@@ -31,7 +28,7 @@ def sign(manifest: Path, private_key: Path) -> Path:
     Raises BadInputError for another kind of key, MissingDependencyError without `cryptography`.
     """
     path = signature_path(manifest)
-    path.write_bytes(_private(private_key).sign(manifest.read_bytes()))
+    path.write_bytes(_key(private_key, "private").sign(manifest.read_bytes()))
     return path
 
 
@@ -45,7 +42,7 @@ def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
     path = public_key or (Path(named) if named else None)
     if path is None:
         return False
-    key = _public(path)
+    key = _key(path, "public")
     from cryptography.exceptions import InvalidSignature
 
     if not signature_path(manifest).is_file():
@@ -60,28 +57,18 @@ def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
     return True
 
 
-def _private(path: Path) -> Ed25519PrivateKey:
-    from_pem, ed25519 = _cryptography()
+def _key(path: Path, kind: Literal["private", "public"]) -> Any:
+    """The ed25519 key in a PEM file. Raises BadInputError for another one, or none."""
+    form, ed25519 = _cryptography()
+    data = _read(path)
     try:
-        key = from_pem.load_pem_private_key(_read(path), password=None)
+        key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
     except (ValueError, TypeError) as problem:  # TypeError: it is encrypted
-        raise BadInputError(f"{path}: no private key that can be read ({problem})") from None
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise BadInputError(f"{path}: no ed25519 private key; make one: openssl genpkey -algorithm ed25519 -out {path}")
-    found: Ed25519PrivateKey = key
-    return found
-
-
-def _public(path: Path) -> Ed25519PublicKey:
-    from_pem, ed25519 = _cryptography()
-    try:
-        key = from_pem.load_pem_public_key(_read(path))
-    except ValueError as problem:
-        raise BadInputError(f"{path}: no public key that can be read ({problem})") from None
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise BadInputError(f"{path}: no ed25519 public key (of a private one: openssl pkey -pubout)")
-    found: Ed25519PublicKey = key
-    return found
+        raise BadInputError(f"{path}: no {kind} key that can be read ({problem})") from None
+    if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
+        hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
+        raise BadInputError(f"{path}: no ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
+    return key
 
 
 def _read(path: Path) -> bytes:

@@ -19,5 +19,5 @@ def export(options: argparse.Namespace) -> int:
     """Export an ONNX engine."""
     from export.onnx.export import export_onnx
 
-    print_exported(options.out, export_onnx(options.model, options.out, **engine_options(options)))
+    print_exported(options, "onnx", export_onnx(options.model, options.out, **engine_options(options)))
     return 0

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import yaml
 
-from export.bundle import Manifest, Profile
+from export.bundle import Kind, Manifest, Profile
 from export.precision.names import Precision
 from export.verify.budget import Budget
 from export.verify.check import Check
@@ -20,16 +20,26 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Declare what every format of engine takes: the model, the bundle, precision, batches and verification."""
     parser.add_argument("--model", required=True, help="release directory, hf-hub:ORG/NAME, or registry name")
     parser.add_argument("--out", type=Path, required=True, help="bundle to write, or one of this model to add to")
-    parser.add_argument("--overwrite", action="store_true", help="start the bundle anew, without its other engines")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--replace",
+        action="store_true",
+        help="make the bundle's engine of this name anew; all else in it stays",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="start the bundle anew, without its other engines")
     parser.add_argument(
         "--precision", choices=get_args(Precision), default="fp32", help="of the matrix products (default: fp32)"
     )
     parser.add_argument(
         "--profile", choices=get_args(Profile), default="latency", help="what it is for; sets the usual batches"
     )
-    parser.add_argument("--batch", type=parse_batch, metavar="MIN:OPT:MAX", help="batches instead: 1:8:64 say")
+    parser.add_argument("--batch", type=parse_range, metavar="MIN:OPT:MAX", help="batches instead: 1:8:64 say")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="DIR", help="int8_qdq: folder of images to find the scales on"
+        "--calibrate",
+        type=Path,
+        metavar="PATH",
+        help="int8_qdq: what to find the scales on, as the model reads it: a folder of images, a file of texts (one a "
+        "line), or a manifest (CSV) with columns image and text",
     )
     parser.add_argument("--untrained", action="store_true", help="random weights, for benchmarks of an architecture")
     parser.add_argument(
@@ -55,19 +65,20 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "calibrate": options.calibrate,
         "overwrite": options.overwrite,
+        "replace": options.replace,
         "untrained": hparams if options.untrained else None,
         "check": read_check(options) if wanted else None,
     }
 
 
-def parse_batch(text: str) -> tuple[int, int, int]:
-    """`1:8:64` as least, usual and largest batch."""
-    try:
-        least, usual, largest = (int(part) for part in text.split(":"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'expected MIN:OPT:MAX such as 1:8:64, got "{text}"') from None
+def parse_range(text: str) -> tuple[int, int, int]:
+    """`1:8:64` as least, usual and largest; one number stands for all three."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f'expected MIN:OPT:MAX such as 1:8:64, or one number, got "{text}"')
+    least, usual, largest = map(int, parts * (3 // len(parts)))
     if not 1 <= least <= usual <= largest:
-        raise argparse.ArgumentTypeError(f"batches must rise from 1 upwards, got {text}")
+        raise argparse.ArgumentTypeError(f"least, usual and largest must rise from 1 upwards, got {text}")
     return least, usual, largest
 
 
@@ -88,7 +99,9 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
 
 def read_check(options: argparse.Namespace) -> Check:
     """The check that `add_check_options` describes."""
-    budget = Budget.read(find_asset(options.budget)) if options.budget else None
+    budget = find_asset(options.budget) if options.budget else None
+    if budget is not None:
+        Budget.read(budget)  # before the export, not after it
     return Check(
         images=options.images,
         texts=options.texts,
@@ -100,9 +113,12 @@ def read_check(options: argparse.Namespace) -> Check:
     )
 
 
-def print_exported(out: Path, manifest: Manifest) -> None:
-    """Say what the newest engine of a bundle is."""
-    engine = manifest.engines[-1]
+def print_exported(options: argparse.Namespace, kind: Kind, manifest: Manifest) -> None:
+    """Say what the engine that was just exported is."""
+    from export.onnx.export import engine_name
+
+    out: Path = options.out
+    engine = manifest.engine(engine_name(kind, options.precision, options.profile))
     size = sum((out / name).stat().st_size for name in engine.files) / 1e6
     products = ", ".join(f"{count} {kind}" for kind, count in engine.matmuls.items())
     print(f"{out}: {engine.name}, opset {engine.opset}, {size:.1f} MB, batch {engine.batch}; products: {products}")

@@ -1,4 +1,4 @@
-"""`zoo policy`: embed a policy's phrases before its first use."""
+"""`zoo policy`: embed a policy's phrases before its first use, or give a bundle another policy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ def add(commands: Commands) -> None:
     embed = add_command(actions, "embed", _embed, text, "zoo policy embed my_policy.yaml --model bundles/signs")
     embed.add_argument("policy", help="policy file, as given or as shipped")
     embed.add_argument("--model", required=True, help="bundle or release directory, hf-hub:ORG/NAME, or registry name")
+    text = "make a policy that of a deployed bundle, without touching its engines"
+    use = add_command(actions, "use", _use, text, "zoo policy use my_policy.yaml --bundle bundles/signs")
+    use.add_argument("policy", help="policy file, as given or as shipped, or the bundle's own, edited")
+    use.add_argument("--bundle", type=Path, required=True, help="bundle directory; sign it again afterwards, if it was")
+
+
+def _use(options: argparse.Namespace) -> int:
+    from export.bundle.policy import use_policy
+    from zoo.assets import find_asset
+    from zoo.panel import read_policy
+
+    policy = read_policy(find_asset(options.policy))
+    use_policy(options.bundle, policy)
+    print(f"{options.bundle}: judges by {policy.id}; zoo verify counts the flips at its operating points")
+    return 0
 
 
 def _embed(options: argparse.Namespace) -> int:

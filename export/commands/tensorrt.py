@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from export.commands.options import add_engine_options, engine_options, print_exported
+from export.commands.options import add_engine_options, engine_options, parse_range, print_exported
 from zoo.commands.common import Commands, add_command
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 
@@ -19,6 +19,7 @@ def add(formats: Commands) -> None:
     parser.set_defaults(precision="fp16")
     parser.add_argument(
         "--image",
+        type=parse_range,
         metavar="MIN:OPT:MAX",
         help="side in pixels of the images that come in: 64:224:1024 say",
     )
@@ -45,7 +46,6 @@ def add(formats: Commands) -> None:
 
 
 def _export_tensorrt(options: argparse.Namespace) -> int:
-    from export.tensorrt.build import read_range
     from export.tensorrt.export import Options, export_tensorrt
 
     if options.verify is None:
@@ -53,14 +53,15 @@ def _export_tensorrt(options: argparse.Namespace) -> int:
     common = engine_options(options)
     chosen = Options(
         batch=common.pop("batch"),
-        image=read_range(options.image, "--image") if options.image else None,
+        image=options.image,
         capabilities=options.capability,
         text_bank=options.text_bank,
         strip_weights=options.strip_weights,
         timing_cache=options.timing_cache,
         package=options.package,
     )
-    print_exported(options.out, export_tensorrt(options.model, options.out, options=chosen, **common))
+    manifest = export_tensorrt(options.model, options.out, options=chosen, **common)
+    print_exported(options, "tensorrt", manifest)
     return 0
 
 

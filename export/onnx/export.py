@@ -6,17 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.bundle import Device, Engine, Manifest, Profile
 from export.bundle.add import add_engine
+from export.bundle.command import given
 from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
+from export.precision.calibration import calibration, what_to_give
 from export.precision.half import HALVES, in_half
 from export.precision.names import Precision
 from export.precision.products import check_products, count_products
 from export.runtime.onnx import installed_version
 from export.verify.check import Check
-from export.verify.probes import photos, text_probes
 from zoo.errors import BadInputError
 from zoo.predict import text_banks
 from zoo.release import Release
@@ -31,8 +30,6 @@ RUNS_ON: dict[Precision, tuple[Device, ...]] = {
     "int8": ("cpu",),
     "int8_qdq": ("cuda", "cpu"),
 }
-#: Images that fixed scales are measured on.
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 128, 16
 
 
 def export_onnx(
@@ -44,14 +41,15 @@ def export_onnx(
     batch: tuple[int, int, int] | None = None,
     calibrate: Path | None = None,
     overwrite: bool = False,
+    replace: bool = False,
     untrained: dict[str, Any] | None = None,
     check: Check | None = None,
 ) -> Manifest:
     """Export a release directory, a Hub release or a registered model to a bundle, or add an engine to one.
 
     With `untrained` the registered architecture is built with random (seeded) weights and these hyperparameters, for
-    benchmarks. `int8_qdq` takes its scales from images of the folder `calibrate`. With `check` the engine is verified
-    before it goes into the bundle. Raises what `add_engine` and `write_onnx` raise.
+    benchmarks. `int8_qdq` takes its scales from `calibrate` (see `export.precision.calibration`). With `check` the
+    engine is verified before it goes into the bundle. Raises what `add_engine` and `write_onnx` raise.
     """
     name = engine_name("onnx", precision, profile)
 
@@ -59,11 +57,11 @@ def export_onnx(
         files, counts = write_onnx(release, precision, folder / f"{name}.onnx", calibrate)
         return Engine(
             name, "onnx", precision, files, profile, batch or BATCHES[profile], RUNS_ON[precision], counts,
-            release.policy.id, opset=opset_of(precision),
+            release.policy.id, opset=opset_of(precision), options=given(batch=batch, calibrate=calibrate),
             versions={package: version(package) for package in ("onnx", "onnxscript")} | installed_version(),
         )  # fmt: skip
 
-    return add_engine(source, out, name, build, overwrite=overwrite, untrained=untrained, check=check)
+    return add_engine(source, out, name, build, overwrite=overwrite, replace=replace, untrained=untrained, check=check)
 
 
 def engine_name(kind: str, precision: Precision, profile: Profile, suffix: str = "") -> str:
@@ -84,43 +82,25 @@ def write_onnx(
     """Write the graph of a release in one precision; returns its files and its products counted by precision.
 
     Raises IncompatibleBundleError when the graph has no product in that precision, or came out other than declared,
-    and BadInputError for `int8_qdq` without images, or images where nothing is calibrated.
+    and BadInputError for `int8_qdq` without inputs to calibrate on, or inputs where nothing is calibrated.
     """
-    if (calibrate is not None) != (precision == "int8_qdq"):
-        raise BadInputError(
-            "int8_qdq takes its scales from images: give --calibrate DIR, with photos like those that it will judge"
-            if calibrate is None
-            else f"--calibrate is for int8_qdq, and {precision} needs no images"
-        )
+    if calibrate is not None and precision != "int8_qdq":
+        raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
+    batches = _calibration(release, calibrate) if precision == "int8_qdq" else []
     banks = text_banks(release.model, release.policy)
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model
     proto = served_graph(model, banks, opset=opset_of(precision))
     if precision.startswith("int8"):
         from export.precision.int8 import quantise_dynamic, quantise_static
 
-        if calibrate is None:
-            proto = quantise_dynamic(proto)
-        else:
-            proto = quantise_static(proto, calibration(release, calibrate))
+        proto = quantise_static(proto, batches) if batches else quantise_dynamic(proto)
     counts = count_products(proto)
     check_products(counts, precision)
     return save(proto, path), counts
 
 
-def calibration(release: Release, folder: Path) -> list[Feeds]:
-    """Feeds of up to 128 images of a folder, with drawn texts where the model reads them.
-
-    Raises BadInputError for a folder without a readable image.
-    """
-    card = release.card
-    if card.image is None:
-        raise BadInputError(f"{card.name} reads no images, so there is nothing to calibrate on")
-    pixels, names = photos(folder, card.image, CALIBRATION_IMAGES)
-    feeds: Feeds = {"image": pixels}
-    if card.reads_text:
-        tokens = release.model.codec().encode(text_probes(len(names)))
-        feeds |= {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-    if "image_present" in card.input_names:
-        feeds["image_present"] = np.ones(len(names), dtype=np.bool_)
-    starts = range(0, len(names), CALIBRATION_BATCH)
-    return [{key: value[start : start + CALIBRATION_BATCH] for key, value in feeds.items()} for start in starts]
+def _calibration(release: Release, path: Path | None) -> list[Feeds]:
+    if path is None:
+        raise BadInputError(f"int8_qdq takes its scales from what the model judges: give {what_to_give(release.card)}")
+    codec = release.model.codec() if release.card.reads_text else None
+    return calibration(path, release.card, codec)

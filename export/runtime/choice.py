@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
+from export.bundle.command import rebuild, runs_anywhere
 from zoo.errors import BadInputError, IncompatibleBundleError, close_match
 from zoo.scorer import Feeds
 
@@ -71,7 +72,7 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
 
     `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
     fewer bits is taken by itself only when its verification passed, an fp32 one unless it failed. Raises
-    IncompatibleBundleError with the reason for each engine when none is left, and the command that rebuilds.
+    IncompatibleBundleError with the reason for each engine when none is left, and the command that adds one.
     """
     devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
     if device not in devices:
@@ -92,8 +93,8 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
         chosen.why = _why(chosen, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
-    mend = bundle.manifest.rebuild(wanted or bundle.manifest.engines[0], bundle.folder)
-    raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}); export one that can: {mend}")
+    mend = "" if device == "cuda" else _mend(bundle)
+    raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}){mend}")
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
@@ -128,6 +129,14 @@ def _candidates(
             if not any(key.startswith(f"{spec.name} on ") for key in passed_over):
                 passed_over[spec.name] = f"chosen only by name: engine={spec.name}"
     return found
+
+
+def _mend(bundle: Bundle) -> str:
+    """The command that adds what runs on every machine, where the bundle has none or one that did not do."""
+    plain = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) == ("onnx", "fp32")]
+    if plain:
+        return f"; take {plain[0].name}, or export it again: {rebuild(bundle.manifest, plain[0], bundle.folder)}"
+    return f"; export one that can: {runs_anywhere(bundle.manifest, bundle.folder)}"
 
 
 def _distrust(spec: Engine) -> str | None:

@@ -46,6 +46,16 @@ def local_gpu(device: int = 0) -> LocalGpu:
     return LocalGpu(name.decode() if isinstance(name, bytes) else str(name), f"SM{major}{minor}")
 
 
+def cuda_versions() -> dict[str, str]:
+    """CUDA's runtime here and, where there is a GPU, the newest that its driver knows: 13.4 say. Empty without CUDA."""
+    try:
+        cuda = cudart()
+    except MissingDependencyError:
+        return {}
+    found = {"cuda": call(cuda.cudaRuntimeGetVersion)[0], "cuda-driver": call(cuda.cudaDriverGetVersion)[0]}
+    return {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in found.items() if number}
+
+
 def call(function: Any, *arguments: Any) -> tuple[Any, ...]:
     """What a CUDA function gives beside its status. Raises IncompatibleBundleError where that is an error."""
     status, *results = function(*arguments)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bundle import Shapes
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.tensorrt.package import LogLine, Package, load_package
-from export.tensorrt.report import BANKS, GRAPH, REPORT, Report, Shapes
+from export.tensorrt.report import BANKS, GRAPH, REPORT, Report
 from zoo import schema
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
 Banks = Mapping[str, NDArray[np.float32]]
+#: Gives the command that makes a plan anew, with other options than its own: `mend(text_bank="input")`.
+Mend = Callable[..., str]
 
 
 class LoadedPlan:
@@ -27,8 +30,8 @@ class LoadedPlan:
     `banks` are the embedded phrases `[P, D]`, float32, that were the defaults of the graph.
     """
 
-    def __init__(self, plan: Path, mend: str, device: int = 0) -> None:
-        """Load a plan with what lies beside it; `mend` is the command that makes it anew, for messages.
+    def __init__(self, plan: Path, mend: Mend, device: int = 0) -> None:
+        """Load a plan with what lies beside it; `mend` gives the command that makes it anew, for messages.
 
         Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
         """
@@ -64,9 +67,8 @@ class LoadedPlan:
             if name in self.report.refittable:
                 check_refit(name, value.shape, self.banks[name].shape, self._mend)
             elif name in banks and name not in self.report.profiles:
-                raise IncompatibleBundleError(
-                    f'"{name}" is built into the plan; with --text-bank input any policy goes in: {self._mend}'
-                )
+                mend = self._mend(text_bank="input")
+                raise IncompatibleBundleError(f'"{name}" is built into the plan; as an input it takes any: {mend}')
             else:
                 check_shape(name, value.shape, self.report.profiles, self._mend)
         with self._lock:
@@ -128,13 +130,14 @@ class LoadedPlan:
         with self._trt.listen() as log:
             engine = self._trt.module.Runtime(self._trt.logger).deserialize_cuda_engine(plan.read_bytes())
             if engine is None:
-                raise IncompatibleBundleError(f"{plan}: {self._trt.name} does not load it: {_words(log)}: {self._mend}")
+                words = f"{self._trt.name} does not load it: {_words(log)}"
+                raise IncompatibleBundleError(f"{plan}: {words}: {self._mend()}")
             if self.report.stripped:
                 graph = plan.with_suffix(GRAPH)
                 refitter = self._trt.module.Refitter(engine, self._trt.logger)
                 parser = self._trt.module.OnnxParserRefitter(refitter, self._trt.logger)
                 if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-                    raise IncompatibleBundleError(f"{plan}: not refitted from {graph}: {_words(log)}: {self._mend}")
+                    raise IncompatibleBundleError(f"{plan}: not refitted from {graph}: {_words(log)}: {self._mend()}")
         return engine
 
     def _create_context(self) -> Any:
@@ -158,8 +161,8 @@ def read_report(plan: Path) -> Report:
     return Report.from_dict(schema.read_json(path), str(path))
 
 
-def check_machine(report: Report, mend: str, device: int = 0) -> tuple[Package, LocalGpu]:
-    """The TensorRT and the GPU that run a plan; `mend` is the command that makes it anew.
+def check_machine(report: Report, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
+    """The TensorRT and the GPU that run a plan; `mend` gives the command that makes it anew.
 
     Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError where its version or
     the GPU is another one than the plan was built with and for, or there is no GPU.
@@ -167,37 +170,53 @@ def check_machine(report: Report, mend: str, device: int = 0) -> tuple[Package, 
     trt = load_package(report.package)
     if trt.version != report.version:
         raise IncompatibleBundleError(
-            f"the plan was built by {report.package} {report.version}, and {trt.version} is installed: {mend}"
+            f"the plan was built by {report.package} {report.version}, and {trt.version} is installed: {mend()}"
         )
     gpu = local_gpu(device)
     check_gpu(report, gpu, mend)
     return trt, gpu
 
 
-def check_gpu(report: Report, gpu: LocalGpu, mend: str) -> None:
+def check_gpu(report: Report, gpu: LocalGpu, mend: Mend) -> None:
     """Raise IncompatibleBundleError where a plan was built for other GPUs than this one."""
     if gpu.capability not in report.capabilities:
+        other = {"capability": (gpu.capability,)} if report.package == "tensorrt_rtx" else {}
+        built = ", ".join(report.capabilities)
         raise IncompatibleBundleError(
-            f"the plan was built for {', '.join(report.capabilities)}, and {gpu.name} is {gpu.capability}: {mend}"
+            f"the plan was built for {built}, and {gpu.name} is {gpu.capability}: {mend(**other)}"
         )
 
 
-def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes], mend: str) -> None:
+def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes], mend: Mend) -> None:
     """Raise BadInputError where the plan has no such input, or not of that shape."""
     if name not in profiles:
         raise BadInputError(f'the plan has no input "{name}", it reads {sorted(profiles)}')
     least, _, largest = profiles[name]
     inside = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
     if not inside:
-        raise BadInputError(f'"{name}" is {list(shape)}, and the plan takes {list(least)} to {list(largest)}: {mend}')
+        raise BadInputError(
+            f'"{name}" is {list(shape)}, and the plan takes {list(least)} to {list(largest)}: '
+            + mend(**_wider(name, shape, profiles[name]))
+        )
 
 
-def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend: str) -> None:
+def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[int, int, int]]:
+    """The options of a plan that takes this shape too; none where that is no matter of batch or image size."""
+    least, usual, largest = built
+    if name not in ("image", "input_ids", "attention_mask", "image_present") or shape[3:] != least[3:]:
+        return {}
+    found = {"batch": (min(least[0], shape[0]), usual[0], max(largest[0], shape[0]))}
+    if name == "image":
+        found["image"] = (min(*least[1:3], *shape[1:3]), usual[1], max(*largest[1:3], *shape[1:3]))
+    return found
+
+
+def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend: Mend) -> None:
     """Raise IncompatibleBundleError where a bank cannot replace the constant that is in the plan."""
     if shape != built:
         raise IncompatibleBundleError(
-            f'"{name}" is a constant of {list(built)} in the plan, which one of {list(shape)} cannot replace; with '
-            f"--text-bank input any number of phrases goes in: {mend}"
+            f'"{name}" is a constant of {list(built)} in the plan, which one of {list(shape)} cannot replace; as an '
+            f"input it takes any: {mend(text_bank='input')}"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
+from export.bundle.command import rebuild, rebuild_all
 from export.runtime.choice import RunningEngine, open_best
 from export.runtime.onnx import session
 from export.runtime.service import Service
@@ -47,8 +48,8 @@ def load(
     size = running.spec.batch[1] if batch_size is None else batch_size
     if size > running.spec.batch[2]:
         raise BadInputError(
-            f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; "
-            f"export with --batch 1:{min(size, running.spec.batch[1])}:{size}"
+            f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; export again: "
+            + rebuild(found.manifest, running.spec, found.folder, batch=(1, min(size, running.spec.batch[1]), size))
         )
     return BundleScorer(found, running, policy or found.policy, threads=threads, batch_size=size, limits=limits)
 
@@ -139,7 +140,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
     if TEXT_ENCODER not in bundle.manifest.files:
         raise IncompatibleBundleError(
             f"{bundle.folder}: has no {TEXT_ENCODER}, so new phrases cannot be embedded; "
-            f"export again: {bundle.manifest.rebuild(bundle.manifest.engines[0], bundle.folder)}"
+            f"export again: {rebuild_all(bundle.manifest, bundle.folder)}"
         )
 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:

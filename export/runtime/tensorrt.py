@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
-from export.runtime.plan import LoadedPlan, check_machine, read_report
+from export.bundle.command import rebuild
+from export.runtime.plan import LoadedPlan, Mend, check_machine, read_report
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.scorer import Feeds
 
@@ -40,7 +42,7 @@ class TensorRTEngine:
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why a plan cannot run on this machine, as far as can be said without loading it; None when it can."""
     try:
-        check_machine(read_report(bundle.path(spec)), bundle.manifest.rebuild(spec, bundle.folder))
+        check_machine(read_report(bundle.path(spec)), _mend(bundle, spec))
     except (IncompatibleBundleError, MissingDependencyError) as problem:
         return str(problem)
     return None
@@ -48,4 +50,8 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> TensorRTEngine:
     """Load a plan of a bundle. Raises IncompatibleBundleError when this machine cannot run it."""
-    return TensorRTEngine(LoadedPlan(bundle.path(spec), bundle.manifest.rebuild(spec, bundle.folder)), spec, device)
+    return TensorRTEngine(LoadedPlan(bundle.path(spec), _mend(bundle, spec)), spec, device)
+
+
+def _mend(bundle: Bundle, spec: Engine) -> Mend:
+    return partial(rebuild, bundle.manifest, spec, bundle.folder)

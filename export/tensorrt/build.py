@@ -13,9 +13,10 @@ from typing import Any
 
 import onnx
 
+from export.bundle import Shapes
 from export.tensorrt.layers import count_kinds, count_products, read_layers
 from export.tensorrt.package import LogLine, Package, load_package
-from export.tensorrt.report import Report, Shapes
+from export.tensorrt.report import Report
 from zoo.errors import BadInputError, IncompatibleBundleError, close_match
 
 Range = tuple[int, int, int]
@@ -137,15 +138,6 @@ def load_graph(graph: Path) -> onnx.ModelProto:
     if not graph.is_file():
         raise BadInputError(f"{graph}: no such file")
     return onnx.load(graph, load_external_data=False)
-
-
-def read_range(text: str, what: str) -> Range:
-    """`1:8:64` to least, usual and largest; a single number stands for all three. Raises BadInputError."""
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
-        raise BadInputError(f'{what}: expected least:usual:largest, as in 1:8:64, or one number, got "{text}"')
-    numbers = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
-    return _rising((numbers[0], numbers[1], numbers[2]), what)
 
 
 def _rising(values: Range, what: str) -> Range:

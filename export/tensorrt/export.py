@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,13 @@ from onnx import numpy_helper
 
 from export.bundle import Engine, Gpu, Manifest, Profile
 from export.bundle.add import add_engine
+from export.bundle.command import given
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
 from export.precision.names import Precision
 from export.precision.products import check_products
+from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
-from export.tensorrt.report import BANKS, GRAPH, LOG, REPORT
+from export.tensorrt.report import BANKS, GRAPH, LOG, REPORT, Report
 from export.verify.check import Check
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
@@ -56,6 +58,7 @@ def export_tensorrt(
     options: Options = Options(),  # frozen
     calibrate: Path | None = None,
     overwrite: bool = False,
+    replace: bool = False,
     untrained: dict[str, Any] | None = None,
     check: Check | None = None,
 ) -> Manifest:
@@ -67,7 +70,7 @@ def export_tensorrt(
     """
     if precision == "int8":
         raise BadInputError(
-            "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with --calibrate DIR"
+            "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with --calibrate PATH"
         )
     name = engine_name("tensorrt", precision, profile)
 
@@ -82,11 +85,27 @@ def export_tensorrt(
             name, "tensorrt", precision, files, profile, options.batch or BATCHES[profile], ("cuda",),
             built.report.products, release.policy.id,
             opset=opset_of(precision),
-            versions={built.report.package: built.report.version},
-            gpu=Gpu("", ", ".join(built.report.capabilities)),
+            versions={built.report.package: built.report.version} | cuda_versions(),
+            gpu=Gpu(_card(built.report), ", ".join(built.report.capabilities)),
+            shapes=built.report.profiles,
+            options=given(calibrate=calibrate, **_given(options, built.report)),
         )  # fmt: skip
 
-    return add_engine(source, out, name, build_engine, overwrite=overwrite, untrained=untrained, check=check)
+    return add_engine(
+        source, out, name, build_engine, overwrite=overwrite, replace=replace, untrained=untrained, check=check
+    )
+
+
+def _card(report: Report) -> str:
+    """The name of the card that a plan was built on and for; one for several architectures was built for none."""
+    return "" if report.package == "tensorrt_rtx" else local_gpu().name
+
+
+def _given(options: Options, report: Report) -> dict[str, object]:
+    """The options as those of the command are called, with the package that was taken where none was named."""
+    found = {field.name: getattr(options, field.name) for field in fields(options)}
+    capability = found.pop("capabilities")
+    return {**found, "capability": capability, "package": report.package}
 
 
 def build_graph(graph: Path, card: ModelCard, profile: Profile, options: Options) -> Built:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
+from export.bundle import Shapes
 from export.tensorrt.package import PackageName
 from zoo import schema
 
 #: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, the default text banks `x.npz` where the
 #: model has any, and for a plan without weights the graph `x.onnx` that has them.
 REPORT, LOG, BANKS, GRAPH = ".json", ".log", ".npz", ".onnx"
-
-#: Least, usual and largest shape of an input. The engine is fastest at the usual one and takes no other than between.
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, config=schema.STRICT)

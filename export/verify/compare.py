@@ -17,13 +17,13 @@ from export.bundle.add import load, weights_hash
 from export.precision.rounding import rounded_float32
 from export.runtime import text_banks as fed_banks
 from export.runtime.choice import RunningEngine, module_of, obstacle
+from export.runtime.cuda import local_gpu
 from export.runtime.onnx import OnnxEngine
-from export.verify.budget import budget_of
 from export.verify.check import Check
 from export.verify.inputs import Inputs
 from export.verify.probes import image_probes, placed_at_threshold
 from export.verify.report import Report, difference
-from zoo.errors import IncompatibleBundleError, TamperedFileError
+from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judge import Judge
 from zoo.models.served import ServedRun
 from zoo.panel import PanelJudge, bind
@@ -73,10 +73,11 @@ def verify_engine(bundle: Bundle, spec: Engine, release: Release, check: Check) 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
     placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first.
     """
-    budget = check.budget or budget_of(spec.precision)
+    budget = check.budget_of(spec.precision)
     pair = _Pair(bundle, spec, release, check)
-    report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source)
+    report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options)
     _check_names(bundle, pair, report)
+    _check_batches(pair, report)
     _check_values(pair, report)
     _check_resize(pair, report)
     report.judge()
@@ -109,12 +110,23 @@ def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
     devices: list[Device] = [device for device in spec.runs_on if obstacle(bundle, spec, device) is None]
     if devices:
         engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
-        return engine, devices[0]
+        return engine, _in_words(devices[0])
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
         path = Path(folder) / "rounded.onnx"
         proto = rounded_float32(onnx.load(bundle.path(spec)))
         onnx.save(proto, path, save_as_external_data=proto.ByteSize() >= 2 * 1024**3)
         return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
+
+
+def _in_words(device: Device) -> str:
+    """A device, with the card's name and architecture where CUDA tells them."""
+    if device == "cpu":
+        return device
+    try:
+        gpu = local_gpu()
+    except (IncompatibleBundleError, MissingDependencyError):
+        return device
+    return f"{device}, {gpu.name} ({gpu.capability})"
 
 
 def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
@@ -127,11 +139,16 @@ def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
         outputs = [value.name for value in session.get_outputs()]
         if outputs != [spec.name for spec in bundle.manifest.outputs]:
             report.problems.append(f"graph outputs {outputs}")
-    size = pair.card.image.size if pair.card.image else 1
+
+
+def _check_batches(pair: _Pair, report: Report) -> None:
     for rows in BATCHES:
-        logits, scores = pair.engine.run(pair.inputs.feeds(np.zeros((rows, size, size, 3), dtype=np.uint8)))
+        feeds = {name: value[:rows] for name, value in pair.inputs.base.feeds.items()}
+        logits, scores = pair.engine.run(feeds)
         wanted = (rows, len(pair.judge.outputs))
-        if logits.shape != wanted or scores.shape != wanted:
+        if logits.shape == scores.shape == wanted:
+            report.at_shapes[f"batch {rows}"] = float(np.abs(logits - pair.eager(feeds)[0]).max())
+        else:
             report.problems.append(f"batch {rows}: logits {logits.shape}, scores {scores.shape}, expected {wanted}")
 
 
@@ -233,4 +250,5 @@ def _check_resize(pair: _Pair, report: Report) -> None:
         pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)))
         feeds = pair.inputs.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
         found = float(np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max())
+        report.at_shapes[f"{width}x{height} pixels"] = found
         report.resize_difference = float(np.maximum(report.resize_difference, found))  # which keeps NaN

@@ -36,7 +36,7 @@ class Inputs:
 
     def __init__(self, card: ModelCard, codec: TextCodec | None, check: Check) -> None:
         self.card, self.codec = card, codec
-        self.texts = _lines(check.texts) if check.texts else []
+        self.texts = read_lines(check.texts) if check.texts else []
         pixels, names = named_probes(check.count, card.image, check.images)
         self.base = Batch(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
         self.others = _golden(card) + _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
@@ -109,7 +109,8 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
     return items
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that hold something. Raises BadInputError where there is none, or it is not UTF-8."""
     try:
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:

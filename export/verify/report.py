@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Difference, Engine, Manifest, Verification
+from export.bundle import Difference, Engine, Given, Manifest, Verification
 from export.verify.budget import Budget
 from zoo.errors import ParityError
 
@@ -23,6 +23,8 @@ class Report:
 
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
     rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
+    `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name, and
+    `resize_difference` the largest of the latter. `options` are those of `zoo verify` that said what is compared.
     """
 
     bundle: Path
@@ -31,6 +33,7 @@ class Report:
     budget: Budget
     device: str
     image_source: str
+    options: Given = field(default_factory=dict)
     inputs: int = 0
     flagged: float = 0.0
     flips: list[str] = field(default_factory=list)
@@ -41,6 +44,7 @@ class Report:
     nearest: float = 0.0
     differences: dict[str, Difference] = field(default_factory=dict)
     resize_difference: float = 0.0
+    at_shapes: dict[str, float] = field(default_factory=dict)
     auroc: float | None = None
     auroc_loss: float | None = None
     problems: list[str] = field(default_factory=list)
@@ -69,6 +73,7 @@ class Report:
                 f"{_number(found.p99)}, least cosine {found.cosine if found.cosine is None else f'{found.cosine:.6f}'}"
             )
         lines.append(f"  own resize   max logit difference {self.resize_difference:.2e}")
+        lines.append("  by shape     " + ", ".join(f"{name} {found:.1e}" for name, found in self.at_shapes.items()))
         lines.append(
             f"  verdicts     {len(self.flips)} of {self.inputs} flip ({len(self.flips) / max(self.inputs, 1):.2%}, at "
             f"most {self.budget.max_flips:.2%}); nearest to a threshold is {self.nearest:.0e} off, {self.ties} ties"
@@ -93,14 +98,15 @@ class Report:
     def judge(self) -> None:
         """Hold the figures against the budget; what it misses is added to `problems`."""
         logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
-        if logits is None:
-            self.problems.append("logits differ by nan")
-        elif limit is not None and not max(logits, self.resize_difference) <= limit:  # so that NaN fails
-            worst = float(np.maximum(logits, self.resize_difference))
-            own = ", with the graph's own resize" if worst > logits else ""
-            self.problems.append(f"logits differ by {worst:.2e}{own}, tolerance {limit:.0e}")
-        elif not np.isfinite(self.resize_difference):
-            self.problems.append("with the graph's own resize logits differ by nan")
+        figures = {"": float("nan") if logits is None else logits}
+        figures |= {" with the graph's own resize": self.resize_difference}
+        figures |= {f" at {name}": found for name, found in self.at_shapes.items()}
+        broken = [where for where, found in figures.items() if not np.isfinite(found)]
+        where = max(figures, key=lambda name: figures[name])
+        if broken:
+            self.problems.append(f"logits differ by nan{broken[0]}")
+        elif limit is not None and figures[where] > limit:
+            self.problems.append(f"logits differ by {figures[where]:.2e}{where}, tolerance {limit:.0e}")
         if self.flip_share > self.budget.max_flips:
             named = [*self.flips, *(self.flips_at_threshold if self.budget.at_threshold else [])]
             most = f"at most {self.budget.max_flips:.2%} may"
@@ -124,6 +130,8 @@ class Report:
             auroc=self.auroc,
             auroc_loss=self.auroc_loss,
             problems=tuple(self.problems),
+            at_shapes={name: found if np.isfinite(found) else None for name, found in self.at_shapes.items()},
+            options=self.options,
         )
         engines = tuple(
             dataclasses.replace(engine, budget=self.budget, verification=found)

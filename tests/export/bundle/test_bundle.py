@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from export.bundle import Bundle, read_bundle
+from export.bundle.policy import use_policy
+from zoo.assets import find_asset
+from zoo.cli import run
 from zoo.errors import BadCardError, BadInputError, BadPolicyError, IncompatibleBundleError, TamperedFileError, ZooError
-from zoo.files import sha256
+from zoo.files import hashes, sha256
 from zoo.policy import Policy
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
@@ -79,8 +84,8 @@ def test_an_older_schema_names_the_command_that_rebuilds(bundle: Path, older: in
         ({"opsett": 20}, 'unknown field "engines.0.opsett"; did you mean "opset"'),
         ({"batch": [4, 2, 8]}, r"batch is least:usual:largest, from 1 upwards, got \[4, 2, 8\]"),
         ({"files": []}, 'engine "onnx-fp32" has no file'),
-        ({"files": ["other.onnx"]}, r"other\.onnx: missing"),
-        ({"files": ["../other.onnx"]}, "missing"),
+        ({"files": ["other.onnx"]}, r'field "files" names no other\.onnx'),
+        ({"files": ["../other.onnx"]}, 'field "files" names no'),
     ],
 )
 def test_a_wrong_field_of_an_engine_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -163,3 +168,33 @@ def test_a_broken_manifest_is_refused(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
     with pytest.raises(ZooError, match=r"manifest\.json: "):
         read_bundle(bundle)
+
+
+def test_another_policy_takes_the_place_of_the_bundles_own(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = hashes(bundle)
+    assert run(["policy", "use", "configs/policy/quickstart.yaml", "--bundle", str(bundle)]) == 0
+    assert "judges by quickstart@1#" in capsys.readouterr().out
+    found = read_bundle(bundle)
+    assert found.policy == Policy.read(find_asset("configs/policy/quickstart.yaml"))
+    changed = {name for name, value in hashes(bundle).items() if before[name] != value}
+    assert changed == {"policy.yaml", "manifest.json"}
+
+
+def test_an_edited_policy_is_refused_until_it_is_taken_on_purpose(bundle: Path) -> None:
+    path = bundle / "policy.yaml"
+    edited = yaml.safe_load(path.read_text(encoding="utf-8")) | {"version": "7"}
+    path.write_text(yaml.safe_dump(edited), encoding="utf-8")
+    with pytest.raises(TamperedFileError, match=r"policy\.yaml: .*changed on purpose: zoo policy use") as found:
+        read_bundle(bundle)
+    assert run(shlex.split(str(found.value).rpartition("on purpose: zoo ")[2])) == 0
+    assert read_bundle(bundle).policy.version == "7"
+    (bundle / "card.json").write_bytes(b"{}")
+    with pytest.raises(TamperedFileError, match=r"card\.json"):
+        use_policy(bundle, Policy.read(find_asset("configs/policy/quickstart.yaml")))
+
+
+def test_a_policy_that_does_not_fit_leaves_the_bundle_as_it_was(bundle: Path) -> None:
+    before = hashes(bundle)
+    with pytest.raises(BadPolicyError, match="has no descriptors"):
+        use_policy(bundle, Policy.read(find_asset("configs/policy/unsafe.yaml")))
+    assert hashes(bundle) == before

@@ -85,7 +85,7 @@ def test_other_weights_are_refused(two: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_engine_twice_is_refused(two: Path) -> None:
-    with pytest.raises(BadInputError, match="has an engine onnx-int8 already; give another --out, or --overwrite"):
+    with pytest.raises(BadInputError, match="has an engine onnx-int8 already; --replace makes it anew"):
         export_onnx(CLIP, two, precision="int8")
 
 
@@ -333,7 +333,7 @@ def test_bfloat16_is_rounded_where_it_cannot_be_computed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int8_qdq"], "int8_qdq takes its scales from images: give --calibrate DIR"),
+        (["--precision", "int8_qdq"], "int8_qdq takes its scales from what the model judges: give --calibrate DIR"),
         (["--precision", "int8", "--calibrate", "photos"], "--calibrate is for int8_qdq"),
         (["--set", "layer=-1"], "--set goes with --untrained"),
     ],
@@ -346,7 +346,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("batch", ["8", "8:4:2", "0:1:2", "a:b:c"])
+@pytest.mark.parametrize("batch", ["", "1:8", "8:4:2", "0:1:2", "-1:2:3", "a:b:c"])
 def test_batches_must_rise(batch: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(["export", "onnx", "--model", CLIP, "--out", str(tmp_path / "b"), "--batch", batch])

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from export.bundle import Engine
-from export.onnx.export import RUNS_ON, calibration, opset_of, write_onnx
+from export.onnx.export import RUNS_ON, opset_of, write_onnx
+from export.precision.calibration import INPUTS, calibration
 from export.precision.half import HALVES, HalfAttention, in_half
 from export.precision.names import COUNTED_AS, Precision
 from export.precision.rounding import rounded_float32
@@ -28,10 +29,20 @@ from zoo.scorer import Feeds
 
 MODELS = list_models("test_*")
 CLIP, FUSION, CONV = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_clip_resnet.random"
+PROMPTS = "test_prompt_bert.random"
 #: What half precision would spoil.
 FLOAT32_ONLY = {"Softmax", "LayerNormalization", "BatchNormalization", "ReduceL2", "ReduceSum", "Exp"}
 #: How far scores in [0, 1] may lie from eager's, on random weights.
 TOLERANCE: dict[Precision, float] = {"fp16": 0.005, "bf16": 0.05, "int8": 0.1, "int8_qdq": 0.15}
+
+
+@pytest.fixture(scope="module")
+def pairs(photos: Path) -> Path:
+    """A manifest of those pictures with texts, to calibrate on."""
+    names = [path.name for path in sorted(photos.glob("*.png"))]
+    lines = [f"{name},{text}" for name, text in zip(names, text_probes(len(names)), strict=True)]
+    (photos / "pairs.csv").write_text("\n".join(["image,text", *lines]), encoding="utf-8")
+    return photos / "pairs.csv"
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +109,11 @@ def test_half_precision_keeps_in_float32_what_it_would_spoil(precision: Precisio
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", ["int8", "int8_qdq"])
-def test_eight_bits(photos: Path, name: str, precision: Precision, tmp_path: Path) -> None:
+def test_eight_bits(pairs: Path, name: str, precision: Precision, tmp_path: Path) -> None:
+    """One manifest does for models of images, of texts and of both: each takes what it reads."""
     release = load_release(name)
     path = tmp_path / "e.onnx"
-    if precision == "int8_qdq" and release.card.image is None:
-        with pytest.raises(BadInputError, match="reads no images, so there is nothing to calibrate on"):
-            write_onnx(release, precision, path, photos)
-        return
-    files, counts = write_onnx(release, precision, path, photos if precision == "int8_qdq" else None)
+    files, counts = write_onnx(release, precision, path, pairs if precision == "int8_qdq" else None)
     assert set(counts) == {"int8", "fp32"}
     _check(release, precision, path, files, counts)
 
@@ -149,10 +157,59 @@ def in_half_attention(source: nn.MultiheadAttention, dtype: torch.dtype) -> nn.M
     return attention
 
 
-def test_calibration_takes_photos_and_nothing_drawn(photos: Path, tmp_path: Path) -> None:
-    release = load_release(FUSION)
-    batches = calibration(release, photos)
-    assert sum(len(feeds["image"]) for feeds in batches) == 16
-    assert set(batches[0]) == set(release.card.input_names)
-    with pytest.raises(BadInputError, match="holds no readable image"):
-        calibration(release, tmp_path)
+def test_calibration_takes_what_the_model_reads(photos: Path, pairs: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red sign\n\ntwo dogs\n", encoding="utf-8")
+    codec = load_release(FUSION).model.codec()
+    image, text, both = (model_card(name) for name in (CLIP, PROMPTS, FUSION))
+    (found,) = calibration(photos, image, None)
+    assert {name: len(value) for name, value in found.items()} == {"image": 16}
+    (found,) = calibration(texts, text, codec)
+    assert np.array_equal(found["input_ids"], codec.encode(["a red sign", "two dogs"]).ids)
+    (found,) = calibration(pairs, both, codec)
+    assert set(found) == set(both.input_names)
+    assert found["image_present"].all()
+    assert found["attention_mask"].any(axis=1).all()
+
+
+def test_calibration_takes_rows_evenly_and_leaves_out_what_a_row_has_not(photos: Path, tmp_path: Path) -> None:
+    picture = next(photos.glob("*.png"))
+    rows = [f"{picture},text {number}" for number in range(2 * INPUTS)]
+    rows[0], rows[-1] = f"{picture},", ",the last text"
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,text", *rows]), encoding="utf-8")
+    batches = calibration(tmp_path, model_card(FUSION), load_release(FUSION).model.codec())
+    present = np.concatenate([feeds["image_present"] for feeds in batches])
+    texts = np.concatenate([feeds["attention_mask"] for feeds in batches]).any(axis=1)
+    assert len(present) == INPUTS
+    assert np.flatnonzero(~present).tolist() == [INPUTS - 1]
+    assert np.flatnonzero(~texts).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (CLIP, None, "int8_qdq takes its scales from what the model judges: give --calibrate DIR, a folder of images"),
+        (CLIP, "texts.txt", r"holds no images, which test_safeclip.random reads; give --calibrate DIR"),
+        (PROMPTS, None, "give --calibrate FILE, with texts like those that it will judge, one a line"),
+        (PROMPTS, "photos", r"holds no texts, which test_prompt_bert.random reads; give --calibrate FILE"),
+        (FUSION, "photos", r"holds no texts, .*a manifest \(CSV\) with the columns image and text"),
+        (FUSION, "texts.txt", r"holds no images, .*a manifest \(CSV\) with the columns image and text"),
+        (CLIP, "empty", "holds no images"),
+        (PROMPTS, "nowhere.txt", "not readable as UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_calibrated_on_is_refused(
+    photos: Path, tmp_path: Path, name: str, given: str | None, message: str
+) -> None:
+    (tmp_path / "texts.txt").write_text("a red sign\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").symlink_to(photos)
+    with pytest.raises(BadInputError, match=message):
+        write_onnx(load_release(name), "int8_qdq", tmp_path / "e.onnx", tmp_path / given if given else None)
+
+
+def test_a_listed_image_that_cannot_be_read_stops_the_calibration(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "manifest.csv").write_text("image\nbroken.png\n", encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"broken\.png"):
+        calibration(tmp_path, model_card(CLIP), None)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt.build import CAPABILITIES, build, parse, profiles_of, read_range
+from export.tensorrt.build import CAPABILITIES, build, parse, profiles_of
 from export.tensorrt.layers import count_products, read_layers
 from export.tensorrt.package import LogLine, load_package
 from export.tensorrt.report import Report
@@ -60,14 +60,6 @@ def test_profiles_come_from_the_graph_and_its_defaults(similarity: Path) -> None
     assert chosen == {"x": ((2, 32),) * 3, "bank": ((5, 32), (5, 32), (9, 32))}
     with pytest.raises(BadInputError, match="batch: least, usual and largest must rise from 1, got 4:2:8"):
         profiles_of(similarity, batch=(4, 2, 8), image=(1, 1, 1))
-
-
-def test_ranges_as_they_are_typed() -> None:
-    assert read_range("1:8:64", "--batch") == (1, 8, 64)
-    assert read_range("16", "--batch") == (16, 16, 16)
-    for wrong in ("1:8", "", "a:b:c", "-1:2:3", "8:4:2", "0:1:2"):
-        with pytest.raises(BadInputError, match="--batch"):
-            read_range(wrong, "--batch")
 
 
 def test_one_plan_serves_all_architectures_and_says_what_is_in_it(similarity: Path) -> None:

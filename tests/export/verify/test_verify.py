@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import numpy_helper
 from PIL import Image
 
@@ -85,6 +86,9 @@ def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: P
         assert found.cosine is not None
         assert (found.max < 1e-4, found.cosine > 0.9999) == (True, True)
     assert report.resize_difference < 1e-4
+    sizes = [f"{width}x{height} pixels" for height, width in SIZES] if model_card(name).image is not None else []
+    assert list(report.at_shapes) == [*(f"batch {rows}" for rows in BATCHES), *sizes]
+    assert max(report.at_shapes.values()) < 1e-4
     assert report.nearest < 0.01
     noted = _noted(bundle)
     assert (noted.passed, noted.inputs, noted.flips) == (True, report.inputs, 0)
@@ -232,7 +236,9 @@ def test_flips_have_names_and_labelled_data_a_ranking(bundles: dict[str, Path], 
             lines.append(f"{name},{label}")
         (tmp_path / folder / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
     loose = dataclasses.replace(budget_of("int8"), max_flips=1.0)
-    check = Check(data=tmp_path / "data" / "manifest.csv", adversarial=tmp_path / "adversarial", budget=loose)
+    budget = tmp_path / "loose.yaml"
+    budget.write_text(yaml.safe_dump(loose.to_dict()), encoding="utf-8")
+    check = Check(data=tmp_path / "data" / "manifest.csv", adversarial=tmp_path / "adversarial", budget=budget)
     report = _verify(bundle, check)
     assert report.inputs == MINIMUM + len(golden_images()) + 12
     assert report.auroc is not None
@@ -244,6 +250,11 @@ def test_flips_have_names_and_labelled_data_a_ranking(bundles: dict[str, Path], 
     noted = _noted(bundle)
     assert (noted.auroc, noted.auroc_loss) == (report.auroc, report.auroc_loss)
     assert str(tmp_path / "adversarial") in noted.image_source
+    assert noted.options == {
+        "adversarial": str(tmp_path / "adversarial"), "data": str(tmp_path / "data" / "manifest.csv"),
+        "budget": str(budget),
+    }  # fmt: skip
+    assert noted.at_shapes == report.at_shapes
 
 
 def _report(precision: Precision, **figures: Any) -> Report:
@@ -265,8 +276,9 @@ _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu"
         (
             "fp32",
             {"resize_difference": 2e-4},
-            "differ by 2.00e-04, with the graph's own resize, tolerance 1e-04",
+            "differ by 2.00e-04 with the graph's own resize, tolerance 1e-04",
         ),
+        ("fp32", {"at_shapes": {"batch 7": 2e-4}}, "differ by 2.00e-04 at batch 7, tolerance 1e-04"),
         ("fp16", {"flips_at_threshold": ["placed 3"], "resize_difference": 0.1}, None),
         ("fp16", {"flips": ["a.png"]}, None),
         ("bf16", {"flips": ["a.png", "b.png"]}, "0.20% of verdicts flip, at most 0.10% may: a.png, b.png"),
@@ -274,7 +286,7 @@ _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu"
         ("int8", {"flips": ["a.png"] * 6}, "0.60% of verdicts flip, at most 0.50% may"),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.004}, None),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.006}, "AUROC falls by 0.0060 to 0.9000, at most 0.005 may be lost"),
-        ("int8", {"resize_difference": float("nan")}, "with the graph's own resize logits differ by nan"),
+        ("int8", {"resize_difference": float("nan")}, "logits differ by nan with the graph's own resize"),
     ],
 )
 def test_budgets_are_those_of_the_precision(precision: Precision, figures: dict[str, Any], problem: str | None) -> None:
