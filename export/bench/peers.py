@@ -1,172 +1,169 @@
-"""`zoo bench`: JPEG bytes to verdict, the bundle against transformers in eager mode, interleaved in one run."""
+"""The peers of a `safeclip_*` bundle: the same CLIP in other libraries, as their own users would write it.
+
+All have random weights, since time does not depend on them, and no more layers than the bundle's model runs. Phrases
+are embedded beforehand, as the bundle's are.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
-import json
-import os
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import Progress
+from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from export.bundle import Bundle, read_bundle
-from export.runtime import load
-from export.verify.probes import image_probes
-from zoo.card import ImageInput
-from zoo.errors import BadInputError
+from export.bench.report import About
+from export.bench.side import Run, Side, Task
+from export.bundle import Bundle
+from zoo.card import ModelCard
+from zoo.errors import BadInputError, MissingDependencyError, close_match
 from zoo.judge import Judge
 from zoo.models.towers import clip_config, unit
 from zoo.policy import Policy
 
-Run = Callable[[list[bytes]], object]
+#: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
+OPEN_CLIP = (
+    "pip install --no-deps --target DIR open_clip_torch timm 'torchvision==0.28.*' "
+    "--extra-index-url https://download.pytorch.org/whl/cpu, then PYTHONPATH=DIR zoo bench ..."
+)
+IMPOSSIBLE = {
+    "optimum": "optimum-onnx (0.1.0, the newest tried) needs transformers below 4.58 and fails to import beside "
+    "transformers 5, which this zoo needs; what it runs is an onnxruntime session, as the bundle's own engines are",
+}
 
 
 @dataclass(frozen=True)
-class Row:
-    """Latencies of one side at one batch size, in milliseconds, and images a second at the median."""
+class Tower:
+    """A peer's parts: images to pixels `[B, 3, S, S]` float32, and those to embeddings `[B, D]` of any norm."""
 
-    engine: str
-    batch: int
-    p50: float
-    p90: float
-    p99: float
-    fastest: float
-    images_per_second: float
+    what: str
+    precision: str
+    preprocess: Callable[[list[Image.Image]], Tensor]
+    embed: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Peer's time over ours, round by round: median, and the 10th and 90th percentile as the spread."""
-
-    batch: int
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """All rows and ratios with what they were measured on."""
-
-    setting: dict[str, str]
-    rows: list[Row]
-    ratios: list[Ratio]
-
-    def text(self) -> str:
-        """Markdown, for people and for a README."""
-        lines = [f"{key}: {value}" for key, value in self.setting.items()] + [""]
-        lines += ["| engine | batch | p50 ms | p90 ms | p99 ms | fastest ms | images/s |", "|---" * 7 + "|"]
-        for row in self.rows:
-            figures = f"{row.p50:.1f} | {row.p90:.1f} | {row.p99:.1f} | {row.fastest:.1f} | {row.images_per_second:.1f}"
-            lines.append(f"| {row.engine} | {row.batch} | {figures} |")
-        lines += ["", "| batch | peer / bundle | 10th to 90th percentile of the rounds |", "|---|---|---|"]
-        lines += [f"| {r.batch} | {r.median:.2f}x | {r.low:.2f} to {r.high:.2f} |" for r in self.ratios]
-        return "\n".join(lines)
-
-    def write(self, path: Path) -> None:
-        """Write everything as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+def check_peers(names: list[str]) -> None:
+    """Raise BadInputError for a peer that does not exist or cannot run here, and for none at all."""
+    for name in names:
+        if name in IMPOSSIBLE:
+            raise BadInputError(f"{name} cannot be a peer: {IMPOSSIBLE[name]}")
+        if name not in PEERS:
+            raise BadInputError(f'no peer is called "{name}"' + close_match(name, PEERS))
+    if not names:
+        raise BadInputError(f"name at least one peer: {', '.join(PEERS)}")
 
 
-def bench(folder: Path, batches: list[int], threads: int, rounds: int, size: tuple[int, int]) -> Benchmark:
-    """Time a `safeclip_*` bundle against transformers' CLIPModel and its processor, float32 on both sides.
+def peer_side(name: str, bundle: Bundle, task: Task) -> Side:
+    """The peer of that name for a bundle of a `safeclip_*` model.
 
-    Both get the same JPEG bytes of `size` (width, height) and the same threads, and end with category scores; the
-    peer's phrases are embedded beforehand, as ours are. In each round both run once, in turn, so that a busy
-    neighbour slows both. The peer has random weights: time does not depend on them.
+    Raises MissingDependencyError, with the command that installs it, where its package is absent.
     """
-    if rounds < 5 or threads < 1 or min(batches) < 1:
-        raise BadInputError(f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {batches}")
-    bundle = read_bundle(folder)
-    if "safeclip" not in bundle.card.architecture.split("_") or bundle.card.image is None:
-        raise BadInputError(f"{folder} is a {bundle.card.name}: the peer is a CLIP, so the bundle must be a safeclip_*")
-    torch.set_num_threads(threads)
-    jpegs = _jpegs(max(batches), size)
-    peer = _transformers_peer(bundle)
-    rows: list[Row] = []
-    ratios: list[Ratio] = []
-    with load(folder, threads=threads, batch_size=max(batches)) as scorer, Progress(transient=True) as progress:
-        engine = scorer.engine.spec.precision
-        task = progress.add_task("Timing", total=rounds * len(batches))
-        for batch in batches:
-            sides: list[tuple[str, Run]] = [("bundle", scorer.verdicts), ("transformers", peer)]
-            times = _interleave(sides, jpegs[:batch], rounds, lambda: progress.advance(task))
-            rows += [_row(name, batch, times[name]) for name, _ in sides]
-            ratio = times["transformers"] / times["bundle"]
-            low, high = np.percentile(ratio, [10, 90])
-            medians = float(np.median(times["transformers"]) / np.median(times["bundle"]))
-            ratios.append(Ratio(batch, medians, float(low), float(high)))
-    return Benchmark(_setting(bundle, engine, threads, rounds, size), rows, ratios)
-
-
-def _interleave(
-    sides: list[tuple[str, Run]], jpegs: list[bytes], rounds: int, tick: Callable[[], None]
-) -> dict[str, NDArray[np.float64]]:
-    times: dict[str, list[float]] = {name: [] for name, _ in sides}
-    for _, run in sides * 2:  # warm-up
-        run(jpegs)
-    for number in range(rounds):
-        for name, run in sides if number % 2 == 0 else reversed(sides):
-            start = time.perf_counter()
-            run(jpegs)
-            times[name].append(1000 * (time.perf_counter() - start))
-        tick()
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def _row(name: str, batch: int, times: NDArray[np.float64]) -> Row:
-    p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
-    return Row(name, batch, p50, p90, p99, float(times.min()), 1000 * batch / p50)
-
-
-def _transformers_peer(bundle: Bundle) -> Run:
-    """What a user of transformers would write, in evaluation mode and without gradients."""
-    spec = bundle.card.image
-    assert spec is not None  # bench() checked
-    processor = CLIPImageProcessorPil(size={"shortest_edge": spec.size}, crop_size=spec.size)
-    model = CLIPModel(clip_config(bundle.card)).eval()
+    tower = PEERS[name](bundle.card, task.device)
     assert isinstance(bundle.policy, Policy)  # a safeclip_* is no panel
     judge = Judge(bundle.card, bundle.policy)
-    bank = unit(torch.randn(len(judge.outputs), bundle.card.hparams["embedding_dim"]))
+    bank = unit(torch.randn(len(judge.outputs), bundle.card.hparams["embedding_dim"])).to(task.device)
 
     @torch.inference_mode()
-    def run(jpegs: list[bytes]) -> NDArray[np.float64]:
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs]
-        pixels = processor(images, return_tensors="pt")["pixel_values"]
-        embedding = unit(model.get_image_features(pixel_values=pixels).pooler_output)
-        scores = (model.logit_scale.exp() * embedding @ bank.T).softmax(dim=-1)
-        return judge.category_scores(scores.numpy())
+    def scores(pixels: Tensor) -> NDArray[np.float32]:
+        embedding = unit(tower.embed(pixels.to(task.device)).float())
+        found: NDArray[np.float32] = (100 * embedding @ bank.T).softmax(dim=-1).cpu().numpy()
+        return found
 
-    return run
+    def preprocess(jpegs: list[bytes]) -> Tensor:
+        return tower.preprocess([Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs])
 
+    def from_jpegs(batch: int) -> Run:
+        return lambda: judge.category_scores(scores(preprocess(task.jpegs[:batch])))
 
-def _jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
-    """Drawn pictures with photo-like noise, so that their JPEGs are as large as photos' are."""
-    side = ImageInput(max(size), "squash", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    found = []
-    for pixels in image_probes(count, side, None):
-        stream = io.BytesIO()
-        Image.fromarray(pixels[: size[1], : size[0]]).save(stream, "JPEG", quality=90)
-        found.append(stream.getvalue())
-    return found
+    about = About(name, tower.what, tower.precision, peer=True)
+    if task.input == "jpeg":
+        return Side(about, from_jpegs)
+    pixels = preprocess(task.jpegs)
+    return Side(about, lambda batch: lambda: scores(pixels[:batch]))
 
 
-def _setting(bundle: Bundle, engine: str, threads: int, rounds: int, size: tuple[int, int]) -> dict[str, str]:
-    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return {
-        "model": f"{bundle.card.name}, {engine}",
-        "task": f"JPEG bytes of {size[0]}x{size[1]} to verdict",
-        "peer": f"transformers {version('transformers')} CLIPModel and CLIPImageProcessorPil, torch eager, float32",
-        "threads": f"{threads} on {os.cpu_count()} cores ({platform.machine()}), load average {load_average:.1f}",
-        "rounds": f"{rounds}, both sides in turn",
-    }
+def clip_model(card: ModelCard) -> CLIPModel:
+    """transformers' CLIP of a card's size, random weights, with the layers that the card's model runs."""
+    config = clip_config(card)
+    config.vision_config.num_hidden_layers += 1 + card.hparams["layer"]
+    return CLIPModel(config).eval()
+
+
+def _transformers(card: ModelCard, device: str) -> Tower:
+    return _clip(card, device, torch.float32, "eager")
+
+
+def _transformers_bf16(card: ModelCard, device: str) -> Tower:
+    return _clip(card, device, torch.bfloat16, "eager")
+
+
+def _transformers_compile(card: ModelCard, device: str) -> Tower:
+    """Compiled anew for each batch size, while the benchmark warms up."""
+    return _clip(card, device, torch.float32, "torch.compile")
+
+
+def _clip(card: ModelCard, device: str, dtype: torch.dtype, mode: str) -> Tower:
+    assert card.image is not None  # a safeclip_* reads images
+    model = clip_model(card).to(device, dtype)
+    features: Callable[..., Any] = model.get_image_features
+    if mode == "torch.compile":
+        # fullgraph: what it cannot compile is an error, and not eager mode under another name.
+        features = torch.compile(features, dynamic=False, fullgraph=True)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": card.image.size}, crop_size=card.image.size)
+
+    def preprocess(images: list[Image.Image]) -> Tensor:
+        pixels: Tensor = processor(images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def embed(pixels: Tensor) -> Tensor:
+        found: Tensor = features(pixel_values=pixels.to(dtype)).pooler_output
+        return found
+
+    what = f"transformers {version('transformers')}, CLIPModel and CLIPImageProcessorPil, torch {mode}"
+    return Tower(what, {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype], preprocess, embed)
+
+
+def _open_clip(card: ModelCard, device: str) -> Tower:
+    try:
+        package = importlib.import_module("open_clip")
+    except (ImportError, RuntimeError) as problem:  # torchvision's CUDA build beside a torch for CPUs: RuntimeError
+        raise MissingDependencyError(f"open_clip cannot be imported ({problem}); install it: {OPEN_CLIP}") from None
+    assert card.image is not None  # a safeclip_* reads images
+    model = open_clip_model(package, card).to(device)
+    transform = package.image_transform(card.image.size, is_train=False)
+    return Tower(
+        f"open_clip {version('open_clip_torch')}, CLIP and image_transform, torch eager",
+        "fp32",
+        lambda images: torch.stack([transform(image) for image in images]),
+        model.encode_image,
+    )
+
+
+def open_clip_model(package: Any, card: ModelCard) -> Any:
+    """open_clip's CLIP with the image tower of a card's size; its text tower, which nobody runs, has one layer."""
+    h = card.hparams
+    assert card.image is not None  # a safeclip_* reads images
+    vision = package.CLIPVisionCfg(
+        layers=h["vision_layers"] + 1 + h["layer"],
+        width=h["vision_width"],
+        head_width=h["vision_width"] // h["vision_heads"],
+        patch_size=h["patch_size"],
+        image_size=card.image.size,
+    )
+    return package.CLIP(h["embedding_dim"], vision, package.CLIPTextCfg(layers=1), quick_gelu=True).eval()
+
+
+PEERS: dict[str, Callable[[ModelCard, str], Tower]] = {
+    "transformers": _transformers,
+    "transformers-bf16": _transformers_bf16,
+    "transformers-compile": _transformers_compile,
+    "open_clip": _open_clip,
+}

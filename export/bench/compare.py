@@ -1,0 +1,85 @@
+"""`zoo bench BUNDLE`: the engines of a bundle and the same CLIP in other libraries, interleaved in one run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from export.bench.engines import engine_sides
+from export.bench.peers import check_peers, peer_side
+from export.bench.report import Benchmark, ratios_of, rows_of
+from export.bench.side import Input, Task, drawn_jpegs
+from export.bench.turns import in_turns
+from export.bundle import Bundle, Device, read_bundle
+from zoo.errors import BadInputError
+
+
+def bench(
+    folder: Path,
+    *,
+    against: Sequence[str] = ("transformers",),
+    engines: Sequence[str] = (),
+    input: Input = "jpeg",
+    device: Device = "cpu",
+    batches: Sequence[int] = (1, 8, 32),
+    threads: int = 2,
+    rounds: int = 20,
+    size: tuple[int, int] = (1024, 768),
+) -> Benchmark:
+    """Time engines of a `safeclip_*` bundle (all that run on the device when none is named) and its peers.
+
+    All get the same images, as JPEG bytes of `size` (width, height) or as pixels that are already preprocessed, on the
+    same device with as many threads, and end with verdicts (the peers with category scores) or with the scores of each
+    phrase. In each round all run once. Raises BadInputError for figures that mean nothing, unknown names and a
+    model that is no CLIP, MissingDependencyError for a peer that is not installed, and what `export.runtime.load` does.
+    """
+    if rounds < 5 or threads < 1 or not batches or min(batches) < 1:
+        raise BadInputError(
+            f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {list(batches)}"
+        )
+    if min(size) < 1:
+        raise BadInputError(f"images need a width and a height of at least 1 pixel, got {size[0]}x{size[1]}")
+    peers, batches = list(dict.fromkeys(against)), list(dict.fromkeys(batches))
+    check_peers(peers)
+    bundle = read_bundle(folder)
+    if "safeclip" not in bundle.card.architecture.split("_") or bundle.card.image is None:
+        raise BadInputError(f"{folder} is a {bundle.card.name}: every peer is a CLIP, so it must be a safeclip_*")
+    torch.set_num_threads(threads)
+    task = Task(drawn_jpegs(max(batches), size), input, device, threads)
+    found = Benchmark(_setting(bundle, task, rounds, size), [], [], [])
+    with ExitStack() as stack:
+        sides, left_out = engine_sides(bundle, engines, task, stack)
+        sides += [peer_side(name, bundle, task) for name in peers]
+        found.sides.extend(side.about for side in sides)
+        found.left_out.update(left_out)
+        progress = stack.enter_context(Progress(transient=True, console=Console(stderr=True)))
+        bar = progress.add_task("Timing", total=rounds * len(batches))
+        for batch in batches:
+            runs = {side.about.name: side.at(batch) for side in sides}
+            times = in_turns(runs, rounds, lambda: progress.advance(bar))
+            found.rows.extend(rows_of(times, batch))
+            found.ratios.extend(ratios_of(times, batch, peers[0]))
+    return found
+
+
+def _setting(bundle: Bundle, task: Task, rounds: int, size: tuple[int, int]) -> dict[str, str]:
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    side = bundle.card.image.size if bundle.card.image else 0
+    tasks = {
+        "jpeg": f"JPEG bytes of {size[0]}x{size[1]} to verdict",
+        "pixels": f"the network alone, preprocessed pixels of {side}x{side} to scores",
+    }
+    return {
+        "model": bundle.card.name,
+        "task": tasks[task.input],
+        "device": f"{task.device}, {task.threads} threads on {os.cpu_count()} cores ({platform.machine()}), "
+        f"load average {load_average:.1f} at the start",
+        "rounds": f"{rounds} of each batch size, all sides in turn",
+    }

@@ -1,0 +1,118 @@
+"""What a benchmark found: latencies and ratios with their spread, as Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class About:
+    """A side in words: the precision of its products, and for an engine of the bundle what its verification said.
+
+    `verified` is None for a peer, and for an engine that was not verified yet; `flips` is "1 of 256" say.
+    """
+
+    name: str
+    what: str
+    precision: str
+    peer: bool
+    verified: bool | None = None
+    flips: str | None = None
+
+    @property
+    def proof(self) -> str:
+        """What is known of its answers, for a table."""
+        return "-" if self.peer else {None: "not yet", True: "yes", False: "FAILED"}[self.verified]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Latencies of one side at one batch size, in milliseconds, and images a second at the median."""
+
+    name: str
+    batch: int
+    p50: float
+    p90: float
+    p99: float
+    fastest: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster than the first peer: its median over this side's.
+
+    `low` and `high` are the 10th and 90th percentile of the ratios of single rounds.
+    """
+
+    name: str
+    batch: int
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All rows and ratios, with who ran and on what. `left_out` are the engines that did not run, with the reason."""
+
+    setting: dict[str, str]
+    sides: list[About]
+    rows: list[Row]
+    ratios: list[Ratio]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """The first peer, which the ratios are to."""
+        return next(side.name for side in self.sides if side.peer)
+
+    def text(self) -> str:
+        """Markdown, for people and for a README."""
+        lines = [f"- {key}: {value}" for key, value in self.setting.items()]
+        lines += [f"- left out: {name}, {reason}" for name, reason in self.left_out.items()]
+        lines += ["", "| side | precision | verified | flips | what runs |", "|---" * 5 + "|"]
+        for side in self.sides:
+            lines.append(f"| {side.name} | {side.precision} | {side.proof} | {side.flips or '-'} | {side.what} |")
+        lines += ["", "| side | batch | p50 ms | p90 ms | p99 ms | fastest ms | images/s |", "|---" * 7 + "|"]
+        for row in self.rows:
+            figures = f"{row.p50:.1f} | {row.p90:.1f} | {row.p99:.1f} | {row.fastest:.1f} | {row.images_per_second:.1f}"
+            lines.append(f"| {row.name} | {row.batch} | {figures} |")
+        lines += ["", f"| side | batch | times as fast as {self.reference} | 10th to 90th percentile of the rounds |"]
+        lines += ["|---" * 4 + "|"]
+        lines += [f"| {r.name} | {r.batch} | {r.median:.2f}x | {r.low:.2f} to {r.high:.2f} |" for r in self.ratios]
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Write `bench.json`, `bench.md` and the plot `bench.png` into a folder, made if need be."""
+        from export.bench.plot import plot_speed
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bench.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (folder / "bench.md").write_text(self.text() + "\n", encoding="utf-8")
+        (folder / "bench.png").write_bytes(plot_speed(self))
+
+
+def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Row]:
+    """A row for each side, from its milliseconds `[rounds]`."""
+    rows = []
+    for name, found in times.items():
+        p50, p90, p99 = (float(value) for value in np.percentile(found, [50, 90, 99]))
+        rows.append(Row(name, batch, p50, p90, p99, float(found.min()), 1000 * batch / p50))
+    return rows
+
+
+def ratios_of(times: dict[str, NDArray[np.float64]], batch: int, reference: str) -> list[Ratio]:
+    """Every other side's speed in times that of the `reference`."""
+    ratios = []
+    for name, found in times.items():
+        if name != reference:
+            low, high = (float(value) for value in np.percentile(times[reference] / found, [10, 90]))
+            medians = float(np.median(times[reference]) / np.median(found))
+            ratios.append(Ratio(name, batch, medians, low, high))
+    return ratios

@@ -1,0 +1,37 @@
+"""Timing in turns: every side once a round, so that a busy neighbour slows all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds `[rounds]` of each run; entry i of all of them is round i.
+
+    Who begins rotates and the direction alternates, so that nobody always runs after the same neighbour. Two rounds
+    before the first warm up. `tick` is called after each round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(2):
+        for run in runs.values():
+            run()
+    for number in range(rounds):
+        for name in order(list(runs), number):
+            start = time.perf_counter()
+            runs[name]()
+            times[name].append(1000 * (time.perf_counter() - start))
+        tick()
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def order(names: list[str], number: int) -> list[str]:
+    """The order of a round: each order forwards and then backwards, with another one in front every other round."""
+    first = number // 2 % len(names)
+    turned = names[first:] + names[:first]
+    return turned[::-1] if number % 2 else turned
