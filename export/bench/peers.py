@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -98,15 +100,18 @@ def clip_model(card: ModelCard) -> CLIPModel:
 
 
 def _transformers(card: ModelCard, device: str) -> Tower:
-    return _clip(card, device, torch.float32, "eager")
+    return _clip(card, device, torch.float32, "torch eager")
 
 
 def _transformers_bf16(card: ModelCard, device: str) -> Tower:
-    return _clip(card, device, torch.bfloat16, "eager")
+    return _clip(card, device, torch.bfloat16, "torch eager")
 
 
 def _transformers_compile(card: ModelCard, device: str) -> Tower:
     """Compiled anew for each batch size, while the benchmark warms up."""
+    wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device == "cpu" and not any(shutil.which(compiler) for compiler in wanted):
+        raise MissingDependencyError(f"torch.compile needs a C++ compiler, and there is no {' or '.join(wanted)} here")
     return _clip(card, device, torch.float32, "torch.compile")
 
 
@@ -127,7 +132,7 @@ def _clip(card: ModelCard, device: str, dtype: torch.dtype, mode: str) -> Tower:
         found: Tensor = features(pixel_values=pixels.to(dtype)).pooler_output
         return found
 
-    what = f"transformers {version('transformers')}, CLIPModel and CLIPImageProcessorPil, torch {mode}"
+    what = f"transformers {version('transformers')}, CLIPModel and CLIPImageProcessorPil, {mode}"
     return Tower(what, {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype], preprocess, embed)
 
 

@@ -159,6 +159,12 @@ def test_a_package_that_is_not_installed_is_named_with_its_command(two: Path, mo
         bench(two, against=["open_clip"], batches=[1], rounds=5, threads=1, size=(80, 60))
 
 
+def test_a_compiler_that_is_not_there_is_named(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MissingDependencyError, match="there is no no-such-compiler here"):
+        bench(two, against=["transformers-compile"], batches=[1], rounds=5, threads=1, size=(80, 60))
+
+
 @pytest.mark.parametrize("name", ["test_nsfwjs.random", "test_multimodal_nsfw.fusion"])
 def test_a_bundle_of_another_kind_is_refused(bundles: dict[str, Path], name: str) -> None:
     with pytest.raises(BadInputError, match=f"is a {name}: every peer is a CLIP"):
