@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+
+import onnx
 
 import zoo
 from export.bundle import Bundle, Engine, Kind, Manifest
@@ -21,6 +24,7 @@ from export.matrix.latency import machine, median_ms
 from export.matrix.rows import Row
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
+from export.precision.calibration import calibration
 from export.precision.names import Precision
 from export.precision.products import check_products
 from export.runtime.onnx import installed_version, obstacle, open_engine
@@ -29,8 +33,7 @@ from export.tensorrt.export import Options, build_graph
 from export.tensorrt.package import load_package
 from export.verify.check import Check
 from export.verify.compare import verify_engine
-from export.verify.inputs import Inputs
-from export.verify.probes import image_probes
+from export.verify.reference import Reference
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.release import Release
 from zoo.scorer import Feeds
@@ -40,6 +43,8 @@ log = logging.getLogger("export.matrix")
 #: Drawn inputs that fixed 8-bit scales are found on: enough for fair scales, or, where nothing is verified, for a graph
 #: that is complete.
 CALIBRATED, COMPLETE = 64, 4
+#: A graph has a folder of its own.
+MODEL = "model.onnx"
 
 Paused = Callable[[], AbstractContextManager[None]]
 
@@ -79,11 +84,11 @@ def make_row(
     `begin` is told which cell comes next, and `paused` is entered while the verification shows a progress bar of its
     own.
     """
-    release: Release | None = None
-    for precision in dict.fromkeys(precision for _, precision in wanted):
-        columns = [column for column in wanted if column[1] == precision]
-        with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:  # a graph may have gigabytes
-            graph = _Graph(row, precision, Path(scratch), settings, deep=any(wanted[c] == "verify" for c in columns))
+    subject: _Subject | None = None
+    with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:
+        for precision in dict.fromkeys(precision for _, precision in wanted):
+            columns = [column for column in wanted if column[1] == precision]
+            graph = _Graph(Path(scratch), precision, settings, deep=any(wanted[c] == "verify" for c in columns))
             for column in columns:
                 begin(column)
                 start = time.process_time()
@@ -92,32 +97,39 @@ def make_row(
                     settings.versions(column[0]), "failed",
                 )  # fmt: skip
                 try:
-                    release = release or load(row.source, row.untrained)
-                    found = _onnx(graph, release, cell, settings, paused) if column[0] == "onnx" else None
-                    cell = found or _tensorrt(graph, release, cell, settings)
+                    subject = subject or _Subject(row)
+                    if column[0] == "onnx":
+                        cell = _onnx(graph, subject, cell, settings, paused)
+                    else:
+                        cell = _tensorrt(graph, subject, cell, settings)
                 except (BadInputError, IncompatibleBundleError) as problem:
                     cell = dataclasses.replace(cell, outcome="refused", note=_plain(str(problem), scratch))
                 except Exception as problem:  # whatever it was, the other cells can still be made
                     log.exception("%s %s", row.name, "-".join(column))
                     cell = dataclasses.replace(cell, note=_plain(f"{type(problem).__name__}: {problem}", scratch))
                 yield dataclasses.replace(cell, seconds=round(time.process_time() - start, 1))
+            if precision != "fp32":  # of which those in 8 bits are made
+                shutil.rmtree(graph.folder, ignore_errors=True)  # it may have gigabytes
 
 
-@dataclass
+class _Subject:
+    """The loaded model of a row, and its answers."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.release = load(row.source, row.untrained)
+        self.reference = Reference(self.release.model, self.release.policy)
+
+
 class _Graph:
     """The graph of a row in one precision, written when it is first asked for; an error comes again for each asking."""
 
-    row: Row
-    precision: Precision
-    folder: Path
-    settings: Settings
-    deep: bool
-    done: tuple[tuple[str, ...], dict[str, int]] | None = None
-    error: Exception | None = None
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "model.onnx"
+    def __init__(self, scratch: Path, precision: Precision, settings: Settings, *, deep: bool) -> None:
+        self.precision, self.settings, self.deep = precision, settings, deep
+        self.folder, self.traced = scratch / precision, scratch / "fp32" / MODEL
+        self.path = self.folder / MODEL
+        self.done: tuple[tuple[str, ...], dict[str, int]] | None = None
+        self.error: Exception | None = None
 
     def write(self, release: Release) -> tuple[tuple[str, ...], dict[str, int]]:
         """Its files, and its products by precision."""
@@ -125,7 +137,9 @@ class _Graph:
             raise self.error
         if self.done is None:
             try:
-                self.done = write_onnx(release, self.precision, self.path, self._scales(release))
+                self.folder.mkdir()
+                traced = onnx.load(self.traced) if self.precision.startswith("int8") and self.traced.exists() else None
+                self.done = write_onnx(release, self.precision, self.path, self._scales(release), traced=traced)
             except Exception as problem:
                 self.error = problem
                 raise
@@ -141,20 +155,21 @@ class _Graph:
         return draw_inputs(release.card, self.folder / "drawn", count, unseen=self.deep)
 
 
-def _onnx(graph: _Graph, release: Release, cell: Cell, settings: Settings, paused: Paused) -> Cell:
+def _onnx(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, paused: Paused) -> Cell:
+    release = subject.release
     files, products = graph.write(release)
     cell = dataclasses.replace(cell, outcome="done", products=products)
     if cell.depth == "parse":
         return cell
-    bundle = _bundle(graph, release, files, products)
+    bundle = _bundle(graph, subject, files, products)
     (spec,) = bundle.manifest.engines
     if obstacle(bundle, spec, "cpu") is None:
-        used, waited = median_ms(open_engine(bundle, spec, "cpu", 1), _one_input(release))
+        used, waited = median_ms(open_engine(bundle, spec, "cpu", 1), _one_input(release, graph.folder / "one"))
         cell = dataclasses.replace(cell, ms=used, wall_ms=waited, machine=machine())
     if cell.depth == "build":
         return cell
     with paused():
-        report = verify_engine(bundle, spec, release, settings.check)
+        report = verify_engine(bundle, spec, release, settings.check, subject.reference)
     strict = report.budget.at_threshold
     outcome: Outcome = "missed" if report.problems else "done"
     return dataclasses.replace(
@@ -168,32 +183,33 @@ def _onnx(graph: _Graph, release: Release, cell: Cell, settings: Settings, pause
     )
 
 
-def _tensorrt(graph: _Graph, release: Release, cell: Cell, settings: Settings) -> Cell:
-    _, products = graph.write(release)
+def _tensorrt(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings) -> Cell:
+    _, products = graph.write(subject.release)
     if cell.depth == "parse":
         parse(graph.path, package=settings.package)
     else:
         options = Options(package=settings.package)
-        products = build_graph(graph.path, release.card, "latency", options).report.products
+        products = build_graph(graph.path, subject.release.card, "latency", options).report.products
         check_products(products, graph.precision)
     return dataclasses.replace(cell, outcome="done", products=products)
 
 
-def _bundle(graph: _Graph, release: Release, files: tuple[str, ...], products: dict[str, int]) -> Bundle:
+def _bundle(graph: _Graph, subject: _Subject, files: tuple[str, ...], products: dict[str, int]) -> Bundle:
     """A bundle of this one graph, never written: what the verification and the runtime need to know of it."""
-    precision = graph.precision
+    precision, release = graph.precision, subject.release
     spec = Engine(
         engine_name("onnx", precision, "latency"), "onnx", precision, files, "latency", BATCHES["latency"],
         RUNS_ON[precision], products, release.policy.id, opset=opset_of(precision),
     )  # fmt: skip
     inputs, outputs = contract(release.card)
-    manifest = Manifest((spec,), inputs, outputs, {}, graph.row.source, "", graph.row.untrained)
+    manifest = Manifest((spec,), inputs, outputs, {}, subject.row.source, "", subject.row.untrained)
     return Bundle(graph.folder, manifest, release.card, release.policy)
 
 
-def _one_input(release: Release) -> Feeds:
+def _one_input(release: Release, folder: Path) -> Feeds:
     codec = release.model.codec() if release.card.reads_text else None
-    return Inputs(release.card, codec, Check()).feeds(image_probes(1, release.card.image))
+    (feeds,) = calibration(draw_inputs(release.card, folder, 1, unseen=False), release.card, codec)
+    return feeds
 
 
 def _plain(text: str, scratch: str) -> str:

@@ -48,7 +48,9 @@ def registered_rows(pattern: str = "*") -> list[Row]:
     found: dict[str, list[str]] = {}
     for name in list_models():
         entry = model_entry(name)
-        found.setdefault(graph_of(entry.card, default_policy(entry), entry.builder), []).append(name)
+        # Of a function, its name: what it prints as has an address in it, another one in each process.
+        made_by = entry.builder if isinstance(entry.builder, str) else getattr(entry.builder, "__qualname__", name)
+        found.setdefault(graph_of(entry.card, default_policy(entry), made_by), []).append(name)
     wanted = set(list_models(pattern))
     rows = [Row(names[0], tuple(names), names[0], graph) for graph, names in found.items()]
     return [row for row in rows if wanted.intersection(row.names)]
@@ -65,12 +67,12 @@ def release_row(source: str) -> Row:
     return Row(f"{release.card.name}@{weights[:8]}", (release.card.name,), path, graph, None)
 
 
-def graph_of(card: ModelCard, policy: AnyPolicy, made_by: object) -> str:
+def graph_of(card: ModelCard, policy: AnyPolicy, made_by: str) -> str:
     """A hash of what decides a graph and its verdicts: inputs, outputs, hyperparameters, policy, and `made_by`."""
     data = card.to_dict()
     parts = {key: data[key] for key in ("task", "score", "image", "labels", "requires", "hparams")}
     parts["context"] = card.text and card.text.context_length
-    text = "\n".join([json.dumps(parts, sort_keys=True), policy.id, str(made_by)])
+    text = "\n".join([json.dumps(parts, sort_keys=True), policy.id, made_by])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from export.bundle import Device, Engine, Manifest, Profile
 from export.bundle.add import add_engine
 from export.bundle.command import given
@@ -77,19 +79,27 @@ def opset_of(precision: Precision) -> int:
 
 
 def write_onnx(
-    release: Release, precision: Precision, path: Path, calibrate: Path | None = None
+    release: Release,
+    precision: Precision,
+    path: Path,
+    calibrate: Path | None = None,
+    *,
+    traced: onnx.ModelProto | None = None,
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write the graph of a release in one precision; returns its files and its products counted by precision.
 
+    `traced` is its fp32 graph, where there is one already, from which those of 8 bits are made: tracing takes longest.
     Raises IncompatibleBundleError when the graph has no product in that precision, or came out other than declared,
     and BadInputError for `int8_qdq` without inputs to calibrate on, or inputs where nothing is calibrated.
     """
     if calibrate is not None and precision != "int8_qdq":
         raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
     batches = _calibration(release, calibrate) if precision == "int8_qdq" else []
-    banks = text_banks(release.model, release.policy)
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model
-    proto = served_graph(model, banks, opset=opset_of(precision))
+    if traced is not None and precision.startswith("int8"):
+        proto = traced
+    else:
+        proto = served_graph(model, text_banks(release.model, release.policy), opset=opset_of(precision))
     if precision.startswith("int8"):
         from export.precision.int8 import quantise_dynamic, quantise_static
 

@@ -22,12 +22,11 @@ from export.runtime.onnx import OnnxEngine
 from export.verify.check import Check
 from export.verify.inputs import Inputs
 from export.verify.probes import image_probes, placed_at_threshold
+from export.verify.reference import Reference
 from export.verify.report import Report, difference
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judge import Judge
-from zoo.models.served import ServedRun
 from zoo.panel import PanelJudge, bind
-from zoo.predict import text_banks
 from zoo.release import Release
 from zoo.scorer import Feeds
 
@@ -59,22 +58,26 @@ def verify(
     if obstacles and (engines or len(obstacles) == len(wanted)):
         raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
     reports = []
+    reference = Reference(release.model, bundle.policy)
     for spec in wanted:
         if spec.name not in obstacles:
-            reports.append(verify_engine(bundle, spec, release, check or Check()))
+            reports.append(verify_engine(bundle, spec, release, check or Check(), reference))
             manifest = reports[-1].noted(manifest)
             manifest.write(Path(folder))
     return reports
 
 
-def verify_engine(bundle: Bundle, spec: Engine, release: Release, check: Check) -> Report:
+def verify_engine(
+    bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference | None = None
+) -> Report:
     """Compare one engine with the release that it came from.
 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
-    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first.
+    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first. Give the `reference`
+    of the release's model and the bundle's policy where several engines are compared with it.
     """
     budget = check.budget_of(spec.precision)
-    pair = _Pair(bundle, spec, release, check)
+    pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.policy))
     report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options)
     _check_names(bundle, pair, report)
     _check_batches(pair, report)
@@ -87,12 +90,12 @@ def verify_engine(bundle: Bundle, spec: Engine, release: Release, check: Check) 
 class _Pair:
     """The two engines side by side, each giving logits and scores `[B, N]`."""
 
-    def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check) -> None:
+    def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference) -> None:
         self.card = release.card
         self.judge = bind(release.card, bundle.policy)
         engine, self.device = _open(bundle, spec)
         self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.policy))
-        self.eager = ServedRun(release.model, text_banks(release.model, bundle.policy)).run
+        self.eager = reference.run
         codec = release.model.codec() if release.card.reads_text else None
         self.inputs = Inputs(release.card, codec, check)
 

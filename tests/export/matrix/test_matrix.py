@@ -186,6 +186,17 @@ def test_a_run_that_is_terminated_leaves_a_mark_and_no_graph(tmp_path: Path) -> 
     assert not list(scratch.glob("safety-zoo-*"))
 
 
+def test_graphs_of_8_bits_are_those_that_are_made_without_the_fp32_graph(tmp_path: Path) -> None:
+    columns: list[Column] = [("onnx", "fp32"), ("onnx", "int8"), ("onnx", "int8_qdq")]
+    rows = registered_rows(BERT)
+    together = run_matrix(rows, columns, Store(tmp_path / "together"), Settings(), depth="build")
+    alone = run_matrix(rows, columns[1:], Store(tmp_path / "alone"), Settings(), depth="build")
+    assert [cell.outcome for cell in together] == ["done"] * 3
+    assert [cell.products for cell in together[1:]] == [cell.products for cell in alone]
+    assert alone[0].products["int8"] > 0
+    assert alone[1].products["int8"] > 0  # of a model that reads texts alone
+
+
 @needs_tensorrt
 @pytest.mark.tensorrt
 def test_tensorrt_builds_what_it_reads_and_names_the_node_that_it_does_not(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_a_cell_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     settings = Settings(calibrate=empty)
     (cell,) = run_matrix(registered_rows(LAION), ONNX[1:], Store(tmp_path / "cells"), settings, depth="parse")
     assert cell.outcome == "refused"
-    assert "holds no readable image" in cell.note
+    assert "holds no images" in cell.note
     assert shown(cell).startswith("no: ")
 
 
