@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "lightning")
 #: From the bottom up. A folder stands for all modules in it.
 LAYERS = (
     ("zoo.errors",),
-    ("zoo.schema", "zoo.files", "zoo.assets", "zoo.bank_cache"),
+    ("zoo.schema", "zoo.files", "zoo.assets", "zoo.bank_cache", "zoo.figure_style"),
     ("zoo.card", "zoo.policy", "zoo.verdict"),
     ("zoo.judge", "zoo.panel", "zoo.panel_card", "zoo.registry", "zoo.inputs"),
     ("zoo.scorer",),

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from export import runtime
-from export.bundle import Engine, read_bundle
-from export.tensorrt.report import Report, Shapes
+from export.bundle import Engine, Shapes, read_bundle
+from export.tensorrt.report import Report
 from export.triton.pbtxt import pbtxt
 from export.triton.repository import export_triton
 from zoo.assets import find_asset

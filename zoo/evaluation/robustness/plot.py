@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import BadInputError
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
+from zoo.figure_style import COLOURS, DASHES, MARKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours stay apart for every kind of colour blindness; marks and dashes say it again.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":")
 POINTS = {"policy": "at the policy's operating point", "fpr": "at a fixed false positive rate", "labels": "by label"}
 
 
