@@ -101,9 +101,12 @@ def write_onnx(
     else:
         proto = served_graph(model, text_banks(release.model, release.policy), opset=opset_of(precision))
     if precision.startswith("int8"):
+        from export.precision.cpu import patches_as_products, skip_resize
         from export.precision.int8 import quantise_dynamic, quantise_static
 
-        proto = quantise_static(proto, batches) if batches else quantise_dynamic(proto)
+        proto = quantise_static(proto, batches) if batches else quantise_dynamic(patches_as_products(proto))
+        if not batches and release.card.image is not None:
+            proto = skip_resize(proto, release.card.image.size)
     counts = count_products(proto)
     check_products(counts, precision)
     return save(proto, path), counts

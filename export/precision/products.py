@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import onnx
 from onnx import TensorProto
@@ -23,9 +24,10 @@ def count_products(proto: onnx.ModelProto) -> dict[str, int]:
     bits. Raises IncompatibleBundleError for a product whose type the graph does not give away.
     """
     types = _types(proto)
-    producers = {name: node for node in proto.graph.node for name in node.output}
+    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    producers = {name: node for node in nodes for name in node.output}
     counts: Counter[str] = Counter()
-    for node in proto.graph.node:
+    for node in nodes:
         if node.op_type in _INTEGERS:
             counts["int8"] += 1
         elif node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
@@ -49,9 +51,21 @@ def check_products(counts: dict[str, int], precision: Precision) -> None:
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(proto).graph
-    values = (*inferred.input, *inferred.output, *inferred.value_info)
-    found = {value.name: value.type.tensor_type.elem_type for value in values}
-    return found | {weight.name: weight.data_type for weight in inferred.initializer}
+    found: dict[str, int] = {}
+    for graph in _graphs(inferred):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        found |= {value.name: value.type.tensor_type.elem_type for value in values}
+        found |= {weight.name: weight.data_type for weight in graph.initializer}
+    return found
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those of the branches within it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
 
 
 def _dequantised(name: str, producers: dict[str, onnx.NodeProto]) -> bool:

@@ -1,0 +1,142 @@
+"""What makes an 8-bit graph faster on a CPU: patches as a matrix product, and no resize where there is none to do."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+#: Where the exporter notes of each node which modules it comes from, outermost first.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def patches_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Convolutions whose windows do not overlap, as the patch embedding of a ViT, as a product of patches and weights.
+
+    The same sums, and linear layers are what `quantise_dynamic` takes to 8 bits; a convolution it leaves in float32.
+    """
+    proto = _copy(proto)
+    graph = proto.graph
+    shapes = {value.name: value for value in shape_inference.infer_shapes(proto).graph.value_info}
+    weights = {weight.name: weight for weight in graph.initializer}
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "Conv" or node.input[1] not in weights:
+            continue
+        kernel = numpy_helper.to_array(weights[node.input[1]])
+        sides = _sides(shapes.get(node.input[0]))
+        if sides is None or not _tiles(node, kernel, sides):
+            continue
+        del graph.node[place]
+        for new in reversed(_patches(graph, node, kernel, sides)):
+            graph.node.insert(place, new)
+    return proto
+
+
+def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    """The graph with its resize in an `If`: images that come `size` by `size`, as the runtime's do, are let through.
+
+    Their resize is the identity, so no answer changes. A graph without one resize, from one input to one output, stays.
+    """
+    proto = _copy(proto)
+    graph = proto.graph
+    inside = [node for node in graph.node if _of_resize(node)]
+    made = {name for node in inside for name in node.output}
+    outside = [node for node in graph.node if not _of_resize(node)]
+    results = sorted({name for node in outside for name in node.input if name in made})
+    turned = {node.output[0] for node in outside if node.op_type == "Transpose"}  # to [B, 3, H, W], which it takes
+    entries = sorted({name for node in inside for name in node.input if name in turned})
+    if len(results) != 1 or len(entries) != 1:
+        return proto
+    (resized,) = results
+    del graph.value_info[:]  # those of the resize would be of no graph that has them
+    for node in inside:
+        node.output[:] = [f"{name}_inside" if name == resized else name for name in node.output]
+    otherwise = helper.make_graph(inside, "resize", [], [_float(f"{resized}_inside")])
+    same = helper.make_node("Identity", entries, ["let_through"], name="let_through")
+    then = helper.make_graph([same], "as_it_is", [], [_float("let_through")])
+    graph.initializer.append(numpy_helper.from_array(np.array([size, size]), "resize_size"))
+    condition = [
+        helper.make_node("Shape", ["image"], ["image_sides"], name="image_sides", start=1, end=3),
+        helper.make_node("Equal", ["image_sides", "resize_size"], ["sides_fit"], name="sides_fit"),
+        helper.make_node("Cast", ["sides_fit"], ["sides_fit_numbers"], name="sides_fit_numbers", to=TensorProto.INT64),
+        helper.make_node("ReduceMin", ["sides_fit_numbers"], ["fit_number"], name="fit_number", keepdims=0),
+        helper.make_node("Cast", ["fit_number"], ["image_fits"], name="image_fits", to=TensorProto.BOOL),
+        helper.make_node("If", ["image_fits"], [resized], name="resize", then_branch=then, else_branch=otherwise),
+    ]
+    place = next(place for place, node in enumerate(outside) if resized in node.input)
+    del graph.node[:]
+    graph.node.extend([*outside[:place], *condition, *outside[place:]])
+    return proto
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    found = onnx.ModelProto()
+    found.CopyFrom(proto)
+    return found
+
+
+def _of_resize(node: NodeProto) -> bool:
+    """Whether a node is of `ServedModel.resize`."""
+    noted = next((pair.value for pair in node.metadata_props if pair.key == _SCOPES), "()")
+    return tuple(ast.literal_eval(noted))[1:2] == ("resize",)
+
+
+def _float(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def _sides(value: onnx.ValueInfoProto | None) -> tuple[int, int] | None:
+    """Height and width `[.., .., H, W]` where the graph knows them."""
+    dims = value.type.tensor_type.shape.dim[2:] if value is not None else ()
+    found = tuple(dim.dim_value for dim in dims)
+    return found if len(found) == 2 and all(found) else None
+
+
+def _tiles(node: NodeProto, kernel: NDArray[np.float32], sides: tuple[int, int]) -> bool:
+    """Whether a convolution cuts an image into tiles of its kernel's size that cover it, each channel with each."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    window = kernel.shape[2:]
+    return (
+        kernel.ndim == 4
+        and min(window) > 1
+        and tuple(given.get("strides", ())) == window
+        and not any(given.get("pads", ()))
+        and given.get("group", 1) == 1
+        and all(one == 1 for one in given.get("dilations", ()))
+        and given.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and all(side % length == 0 for side, length in zip(sides, window, strict=True))
+    )
+
+
+def _patches(
+    graph: onnx.GraphProto, node: NodeProto, kernel: NDArray[np.float32], sides: tuple[int, int]
+) -> list[NodeProto]:
+    """The nodes in place of the convolution: cut, multiply, add the bias, and back to `[B, C, rows, columns]`."""
+    out, channels, high, wide = kernel.shape
+    rows, columns = sides[0] // high, sides[1] // wide
+    name = f"{node.name}_patches"
+
+    def constant(suffix: str, value: object) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_{suffix}"))
+        return f"{name}_{suffix}"
+
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Reshape", [constant("grid", [0, channels, rows, high, columns, wide])], {}),
+        ("Transpose", [], {"perm": [0, 2, 4, 1, 3, 5]}),
+        ("Reshape", [constant("rows", [0, rows * columns, channels * high * wide])], {}),
+        ("MatMul", [constant("weight", kernel.reshape(out, -1).T)], {}),
+        *([("Add", [node.input[2]], {})] if len(node.input) > 2 else []),
+        ("Transpose", [], {"perm": [0, 2, 1]}),
+        ("Reshape", [constant("image", [0, out, rows, columns])], {}),
+    ]
+    found, value = [], node.input[0]
+    for number, (operator, others, attributes) in enumerate(steps):
+        last = number == len(steps) - 1
+        result = node.output[0] if last else f"{name}_{number}"
+        found.append(helper.make_node(operator, [value, *others], [result], name=f"{name}_{number}_node", **attributes))
+        value = result
+    return found
