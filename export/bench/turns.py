@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+#: Seconds before each timed run: threads that wait for work by spinning, as OpenMP's do, would slow the next side.
+PAUSE = 0.05
+
 
 def in_turns(
     runs: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
@@ -23,6 +26,7 @@ def in_turns(
             run()
     for number in range(rounds):
         for name in order(list(runs), number):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             runs[name]()
             times[name].append(1000 * (time.perf_counter() - start))
