@@ -16,7 +16,7 @@ from export.bench.engines import engine_sides
 from export.bench.peers import check_peers, peer_side
 from export.bench.report import Benchmark, ratios_of, rows_of
 from export.bench.side import Input, Task, drawn_jpegs
-from export.bench.turns import in_turns
+from export.bench.turns import check_figures, in_turns
 from export.bundle import Bundle, Device, read_bundle
 from zoo.errors import BadInputError
 
@@ -40,10 +40,7 @@ def bench(
     phrase. In each round all run once. Raises BadInputError for figures that mean nothing, unknown names and a
     model that is no CLIP, MissingDependencyError for a peer that is not installed, and what `export.runtime.load` does.
     """
-    if rounds < 5 or threads < 1 or not batches or min(batches) < 1:
-        raise BadInputError(
-            f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {list(batches)}"
-        )
+    check_figures(batches, threads, rounds)
     if min(size) < 1:
         raise BadInputError(f"images need a width and a height of at least 1 pixel, got {size[0]}x{size[1]}")
     peers, batches = list(dict.fromkeys(against)), list(dict.fromkeys(batches))

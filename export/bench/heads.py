@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
+from export.bench.turns import check_figures, in_turns
 from zoo.errors import BadInputError
 from zoo.models.panel import Panel, ZeroShotHead
 from zoo.panel import default_policy, zero_shot_policies
@@ -17,6 +17,7 @@ from zoo.registry import create_model, list_models, model_entry
 
 #: A head takes microseconds: it is timed this many times in a row.
 REPEATS = 50
+TOWER = "image tower"
 
 
 @torch.inference_mode()
@@ -28,31 +29,33 @@ def bench_heads(name: str, batch: int, threads: int, rounds: int) -> str:
     """
     if model_entry(name).card.task != "panel":
         raise BadInputError(f"{name} is no panel; panels are {', '.join(list_models(task='panel'))}")
-    if rounds < 5 or threads < 1 or batch < 1:
-        raise BadInputError(f"need at least 5 rounds, 1 thread and a batch of 1, got {rounds}, {threads}, {batch}")
+    check_figures([batch], threads, rounds)
     torch.set_num_threads(threads)
     panel = create_model(name)
     assert isinstance(panel, Panel)
     pixels = torch.rand(batch, 3, panel.image_size, panel.image_size)
-    runs: dict[str, Callable[[], object]] = {"image tower": lambda: panel.image_tower(pixels)}
-    runs |= _heads(panel, name, batch)
-    times: dict[str, list[float]] = {part: [] for part in runs}
-    for number in track(range(rounds + 1), "Timing", transient=True):
-        for part, run in runs.items():
-            repeats = 1 if part == "image tower" else REPEATS
-            start = time.perf_counter()
-            for _ in range(repeats):
-                run()
-            if number:  # the first round warms up
-                times[part].append(1000 * (time.perf_counter() - start) / repeats)
-    tower = np.array(times["image tower"])
+    runs: dict[str, Callable[[], object]] = {TOWER: lambda: panel.image_tower(pixels)}
+    runs |= {part: _repeated(run) for part, run in _heads(panel, name, batch).items()}
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("Timing", total=rounds)
+        found_in = in_turns(runs, rounds, lambda: progress.advance(bar))
+    times = {part: found / (1 if part == TOWER else REPEATS) for part, found in found_in.items()}
+    tower = times[TOWER]
     lines = [f"{name}, batch {batch}, {threads} threads, {rounds} rounds", ""]
     lines += ["| part | median ms | share of the tower | 10th to 90th percentile |", "|---|---|---|---|"]
     for part, found in times.items():
-        low, high = np.percentile(np.array(found) / tower, [10, 90])
+        low, high = np.percentile(found / tower, [10, 90])
         share = np.median(found) / np.median(tower)
         lines.append(f"| {part} | {np.median(found):.3f} | {share:.2%} | {low:.2%} to {high:.2%} |")
     return "\n".join(lines)
+
+
+def _repeated(run: Callable[[], object]) -> Callable[[], object]:
+    def repeat() -> None:
+        for _ in range(REPEATS):
+            run()
+
+    return repeat
 
 
 def _heads(panel: Panel, name: str, batch: int) -> dict[str, Callable[[], object]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from export.bench.turns import check_figures
 from export.runtime import OnnxEngine, load
 from export.runtime.service import Service
 from export.verify.probes import image_probes, text_probes
@@ -38,8 +39,7 @@ def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int) 
     noise of two long timings; and what it spends outside the engine, from the same call, which does not. Raises
     BadInputError for figures that mean nothing and for an engine that is not of onnxruntime.
     """
-    if rounds < 5 or threads < 1 or min(batches) < 1:
-        raise BadInputError(f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {batches}")
+    check_figures(batches, threads, rounds)
     scorer = load(folder, threads=threads, batch_size=max(batches))
     if not isinstance(scorer.engine, OnnxEngine):
         raise BadInputError(f"{folder}: its engine is {type(scorer.engine).__name__}, and only onnxruntime's is timed")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from functools import partial
 
 import numpy as np
+
+from export.bench.turns import in_turns
 
 PEER = "import torch"
 COMMANDS = {
@@ -19,17 +21,15 @@ COMMANDS = {
 
 def bench_startup(rounds: int) -> str:
     """Run each command once a round, in turn; returns a Markdown table of medians and ratios with their spread."""
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for number in range(rounds + 1):
-        for name, arguments in COMMANDS.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-            if number:  # the first round warms the disk cache
-                times[name].append(time.perf_counter() - start)
-    peer = np.array(times[PEER])
+    times = in_turns({name: partial(_run, arguments) for name, arguments in COMMANDS.items()}, rounds)
+    peer = times[PEER]
     lines = [f"| process | median s | share of `{PEER}` | 10th to 90th percentile |", "|---|---|---|---|"]
     for name, found in times.items():
-        low, high = np.percentile(np.array(found) / peer, [10, 90])
+        low, high = np.percentile(found / peer, [10, 90])
         share = np.median(found) / np.median(peer)
-        lines.append(f"| `{name}` | {np.median(found):.2f} | {share:.2f} | {low:.2f} to {high:.2f} |")
+        lines.append(f"| `{name}` | {np.median(found) / 1000:.2f} | {share:.2f} | {low:.2f} to {high:.2f} |")
     return "\n".join(lines)
+
+
+def _run(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zoo.errors import BadInputError
 
 #: Seconds before each timed run: threads that wait for work by spinning, as OpenMP's do, would slow the next side.
 PAUSE = 0.05
@@ -32,6 +34,14 @@ def in_turns(
             times[name].append(1000 * (time.perf_counter() - start))
         tick()
     return {name: np.array(values) for name, values in times.items()}
+
+
+def check_figures(batches: Sequence[int], threads: int, rounds: int) -> None:
+    """Raise BadInputError for batches, threads and rounds that no benchmark can be made of."""
+    if rounds < 5 or threads < 1 or not batches or min(batches) < 1:
+        raise BadInputError(
+            f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {list(batches)}"
+        )
 
 
 def order(names: list[str], number: int) -> list[str]:

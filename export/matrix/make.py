@@ -170,16 +170,16 @@ def _onnx(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, paus
         return cell
     with paused():
         report = verify_engine(bundle, spec, release, settings.check, subject.reference)
-    strict = report.budget.at_threshold
     outcome: Outcome = "missed" if report.problems else "done"
     return dataclasses.replace(
         cell,
         outcome=outcome,
         note="; ".join(report.problems),
-        inputs=report.inputs + strict * report.at_threshold,
-        flips=len(report.flips) + strict * len(report.flips_at_threshold),
+        inputs=report.counted,
+        flips=len(report.counted_flips),
         difference=report.differences["scores"].max,
-        alike=report.flagged in (0.0, 1.0) and not strict,  # where strict, a threshold was moved that divides them
+        # Where those at a threshold count, one was moved that divides the inputs.
+        alike=report.flagged in (0.0, 1.0) and not report.budget.at_threshold,
     )
 
 

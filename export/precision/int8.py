@@ -17,6 +17,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from export.onnx.graph import save
 from zoo.scorer import Feeds
 
 
@@ -95,7 +96,7 @@ def _files(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
     try:
         with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
             source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            onnx.save(plain, source, save_as_external_data=plain.ByteSize() >= 2 * 1024**3)
+            save(plain, source)
             yield source, target
     finally:
         logger.setLevel(level)

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from export.bundle import Bundle, Device, Engine, read_bundle
 from export.bundle.add import load, weights_hash
+from export.onnx.graph import save
 from export.precision.rounding import rounded_float32
 from export.runtime import text_banks as fed_banks
 from export.runtime.choice import RunningEngine, module_of, obstacle
@@ -116,8 +117,7 @@ def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
         return engine, _in_words(devices[0])
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
         path = Path(folder) / "rounded.onnx"
-        proto = rounded_float32(onnx.load(bundle.path(spec)))
-        onnx.save(proto, path, save_as_external_data=proto.ByteSize() >= 2 * 1024**3)
+        save(rounded_float32(onnx.load(bundle.path(spec))), path)
         return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
 
 

@@ -50,11 +50,19 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def counted(self) -> int:
+        """The inputs that the budget counts: those at a threshold among them by its own word."""
+        return self.inputs + (self.at_threshold if self.budget.at_threshold else 0)
+
+    @property
+    def counted_flips(self) -> list[str]:
+        """The names of those whose verdict changed."""
+        return [*self.flips, *(self.flips_at_threshold if self.budget.at_threshold else [])]
+
+    @property
     def flip_share(self) -> float:
         """The share of the counted inputs whose verdict changed, in [0, 1]."""
-        counted = self.inputs + (self.at_threshold if self.budget.at_threshold else 0)
-        flips = len(self.flips) + (len(self.flips_at_threshold) if self.budget.at_threshold else 0)
-        return flips / max(counted, 1)
+        return len(self.counted_flips) / max(self.counted, 1)
 
     def text(self) -> str:
         """A summary for people."""
@@ -108,9 +116,8 @@ class Report:
         elif limit is not None and figures[where] > limit:
             self.problems.append(f"logits differ by {figures[where]:.2e}{where}, tolerance {limit:.0e}")
         if self.flip_share > self.budget.max_flips:
-            named = [*self.flips, *(self.flips_at_threshold if self.budget.at_threshold else [])]
-            most = f"at most {self.budget.max_flips:.2%} may"
-            self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {', '.join(named[:8])}")
+            named, most = ", ".join(self.counted_flips[:8]), f"at most {self.budget.max_flips:.2%} may"
+            self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {named}")
         loss, allowed = self.auroc_loss, self.budget.max_auroc_loss
         if loss is not None and allowed is not None and not loss <= allowed:
             self.problems.append(f"AUROC falls by {loss:.4f} to {self.auroc:.4f}, at most {allowed} may be lost")
