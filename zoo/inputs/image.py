@@ -53,7 +53,8 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
                     f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,} (a decompression bomb?)"
                 )
             image.seek(0)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies what already is upright, which costs most
+            return _to_rgb(image)
     except Image.DecompressionBombError:
         raise BadInputError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
     except UnidentifiedImageError:
@@ -101,6 +102,8 @@ def fit(image: Image.Image, spec: ImageInput) -> Pixels:
 
 def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Decode and fit in one go: any image source to `[size, size, 3]` uint8. Raises BadInputError."""
+    if isinstance(source, np.ndarray) and source.shape == (spec.size, spec.size, 3):
+        return np.array(check_array(source))  # it fits; a copy, as the caller may go on to write into it
     return fit(decode(source, limits), spec)
 
 
