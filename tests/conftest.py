@@ -51,6 +51,7 @@ def traced_once() -> Iterator[None]:
     """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
     import export.bundle.add
     import export.onnx.export
+    import export.openvino.export
     from export.bundle.add import weights_hash
     from export.onnx.graph import served_graph, text_encoder_graph
 
@@ -71,6 +72,7 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.onnx.export, "served_graph", served)
+        patch.setattr(export.openvino.export, "served_graph", served)
         patch.setattr(export.bundle.add, "text_encoder_graph", encoder)
         yield
 

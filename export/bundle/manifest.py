@@ -17,7 +17,7 @@ from zoo.errors import BadInputError, close_match
 TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 
-Kind = Literal["onnx", "tensorrt"]
+Kind = Literal["onnx", "openvino", "tensorrt"]
 Profile = Literal["latency", "throughput"]
 Device = Literal["cpu", "cuda"]
 #: Options of `zoo export` by name: a flag is true, a repeatable option several texts (see `export.bundle.command`).

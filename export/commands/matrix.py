@@ -35,7 +35,7 @@ def add(formats: Commands) -> None:
         "--depth",
         choices=DEPTHS,
         help="parse: graphs are written and read by TensorRT; build: they start and are timed, and plans are built; "
-        "verify: onnxruntime's answers are compared too (default: verify up to 50 million weights, parse up to 200 "
+        "verify: the answers on the CPU are compared too (default: verify up to 50 million weights, parse up to 200 "
         "million, and larger models not at all)",
     )
     parser.add_argument("--engine", action="append", choices=get_args(Kind), default=[], help="only this (repeatable)")
@@ -108,21 +108,26 @@ def _run(options: argparse.Namespace, store: Store) -> int:
 
 
 def _columns(options: argparse.Namespace) -> list[Column]:
-    """The columns that were asked for; those of TensorRT, unless it was named, only where it is installed."""
+    """The columns that were asked for; those of OpenVINO and TensorRT, unless named, only where they are installed."""
+    from export.runtime.openvino import openvino
     from export.tensorrt.package import load_package
 
     engines = options.engine or get_args(Kind)
     found = [(kind, what) for kind, what in COLUMNS if kind in engines and what in (options.precision or [what])]
     if not found:
-        raise BadInputError("no such cells: TensorRT reads no int8 whose activations are scaled as they come")
-    if "tensorrt" in engines:
+        raise BadInputError(
+            "no such cells: OpenVINO has fp32 and int8_qdq, and TensorRT all but int8 (see `zoo export matrix --help`)"
+        )
+    named = [*options.engine, *(["tensorrt"] if options.package else [])]
+    for kind, load in (("openvino", openvino), ("tensorrt", lambda: load_package(options.package))):
         try:
-            load_package(options.package)
+            if kind in engines:
+                load()
         except MissingDependencyError as problem:
-            if options.package or "tensorrt" in options.engine:
+            if kind in named:
                 raise
-            print(f"without TensorRT: {problem}", file=sys.stderr)
-            found = [column for column in found if column[0] != "tensorrt"]
+            print(f"without {kind}: {problem}", file=sys.stderr)
+            found = [column for column in found if column[0] != kind]
     return found
 
 

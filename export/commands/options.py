@@ -121,7 +121,8 @@ def print_exported(options: argparse.Namespace, kind: Kind, manifest: Manifest) 
     engine = manifest.engine(engine_name(kind, options.precision, options.profile))
     size = sum((out / name).stat().st_size for name in engine.files) / 1e6
     products = ", ".join(f"{count} {kind}" for kind, count in engine.matmuls.items())
-    print(f"{out}: {engine.name}, opset {engine.opset}, {size:.1f} MB, batch {engine.batch}; products: {products}")
+    opset = f"opset {engine.opset}, " if engine.opset else ""
+    print(f"{out}: {engine.name}, {opset}{size:.1f} MB, batch {engine.batch}; products: {products}")
     print("inputs " + ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs))
     found = engine.verification
     if found is None:

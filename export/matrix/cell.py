@@ -14,16 +14,17 @@ from export.precision.names import Precision
 from zoo import schema
 from zoo.errors import BadCardError, BadInputError
 
-#: How far a cell is taken. `parse`: the graph is written, and TensorRT reads it. `build`: it starts in onnxruntime and
-#: is timed, and TensorRT builds its plan. `verify`: onnxruntime's answers are compared with the model's too.
+#: How far a cell is taken. `parse`: the graph is written, and TensorRT reads it. `build`: it starts on the CPU and is
+#: timed, and TensorRT builds its plan. `verify`: the answers on the CPU are compared with the model's too.
 Depth = Literal["parse", "build", "verify"]
 DEPTHS: tuple[Depth, ...] = get_args(Depth)
 Outcome = Literal["done", "missed", "refused", "failed"]
 
 Column: TypeAlias = tuple[Kind, Precision]
-#: TensorRT reads no int8 whose activations are scaled as they come.
+#: TensorRT reads no int8 whose activations are scaled as they come, and OpenVINO is slow at it.
 COLUMNS: tuple[Column, ...] = (
     ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "bf16"), ("onnx", "int8"), ("onnx", "int8_qdq"),
+    ("openvino", "fp32"), ("openvino", "int8_qdq"),
     ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "int8_qdq"),
 )  # fmt: skip
 

@@ -24,10 +24,13 @@ from export.matrix.latency import machine, median_ms
 from export.matrix.rows import Row
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
+from export.openvino.export import image_shapes, write_openvino
 from export.precision.calibration import calibration
 from export.precision.names import Precision
 from export.precision.products import check_products
-from export.runtime.onnx import installed_version, obstacle, open_engine
+from export.runtime.choice import module_of, obstacle
+from export.runtime.onnx import installed_version
+from export.runtime.openvino import openvino
 from export.tensorrt.build import parse
 from export.tensorrt.export import Options, build_graph
 from export.tensorrt.package import load_package
@@ -72,6 +75,9 @@ class Settings:
         found["safety-zoo"] = zoo.__version__
         if kind == "onnx":
             return found | installed_version()
+        if kind == "openvino":
+            openvino()
+            return found | {"openvino": version("openvino")}
         package = load_package(self.package)
         return found | {package.name: package.version}
 
@@ -98,10 +104,10 @@ def make_row(
                 )  # fmt: skip
                 try:
                     subject = subject or _Subject(row)
-                    if column[0] == "onnx":
-                        cell = _onnx(graph, subject, cell, settings, paused)
-                    else:
+                    if column[0] == "tensorrt":
                         cell = _tensorrt(graph, subject, cell, settings)
+                    else:
+                        cell = _on_cpu(graph, subject, cell, settings, paused)
                 except (BadInputError, IncompatibleBundleError) as problem:
                     cell = dataclasses.replace(cell, outcome="refused", note=_plain(str(problem), scratch))
                 except Exception as problem:  # whatever it was, the other cells can still be made
@@ -130,6 +136,13 @@ class _Graph:
         self.path = self.folder / MODEL
         self.done: tuple[tuple[str, ...], dict[str, int]] | None = None
         self.error: Exception | None = None
+        self.drawn: Path | None = None
+
+    def write_openvino(self, release: Release) -> tuple[tuple[str, ...], dict[str, int]]:
+        """The files and products of its OpenVINO graph."""
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / "openvino.xml"
+        return write_openvino(release, self.precision, path, self._scales(release), traced=self._fp32(release))
 
     def write(self, release: Release) -> tuple[tuple[str, ...], dict[str, int]]:
         """Its files, and its products by precision."""
@@ -137,13 +150,20 @@ class _Graph:
             raise self.error
         if self.done is None:
             try:
-                self.folder.mkdir()
-                traced = onnx.load(self.traced) if self.precision.startswith("int8") and self.traced.exists() else None
+                self.folder.mkdir(exist_ok=True)
+                traced = self._fp32(release) if self.precision.startswith("int8") else None
                 self.done = write_onnx(release, self.precision, self.path, self._scales(release), traced=traced)
             except Exception as problem:
                 self.error = problem
                 raise
         return self.done
+
+    def _fp32(self, release: Release) -> onnx.ModelProto:
+        """The row's graph in float32, which those of 8 bits and of OpenVINO are made from: tracing takes longest."""
+        if not self.traced.exists():
+            self.traced.parent.mkdir(exist_ok=True)
+            write_onnx(release, "fp32", self.traced)
+        return onnx.load(self.traced)
 
     def _scales(self, release: Release) -> Path | None:
         """What fixed scales are found on, for the precision that has them."""
@@ -151,20 +171,23 @@ class _Graph:
             return None
         if self.settings.calibrate is not None:
             return self.settings.calibrate
-        count = CALIBRATED if self.deep else COMPLETE
-        return draw_inputs(release.card, self.folder / "drawn", count, unseen=self.deep)
+        if self.drawn is None:
+            count = CALIBRATED if self.deep else COMPLETE
+            self.drawn = draw_inputs(release.card, self.folder / "drawn", count, unseen=self.deep)
+        return self.drawn
 
 
-def _onnx(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, paused: Paused) -> Cell:
+def _on_cpu(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, paused: Paused) -> Cell:
     release = subject.release
-    files, products = graph.write(release)
+    files, products = graph.write_openvino(release) if cell.kind == "openvino" else graph.write(release)
     cell = dataclasses.replace(cell, outcome="done", products=products)
     if cell.depth == "parse":
         return cell
-    bundle = _bundle(graph, subject, files, products)
+    bundle = _bundle(graph, subject, cell.kind, files, products)
     (spec,) = bundle.manifest.engines
     if obstacle(bundle, spec, "cpu") is None:
-        used, waited = median_ms(open_engine(bundle, spec, "cpu", 1), _one_input(release, graph.folder / "one"))
+        engine = module_of(spec).open_engine(bundle, spec, "cpu", 1)
+        used, waited = median_ms(engine, _one_input(release, graph.folder / f"one-{cell.kind}"))
         cell = dataclasses.replace(cell, ms=used, wall_ms=waited, machine=machine())
     if cell.depth == "build":
         return cell
@@ -194,12 +217,14 @@ def _tensorrt(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings) 
     return dataclasses.replace(cell, outcome="done", products=products)
 
 
-def _bundle(graph: _Graph, subject: _Subject, files: tuple[str, ...], products: dict[str, int]) -> Bundle:
+def _bundle(graph: _Graph, subject: _Subject, kind: Kind, files: tuple[str, ...], products: dict[str, int]) -> Bundle:
     """A bundle of this one graph, never written: what the verification and the runtime need to know of it."""
     precision, release = graph.precision, subject.release
+    batch = BATCHES["latency"]
     spec = Engine(
-        engine_name("onnx", precision, "latency"), "onnx", precision, files, "latency", BATCHES["latency"],
-        RUNS_ON[precision], products, release.policy.id, opset=opset_of(precision),
+        engine_name(kind, precision, "latency"), kind, precision, files, "latency", batch,
+        RUNS_ON[precision] if kind == "onnx" else ("cpu",), products, release.policy.id, opset=opset_of(precision),
+        shapes=image_shapes(release.card, batch) if kind == "openvino" else {},
     )  # fmt: skip
     inputs, outputs = contract(release.card)
     manifest = Manifest((spec,), inputs, outputs, {}, subject.row.source, "", subject.row.untrained)

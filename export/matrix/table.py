@@ -9,7 +9,7 @@ from export.matrix.rows import all_rows
 from export.precision.names import COUNTED_AS
 
 #: What a column of an engine is called.
-ENGINES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT"}
+ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 #: A cell is not for reading long messages: they are in its file.
 LONGEST = 90
 
@@ -45,8 +45,8 @@ def shown(cell: Cell) -> str:
         return f"FAILED: {_short(cell.note)}"
     share = f"{cell.products.get(COUNTED_AS[cell.precision], 0)}/{sum(cell.products.values())}"
     if cell.flips is None:
-        words = {"parse": {"onnx": "exported", "tensorrt": "parsed"}, "build": {"onnx": "starts", "tensorrt": "built"}}
-        share = f"{words[cell.depth][cell.kind]} {share}"
+        words = {"parse": ("exported", "parsed"), "build": ("starts", "built")}
+        share = f"{words[cell.depth][cell.kind == 'tensorrt']} {share}"
     parts = [share]
     if cell.flips is not None:
         worst = f" (±{cell.difference:.1g})" if cell.alike and cell.difference is not None else ""
@@ -79,7 +79,7 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
         "among drawn inputs; fp32 also at the threshold, bf16 rounded after each step in float32, as no CPU has it. "
         "(±0.001): the model judges all of these inputs alike, so that few flips prove little, and this is the largest "
         f"difference of a score. Milliseconds: the "
-        f'median processor time of onnxruntime for one input{timed}. What is "exported" or "starts" was not verified; '
+        f'median processor time of the engine for one input{timed}. What is "exported" or "starts" was not verified; '
         'TensorRT "parsed" the graph, or "built" one plan for all GPUs that it builds for, and nothing of it was run.',
         "",
         f"Made with {made_with}.",

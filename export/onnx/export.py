@@ -94,7 +94,7 @@ def write_onnx(
     """
     if calibrate is not None and precision != "int8_qdq":
         raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
-    batches = _calibration(release, calibrate) if precision == "int8_qdq" else []
+    batches = scales_from(release, calibrate) if precision == "int8_qdq" else []
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model
     if traced is not None and precision.startswith("int8"):
         proto = traced
@@ -112,7 +112,8 @@ def write_onnx(
     return save(proto, path), counts
 
 
-def _calibration(release: Release, path: Path | None) -> list[Feeds]:
+def scales_from(release: Release, path: Path | None) -> list[Feeds]:
+    """The inputs that `int8_qdq` takes its scales from. Raises BadInputError where none were given."""
     if path is None:
         raise BadInputError(f"int8_qdq takes its scales from what the model judges: give {what_to_give(release.card)}")
     codec = release.model.codec() if release.card.reads_text else None

@@ -40,10 +40,11 @@ def quantise_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def quantise_static(proto: onnx.ModelProto, batches: list[Feeds]) -> onnx.ModelProto:
+def quantise_static(proto: onnx.ModelProto, batches: list[Feeds], *, symmetric: bool = True) -> onnx.ModelProto:
     """Weights and activations in int8 between `QuantizeLinear` and `DequantizeLinear`, scales from `batches` of feeds.
 
-    Symmetric throughout and with float32 biases, which is what TensorRT takes.
+    Symmetric throughout and with float32 biases, which is what TensorRT takes; otherwise activations are uint8 with a
+    zero point of their own, which spends no codes on values that never come.
     """
     with _files(proto) as (source, target):
         quantize_static(
@@ -53,11 +54,11 @@ def quantise_static(proto: onnx.ModelProto, batches: list[Feeds]) -> onnx.ModelP
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_without_weight(proto),
             extra_options={
-                "ActivationSymmetric": True,
+                "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 "MatMulConstBOnly": True,

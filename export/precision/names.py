@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: `int8` has per-channel weights and activations that are scaled as they come, for CPUs; `int8_qdq` has fixed scales
-#: from calibration images (`QuantizeLinear` and `DequantizeLinear` nodes), for GPUs.
+#: `int8` has per-channel weights and activations that are scaled as they come, for onnxruntime on CPUs; `int8_qdq` has
+#: fixed scales from calibration inputs (`QuantizeLinear` and `DequantizeLinear` nodes), for GPUs and OpenVINO.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_qdq"]
 
 #: As what the matrix products of a graph of each precision are counted.

@@ -9,19 +9,19 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, Device, Engine
+from export.bundle import Bundle, Device, Engine, Kind
 from export.bundle.command import rebuild, runs_anywhere
 from zoo.errors import BadInputError, IncompatibleBundleError, close_match
 from zoo.scorer import Feeds
 
 log = logging.getLogger("export.runtime.choice")
 
-MODULES = {"onnx": "export.runtime.onnx", "tensorrt": "export.runtime.tensorrt"}
+MODULES = {kind: f"export.runtime.{kind}" for kind in get_args(Kind)}
 
 #: What runs first, where it can and may. An int8 engine is for the kind of device that it was made for.
 PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
@@ -29,7 +29,7 @@ PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
         ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "int8_qdq"), ("tensorrt", "fp32"),
         ("onnx", "fp16"), ("onnx", "bf16"), ("onnx", "fp32"),
     ),
-    "cpu": (("onnx", "int8"), ("onnx", "fp32")),
+    "cpu": (("openvino", "int8_qdq"), ("onnx", "int8"), ("openvino", "fp32"), ("onnx", "fp32")),
 }  # fmt: skip
 
 

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Shapes
+from export.bundle.banks import Banks, read_banks
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.tensorrt.package import LogLine, Package, load_package
-from export.tensorrt.report import BANKS, GRAPH, REPORT, Report
+from export.tensorrt.report import GRAPH, REPORT, Report
 from zoo import schema
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
-Banks = Mapping[str, NDArray[np.float32]]
 #: Gives the command that makes a plan anew, with other options than its own: `mend(text_bank="input")`.
 Mend = Callable[..., str]
 
@@ -38,7 +38,7 @@ class LoadedPlan:
         self.report = read_report(plan)
         self._mend = mend
         self._trt, self.gpu = check_machine(self.report, mend, device)
-        self.banks = _read_banks(plan)
+        self.banks = read_banks(plan)
         self._cuda, self._device = cudart(), device
         self._lock = threading.Lock()
         call(self._cuda.cudaSetDevice, device)
@@ -218,14 +218,6 @@ def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend:
             f'"{name}" is a constant of {list(built)} in the plan, which one of {list(shape)} cannot replace; as an '
             f"input it takes any: {mend(text_bank='input')}"
         )
-
-
-def _read_banks(plan: Path) -> dict[str, NDArray[np.float32]]:
-    path = plan.with_suffix(BANKS)
-    if not path.is_file():
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _words(log: list[LogLine]) -> str:

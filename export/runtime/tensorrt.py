@@ -29,8 +29,10 @@ class TensorRTEngine:
         return self.run(feeds)[1]
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch."""
-        return self.plan.run(feeds, self.text_banks)
+        """Logits and scores `[B, N]` of one batch; one that is smaller than the plan takes is filled up."""
+        rows = len(next(iter(feeds.values())))
+        logits, scores = self.plan.run(filled(feeds, self.spec.batch[0]), self.text_banks)
+        return logits[:rows], scores[:rows]
 
     def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
         """The same loaded plan with other text banks, which are uploaded or refitted before its next batch."""
@@ -51,6 +53,14 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> TensorRTEngine:
     """Load a plan of a bundle. Raises IncompatibleBundleError when this machine cannot run it."""
     return TensorRTEngine(LoadedPlan(bundle.path(spec), _mend(bundle, spec)), spec, device)
+
+
+def filled(feeds: Feeds, least: int) -> Feeds:
+    """A batch of at least so many rows: the last one stands in for those that are not there."""
+    missing = least - len(next(iter(feeds.values())))
+    if missing <= 0:
+        return feeds
+    return {name: np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) for name, value in feeds.items()}
 
 
 def _mend(bundle: Bundle, spec: Engine) -> Mend:

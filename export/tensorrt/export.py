@@ -9,18 +9,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from onnx import numpy_helper
 
 from export.bundle import Engine, Gpu, Manifest, Profile
 from export.bundle.add import add_engine
+from export.bundle.banks import write_banks
 from export.bundle.command import given
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
 from export.precision.names import Precision
 from export.precision.products import check_products
 from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
-from export.tensorrt.report import BANKS, GRAPH, LOG, REPORT, Report
+from export.tensorrt.report import GRAPH, LOG, REPORT, Report
 from export.verify.check import Check
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
@@ -136,8 +136,7 @@ def write_plan(
     if text_bank != "constant" and card.bank_names:
         weights = {weight.name: weight for weight in load_graph(graph).graph.initializer}
         banks = {name: numpy_helper.to_array(weights[name], str(graph.parent)) for name in card.bank_names}
-        np.savez(plan.with_suffix(BANKS), allow_pickle=False, **banks)
-        files.append(plan.with_suffix(BANKS).name)
+        files.append(write_banks(plan, banks))
     if built.report.stripped:
         for path in sorted(graph.parent.glob(f"{graph.name}*")):  # and its weights, where they have a file of their own
             (stem.parent / path.name).write_bytes(path.read_bytes())

@@ -8,9 +8,9 @@ from export.bundle import Shapes
 from export.tensorrt.package import PackageName
 from zoo import schema
 
-#: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, the default text banks `x.npz` where the
-#: model has any, and for a plan without weights the graph `x.onnx` that has them.
-REPORT, LOG, BANKS, GRAPH = ".json", ".log", ".npz", ".onnx"
+#: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, and for a plan without weights the graph
+#: `x.onnx` that has them.
+REPORT, LOG, GRAPH = ".json", ".log", ".onnx"
 
 
 @dataclass(frozen=True, config=schema.STRICT)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.bundle import CARD, MANIFEST, POLICY, TOKENIZER, Bundle, Device, Engine, TensorSpec, read_bundle
+from export.bundle.command import runs_anywhere
 from export.runtime import text_bank
 from export.tensorrt.report import REPORT, Report
 from export.triton.pbtxt import Message, pbtxt
@@ -182,6 +183,11 @@ class _Config:
 def _engine(bundle: Bundle, name: str | None) -> Engine:
     engines = bundle.manifest.engines
     chosen = bundle.manifest.engine(name) if name else next((e for e in engines if e.kind == "onnx"), engines[0])
+    if chosen.kind not in BACKENDS:
+        raise IncompatibleBundleError(
+            f'engine "{chosen.name}" is of {chosen.kind}, and Triton is configured for {" and ".join(BACKENDS)} only: '
+            f"{runs_anywhere(bundle.manifest, bundle.folder)}"
+        )
     if any("rtx" in package for package in chosen.versions):
         raise IncompatibleBundleError(
             f'engine "{chosen.name}" was built by TensorRT for RTX, whose plans Triton does not read: '

@@ -23,8 +23,8 @@ class Report:
 
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
     rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
-    `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name, and
-    `resize_difference` the largest of the latter. `options` are those of `zoo verify` that said what is compared.
+    `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name. `options`
+    are those of `zoo verify` that said what is compared.
     """
 
     bundle: Path
@@ -43,7 +43,6 @@ class Report:
     how_placed: str = ""
     nearest: float = 0.0
     differences: dict[str, Difference] = field(default_factory=dict)
-    resize_difference: float = 0.0
     at_shapes: dict[str, float] = field(default_factory=dict)
     auroc: float | None = None
     auroc_loss: float | None = None
@@ -80,7 +79,6 @@ class Report:
                 f"  {name:<12} max difference {_number(found.max)}, mean {_number(found.mean)}, 99 % below "
                 f"{_number(found.p99)}, least cosine {found.cosine if found.cosine is None else f'{found.cosine:.6f}'}"
             )
-        lines.append(f"  own resize   max logit difference {self.resize_difference:.2e}")
         lines.append("  by shape     " + ", ".join(f"{name} {found:.1e}" for name, found in self.at_shapes.items()))
         lines.append(
             f"  verdicts     {len(self.flips)} of {self.inputs} flip ({len(self.flips) / max(self.inputs, 1):.2%}, at "
@@ -107,7 +105,6 @@ class Report:
         """Hold the figures against the budget; what it misses is added to `problems`."""
         logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
         figures = {"": float("nan") if logits is None else logits}
-        figures |= {" with the graph's own resize": self.resize_difference}
         figures |= {f" at {name}": found for name, found in self.at_shapes.items()}
         broken = [where for where, found in figures.items() if not np.isfinite(found)]
         where = max(figures, key=lambda name: figures[name])

@@ -85,7 +85,6 @@ def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: P
         assert found.max is not None
         assert found.cosine is not None
         assert (found.max < 1e-4, found.cosine > 0.9999) == (True, True)
-    assert report.resize_difference < 1e-4
     sizes = [f"{width}x{height} pixels" for height, width in SIZES] if model_card(name).image is not None else []
     assert list(report.at_shapes) == [*(f"batch {rows}" for rows in BATCHES), *sizes]
     assert max(report.at_shapes.values()) < 1e-4
@@ -273,20 +272,15 @@ _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu"
         ("fp32", {}, None),
         ("fp32", {"flips": ["a.png"]}, "0.09% of verdicts flip, at most 0.00% may: a.png"),
         ("fp32", {"flips_at_threshold": ["placed 3"]}, "at most 0.00% may: placed 3"),
-        (
-            "fp32",
-            {"resize_difference": 2e-4},
-            "differ by 2.00e-04 with the graph's own resize, tolerance 1e-04",
-        ),
         ("fp32", {"at_shapes": {"batch 7": 2e-4}}, "differ by 2.00e-04 at batch 7, tolerance 1e-04"),
-        ("fp16", {"flips_at_threshold": ["placed 3"], "resize_difference": 0.1}, None),
+        ("fp16", {"flips_at_threshold": ["placed 3"], "at_shapes": {"40x60 pixels": 0.1}}, None),
         ("fp16", {"flips": ["a.png"]}, None),
         ("bf16", {"flips": ["a.png", "b.png"]}, "0.20% of verdicts flip, at most 0.10% may: a.png, b.png"),
         ("int8", {"flips": ["a.png"] * 5}, None),
         ("int8", {"flips": ["a.png"] * 6}, "0.60% of verdicts flip, at most 0.50% may"),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.004}, None),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.006}, "AUROC falls by 0.0060 to 0.9000, at most 0.005 may be lost"),
-        ("int8", {"resize_difference": float("nan")}, "logits differ by nan with the graph's own resize"),
+        ("int8", {"at_shapes": {"40x60 pixels": float("nan")}}, "logits differ by nan at 40x60 pixels"),
     ],
 )
 def test_budgets_are_those_of_the_precision(precision: Precision, figures: dict[str, Any], problem: str | None) -> None:

@@ -1,0 +1,146 @@
+"""`zoo export openvino`: a release to an OpenVINO engine in a bundle, by way of an ONNX graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from export.bundle import Engine, Manifest, Profile, Shapes
+from export.bundle.add import add_engine
+from export.bundle.banks import write_banks
+from export.bundle.command import given
+from export.onnx.export import BATCHES, engine_name, scales_from
+from export.onnx.graph import OPSET, save, served_graph
+from export.precision.cpu import skip_resize
+from export.precision.names import Precision
+from export.precision.products import check_products
+from export.runtime.openvino import compile_graph, openvino
+from export.verify.check import Check
+from zoo.card import ModelCard
+from zoo.errors import BadInputError
+from zoo.predict import text_banks
+from zoo.release import Release
+
+#: What OpenVINO calls the nodes of a compiled graph that multiply matrices, and types.
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")
+_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
+def export_openvino(
+    source: str | Path,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    profile: Profile = "latency",
+    batch: tuple[int, int, int] | None = None,
+    calibrate: Path | None = None,
+    overwrite: bool = False,
+    replace: bool = False,
+    untrained: dict[str, Any] | None = None,
+    check: Check | None = None,
+) -> Manifest:
+    """Export a model to an OpenVINO engine in a new bundle or an existing one of the same weights.
+
+    In `fp32`, or in `int8_qdq` with scales from `calibrate` (see `export.precision.calibration`). The arguments are
+    those of `export.onnx.export.export_onnx`. Raises what `add_engine` raises, MissingDependencyError without OpenVINO,
+    BadInputError for another precision, and IncompatibleBundleError when no matrix product of the compiled graph is in
+    `precision`.
+    """
+    check_precision(precision, calibrate)
+    openvino()  # before the work, not after it
+    name = engine_name("openvino", precision, profile)
+
+    def build(release: Release, folder: Path) -> Engine:
+        files, counts = write_openvino(release, precision, folder / f"{name}.xml", calibrate)
+        return Engine(
+            name, "openvino", precision, files, profile, batch or BATCHES[profile], ("cpu",), counts,
+            release.policy.id, options=given(batch=batch, calibrate=calibrate),
+            shapes=image_shapes(release.card, batch or BATCHES[profile]),
+            versions={package: version(package) for package in ("onnx", "onnxscript", "openvino")},
+        )  # fmt: skip
+
+    return add_engine(source, out, name, build, overwrite=overwrite, replace=replace, untrained=untrained, check=check)
+
+
+def check_precision(precision: Precision, calibrate: Path | None) -> None:
+    """Raise BadInputError for a precision that OpenVINO engines do not have, or inputs where nothing is calibrated."""
+    if precision == "int8":
+        raise BadInputError(
+            "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with --calibrate PATH"
+        )
+    if precision not in ("fp32", "int8_qdq"):
+        raise BadInputError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")
+    if calibrate is not None and precision != "int8_qdq":
+        raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
+
+
+def write_openvino(
+    release: Release,
+    precision: Precision,
+    path: Path,
+    calibrate: Path | None = None,
+    *,
+    traced: onnx.ModelProto | None = None,
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Write the graph of a release as OpenVINO's `.xml` and `.bin`; returns its files and its products by precision.
+
+    The products are those of the graph as OpenVINO compiled it; it may have fused those of the attention into nodes of
+    their own, which are not among them. `traced` is the fp32 ONNX graph, where there is one already. Raises what
+    `export_openvino` does.
+    """
+    batches = scales_from(release, calibrate) if precision == "int8_qdq" else []
+    proto = traced or served_graph(release.model, text_banks(release.model, release.policy), opset=OPSET)
+    if batches:
+        from export.precision.int8 import quantise_static
+
+        proto = quantise_static(proto, batches, symmetric=False)
+    if release.card.image is not None:
+        proto = skip_resize(proto, release.card.image.size)
+    files = [path.name, path.with_suffix(".bin").name]
+    banks = {
+        one.name: numpy_helper.to_array(one) for one in proto.graph.initializer if one.name in release.card.bank_names
+    }
+    if banks:
+        # OpenVINO knows no defaults: it would build them in.
+        kept = [one for one in proto.graph.initializer if one.name not in banks]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+        files.append(write_banks(path, banks))
+    with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:
+        save(proto, Path(scratch) / "model.onnx")
+        ov = openvino()
+        model = ov.Core().read_model(Path(scratch) / "model.onnx")
+        if release.card.image is not None:
+            # Of one size, so that no `If` is left: at the first call of one, OpenVINO 2026.4 answers wrongly.
+            size = release.card.image.size
+            model.reshape({"image": [-1, size, size, 3]})
+        ov.save_model(model, path, compress_to_fp16=False)
+    counts = _count_products(path)
+    check_products(counts, precision)
+    return tuple(files), counts
+
+
+def image_shapes(card: ModelCard, batch: tuple[int, int, int]) -> dict[str, Shapes]:
+    """The shapes of images that the graph takes: the runtime gives it none of another size."""
+    if card.image is None:
+        return {}
+    size = card.image.size
+    least, usual, largest = ((rows, size, size, 3) for rows in batch)
+    return {"image": (least, usual, largest)}
+
+
+def _count_products(path: Path) -> dict[str, int]:
+    """The nodes of the compiled graph that multiply matrices, by the precision that they run in."""
+    counts: Counter[str] = Counter()
+    for node in compile_graph(path).get_runtime_model().get_ops():
+        noted = node.get_rt_info()
+        if noted["layerType"].astype(str) in _PRODUCTS:
+            found = noted["runtimePrecision"].astype(str)
+            counts[_TYPES.get(found, found)] += 1
+    return dict(sorted(counts.items()))
