@@ -67,10 +67,10 @@ def add_engine(
             (folder / file).unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
         engine = build(release, folder)
         engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
-        signature_path(folder / MANIFEST).unlink(missing_ok=True)  # it was that of the manifest as it was
-        (folder / MANIFEST).unlink(missing_ok=True)
         inputs, outputs = contract(release.card)
-        manifest = Manifest(tuple(engines.values()), inputs, outputs, hashes(folder), source_name, weights, untrained)
+        own = (MANIFEST, signature_path(folder / MANIFEST).name)
+        files = {file: found for file, found in hashes(folder).items() if file not in own}
+        manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
             from export.verify.compare import verify_engine

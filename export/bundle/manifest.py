@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic.dataclasses import dataclass
 
+from export.bundle.signature import signature_path
 from export.precision.names import Precision
 from export.verify.budget import Budget
 from zoo import schema
 from zoo.errors import BadInputError, close_match
+
+log = logging.getLogger("export.bundle.manifest")
 
 TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
@@ -56,7 +61,8 @@ class Verification:
     `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
     that were placed there on purpose, which count by the budget's own word. `flipped` names the first of them.
     `at_shapes` are the largest differences of the logits in batches of some sizes, and for images of some sizes, which
-    the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on.
+    the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on, and `policy` the
+    id of that by which verdicts were counted.
     """
 
     passed: bool
@@ -73,6 +79,7 @@ class Verification:
     problems: tuple[str, ...] = ()
     at_shapes: dict[str, float | None] = field(default_factory=dict)
     options: Given = field(default_factory=dict)
+    policy: str = ""
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -158,5 +165,12 @@ class Manifest:
         return schema.dump(self)
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` into a bundle."""
-        (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write `manifest.json` into a bundle, whole or not at all; the signature of the one before it is taken off."""
+        path = folder / MANIFEST
+        if signature_path(path).is_file():
+            log.warning("%s: its signature was that of the manifest as it was; sign it again: zoo bundle sign", folder)
+            signature_path(path).unlink()
+        # Never in place: the file may be linked into a copy of the bundle that is being edited.
+        fresh = folder / f"{MANIFEST}.new"
+        fresh.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(fresh, path)

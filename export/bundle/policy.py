@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from export.bundle.edit import edited
-from export.bundle.manifest import CARD, MANIFEST, POLICY
+from export.bundle.manifest import CARD, POLICY
 from export.bundle.read import check_files, read_manifest
-from export.bundle.signature import signature_path
 from zoo.card import ModelCard
 from zoo.files import sha256
 from zoo.panel import AnyPolicy, bind
@@ -24,7 +23,6 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
     check_files(folder, manifest, but=(POLICY,))
     bind(ModelCard.read(folder / CARD), policy)
     with edited(folder) as work:
-        for path in (work / POLICY, work / MANIFEST, signature_path(work / MANIFEST)):
-            path.unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
+        (work / POLICY).unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
         (work / POLICY).write_text(policy.to_yaml(), encoding="utf-8")
         dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine, Kind
 from export.bundle.command import rebuild, runs_anywhere
+from export.precision.names import COUNTED_AS
+from export.runtime.cpu import clamps_int8
 from zoo.errors import BadInputError, IncompatibleBundleError, close_match
 from zoo.scorer import Feeds
 
@@ -71,7 +73,8 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
     """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
 
     `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
-    fewer bits is taken by itself only when its verification passed, an fp32 one unless it failed. Raises
+    fewer bits is taken by itself only when its verification passed (8 bits on a CPU without VNNI never), an fp32 one
+    unless it failed. Raises
     IncompatibleBundleError with the reason for each engine when none is left, and the command that adds one.
     """
     devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
@@ -90,7 +93,7 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
             passed_over[f"{spec.name} on {candidate.device}"] = str(problem)
             continue
         chosen: RunningEngine = running
-        chosen.why = _why(chosen, wanted is not None, passed_over)
+        chosen.why = _why(chosen, bundle.policy.id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
     mend = "" if device == "cuda" else _mend(bundle)
@@ -119,7 +122,7 @@ def _candidates(
         specs = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) in ranks]
         specs.sort(key=lambda spec: (ranks[spec.kind, spec.precision], spec.profile))
         for spec in [wanted] if wanted is not None else specs:
-            reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec))
+            reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec, device))
             if reason is None:
                 found.append(Candidate(spec, device))
             else:
@@ -139,15 +142,21 @@ def _mend(bundle: Bundle) -> str:
     return f"; export one that can: {runs_anywhere(bundle.manifest, bundle.folder)}"
 
 
-def _distrust(spec: Engine) -> str | None:
+def _distrust(spec: Engine, device: Device) -> str | None:
+    if device == "cpu" and COUNTED_AS[spec.precision] == "int8" and clamps_int8():
+        return f"this CPU has no VNNI, and may clamp its sums: verify it on one, and name it: engine={spec.name}"
     if spec.verification is None:
         return None if spec.precision == "fp32" else "not verified, and it has fewer bits: run `zoo verify`"
     return None if spec.verification.passed else "its verification failed"
 
 
-def _why(engine: RunningEngine, named: bool, passed_over: dict[str, str]) -> str:
+def _why(engine: RunningEngine, policy: str, named: bool, passed_over: dict[str, str]) -> str:
     spec = engine.spec
-    proof = "not verified yet" if spec.verification is None else "verified" if spec.verification.passed else "FAILED"
+    proof = "not verified yet"
+    if spec.verification is not None:
+        proof = "verified" if spec.verification.passed else "FAILED"
+        if spec.verification.policy not in ("", policy):
+            proof += f" by the policy {spec.verification.policy}, not by {policy}"
     reason = "asked for by name" if named else "the first choice of those that can run here"
     text = f"{spec.name} on {engine.device} by {engine.provider}, {proof}: {reason}"
     return text + "".join(f"; not {name}: {why}" for name, why in passed_over.items())

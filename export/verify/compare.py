@@ -79,7 +79,9 @@ def verify_engine(
     """
     budget = check.budget_of(spec.precision)
     pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.policy))
-    report = Report(bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options)
+    report = Report(
+        bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options, bundle.policy.id
+    )
     _check_names(bundle, pair, report)
     _check_batches(pair, report)
     _check_values(pair, report)

@@ -24,7 +24,7 @@ class Report:
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
     rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
     `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name. `options`
-    are those of `zoo verify` that said what is compared.
+    are those of `zoo verify` that said what is compared, `policy` the id of that by which verdicts are counted.
     """
 
     bundle: Path
@@ -34,6 +34,7 @@ class Report:
     device: str
     image_source: str
     options: Given = field(default_factory=dict)
+    policy: str = ""
     inputs: int = 0
     flagged: float = 0.0
     flips: list[str] = field(default_factory=list)
@@ -136,6 +137,7 @@ class Report:
             problems=tuple(self.problems),
             at_shapes={name: found if np.isfinite(found) else None for name, found in self.at_shapes.items()},
             options=self.options,
+            policy=self.policy,
         )
         engines = tuple(
             dataclasses.replace(engine, budget=self.budget, verification=found)

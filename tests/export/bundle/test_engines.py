@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import threading
 import time
@@ -16,16 +17,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import export.onnx.export
+import export.runtime.choice
 import zoo
 from export import runtime
 from export.bundle import Bundle, Engine, Verification, read_bundle
 from export.bundle.add import load, weights_hash
+from export.bundle.policy import use_policy
 from export.bundle.signature import sign
 from export.onnx.export import engine_name, export_onnx
 from export.precision.names import Precision
 from export.precision.products import check_products, count_products
 from export.precision.rounding import rounded_float32
 from export.runtime.choice import open_best
+from export.runtime.cpu import clamps_int8
 from export.verify.check import Check
 from tests.verdicts import same_verdict
 from zoo.cli import run
@@ -164,7 +168,7 @@ def test_untrained_weights_are_the_same_each_time() -> None:
 
 
 def test_a_signature_is_checked_when_a_key_is_configured(
-    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("cryptography", reason="extra `sign` is not installed")
     from cryptography.hazmat.primitives import serialization as form
@@ -188,12 +192,54 @@ def test_a_signature_is_checked_when_a_key_is_configured(
         sign(bundle / "manifest.json", mine)
     monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", str(mine))
     assert runtime.load(bundle, threads=1).card.name == CLIP
-    dataclasses.replace(read_bundle(bundle).manifest, source="elsewhere").write(bundle)
+    text = (bundle / "manifest.json").read_text(encoding="utf-8")
+    (bundle / "manifest.json").write_text(text.replace('"source": "', '"source": "elsewhere/'), encoding="utf-8")
     with pytest.raises(TamperedFileError, match="not one by"):
+        runtime.load(bundle, threads=1)
+    sign(bundle / "manifest.json", tmp_path / "mine.pem")
+    with caplog.at_level(logging.WARNING):
+        read_bundle(bundle).manifest.write(bundle)
+    assert "sign it again: zoo bundle sign" in caplog.text
+    with pytest.raises(TamperedFileError, match=r"not signed, and the key .* is required"):
         runtime.load(bundle, threads=1)
     monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", str(tmp_path / "none.pub"))
     with pytest.raises(BadInputError, match="key cannot be read"):
         runtime.load(bundle, threads=1)
+
+
+def test_a_verification_by_another_policy_is_called_so(two: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(two, tmp_path / "bundle"))
+    before = read_bundle(bundle).policy
+    assert isinstance(before, Policy)
+    policy = dataclasses.replace(before, version="9")
+    use_policy(bundle, policy)
+    assert "onnx-int8 on cpu" in (why := open_best(read_bundle(bundle), threads=1).why)
+    assert f"verified by the policy {before.id}, not by {policy.id}:" in why
+
+
+@pytest.mark.parametrize(
+    ("flags", "clamps"),
+    [
+        ("flags\t\t: fpu avx2 avx512f\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\n", False),
+        ("flags\t\t: fpu avx2 avx_vnni\n", False),
+        ("Features\t: fp asimd\n", False),
+        (None, False),
+    ],
+)
+def test_eight_bits_are_not_trusted_where_their_sums_are_clamped(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, clamps: bool
+) -> None:
+    told = tmp_path / "cpuinfo"
+    if flags is not None:
+        told.write_text(f"processor\t: 0\n{flags}", encoding="utf-8")
+    assert clamps_int8(told) == clamps
+    monkeypatch.setattr(export.runtime.choice, "clamps_int8", lambda: clamps_int8(told))
+    bundle = read_bundle(two)
+    running = open_best(bundle, threads=1)
+    assert running.spec.name == ("onnx-fp32" if clamps else "onnx-int8")
+    assert ("this CPU has no VNNI" in running.why) == clamps
+    assert open_best(bundle, engine="onnx-int8", threads=1).spec.name == "onnx-int8"
 
 
 def _policies(base: Policy, count: int) -> list[Policy]:
