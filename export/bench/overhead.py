@@ -1,9 +1,10 @@
-"""`zoo bench --overhead`: what the runtime and the batching service add to a bare `session.run` of the same engine."""
+"""`zoo bench --overhead`: what the runtime and the batching service add to the bare engine, `session.run` say."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,16 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from export.bench.turns import check_figures
-from export.runtime import OnnxEngine, load
+from export.runtime import OnnxEngine, RunningEngine, load
 from export.runtime.service import Service
 from export.verify.probes import image_probes, text_probes
-from zoo.errors import BadInputError
 from zoo.scorer import Feeds, Scorer
 
 
 class _Timed:
     """An engine that adds up the time it takes, so that the rest of a call is known from that same call."""
 
-    def __init__(self, engine: OnnxEngine) -> None:
+    def __init__(self, engine: RunningEngine) -> None:
         self.engine, self.seconds = engine, 0.0
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
@@ -31,21 +31,21 @@ class _Timed:
         return scores
 
 
-def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int) -> str:
-    """Time `session.run`, the runtime (`verdicts`) and the service (`submit`) on the same items in turn, as Markdown.
+def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int, engine: str | None = None) -> str:
+    """Time an engine alone, the runtime (`verdicts`) and the service (`submit`) on the same items in turn, as Markdown.
+
+    The engine is the best that runs on the CPU, or the one that is named; alone, one of onnxruntime is `session.run`.
 
     The items are pictures of the model's own size (and texts, where it reads them): decoding and resizing are work, not
-    overhead. Two figures for each road: its time over that of the bare session in the same round, which carries the
+    overhead. Two figures for each road: its time over that of the bare engine in the same round, which carries the
     noise of two long timings; and what it spends outside the engine, from the same call, which does not. Raises
-    BadInputError for figures that mean nothing and for an engine that is not of onnxruntime.
+    BadInputError for figures that mean nothing, and what `export.runtime.load` raises.
     """
     check_figures(batches, threads, rounds)
-    scorer = load(folder, threads=threads, batch_size=max(batches))
-    if not isinstance(scorer.engine, OnnxEngine):
-        raise BadInputError(f"{folder}: its engine is {type(scorer.engine).__name__}, and only onnxruntime's is timed")
+    scorer = load(folder, device="cpu", engine=engine, threads=threads, batch_size=max(batches))
     timed = _Timed(scorer.engine)
-    lines = [f"{scorer.card.name}, {threads} threads, {rounds} rounds in turn", ""]
-    lines += ["| batch | road | session.run ms | road ms | added, round by round | outside the engine ms | share |"]
+    lines = [f"{scorer.card.name}, {scorer.engine.spec.name}, {threads} threads, {rounds} rounds in turn", ""]
+    lines += ["| batch | road | engine alone ms | road ms | added, round by round | outside the engine ms | share |"]
     lines += ["|---" * 7 + "|"]
     with Service(scorer, max_batch=max(batches)) as service:
         for batch in batches:
@@ -61,9 +61,10 @@ def _rounds(service: Service, timed: _Timed, batch: int, rounds: int) -> dict[st
     images, texts = _items(scorer, batch)
     pairs = [(None if images is None else images[i], texts[i] if texts else None) for i in range(batch)]
     feeds = scorer.feeds([scorer.prepare(*pair) for pair in pairs])
-    session = timed.engine.session
+    engine = timed.engine
+    bare = partial(engine.session.run, ["logits", "scores"]) if isinstance(engine, OnnxEngine) else engine.run
     roads: dict[str, Callable[[], object]] = {
-        "session": lambda: session.run(["logits", "scores"], feeds),
+        "engine": lambda: bare(feeds),
         "runtime": lambda: scorer.verdict(*pairs[0]) if batch == 1 else scorer.verdicts(images, texts),
         "service": lambda: [future.result() for future in [service.submit(*pair) for pair in pairs]],
     }
@@ -87,7 +88,7 @@ def _items(scorer: Scorer, count: int) -> tuple[NDArray[np.uint8] | None, list[s
 
 
 def _row(batch: int, road: str, times: dict[str, NDArray[np.float64]]) -> str:
-    bare, ours, outside = times["session"], times[road], times[f"{road} outside"]
+    bare, ours, outside = times["engine"], times[road], times[f"{road} outside"]
     added, share = ours / bare - 1, outside / (ours - outside)
     low, high = np.percentile(added, [10, 90])
     spread = np.percentile(share, [10, 90])

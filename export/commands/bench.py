@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("bundle", type=Path, nargs="?", help="bundle directory; with --overhead of any model")
     parser.add_argument("--startup", action="store_true", help="instead: time how fast the commands start")
     parser.add_argument(
-        "--overhead", action="store_true", help="instead: what the runtime adds to a bare session.run of any bundle"
+        "--overhead", action="store_true", help="instead: what the runtime adds to the bare engine, of any bundle"
     )
     parser.add_argument("--heads", metavar="PANEL", help="instead: time each head of a registered panel and its tower")
     parser.add_argument(
@@ -70,7 +70,10 @@ def _bench(options: argparse.Namespace) -> int:
     if options.overhead:
         from export.bench.overhead import bench_overhead
 
-        print(bench_overhead(options.bundle, batches, options.threads, options.rounds))
+        if len(options.engine) > 1:
+            raise BadInputError("--overhead times one engine: give --engine once, or leave it out for the best")
+        engine = options.engine[0] if options.engine else None
+        print(bench_overhead(options.bundle, batches, options.threads, options.rounds, engine))
         return 0
     if options.out and options.out.exists() and not options.out.is_dir():
         raise BadInputError(f"{options.out} is a file, and --out takes a folder: figures, table and plot go into it")

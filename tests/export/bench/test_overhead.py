@@ -23,11 +23,13 @@ def test_each_road_is_timed_against_the_session(
         assert float(session) > 0
         assert 0 < float(outside) < float(road)
         assert float(share.split("%")[0]) > 0
-    assert f"{name}, 1 threads, 5 rounds" in shown
+    assert f"{name}, onnx-fp32, 1 threads, 5 rounds" in shown
 
 
 def test_figures_that_mean_nothing_are_refused(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", str(bundles["test_safeclip.random"]), "--overhead", "--rounds", "4"]) == 1
     assert "need at least 5 rounds" in capsys.readouterr().err
+    assert run(["bench", str(bundles["test_safeclip.random"]), "--overhead", "--engine", "onnx-fp23"]) == 1
+    assert "onnx-fp32" in capsys.readouterr().err
     assert run(["bench", "--overhead"]) == 1
     assert "takes a bundle directory" in capsys.readouterr().err
