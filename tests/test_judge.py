@@ -80,6 +80,24 @@ def test_scores_that_are_no_probabilities_are_never_safe(rule: Literal["each", "
     assert flagged.text_truncated
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_scores_that_leave_nothing_to_share_are_not_judged() -> None:
+    policy = _policy(
+        _block("dogs", 0.5, descriptors=("a dog",)),
+        Category("rest", "allow", descriptors=("a cat", "a car")),
+        pooling="logsumexp",
+    )
+    nothing, fine = Judge(ZERO_SHOT, policy).verdicts(np.array([[0.0, 0.0, 0.0], [0.8, 0.1, 0.1]], dtype=np.float32))
+    assert (nothing.status, nothing.decision) == ("invalid_scores", "unknown")
+    assert fine.decision == "unsafe"
+
+
+def test_of_equal_scores_the_first_category_decides() -> None:
+    judge = Judge(CLASSIFIER, _policy(_review("sexy", 0.1), _block("porn", 0.1), _block("hentai", 0.1)))
+    assert _decide(judge, 0, 0.25, 0, 0.25, 0.5) == ("unsafe", "porn")
+    assert _decide(judge, 0.9, 0.05, 0, 0.05, 0.05) == ("safe", "sexy")
+
+
 def test_the_wrong_number_of_scores_is_refused() -> None:
     judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5)))
     with pytest.raises(BadInputError, match=r"\[B, 5\], got \[1, 4\]"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class Judge:
                 start += len(category.descriptors)
             else:
                 self.members.append([card.labels.index(label) for label in labels_of(category, card)])
+        #: All members in a row, and where each category begins: pooling is one call for all of them.
+        self._columns = [column for members in self.members for column in members]
+        self._starts = np.cumsum([0, *(len(members) for members in self.members[:-1])])
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
         limits = {c.threshold.value for c in policy.categories if c.threshold}
@@ -51,17 +54,12 @@ class Judge:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
             raise BadInputError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
-        pool: dict[str, Callable[[Scores], Scores]] = {
-            "sum": lambda part: part.sum(axis=1),
-            "mean": lambda part: part.mean(axis=1),
-            "max": lambda part: part.max(axis=1),
-            # The mean of probabilities is that of exp(logit) but for a factor, which the division below undoes.
-            "logsumexp": lambda part: part.mean(axis=1),
-        }
-        wide = scores.astype(np.float64)
-        pooled = [pool[self.policy.pooling](wide[:, members]) for members in self.members]
-        table: NDArray[np.float64] = np.stack(pooled, axis=1)
+        pool = np.maximum if self.policy.pooling == "max" else np.add
+        table: NDArray[np.float64] = pool.reduceat(scores.astype(np.float64)[:, self._columns], self._starts, axis=1)
+        if self.policy.pooling in ("mean", "logsumexp"):
+            table = table / [len(members) for members in self.members]
         if self.policy.pooling == "logsumexp":
+            # The mean of probabilities is that of exp(logit) but for a factor, which this undoes.
             table = table / table.sum(axis=1, keepdims=True)
         return table
 
@@ -108,7 +106,13 @@ class Judge:
         cut = truncated or [False] * len(scores)
         table = self.category_scores(scores)
         flags = self.flags(table)
-        return [self._verdict(*row) for row in zip(scores, table, flags, names, cut, strict=True)]
+        tolerance = 1e-3  # float16 engines round a probability of 1 upwards
+        within = np.logical_and(scores >= -tolerance, scores <= 1 + tolerance).all(axis=1)
+        # Scores that are all 0 have no share that `logsumexp` could give to a category.
+        valid = np.logical_and(within, np.isfinite(table).all(axis=1))
+        # Plain numbers from here: numpy's own are slower one by one, and this is most of what the runtime adds.
+        rows = zip(valid.tolist(), table.tolist(), flags.tolist(), names, cut, strict=True)
+        return [self._verdict(*row) for row in rows]
 
     def unreadable(self, detail: str, source: str = "") -> Verdict:
         """The verdict of an item that could not be decoded."""
@@ -118,16 +122,15 @@ class Judge:
         """The verdict of an item that lacks an input that the model needs."""
         return unjudged("missing_input", detail, policy=self.policy_id, model=self.card.name, source=source)
 
-    def _verdict(self, scores: Scores, table: Scores, flags: NDArray[np.bool_], source: str, cut: bool) -> Verdict:
-        tolerance = 1e-3  # float16 engines round a probability of 1 upwards
-        if not np.isfinite(scores).all() or scores.min() < -tolerance or scores.max() > 1 + tolerance:
+    def _verdict(self, valid: bool, scores: list[float], flags: list[bool], source: str, cut: bool) -> Verdict:
+        if not valid:
             detail = "the model's scores are not probabilities (NaN, infinite, or outside [0, 1])"
             return unjudged("invalid_scores", detail, policy=self.policy_id, model=self.card.name, source=source)
         categories = self.policy.categories
-        flagged = [index for index in np.argsort(-table, kind="stable") if flags[index]]
+        flagged = [index for index, flag in enumerate(flags) if flag]
         # A blocking category outranks one that only asks for review, however high the latter scores.
-        flagged.sort(key=lambda index: categories[index].action != "block")
-        decider = categories[flagged[0] if flagged else int(np.argmax(table))]
+        among = [index for index in flagged if categories[index].action == "block"] or flagged or range(len(scores))
+        decider = categories[max(among, key=scores.__getitem__)]
         decision: Decision = "safe"
         if flagged:
             decision = "unsafe" if decider.action == "block" else "review"
@@ -135,7 +138,7 @@ class Judge:
             "ok",
             decision,
             decider.name,
-            {c.name: float(min(max(value, 0.0), 1.0)) for c, value in zip(categories, table, strict=True)},
+            {c.name: min(max(score, 0.0), 1.0) for c, score in zip(categories, scores, strict=True)},
             self.policy_id,
             self.card.name,
             source,

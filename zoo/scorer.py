@@ -176,8 +176,9 @@ class Scorer:
         names = self.card.input_names
         feeds: Feeds = {}
         if self.card.image is not None:
-            blank = np.zeros((self.card.image.size, self.card.image.size, 3), dtype=np.uint8)
-            feeds["image"] = np.stack([blank if item.pixels is None else item.pixels for item in items])
+            shape = (self.card.image.size, self.card.image.size, 3)
+            pixels = [np.zeros(shape, dtype=np.uint8) if item.pixels is None else item.pixels for item in items]
+            feeds["image"] = np.stack(pixels)
         if self._codec is not None:
             none = np.zeros(self._codec.spec.context_length, dtype=np.int64)
             feeds["input_ids"] = np.stack([none if item.ids is None else item.ids for item in items])

@@ -62,6 +62,27 @@ def test_an_array_is_taken_as_it_is() -> None:
     assert np.array_equal(np.asarray(decode(array[:, ::-1])), array[:, ::-1])
 
 
+@pytest.mark.parametrize(
+    ("resize", "interpolation"),
+    [
+        ("shortest_edge_crop", "bicubic"),
+        ("shortest_edge_crop", "bilinear"),
+        ("squash", "bilinear"),
+        ("squash", "bilinear_align_corners"),
+    ],
+)
+def test_an_array_that_fits_is_what_resizing_it_would_give_and_a_copy(resize: Any, interpolation: Any) -> None:
+    spec = ImageInput(32, resize, interpolation, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    found = load(array, spec)
+    assert np.array_equal(found, fit(decode(array), spec))
+    assert np.array_equal(found, array)
+    array[:] = 0  # a caller may use its buffer again before the engine has run
+    assert found.any()
+    with pytest.raises(BadInputError, match="uint8"):
+        load(array.astype(np.float32), spec)
+
+
 def test_dark_16_bit_grey_stays_dark(tmp_path: Path) -> None:
     path = tmp_path / "dark.png"
     Image.fromarray(np.full((4, 4), 250, dtype=np.uint16)).save(path)
