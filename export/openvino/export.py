@@ -138,7 +138,8 @@ def image_shapes(card: ModelCard, batch: tuple[int, int, int]) -> dict[str, Shap
 def _count_products(path: Path) -> dict[str, int]:
     """The nodes of the compiled graph that multiply matrices, by the precision that they run in."""
     counts: Counter[str] = Counter()
-    for node in compile_graph(path).get_runtime_model().get_ops():
+    core = openvino().Core()
+    for node in compile_graph(core, core.read_model(path)).get_runtime_model().get_ops():
         noted = node.get_rt_info()
         if noted["layerType"].astype(str) in _PRODUCTS:
             found = noted["runtimePrecision"].astype(str)

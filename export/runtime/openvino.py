@@ -35,8 +35,10 @@ class OpenVINOEngine:
         self._banks = read_banks(path)
         self._lock = threading.Lock()
         try:
-            self._any = compile_graph(path, threads=threads).create_infer_request()
-            self._exact = [(one, compile_graph(path, one, threads).create_infer_request()) for one in exact]
+            core = openvino().Core()
+            model = core.read_model(path)
+            self._any = compile_graph(core, model, threads=threads).create_infer_request()
+            self._exact = [(one, compile_graph(core, model, one, threads).create_infer_request()) for one in exact]
         except RuntimeError as problem:
             raise IncompatibleBundleError(f"{path}: {self.provider} cannot run it: {problem}") from None
 
@@ -80,14 +82,13 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
     return OpenVINOEngine(bundle.path(spec), spec, exact, threads)
 
 
-def compile_graph(path: Path, shapes: InputShapes | None = None, threads: int | None = None) -> Any:
+def compile_graph(core: Any, model: Any, shapes: InputShapes | None = None, threads: int | None = None) -> Any:
     """The compiled graph, for inputs of these shapes or of any, on so many threads or as many as there are cores.
 
-    Raises MissingDependencyError without OpenVINO, and RuntimeError where it does not take the graph.
+    Raises RuntimeError where OpenVINO does not take the graph.
     """
-    core = openvino().Core()
-    model = core.read_model(path)
     if shapes is not None:
+        model = model.clone()  # which shares its weights
         model.reshape(shapes)
     # One stream: all threads work at one batch. And float32 is float32: OpenVINO takes bfloat16 where a CPU has it.
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
