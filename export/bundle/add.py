@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -30,6 +30,15 @@ from zoo.release import Release, load_release, write_card
 
 #: Writes an engine's files into the folder and says what they are.
 Build = Callable[[Release, Path], Engine]
+
+
+class Placing(TypedDict, total=False):
+    """How an engine goes into its bundle: the last arguments of `add_engine`, which all exporters take."""
+
+    overwrite: bool
+    replace: bool
+    untrained: dict[str, Any] | None
+    check: Check | None
 
 
 def add_engine(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import onnx
 
 from export.bundle import Device, Engine, Manifest, Profile
-from export.bundle.add import add_engine
+from export.bundle.add import Placing, add_engine
 from export.bundle.command import given
 from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
 from export.precision.calibration import calibration, what_to_give
@@ -17,7 +17,6 @@ from export.precision.half import HALVES, in_half
 from export.precision.names import Precision
 from export.precision.products import check_products, count_products
 from export.runtime.onnx import installed_version
-from export.verify.check import Check
 from zoo.errors import BadInputError
 from zoo.predict import text_banks
 from zoo.release import Release
@@ -42,10 +41,7 @@ def export_onnx(
     profile: Profile = "latency",
     batch: tuple[int, int, int] | None = None,
     calibrate: Path | None = None,
-    overwrite: bool = False,
-    replace: bool = False,
-    untrained: dict[str, Any] | None = None,
-    check: Check | None = None,
+    **placing: Unpack[Placing],
 ) -> Manifest:
     """Export a release directory, a Hub release or a registered model to a bundle, or add an engine to one.
 
@@ -63,7 +59,7 @@ def export_onnx(
             versions={package: version(package) for package in ("onnx", "onnxscript")} | installed_version(),
         )  # fmt: skip
 
-    return add_engine(source, out, name, build, overwrite=overwrite, replace=replace, untrained=untrained, check=check)
+    return add_engine(source, out, name, build, **placing)
 
 
 def engine_name(kind: str, precision: Precision, profile: Profile, suffix: str = "") -> str:
@@ -92,9 +88,7 @@ def write_onnx(
     Raises IncompatibleBundleError when the graph has no product in that precision, or came out other than declared,
     and BadInputError for `int8_qdq` without inputs to calibrate on, or inputs where nothing is calibrated.
     """
-    if calibrate is not None and precision != "int8_qdq":
-        raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
-    batches = scales_from(release, calibrate) if precision == "int8_qdq" else []
+    batches = scales_from(release, precision, calibrate)
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model
     if traced is not None and precision.startswith("int8"):
         proto = traced
@@ -112,8 +106,14 @@ def write_onnx(
     return save(proto, path), counts
 
 
-def scales_from(release: Release, path: Path | None) -> list[Feeds]:
-    """The inputs that `int8_qdq` takes its scales from. Raises BadInputError where none were given."""
+def scales_from(release: Release, precision: Precision, path: Path | None) -> list[Feeds]:
+    """The inputs that `int8_qdq` takes its scales from, none for other precisions. Raises BadInputError without them,
+    or where they are given and nothing is calibrated.
+    """
+    if precision != "int8_qdq":
+        if path is not None:
+            raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
+        return []
     if path is None:
         raise BadInputError(f"int8_qdq takes its scales from what the model judges: give {what_to_give(release.card)}")
     codec = release.model.codec() if release.card.reads_text else None

@@ -6,13 +6,13 @@ import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import onnx
 from onnx import numpy_helper
 
 from export.bundle import Engine, Manifest, Profile, Shapes
-from export.bundle.add import add_engine
+from export.bundle.add import Placing, add_engine
 from export.bundle.banks import write_banks
 from export.bundle.command import given
 from export.onnx.export import BATCHES, engine_name, scales_from
@@ -21,7 +21,6 @@ from export.precision.cpu import skip_resize
 from export.precision.names import Precision
 from export.precision.products import check_products
 from export.runtime.openvino import compile_graph, openvino
-from export.verify.check import Check
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.predict import text_banks
@@ -40,10 +39,7 @@ def export_openvino(
     profile: Profile = "latency",
     batch: tuple[int, int, int] | None = None,
     calibrate: Path | None = None,
-    overwrite: bool = False,
-    replace: bool = False,
-    untrained: dict[str, Any] | None = None,
-    check: Check | None = None,
+    **placing: Unpack[Placing],
 ) -> Manifest:
     """Export a model to an OpenVINO engine in a new bundle or an existing one of the same weights.
 
@@ -52,7 +48,7 @@ def export_openvino(
     BadInputError for another precision, and IncompatibleBundleError when no matrix product of the compiled graph is in
     `precision`.
     """
-    check_precision(precision, calibrate)
+    check_precision(precision)
     openvino()  # before the work, not after it
     name = engine_name("openvino", precision, profile)
 
@@ -65,19 +61,17 @@ def export_openvino(
             versions={package: version(package) for package in ("onnx", "onnxscript", "openvino")},
         )  # fmt: skip
 
-    return add_engine(source, out, name, build, overwrite=overwrite, replace=replace, untrained=untrained, check=check)
+    return add_engine(source, out, name, build, **placing)
 
 
-def check_precision(precision: Precision, calibrate: Path | None) -> None:
-    """Raise BadInputError for a precision that OpenVINO engines do not have, or inputs where nothing is calibrated."""
+def check_precision(precision: Precision) -> None:
+    """Raise BadInputError for a precision that OpenVINO engines do not have."""
     if precision == "int8":
         raise BadInputError(
             "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with --calibrate PATH"
         )
     if precision not in ("fp32", "int8_qdq"):
         raise BadInputError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")
-    if calibrate is not None and precision != "int8_qdq":
-        raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
 
 
 def write_openvino(
@@ -94,7 +88,7 @@ def write_openvino(
     their own, which are not among them. `traced` is the fp32 ONNX graph, where there is one already. Raises what
     `export_openvino` does.
     """
-    batches = scales_from(release, calibrate) if precision == "int8_qdq" else []
+    batches = scales_from(release, precision, calibrate)
     proto = traced or served_graph(release.model, text_banks(release.model, release.policy), opset=OPSET)
     if batches:
         from export.precision.int8 import quantise_static

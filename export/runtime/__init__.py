@@ -6,7 +6,7 @@ with runtime.load("bundles/demo") as scorer:
     print(scorer.verdict("photo.jpg"))
 """
 
-from export.runtime.choice import RunningEngine
+from export.runtime.engine import RunningEngine
 from export.runtime.onnx import OnnxEngine
 from export.runtime.scorer import BundleScorer, load, read_codec, serve, text_bank, text_banks
 from export.runtime.service import Health, Service

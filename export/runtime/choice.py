@@ -9,17 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, get_args
 
 from export.bundle import Bundle, Device, Engine, Kind
 from export.bundle.command import rebuild, runs_anywhere
 from export.precision.names import COUNTED_AS
 from export.runtime.cpu import clamps_int8
+from export.runtime.engine import RunningEngine
 from zoo.errors import BadInputError, IncompatibleBundleError, close_match
-from zoo.scorer import Feeds
 
 log = logging.getLogger("export.runtime.choice")
 
@@ -33,32 +30,6 @@ PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
     ),
     "cpu": (("openvino", "int8_qdq"), ("onnx", "int8"), ("openvino", "fp32"), ("onnx", "fp32")),
 }  # fmt: skip
-
-
-class RunningEngine(Protocol):
-    """An engine that is loaded: the arrays of `card.input_names` in, logits and scores `[B, N]` out. Thread-safe.
-
-    `spec` is what the manifest says of it, `device` where it runs, `provider` by what, `why` the reason it was chosen.
-    `text_banks` replace the model's own: each float32 `[P, D]`, unit norm over temperature.
-    """
-
-    spec: Engine
-    device: str
-    provider: str
-    why: str
-    text_banks: dict[str, NDArray[np.float32]]
-
-    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Scores `[B, N]` of one batch."""
-        ...
-
-    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch."""
-        ...
-
-    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
-        """The same loaded engine with other text banks; this one keeps its own."""
-        ...
 
 
 @dataclass(frozen=True)

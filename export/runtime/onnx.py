@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
 from export.precision.names import Precision
+from export.runtime.engine import RunningEngine
 from zoo.bank_cache import cache_folder
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.scorer import Feeds
@@ -22,29 +22,17 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS: dict[Device, tuple[str, ...]] = {"cuda": (TENSORRT, CUDA), "cpu": ("CPUExecutionProvider",)}
 
 
-class OnnxEngine:
-    """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are (see `RunningEngine`)."""
+class OnnxEngine(RunningEngine):
+    """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are."""
 
     def __init__(self, path: Path, spec: Engine, device: Device = "cpu", threads: int | None = None) -> None:
+        super().__init__(spec, device)
         self.session, self.provider = open_session(path, device, threads, spec.precision)
-        self.spec, self.why = spec, ""
-        self.device: str = device
-        self.text_banks: dict[str, NDArray[np.float32]] = {}
-
-    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
-        return self.run(feeds)[1]
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""
         logits, scores = self.session.run(["logits", "scores"], {**feeds, **self.text_banks})
         return logits, scores
-
-    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
-        """The same session with other text banks."""
-        other = copy.copy(self)
-        other.text_banks = text_banks
-        return other
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:

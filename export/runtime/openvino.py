@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
 from export.bundle.banks import read_banks
+from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.scorer import Feeds
 
@@ -20,7 +20,7 @@ from zoo.scorer import Feeds
 InputShapes = dict[str, tuple[int, ...]]
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(RunningEngine):
     """A graph compiled by OpenVINO, for images of the model's own size. Thread-safe: callers take turns.
 
     It is compiled for batches of any size, and beside that for each of the shapes in `exact`: a tenth faster, for as
@@ -29,9 +29,8 @@ class OpenVINOEngine:
 
     def __init__(self, path: Path, spec: Engine, exact: list[InputShapes], threads: int | None = None) -> None:
         """Load the graph at `path`. Raises IncompatibleBundleError where OpenVINO does not take it."""
-        self.spec, self.device, self.why = spec, "cpu", ""
+        super().__init__(spec, "cpu")
         self.provider = f"openvino {version('openvino')}"
-        self.text_banks: dict[str, NDArray[np.float32]] = {}
         self._banks = read_banks(path)
         self._lock = threading.Lock()
         try:
@@ -42,10 +41,6 @@ class OpenVINOEngine:
         except RuntimeError as problem:
             raise IncompatibleBundleError(f"{path}: {self.provider} cannot run it: {problem}") from None
 
-    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
-        return self.run(feeds)[1]
-
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""
         shapes = {name: value.shape for name, value in feeds.items()}
@@ -54,12 +49,6 @@ class OpenVINOEngine:
             request.infer({**feeds, **self._banks, **self.text_banks}, share_inputs=True)
             logits, scores = (request.get_tensor(name).data.copy() for name in ("logits", "scores"))
         return logits, scores
-
-    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
-        """The same loaded graph with other text banks."""
-        other = copy.copy(self)
-        other.text_banks = text_banks
-        return other
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:

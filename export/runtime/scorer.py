@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from export.bundle import TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
 from export.bundle.command import rebuild, rebuild_all
-from export.runtime.choice import RunningEngine, open_best
+from export.runtime.choice import open_best
+from export.runtime.engine import RunningEngine
 from export.runtime.onnx import session
 from export.runtime.service import Service
 from zoo.bank_cache import cached_bank

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
 from export.bundle.command import rebuild
+from export.runtime.engine import RunningEngine
 from export.runtime.plan import LoadedPlan, Mend, check_machine, read_report
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.scorer import Feeds
 
 
-class TensorRTEngine:
-    """A plan on a GPU. Thread-safe (see `RunningEngine`)."""
+class TensorRTEngine(RunningEngine):
+    """A plan on a GPU. Other text banks are uploaded or refitted before its next batch."""
 
     def __init__(self, plan: LoadedPlan, spec: Engine, device: Device = "cuda") -> None:
-        self.plan, self.spec, self.device, self.why = plan, spec, device, ""
-        self.provider = f"{plan.provider} ({plan.gpu.name})"
-        self.text_banks: dict[str, NDArray[np.float32]] = {}
-
-    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        """Scores `[B, N]` of one batch; the feeds are those of `card.input_names`."""
-        return self.run(feeds)[1]
+        super().__init__(spec, device)
+        self.plan, self.provider = plan, f"{plan.provider} ({plan.gpu.name})"
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch; one that is smaller than the plan takes is filled up."""
         rows = len(next(iter(feeds.values())))
         logits, scores = self.plan.run(filled(feeds, self.spec.batch[0]), self.text_banks)
         return logits[:rows], scores[:rows]
-
-    def with_banks(self, text_banks: dict[str, NDArray[np.float32]]) -> Self:
-        """The same loaded plan with other text banks, which are uploaded or refitted before its next batch."""
-        other = copy.copy(self)
-        other.text_banks = text_banks
-        return other
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from onnx import numpy_helper
 
 from export.bundle import Engine, Gpu, Manifest, Profile
-from export.bundle.add import add_engine
+from export.bundle.add import Placing, add_engine
 from export.bundle.banks import write_banks
 from export.bundle.command import given
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
@@ -21,7 +21,6 @@ from export.precision.products import check_products
 from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
 from export.tensorrt.report import GRAPH, LOG, REPORT, Report
-from export.verify.check import Check
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.release import Release
@@ -57,10 +56,7 @@ def export_tensorrt(
     profile: Profile = "latency",
     options: Options = Options(),  # frozen
     calibrate: Path | None = None,
-    overwrite: bool = False,
-    replace: bool = False,
-    untrained: dict[str, Any] | None = None,
-    check: Check | None = None,
+    **placing: Unpack[Placing],
 ) -> Manifest:
     """Export a model to a TensorRT engine in a new bundle or an existing one of the same weights.
 
@@ -91,9 +87,7 @@ def export_tensorrt(
             options=given(calibrate=calibrate, **_given(options, built.report)),
         )  # fmt: skip
 
-    return add_engine(
-        source, out, name, build_engine, overwrite=overwrite, replace=replace, untrained=untrained, check=check
-    )
+    return add_engine(source, out, name, build_engine, **placing)
 
 
 def _card(report: Report) -> str:

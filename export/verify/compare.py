@@ -17,8 +17,9 @@ from export.bundle.add import load, weights_hash
 from export.onnx.graph import save
 from export.precision.rounding import rounded_float32
 from export.runtime import text_banks as fed_banks
-from export.runtime.choice import RunningEngine, module_of, obstacle
+from export.runtime.choice import module_of, obstacle
 from export.runtime.cuda import local_gpu
+from export.runtime.engine import RunningEngine
 from export.runtime.onnx import OnnxEngine
 from export.verify.check import Check
 from export.verify.inputs import Inputs
