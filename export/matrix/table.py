@@ -75,9 +75,10 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
     made_with = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(packages.items()))
     return [
         "Random weights, unless a row says trained. `90/93`: of 93 matrix products and convolutions, 90 are in that "
-        "precision, as counted in the finished graph or plan (OpenVINO fuses the attention's own, and lists them no more). "
-        "Flips: verdicts that are not those of the torch model, among drawn inputs; fp32 also at the threshold, bf16 rounded after each step in float32, as no CPU has it. "
-        "(±0.001): the model judges all of these inputs alike, so that few flips prove little, and this is the largest "
+        "precision, as counted in the finished graph or plan (OpenVINO fuses the attention's own, and lists them no "
+        "more). Flips: verdicts that are not those of the torch model, among drawn inputs; fp32 also at the threshold, "
+        "bf16 rounded after each step in float32, as no CPU has it. (±0.001): the model judges all of these inputs "
+        "alike, so that few flips prove little, and this is the largest "
         "difference of a score. Milliseconds: the "
         f'median processor time of the engine for one input{timed}. What is "exported" or "starts" was not verified; '
         'TensorRT "parsed" the graph, or "built" one plan for all GPUs that it builds for, and nothing of it was run.',
