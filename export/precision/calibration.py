@@ -35,6 +35,8 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
     long one, rows are taken evenly. `codec` makes tokens for a model that reads texts. Raises BadInputError where there
     is nothing of what the model reads, or an image of a manifest cannot be read.
     """
+    if not path.exists():
+        raise BadInputError(f"{path}: no such file or folder; give {what_to_give(card)}")
     examples = list(islice(_examples(path, card.image), INPUTS))
     examples = [one for one in examples if _complete(one, card)]
     for kind, reads, found in (

@@ -195,7 +195,7 @@ def test_calibration_takes_rows_evenly_and_leaves_out_what_a_row_has_not(photos:
         (FUSION, "photos", r"holds no texts, .*a manifest \(CSV\) with the columns image and text"),
         (FUSION, "texts.txt", r"holds no images, .*a manifest \(CSV\) with the columns image and text"),
         (CLIP, "empty", "holds no images"),
-        (PROMPTS, "nowhere.txt", "not readable as UTF-8 text"),
+        (PROMPTS, "nowhere.txt", "no such file or folder; give --calibrate FILE, with texts"),
     ],
 )
 def test_what_cannot_be_calibrated_on_is_refused(
