@@ -13,6 +13,7 @@ import pytest
 
 from export.runtime.cuda import LocalGpu, cudart, local_gpu
 from export.runtime.plan import LoadedPlan, check_gpu, check_machine, check_refit, check_shape, read_report
+from export.runtime.tensorrt import filled
 from export.tensorrt.report import Report
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 
@@ -60,6 +61,15 @@ def test_a_plan_of_another_version_is_refused_with_the_command_that_mends_it() -
 def test_a_plan_of_the_other_package_is_refused_with_its_extra() -> None:
     with pytest.raises(MissingDependencyError, match=r"tensorrt is not installed.*safety-zoo\[tensorrt\]"):
         check_machine(dataclasses.replace(REPORT, package="tensorrt"), _mend)
+
+
+def test_a_batch_smaller_than_a_plan_takes_is_filled_up() -> None:
+    feeds = {"image": np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2), "image_present": np.array([True, True, False])}
+    full = filled(feeds, 5)
+    assert {name: value.shape for name, value in full.items()} == {"image": (5, 2, 2), "image_present": (5,)}
+    assert all(np.array_equal(full[name][:3], value) for name, value in feeds.items())
+    assert np.array_equal(full["image"][3:], [feeds["image"][2]] * 2)
+    assert filled(feeds, 3) is feeds
 
 
 def test_a_plan_for_other_gpus_is_refused_with_the_command_that_mends_it() -> None:

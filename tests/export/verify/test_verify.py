@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
 from export import runtime
-from export.bundle import Engine, Verification, read_bundle
+from export.bundle import Engine, Shapes, Verification, read_bundle
 from export.precision.names import Precision
+from export.runtime import OnnxEngine
 from export.verify.budget import Budget, budget_of
 from export.verify.check import MINIMUM, Check
 from export.verify.compare import BATCHES, SIZES, auroc, verify
@@ -70,6 +72,31 @@ def _noted(bundle: Path) -> Verification:
     return found
 
 
+def test_an_engine_is_compared_in_batches_and_images_that_it_was_built_for(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = _copy(bundles, CLIP, tmp_path)
+    manifest = read_bundle(bundle).manifest
+    size = model_card(CLIP).image.size  # type: ignore[union-attr]  # it reads images
+    shapes: dict[str, Shapes] = {"image": ((1, 50, 50, 3), (2, size, size, 3), (4, 700, 700, 3))}
+    engine = dataclasses.replace(manifest.engines[0], batch=(1, 2, 4), shapes=shapes)
+    dataclasses.replace(manifest, engines=(engine,)).write(bundle)
+    rows: list[int] = []
+    run_as_it_is = OnnxEngine.run
+
+    def noted(self: OnnxEngine, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rows.append(len(feeds["image"]))
+        return run_as_it_is(self, feeds)
+
+    monkeypatch.setattr(OnnxEngine, "run", noted)
+    report = _verify(bundle)
+    report.raise_if_failed()
+    assert max(rows) == 4
+    assert report.inputs > MINIMUM
+    taken = ["250x333 pixels", "90x300 pixels", "480x640 pixels"]
+    assert list(report.at_shapes) == ["batch 1", "batch 2", "batch 4", *taken]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
     bundle = _copy(bundles, name, tmp_path)
@@ -86,7 +113,7 @@ def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: P
         assert found.cosine is not None
         assert (found.max < 1e-4, found.cosine > 0.9999) == (True, True)
     sizes = [f"{width}x{height} pixels" for height, width in SIZES] if model_card(name).image is not None else []
-    assert list(report.at_shapes) == [*(f"batch {rows}" for rows in BATCHES), *sizes]
+    assert list(report.at_shapes) == [*(f"batch {rows}" for rows in (*BATCHES, report.engine.batch[1])), *sizes]
     assert max(report.at_shapes.values()) < 1e-4
     assert report.nearest < 0.01
     noted = _noted(bundle)
