@@ -20,6 +20,7 @@ from export.onnx.graph import OPSET, save, served_graph
 from export.precision.cpu import skip_resize
 from export.precision.names import Precision
 from export.precision.products import check_products
+from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.card import ModelCard
 from zoo.errors import BadInputError
@@ -44,9 +45,9 @@ def export_openvino(
     """Export a model to an OpenVINO engine in a new bundle or an existing one of the same weights.
 
     In `fp32`, or in `int8_qdq` with scales from `calibrate` (see `export.precision.calibration`). The arguments are
-    those of `export.onnx.export.export_onnx`. Raises what `add_engine` raises, MissingDependencyError without OpenVINO,
-    BadInputError for another precision, and IncompatibleBundleError when no matrix product of the compiled graph is in
-    `precision`.
+    those of `export.onnx.export.export_onnx`. Raises what `add_engine` raises, MissingDependencyError without OpenVINO
+    (and, for int8_qdq, onnxruntime), BadInputError for another precision, and IncompatibleBundleError when no matrix
+    product of the compiled graph is in `precision`.
     """
     check_precision(precision)
     openvino()  # before the work, not after it
@@ -91,6 +92,7 @@ def write_openvino(
     batches = scales_from(release, precision, calibrate)
     proto = traced or served_graph(release.model, text_banks(release.model, release.policy), opset=OPSET)
     if batches:
+        onnxruntime()  # whose quantizer it is
         from export.precision.int8 import quantise_static
 
         proto = quantise_static(proto, batches, symmetric=False)

@@ -16,7 +16,7 @@ from export.bundle.command import rebuild, runs_anywhere
 from export.precision.names import COUNTED_AS
 from export.runtime.cpu import clamps_int8
 from export.runtime.engine import RunningEngine
-from zoo.errors import BadInputError, IncompatibleBundleError, close_match
+from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError, close_match
 
 log = logging.getLogger("export.runtime.choice")
 
@@ -45,8 +45,8 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
 
     `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
     fewer bits is taken by itself only when its verification passed (8 bits on a CPU without VNNI never), an fp32 one
-    unless it failed. Raises
-    IncompatibleBundleError with the reason for each engine when none is left, and the command that adds one.
+    unless it failed. Raises IncompatibleBundleError with the reason for each engine when none is left, and the command
+    that adds one, or MissingDependencyError where all that they lack are packages.
     """
     devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
     if device not in devices:
@@ -67,6 +67,9 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
         chosen.why = _why(chosen, bundle.policy.id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
+    lacks = [why for why in passed_over.values() if not why.startswith("made for")]
+    if lacks and all("is not installed: pip install" in why for why in lacks):
+        raise MissingDependencyError(f"{bundle.folder}: no engine can run here ({reasons})")
     mend = "" if device == "cuda" else _mend(bundle)
     raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}){mend}")
 

@@ -15,6 +15,8 @@ from zoo.errors import ParityError
 
 #: How many flipped inputs are named.
 NAMED = 20
+#: From so many inputs on, a share of half a percent is ten of them, and no longer one or two.
+ENOUGH = 2000
 
 
 @dataclass
@@ -115,7 +117,9 @@ class Report:
             self.problems.append(f"logits differ by {figures[where]:.2e}{where}, tolerance {limit:.0e}")
         if self.flip_share > self.budget.max_flips:
             named, most = ", ".join(self.counted_flips[:8]), f"at most {self.budget.max_flips:.2%} may"
-            self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {named}")
+            few = self.budget.max_flips > 0 and self.counted < ENOUGH
+            hint = f"; those are {self.counted} inputs, and --count {ENOUGH} would leave less to luck" if few else ""
+            self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {named}{hint}")
         loss, allowed = self.auroc_loss, self.budget.max_auroc_loss
         if loss is not None and allowed is not None and not loss <= allowed:
             self.problems.append(f"AUROC falls by {loss:.4f} to {self.auroc:.4f}, at most {allowed} may be lost")

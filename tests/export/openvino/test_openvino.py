@@ -24,7 +24,7 @@ from export.verify.check import Check
 from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.cli import run
-from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
+from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.policy import Policy
 from zoo.registry import list_models, model_card
 
@@ -134,8 +134,22 @@ def test_without_the_package_another_engine_runs_and_says_why(both: Path, monkey
     running = open_best(bundle, threads=1)
     assert running.spec.name == "onnx-fp32"
     assert "not openvino-fp32 on cpu: openvino is not installed: pip install 'safety-zoo[openvino]'" in running.why
-    with pytest.raises(IncompatibleBundleError, match="openvino is not installed"):
+    with pytest.raises(MissingDependencyError, match="openvino is not installed"):
         open_best(bundle, engine="openvino-fp32", threads=1)
+
+
+def test_it_runs_where_there_is_no_onnxruntime(
+    both: Path, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with runtime.load(both, threads=1) as scorer:
+        assert scorer.engine.spec.name == "openvino-fp32"
+        assert scorer.verdict(np.zeros((64, 64, 3), dtype=np.uint8)).status == "ok"
+    with pytest.raises(MissingDependencyError, match=r"onnxruntime is not installed: pip install .*\(or \[gpu\]\)\)$"):
+        open_best(read_bundle(bundles[CLIP]), threads=1)
+    drawn = draw_inputs(model_card(CLIP), tmp_path / "drawn", 4, unseen=True)
+    with pytest.raises(MissingDependencyError, match="onnxruntime is not installed"):
+        export_openvino(CLIP, tmp_path / "bundle", precision="int8_qdq", calibrate=drawn)
 
 
 def test_it_is_made_for_cpus(both: Path) -> None:
