@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import time
-from pathlib import Path
 
 import numpy as np
 
 from export.runtime import RunningEngine
+from export.runtime.cpu import told
 from zoo.scorer import Feeds
 
 #: Between these many runs, and as many as fit into this time.
@@ -35,9 +35,4 @@ def median_ms(engine: RunningEngine, feeds: Feeds) -> tuple[float, float]:
 
 def machine() -> str:
     """The processor of this machine, in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return told("model name") or platform.processor() or platform.machine()

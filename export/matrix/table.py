@@ -45,8 +45,9 @@ def shown(cell: Cell) -> str:
         return f"FAILED: {_short(cell.note)}"
     share = f"{cell.products.get(COUNTED_AS[cell.precision], 0)}/{sum(cell.products.values())}"
     if cell.flips is None:
-        words = {"parse": ("exported", "parsed"), "build": ("starts", "built")}
-        share = f"{words[cell.depth][cell.kind == 'tensorrt']} {share}"
+        plan = cell.kind == "tensorrt"
+        words = {"parse": "parsed" if plan else "exported", "build": "built" if plan else "starts"}
+        share = f"{words[cell.depth]} {share}"
     parts = [share]
     if cell.flips is not None:
         worst = f" (±{cell.difference:.1g})" if cell.alike and cell.difference is not None else ""
@@ -78,8 +79,7 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
         "precision, as counted in the finished graph or plan (OpenVINO fuses the attention's own, and lists them no "
         "more). Flips: verdicts that are not those of the torch model, among drawn inputs; fp32 also at the threshold, "
         "bf16 rounded after each step in float32, as no CPU has it. (±0.001): the model judges all of these inputs "
-        "alike, so that few flips prove little, and this is the largest "
-        "difference of a score. Milliseconds: the "
+        "alike, so that few flips prove little, and this is the largest difference of a score. Milliseconds: the "
         f'median processor time of the engine for one input{timed}. What is "exported" or "starts" was not verified; '
         'TensorRT "parsed" the graph, or "built" one plan for all GPUs that it builds for, and nothing of it was run.',
         "",

@@ -49,7 +49,7 @@ def export_openvino(
     (and, for int8_qdq, onnxruntime), BadInputError for another precision, and IncompatibleBundleError when no matrix
     product of the compiled graph is in `precision`.
     """
-    check_precision(precision)
+    _check_precision(precision)
     openvino()  # before the work, not after it
     name = engine_name("openvino", precision, profile)
 
@@ -65,7 +65,7 @@ def export_openvino(
     return add_engine(source, out, name, build, **placing)
 
 
-def check_precision(precision: Precision) -> None:
+def _check_precision(precision: Precision) -> None:
     """Raise BadInputError for a precision that OpenVINO engines do not have."""
     if precision == "int8":
         raise BadInputError(

@@ -1,4 +1,4 @@
-"""What makes an 8-bit graph faster on a CPU: patches as a matrix product, and no resize where there is none to do."""
+"""What makes a graph faster on a CPU: patches as a matrix product, and no resize where there is none to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Which engine of a bundle runs on this machine, and why. No torch.
 
 A module of `MODULES` knows how to run the engines of one kind. It has `obstacle(bundle, spec, device) -> str | None`
-(why such an engine cannot run here, or None) and `open_engine(bundle, spec, device, threads) -> RunningEngine`.
+(why such an engine cannot run here, or None; MissingDependencyError without its library) and
+`open_engine(bundle, spec, device, threads) -> RunningEngine`.
 """
 
 from __future__ import annotations
@@ -67,8 +68,7 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
         chosen.why = _why(chosen, bundle.policy.id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
-    lacks = [why for why in passed_over.values() if not why.startswith("made for")]
-    if lacks and all("is not installed: pip install" in why for why in lacks):
+    if _lacks_package(bundle, wanted or _plain(bundle), devices[device]):
         raise MissingDependencyError(f"{bundle.folder}: no engine can run here ({reasons})")
     mend = "" if device == "cuda" else _mend(bundle)
     raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}){mend}")
@@ -78,7 +78,10 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why an engine cannot run on a device of this machine; None when it can."""
     if device not in spec.runs_on:
         return f"made for {' and '.join(spec.runs_on)}"
-    found: str | None = module_of(spec).obstacle(bundle, spec, device)
+    try:
+        found: str | None = module_of(spec).obstacle(bundle, spec, device)
+    except MissingDependencyError as problem:  # an engine of another kind may do without it
+        return str(problem)
     return found
 
 
@@ -108,11 +111,27 @@ def _candidates(
     return found
 
 
+def _plain(bundle: Bundle) -> Engine | None:
+    """The engine that runs on every machine with onnxruntime, where a bundle has it."""
+    return next((spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) == ("onnx", "fp32")), None)
+
+
+def _lacks_package(bundle: Bundle, spec: Engine | None, devices: tuple[Device, ...]) -> bool:
+    """Whether a package is all that an engine lacks to run here."""
+    try:
+        for device in devices:
+            if spec is not None and device in spec.runs_on:
+                module_of(spec).obstacle(bundle, spec, device)
+    except MissingDependencyError:
+        return True
+    return False
+
+
 def _mend(bundle: Bundle) -> str:
     """The command that adds what runs on every machine, where the bundle has none or one that did not do."""
-    plain = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) == ("onnx", "fp32")]
-    if plain:
-        return f"; take {plain[0].name}, or export it again: {rebuild(bundle.manifest, plain[0], bundle.folder)}"
+    plain = _plain(bundle)
+    if plain is not None:
+        return f"; take {plain.name}, or export it again: {rebuild(bundle.manifest, plain, bundle.folder)}"
     return f"; export one that can: {runs_anywhere(bundle.manifest, bundle.folder)}"
 
 

@@ -1,4 +1,4 @@
-"""What the CPU can do that 8-bit engines rely on. No torch."""
+"""What Linux tells of the CPU, and what 8-bit engines rely on. No torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 _EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def clamps_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def told(key: str, cpuinfo: Path = CPUINFO) -> str | None:
+    """What Linux says of the first core: its `model name`, its `flags`; None where it says nothing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+
+
+def clamps_int8(cpuinfo: Path = CPUINFO) -> bool:
     """Whether sums of 8-bit products may be clamped on this CPU, so that a verification made elsewhere says little.
 
     An x86 without VNNI does so (onnxruntime's documentation, "Quantize ONNX models"). False where Linux does not tell.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)
-    return flags is not None and not flags & _EXACT
+    flags = told("flags", cpuinfo)
+    return flags is not None and not _EXACT.intersection(flags.split())

@@ -36,11 +36,8 @@ class OnnxEngine(RunningEngine):
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
-    """Why an ONNX engine cannot run on a device of this machine; None when it can."""
-    try:
-        ort = onnxruntime()
-    except MissingDependencyError as problem:  # another kind of engine may do without it
-        return str(problem)
+    """Why an ONNX engine cannot run on a device of this machine; None when it can. Raises what `onnxruntime` raises."""
+    ort = onnxruntime()
     if PROVIDERS[device][-1] not in ort.get_available_providers():
         return _no_provider(ort, device)
     if spec.precision == "bf16" and device == "cpu":

@@ -22,7 +22,7 @@ from export.runtime.cuda import local_gpu
 from export.runtime.engine import RunningEngine
 from export.runtime.onnx import OnnxEngine
 from export.verify.check import Check
-from export.verify.inputs import Inputs
+from export.verify.inputs import BATCH, Inputs
 from export.verify.probes import image_probes, placed_at_threshold
 from export.verify.reference import Reference
 from export.verify.report import Report, difference
@@ -105,9 +105,7 @@ class _Pair:
 
     def ours(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores of the engine, which takes no more at a time than it was built for."""
-        most, rows = self.engine.spec.batch[2], len(next(iter(feeds.values())))
-        starts = range(0, rows, most)
-        parts = [self.engine.run({name: value[at : at + most] for name, value in feeds.items()}) for at in starts]
+        parts = [self.engine.run(part) for part in _parts(feeds, self.engine.spec.batch[2])]
         logits, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         return logits, scores
 
@@ -213,12 +211,17 @@ def _answers(pair: _Pair) -> _Answers:
     return _Answers((a, b), (c, d), names, np.concatenate(labels))
 
 
-def _run(pair: _Pair, feeds: Feeds, batch: int = 32) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _run(pair: _Pair, feeds: Feeds) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Logits and scores of both engines."""
-    rows = len(next(iter(feeds.values())))
-    parts = [{k: v[start : start + batch] for k, v in feeds.items()} for start in range(0, rows, batch)]
+    parts = _parts(feeds, BATCH)
     ours, theirs = [pair.ours(part) for part in parts], [pair.eager(part) for part in parts]
     return [np.concatenate(c) for c in zip(*ours, strict=True)], [np.concatenate(c) for c in zip(*theirs, strict=True)]
+
+
+def _parts(feeds: Feeds, most: int) -> list[Feeds]:
+    """A batch in parts of at most so many rows."""
+    starts = range(0, len(next(iter(feeds.values()))), most)
+    return [{name: value[start : start + most] for name, value in feeds.items()} for start in starts]
 
 
 def _flips(
@@ -262,17 +265,17 @@ def _check_resize(pair: _Pair, report: Report) -> None:
     if pair.card.image is None:
         return
     for height, width in SIZES:
+        if not _takes(report.engine, (height, width)):
+            continue
         pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)))
         feeds = pair.inputs.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
-        if not _takes(report.engine, feeds["image"].shape):
-            continue
         found = np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max()
         report.at_shapes[f"{width}x{height} pixels"] = float(found)
 
 
-def _takes(spec: Engine, image: tuple[int, ...]) -> bool:
+def _takes(spec: Engine, sides: tuple[int, int]) -> bool:
     """Whether an engine was built for images of this height and width."""
     if "image" not in spec.shapes:
         return True
     least, _, largest = spec.shapes["image"]
-    return all(a <= b <= c for a, b, c in zip(least[1:3], image[1:3], largest[1:3], strict=True))
+    return all(a <= b <= c for a, b, c in zip(least[1:3], sides, largest[1:3], strict=True))
