@@ -10,12 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from zoo.card import ModelCard
 from zoo.cli import run
-from zoo.policy import Policy
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
 from zoo.registry import list_models
-from zoo.release import load_release, write_release
-from zoo.verdict import Verdict
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.verdict import Verdict
+from zoo.contract.verdict import Verdict
 
 
 def same_verdict(one: Verdict, other: Verdict, tolerance: float) -> bool:

@@ -6,30 +6,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.card import ModelCard as ModelCard
-    from zoo.create_panel import create_panel as create_panel
+    from zoo.contract.card import ModelCard as ModelCard
+    from zoo.contract.policy import Policy as Policy
+    from zoo.contract.verdict import Verdict as Verdict
     from zoo.guard.guard import Guard as Guard
-    from zoo.policy import Policy as Policy
-    from zoo.predict import load_scorer as load_scorer
     from zoo.registry import create_model as create_model
     from zoo.registry import list_models as list_models
     from zoo.registry import model_card as model_card
     from zoo.registry import register_model as register_model
-    from zoo.release import load_model as load_model
-    from zoo.release import load_release as load_release
-    from zoo.verdict import Verdict as Verdict
+    from zoo.release.load import load_model as load_model
+    from zoo.release.load import load_release as load_release
+    from zoo.release.load import load_scorer as load_scorer
+    from zoo.release.panel import create_panel as create_panel
 
 _PUBLIC = {
     "Guard": "zoo.guard.guard",
-    "ModelCard": "zoo.card",
-    "Policy": "zoo.policy",
-    "Verdict": "zoo.verdict",
+    "ModelCard": "zoo.contract.card",
+    "Policy": "zoo.contract.policy",
+    "Verdict": "zoo.contract.verdict",
     "create_model": "zoo.registry",
-    "create_panel": "zoo.create_panel",
+    "create_panel": "zoo.release.panel",
     "list_models": "zoo.registry",
-    "load_model": "zoo.release",
-    "load_release": "zoo.release",
-    "load_scorer": "zoo.predict",
+    "load_model": "zoo.release.load",
+    "load_release": "zoo.release.load",
+    "load_scorer": "zoo.release.load",
     "model_card": "zoo.registry",
     "register_model": "zoo.registry",
 }

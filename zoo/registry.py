@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.card import ModelCard
+from zoo.assets import find_asset
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy, panel_policy
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, UnknownModelError, close_match
 
 if TYPE_CHECKING:
@@ -89,6 +92,14 @@ def model_entry(name: str) -> ModelEntry:
     if name not in _entries:
         raise UnknownModelError(f'no model is named "{name}"' + close_match(name, _entries) + " (see `zoo list`)")
     return _entries[name]
+
+
+def default_policy(entry: ModelEntry) -> AnyPolicy:
+    """The shipped policy of a registered model; for a panel that of each head, combined by `any`."""
+    if entry.card.task != "panel":
+        return Policy.read(find_asset(entry.policy))
+    heads = {name: Policy.read(find_asset(model_entry(card.name).policy)) for name, card in entry.card.heads.items()}
+    return panel_policy(heads, "any")
 
 
 def model_card(name: str, **hparams: Any) -> ModelCard:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from export.bench.turns import check_figures, in_turns
 from zoo.errors import BadInputError
+from zoo.judging.panel import zero_shot_policies
 from zoo.models.panel import Panel, ZeroShotHead
-from zoo.panel import default_policy, zero_shot_policies
-from zoo.registry import create_model, list_models, model_entry
+from zoo.registry import create_model, default_policy, list_models, model_entry
 
 #: A head takes microseconds: it is timed this many times in a row.
 REPEATS = 50

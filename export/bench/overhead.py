@@ -15,7 +15,7 @@ from export.bench.turns import check_figures
 from export.runtime import OnnxEngine, RunningEngine, load
 from export.runtime.service import Service
 from export.verify.probes import image_probes, text_probes
-from zoo.scorer import Feeds, Scorer
+from zoo.judging.scorer import Feeds, Scorer
 
 
 class _Timed:

@@ -25,11 +25,11 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 from export.bench.report import About
 from export.bench.side import Run, Side, Task
 from export.bundle import Bundle
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, MissingDependencyError, close_match
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
 from zoo.models.towers import clip_config, unit
-from zoo.policy import Policy
 
 #: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
 OPEN_CLIP = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from zoo.figure_style import COLOURS, DASHES, MARKS
+from zoo.evaluation.page import COLOURS, DASHES, MARKS
 
 if TYPE_CHECKING:
     from export.bench.report import Benchmark

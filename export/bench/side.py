@@ -12,7 +12,7 @@ from PIL import Image
 from export.bench.report import About
 from export.bundle import Device
 from export.verify.probes import image_probes
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 
 #: `jpeg` is the whole road from the bytes of a file to a verdict, `pixels` the network alone.
 Input = Literal["jpeg", "pixels"]

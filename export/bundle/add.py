@@ -24,9 +24,9 @@ from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.files import hashes, new_directory
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import PhraseEncoder
-from zoo.panel import default_policy
-from zoo.registry import create_model, model_entry
-from zoo.release import Release, load_release, write_card
+from zoo.registry import create_model, default_policy, model_entry
+from zoo.release.load import load_release
+from zoo.release.store import Release, write_card
 
 #: Writes an engine's files into the folder and says what they are.
 Build = Callable[[Release, Path], Engine]

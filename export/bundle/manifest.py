@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from export.bundle.signature import signature_path
 from export.precision.names import Precision
 from export.verify.budget import Budget
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import BadInputError, close_match
 
 log = logging.getLogger("export.bundle.manifest")

@@ -8,9 +8,10 @@ from pathlib import Path
 from export.bundle.edit import edited
 from export.bundle.manifest import CARD, POLICY
 from export.bundle.read import check_files, read_manifest
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy
 from zoo.files import sha256
-from zoo.panel import AnyPolicy, bind
+from zoo.judging.panel import bind
 
 
 def use_policy(folder: Path, policy: AnyPolicy) -> None:

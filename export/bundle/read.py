@@ -9,11 +9,12 @@ from pathlib import Path
 from export.bundle.command import rebuild, rebuild_all, use_policy
 from export.bundle.manifest import CARD, MANIFEST, POLICY, TOKENIZER, Engine, Manifest
 from export.bundle.signature import check_signature
-from zoo import schema
-from zoo.card import ModelCard
+from zoo.contract import schema
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import check_hashes
-from zoo.panel import AnyPolicy, bind, read_policy
+from zoo.judging.panel import bind
 
 
 @dataclass(frozen=True)

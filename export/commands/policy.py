@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 def _use(options: argparse.Namespace) -> int:
     from export.bundle.policy import use_policy
     from zoo.assets import find_asset
-    from zoo.panel import read_policy
+    from zoo.contract.panel import read_policy
 
     policy = read_policy(find_asset(options.policy))
     use_policy(options.bundle, policy)
@@ -38,8 +38,9 @@ def _use(options: argparse.Namespace) -> int:
 def _embed(options: argparse.Namespace) -> int:
     from export.bundle import is_bundle, read_bundle
     from zoo.assets import find_asset
-    from zoo.bank_cache import cache_folder
-    from zoo.panel import read_policy, zero_shot_policies
+    from zoo.contract.panel import read_policy
+    from zoo.judging.banks import cache_folder
+    from zoo.judging.panel import zero_shot_policies
 
     policy = read_policy(find_asset(options.policy))
     if is_bundle(Path(options.model)):
@@ -48,8 +49,8 @@ def _embed(options: argparse.Namespace) -> int:
         bundle = read_bundle(options.model)
         shapes = [text_bank(bundle, one).shape for one in zero_shot_policies(bundle.card, policy)]
     else:
-        from zoo.predict import text_banks
-        from zoo.release import load_release
+        from zoo.models.banks import text_banks
+        from zoo.release.load import load_release
 
         shapes = [tuple(bank.shape) for bank in text_banks(load_release(options.model).model, policy)]
     rows = ", ".join(f"{rows} phrases of {width} numbers" for rows, width in shapes) or "no phrases to embed"

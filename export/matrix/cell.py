@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as strict_dataclass
 
 from export.bundle import Kind
 from export.precision.names import Precision
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import BadCardError, BadInputError
 
 #: How far a cell is taken. `parse`: the graph is written, and TensorRT reads it. `build`: it starts on the CPU and is

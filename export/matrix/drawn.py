@@ -9,7 +9,7 @@ from PIL import Image
 
 from export.verify.check import MINIMUM
 from export.verify.probes import image_probes, text_probes
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 
 
 def draw_inputs(card: ModelCard, folder: Path, count: int, *, unseen: bool) -> Path:

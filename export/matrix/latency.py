@@ -9,7 +9,7 @@ import numpy as np
 
 from export.runtime import RunningEngine
 from export.runtime.cpu import told
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 #: Between these many runs, and as many as fit into this time.
 LEAST, MOST, SECONDS = 5, 100, 3.0

@@ -38,8 +38,8 @@ from export.verify.check import Check
 from export.verify.compare import verify_engine
 from export.verify.reference import Reference
 from zoo.errors import BadInputError, IncompatibleBundleError
-from zoo.release import Release
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
+from zoo.release.store import Release
 
 log = logging.getLogger("export.matrix")
 

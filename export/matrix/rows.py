@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from export.matrix.cell import Depth
-from zoo.card import ModelCard
-from zoo.panel import AnyPolicy, default_policy
-from zoo.registry import create_model, list_models, model_entry
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy
+from zoo.registry import create_model, default_policy, list_models, model_entry
 
 #: The models of the tests stand in no matrix unless they are asked for.
 SHIPPED = "[!t]*"

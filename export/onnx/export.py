@@ -18,9 +18,9 @@ from export.precision.names import Precision
 from export.precision.products import check_products, count_products
 from export.runtime.onnx import installed_version
 from zoo.errors import BadInputError
-from zoo.predict import text_banks
-from zoo.release import Release
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
+from zoo.models.banks import text_banks
+from zoo.release.store import Release
 
 #: Least, usual and largest batch.
 BATCHES: dict[Profile, tuple[int, int, int]] = {"latency": (1, 8, 64), "throughput": (1, 32, 256)}

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from export.bundle import TensorSpec
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import IncompatibleBundleError
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import PhraseEncoder

@@ -22,10 +22,10 @@ from export.precision.names import Precision
 from export.precision.products import check_products
 from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
-from zoo.predict import text_banks
-from zoo.release import Release
+from zoo.models.banks import text_banks
+from zoo.release.store import Release
 
 #: What OpenVINO calls the nodes of a compiled graph that multiply matrices, and types.
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")

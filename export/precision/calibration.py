@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.verify.inputs import read_lines
-from zoo.card import ImageInput, ModelCard
+from zoo.contract.card import ImageInput, ModelCard
+from zoo.data.manifest import read_manifest
 from zoo.errors import BadInputError
 from zoo.inputs.image import load
-from zoo.inputs.manifest import read_manifest
 from zoo.inputs.text import TextCodec
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 #: So many inputs are taken, in batches of so many.
 INPUTS, BATCH = 128, 16

@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
 )
 
 from export.onnx.graph import save
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 
 def quantise_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Engine
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 
 class RunningEngine(ABC):

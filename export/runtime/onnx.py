@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from export.bundle import Bundle, Device, Engine
 from export.precision.names import Precision
 from export.runtime.engine import RunningEngine
-from zoo.bank_cache import cache_folder
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
-from zoo.scorer import Feeds
+from zoo.judging.banks import cache_folder
+from zoo.judging.scorer import Feeds
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 #: What is tried on each device, in this order. A session that would run elsewhere is refused.

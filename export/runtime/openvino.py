@@ -14,7 +14,7 @@ from export.bundle import Bundle, Device, Engine
 from export.bundle.banks import read_banks
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 #: Inputs of one shape each, by name.
 InputShapes = dict[str, tuple[int, ...]]

@@ -15,9 +15,9 @@ from export.bundle.banks import Banks, read_banks
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.tensorrt.package import LogLine, Package, load_package
 from export.tensorrt.report import GRAPH, REPORT, Report
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
 #: Gives the command that makes a plan anew, with other options than its own: `mend(text_bank="input")`.

@@ -15,14 +15,15 @@ from export.runtime.choice import open_best
 from export.runtime.engine import RunningEngine
 from export.runtime.onnx import session
 from export.runtime.service import Service
-from zoo.bank_cache import cached_bank
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
-from zoo.judge import phrases
-from zoo.panel import AnyPolicy, bind, zero_shot_policies
-from zoo.policy import Policy
-from zoo.scorer import Scorer
+from zoo.judging.banks import cached_bank
+from zoo.judging.judge import phrases
+from zoo.judging.panel import bind, zero_shot_policies
+from zoo.judging.scorer import Scorer
 
 
 def load(
@@ -136,7 +137,7 @@ def text_banks(
 def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> NDArray[np.float32]:
     """The text bank `[P, D]` of a policy, unit norm over its temperature, by the bundle's own text encoder.
 
-    The embeddings are kept on disk (see `zoo.bank_cache`). Raises IncompatibleBundleError without a text encoder.
+    The embeddings are kept on disk (see `zoo.judging.banks`). Raises IncompatibleBundleError without a text encoder.
     """
     if TEXT_ENCODER not in bundle.manifest.files:
         raise IncompatibleBundleError(

@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
 from zoo.inputs.image import ImageSource
-from zoo.scorer import Ready, Scorer
-from zoo.verdict import Verdict
+from zoo.judging.scorer import Ready, Scorer
 
 #: After so many failed batches in a row the service reports itself as failing.
 FAILING_AFTER = 3

@@ -12,7 +12,7 @@ from export.bundle.command import rebuild
 from export.runtime.engine import RunningEngine
 from export.runtime.plan import LoadedPlan, Mend, check_machine, read_report
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 
 class TensorRTEngine(RunningEngine):

@@ -21,9 +21,9 @@ from export.precision.products import check_products
 from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
 from export.tensorrt.report import GRAPH, LOG, REPORT, Report
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
-from zoo.release import Release
+from zoo.release.store import Release
 
 TextBank = Literal["input", "constant", "refit"]
 #: Largest side of the images that an engine resizes by itself, unless another is asked for.

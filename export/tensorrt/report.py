@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from export.bundle import Shapes
 from export.tensorrt.package import PackageName
-from zoo import schema
+from zoo.contract import schema
 
 #: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, and for a plan without weights the graph
 #: `x.onnx` that has them.

@@ -26,11 +26,12 @@ from export.bundle.command import runs_anywhere
 from export.runtime import text_bank
 from export.tensorrt.report import REPORT, Report
 from export.triton.pbtxt import Message, pbtxt
-from zoo import schema
-from zoo.card import ModelCard
+from zoo.contract import schema
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.files import new_directory
-from zoo.panel import AnyPolicy, bind, zero_shot_policies
+from zoo.judging.panel import bind, zero_shot_policies
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
@@ -263,7 +264,7 @@ def _tensor(bank: NDArray[np.float32], name: str) -> onnx.TensorProto:
 
 def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:
     """What clients send and get, as comments: Triton's inputs say nothing of colour, order or cleaning."""
-    lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `zoo.scorer.Scorer.prepare`):"]
+    lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `Scorer.prepare`):"]
     if card.image is not None:
         size, how = card.image.size, card.image.resize.replace("_", " ")
         lines += [
@@ -281,7 +282,9 @@ def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: boo
     lines.append(
         f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
     )
-    lines.append(f"  `zoo.panel.bind(card, policy).verdicts(scores)`, with VERSION/{CARD} and VERSION/{POLICY}.")
+    lines.append(
+        f"  `bind(card, policy).verdicts(scores)` of zoo.judging.panel, with VERSION/{CARD} and VERSION/{POLICY}."
+    )
     if card.bank_names:
         how = "an optional input of each request" if banks_come_along else "in the model"
         lines.append(f"The embedded phrases ({', '.join(card.bank_names)}) are {how}.")

@@ -7,8 +7,8 @@ from typing import get_args
 from pydantic.dataclasses import dataclass
 
 from export.precision.names import Precision
-from zoo import schema
 from zoo.assets import find_asset
+from zoo.contract import schema
 from zoo.errors import BadInputError, close_match
 
 

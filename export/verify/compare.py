@@ -27,10 +27,10 @@ from export.verify.probes import image_probes, placed_at_threshold
 from export.verify.reference import Reference
 from export.verify.report import Report, difference
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.judge import Judge
-from zoo.panel import PanelJudge, bind
-from zoo.release import Release
-from zoo.scorer import Feeds
+from zoo.judging.judge import Judge
+from zoo.judging.panel import PanelJudge, bind
+from zoo.judging.scorer import Feeds
+from zoo.release.store import Release
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)

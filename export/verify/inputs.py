@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from export.verify.check import Check
 from export.verify.golden import golden_images
 from export.verify.probes import Images, named_probes, text_probes
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.data.manifest import read_manifest
 from zoo.errors import BadInputError
 from zoo.inputs.image import ImageSource, load
-from zoo.inputs.manifest import read_manifest
 from zoo.inputs.text import TextCodec
-from zoo.scorer import Feeds
+from zoo.judging.scorer import Feeds
 
 BATCH = 32
 

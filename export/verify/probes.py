@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
+from zoo.contract.panel import HeadPolicy, one_policy
+from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
 from zoo.inputs.image import load, source_name
-from zoo.judge import Judge
-from zoo.panel import HeadPolicy, PanelJudge, one_policy
-from zoo.policy import Category, Policy, Threshold
-from zoo.scorer import Feeds
+from zoo.judging.judge import Judge
+from zoo.judging.panel import PanelJudge
+from zoo.judging.scorer import Feeds
 
 _WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
 

@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.contract.panel import AnyPolicy
+from zoo.judging.scorer import Feeds
+from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
 from zoo.models.served import ServedRun
-from zoo.panel import AnyPolicy
-from zoo.predict import text_banks
-from zoo.scorer import Feeds
 
 Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
 

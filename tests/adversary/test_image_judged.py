@@ -12,11 +12,11 @@ from torch import Tensor
 from zoo.adversary.image.attack import attack
 from zoo.adversary.image.judged import Judged, OneLogit
 from zoo.adversary.threat import Threat
+from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
+from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
-from zoo.policy import Category, Policy, Threshold
-from zoo.predict import text_banks
 from zoo.registry import create_model
 
 Rule = Literal["each", "argmax"]

@@ -20,11 +20,11 @@ from zoo.adversary.text.model import input_embedding
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import Threat
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
+from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.models.base import ZooModel
-from zoo.policy import Policy
 from zoo.registry import create_model
 
 TEXTS = ["a dog runs over the grass", "a red car near the house", "two dogs play on the beach"]

@@ -14,7 +14,7 @@ from zoo.adversary.text.model import TextModel, imitation, input_embedding
 from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.models.dual_encoder import PhraseEncoder

@@ -20,7 +20,7 @@ from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import Threat
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.errors import BadCardError
 from zoo.inputs.text import TextCodec, train_tokenizer
 

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, tra
 
 from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.tokens import Pieces, TokenEditor
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
 

@@ -17,6 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from zoo.cli import run
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
+from zoo.data.manifest import Row
 from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard import run as evaluation
 from zoo.evaluation.guard.figures import figures
@@ -27,12 +30,10 @@ from zoo.evaluation.guard.timing import Latency, TokenClock, ratios, timed
 from zoo.evaluation.run import Labelling
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
-from zoo.inputs.manifest import Row
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.policy import Policy
-from zoo.release import load_release, write_release
-from zoo.verdict import Verdict
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 QUESTION, ANSWER, DECLINED = "What is shown?", "A plain sheet.", "I cannot help with this picture."
 PHRASES = ["a red octagon", "a dog on grass", "blue sky", "yellow triangle", "a sign", "signs at night"]
@@ -94,7 +95,7 @@ def _teach(model: Any, processor: Any) -> None:
 
 def _flags_red(folder: Path, clip: DualEncoder) -> Policy:
     """A policy that flags red and not green: the weights are random, so phrase and threshold are looked up."""
-    from zoo.predict import model_scorer
+    from zoo.release.load import model_scorer
 
     best: tuple[float, Policy] | None = None
     for phrase in PHRASES:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.contract.verdict import Decision, Verdict, unjudged
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, rates, recall_at_k, roc
-from zoo.verdict import Decision, Verdict, unjudged
 
 
 def _verdict(decision: Decision) -> Verdict:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo.contract.verdict import Verdict, unjudged
 from zoo.errors import BadInputError
 from zoo.evaluation.report import SHOWN, write_report
-from zoo.verdict import Verdict, unjudged
 
 UNREADABLE = unjudged(
     "unreadable", "broken.jpg: broken or truncated image", policy="p@1", model="m.t", source="broken.jpg"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
+from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.intervals import bootstrap, rank_auroc
 from zoo.evaluation.metrics import auroc, average_precision
@@ -30,10 +31,9 @@ from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim
 from zoo.evaluation.run import Labelling
 from zoo.models.base import ZooModel
-from zoo.policy import Category, Policy, Threshold
-from zoo.predict import model_scorer
 from zoo.registry import create_model, model_card
-from zoo.release import Release
+from zoo.release.load import model_scorer
+from zoo.release.store import Release
 
 EPS = 8 / 255
 POLICY = Policy("bright", "1", "", (Category("unsafe", "block", Threshold(0.5)), Category("safe", "allow")))

@@ -16,13 +16,13 @@ from PIL import Image
 
 from export.onnx.export import export_onnx
 from zoo.adversary.text.threat import TextThreat
-from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.contract.card import ModelCard
+from zoo.data.manifest import read_manifest
 from zoo.evaluation.robustness.report import RobustnessReport
 from zoo.inputs.image import load
-from zoo.inputs.manifest import read_manifest
-from zoo.predict import load_scorer
-from zoo.release import load_release, write_release
+from zoo.release.load import load_release, load_scorer
+from zoo.release.store import write_release
 
 FUSION, NSFWJS = "test_multimodal_nsfw.fusion", "test_nsfwjs.random"
 COLOURS = {"unsafe": (140, 110, 110), "safe": (110, 110, 140)}

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel
 
 from zoo.adversary.text.threat import TextThreat
 from zoo.cli import run
+from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, average_precision
 from zoo.evaluation.resampling import Ranking, bootstrap_counts, estimate
@@ -24,9 +25,8 @@ from zoo.evaluation.texts.rankers import FrozenBaseline, ReleaseRanker, encode_t
 from zoo.evaluation.texts.report import TextReport
 from zoo.evaluation.texts.rows import TextRows, read_text_rows, style_tests
 from zoo.inputs.text import train_tokenizer
-from zoo.policy import Category, Policy, Threshold
 from zoo.registry import create_model
-from zoo.release import write_release
+from zoo.release.store import write_release
 
 MODEL = "test_prompt_bert.random"
 LABELS = ("rude", "loud", "style")

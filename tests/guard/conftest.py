@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from zoo.contract.policy import Policy
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.models.dual_encoder import DualEncoder
-from zoo.policy import Policy
-from zoo.release import load_release
+from zoo.release.load import load_release
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
 CORPUS = [

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from zoo.assets import find_asset
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict, unjudged
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
@@ -19,9 +21,7 @@ from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.policy import Policy
 from zoo.registry import create_model
-from zoo.verdict import Verdict, unjudged
 
 PROMPT = "USER: <image>\nWhat is shown? ASSISTANT:"
 NEXT = "USER: And where? ASSISTANT:"

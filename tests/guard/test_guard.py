@@ -11,12 +11,12 @@ import torch
 from transformers import TextIteratorStreamer
 
 import zoo
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, instructed
-from zoo.policy import Policy
-from zoo.predict import model_scorer
+from zoo.release.load import model_scorer
 
 if TYPE_CHECKING:
     from tests.guard.conftest import Setup
@@ -84,7 +84,7 @@ def test_layer_and_layernorm_are_those_asked_for(tiny: Setup, layer: int, post_l
     if post_layernorm:
         cls = ours.vision_model.post_layernorm(cls)
     embedding = torch.nn.functional.normalize(ours.visual_projection(cls), dim=-1)
-    bank = tiny.release.embed_phrases(zoo.judge.phrases(tiny.policy))
+    bank = tiny.release.embed_phrases(zoo.judging.judge.phrases(tiny.policy))
     wanted = (tiny.release.scale() * embedding @ bank.T).softmax(dim=-1)[0, -1].item()
     assert found == pytest.approx(wanted, abs=1e-6)
 
@@ -647,7 +647,7 @@ def test_another_tower_is_named_loudly(tiny: Setup, caplog: pytest.LogCaptureFix
 
 
 def test_a_release_directory_or_name_and_a_policy_file(tiny: Setup, tmp_path: Any) -> None:
-    from zoo.release import write_release
+    from zoo.release.store import write_release
 
     write_release(tiny.release, tiny.policy, tmp_path / "release")
     (tmp_path / "policy.yaml").write_text(tiny.policy.to_yaml())

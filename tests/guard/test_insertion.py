@@ -11,10 +11,10 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.insertion import Inserter, Span, Splice, image_spans, insertion_point, layout, splice_batch
 from zoo.guard.texts import INSTRUCTION, instructed, refusal_for
-from zoo.verdict import Verdict
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<unk>"]
 CORPUS = [

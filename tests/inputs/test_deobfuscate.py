@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from zoo.adversary.text.edits import HOMOGLYPHS, LEETSPEAK, homoglyphs, leetspeak
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.inputs.deobfuscate import CONFUSABLES, deobfuscate
 from zoo.inputs.text import TextCodec, clean, train_tokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.inputs.image import ImageLimits, decode, fit, load
 

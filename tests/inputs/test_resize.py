@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 from zoo.inputs.image import Pixels, decode, fit
 from zoo.inputs.resize import Normalise, Resize
 from zoo.registry import list_models, model_entry

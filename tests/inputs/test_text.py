@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import END, MAX_CHARACTERS, START, TextCodec, clean, train_tokenizer
 

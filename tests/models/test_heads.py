@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from zoo.assets import find_asset
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
 from zoo.models.heads import ADJUSTMENT, HALF_STEP, HEADS, SafetyChecker
-from zoo.policy import Policy
 from zoo.registry import create_model, list_models, model_card, model_entry
 
 Array = NDArray[Any]

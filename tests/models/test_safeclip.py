@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Category, Policy, Threshold
 from zoo.inputs.image import fit
 from zoo.inputs.text import TextCodec
 from zoo.models.dual_encoder import DualEncoder, build_safeclip
 from zoo.models.towers import ClipImageTower, clip_config
-from zoo.policy import Category, Policy, Threshold
-from zoo.predict import load_scorer, model_scorer
 from zoo.registry import create_model, model_card
-from zoo.release import write_release
+from zoo.release.load import load_scorer, model_scorer
+from zoo.release.store import write_release
 
 CLIP = "test_safeclip.random"
 WORDS = ("a red car", "two dogs", "an old house", "a boat on the sea", "people at a table", "a dark forest", "a cat")
@@ -152,7 +152,7 @@ def test_the_same_on_a_tower_of_the_published_shape() -> None:
 
 def test_more_phrases_gain_nothing_by_logsumexp() -> None:
     """A category whose phrases all score alike has the same score with one of them as with three."""
-    from zoo.judge import Judge
+    from zoo.judging.judge import Judge
 
     def score(counts: dict[str, int], logits: list[float]) -> float:
         p = np.exp(logits) / np.exp(logits).sum()

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.assets import find_asset
-from zoo.checkpoint import release_checkpoint
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
-from zoo.policy import Policy
 from zoo.registry import create_model, model_card
-from zoo.release import load_release, write_release
+from zoo.release.checkpoint import release_checkpoint
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 from zoo.training import Classification, ManifestData
 from zoo.training.data import Batch
 from zoo.training.losses import Criterion

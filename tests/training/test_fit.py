@@ -21,14 +21,14 @@ from export import runtime
 from export.onnx.export import export_onnx
 from tests.trainers import quiet_trainer
 from zoo import registry
-from zoo.card import ModelCard
-from zoo.checkpoint import CHECKPOINT_KEY, release_checkpoint
+from zoo.contract.card import ModelCard
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
+from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
 from zoo.training import Classification, Contrastive, ManifestData
 from zoo.training.cli import run
 from zoo.training.data import Batch
-from zoo.verdict import Verdict
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}

@@ -13,10 +13,10 @@ from PIL import Image
 
 import zoo
 from tests.trainers import quiet_trainer
-from zoo.checkpoint import release_checkpoint
+from zoo.contract.policy import Policy
 from zoo.inputs.image import Pixels
-from zoo.policy import Policy
-from zoo.scorer import Scorer
+from zoo.judging.scorer import Scorer
+from zoo.release.checkpoint import release_checkpoint
 from zoo.training import Classification, ManifestData
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}

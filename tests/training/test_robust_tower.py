@@ -15,11 +15,12 @@ from PIL import Image
 
 from tests.trainers import quiet_trainer
 from zoo import registry
-from zoo.checkpoint import release_checkpoint
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
 from zoo.models.catalogue.hardened import _hardened
-from zoo.policy import Policy
-from zoo.release import load_model, write_release
+from zoo.release.checkpoint import release_checkpoint
+from zoo.release.load import load_model
+from zoo.release.store import write_release
 from zoo.training import ManifestData, RobustTower
 from zoo.training.data import Batch
 

@@ -17,20 +17,21 @@ from transformers import AutoProcessor, CLIPConfig, LlavaForConditionalGeneratio
 
 from tests.trainers import quiet_trainer
 from zoo.assets import find_asset
+from zoo.contract.policy import Policy
+from zoo.data.questions import write_questions
+from zoo.data.signs import write_signs
 from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.inputs.image import decode, load
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.policy import Policy
 from zoo.registry import create_model
-from zoo.release import load_model, write_release
+from zoo.release.load import load_model
+from zoo.release.store import write_release
 from zoo.training import QuestionData, VisionLanguage
 from zoo.training.cli import run
 from zoo.training.features import TowerFeatures
-from zoo.training.questions import write_questions
-from zoo.training.signs import write_signs
 from zoo.training.vision_language import load_lvlm
 
 SIZES = {"vocabulary_size": 400, "width": 32, "layers": 1, "heads": 2}

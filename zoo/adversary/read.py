@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeAlias
 
-from zoo import schema
 from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.threat import TEXT_ATTACKS, TextThreat
 from zoo.adversary.threat import Threat
+from zoo.contract import schema
 from zoo.errors import BadCardError, close_match
 
 AnyThreat: TypeAlias = Threat | TextThreat | JointThreat

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import close_match
 
 #: Every attack on images, from the cheapest to the dearest.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from zoo.assets import find_asset
-from zoo.panel import AnyPolicy
-from zoo.panel import read_policy as read_policy_file
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.panel import read_policy as read_policy_file
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

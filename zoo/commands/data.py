@@ -74,14 +74,14 @@ def _add_proxy(kinds: Commands) -> None:
 
 
 def _signs(options: argparse.Namespace) -> int:
-    from zoo.training.signs import write_signs
+    from zoo.data.signs import write_signs
 
     print(write_signs(options.out, train=options.train, val=options.val, test=options.test, seed=options.seed))
     return 0
 
 
 def _questions(options: argparse.Namespace) -> int:
-    from zoo.training.questions import write_questions
+    from zoo.data.questions import write_questions
 
     wording, count = options.wording, options.per_image
     print(write_questions(options.signs, options.out, wording=wording, per_image=count, seed=options.seed))
@@ -93,7 +93,7 @@ def _proxy(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from zoo.commands.evaluate import renamed
-    from zoo.inputs.proxy import KINDS, write_proxy
+    from zoo.data.proxy import KINDS, write_proxy
 
     table = write_proxy(
         options.captions,
@@ -119,7 +119,7 @@ def _folder(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from zoo.inputs.folder import write_folder_manifest
+    from zoo.data.folder import write_folder_manifest
 
     report = write_folder_manifest(options.folder, options.out, val_share=options.val_share, seed=options.seed)
     splits = [split for split in ("train", "val", "test", "") if any(key[0] == split for key in report.counts)]
@@ -140,8 +140,8 @@ def _corpora(options: argparse.Namespace) -> int:
     from rich.table import Column, Table
 
     from zoo.assets import find_asset
-    from zoo.inputs.corpora import Corpora, write_corpora
-    from zoo.inputs.manifest import SPLITS
+    from zoo.data.corpora import Corpora, write_corpora
+    from zoo.data.manifest import SPLITS
 
     spec = Corpora.read(find_asset(options.corpora))
     report = write_corpora(spec, options.root, options.out, options.seed)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
-from zoo.policy import Policy
 
 EXAMPLE = (
     "zoo evaluate guard --lvlm runs/guard/tiny_llava --detector runs/quickstart/release \\\n"

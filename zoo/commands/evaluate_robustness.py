@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, names, read_policy
+from zoo.contract.panel import one_policy
 from zoo.errors import BadInputError
-from zoo.panel import one_policy
-from zoo.predict import is_bundle
+from zoo.release.load import is_bundle
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection
@@ -97,7 +97,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.robustness.items import Selection
     from zoo.evaluation.robustness.run import evaluate_robustness
     from zoo.evaluation.robustness.victim import Victim
-    from zoo.release import load_release
+    from zoo.release.load import load_release
 
     columns = renamed(options.columns)
     threat_file = find_asset(options.threat)

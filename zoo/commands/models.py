@@ -82,7 +82,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from zoo.card import ModelCard
+    from zoo.contract.card import ModelCard
     from zoo.registry import model_entry
 
     folder = Path(options.model)
@@ -92,7 +92,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from zoo.importers import import_release
+    from zoo.release.imports import import_release
 
     card = import_release(
         options.kind,

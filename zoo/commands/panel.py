@@ -33,8 +33,8 @@ def add(commands: Commands) -> None:
 
 
 def _panel(options: argparse.Namespace) -> int:
-    from zoo.create_panel import Member, create_panel
-    from zoo.release import write_release
+    from zoo.release.panel import Member, create_panel
+    from zoo.release.store import write_release
 
     members: list[Member] = []
     for member in options.members:

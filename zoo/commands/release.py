@@ -20,8 +20,8 @@ def add(commands: Commands) -> None:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from zoo.checkpoint import release_checkpoint
-    from zoo.panel import one_policy
+    from zoo.contract.panel import one_policy
+    from zoo.release.checkpoint import release_checkpoint
 
     policy = read_policy(options.policy)
     single = one_policy(policy) if policy is not None else None

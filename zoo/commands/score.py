@@ -8,10 +8,10 @@ import os
 import sys
 
 from zoo.commands.common import Commands, add_command, read_policy
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.predict import load_scorer
-from zoo.scorer import Scorer
-from zoo.verdict import Verdict
+from zoo.judging.scorer import Scorer
+from zoo.release.load import load_scorer
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.verdict import Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import FLAGGED, auroc, rates, roc, scored_pairs
 from zoo.inputs import image as image_input
-from zoo.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

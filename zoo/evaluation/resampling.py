@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import BadInputError
 from zoo.evaluation.intervals import wilson
 from zoo.evaluation.metrics import auroc, average_precision

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from zoo.card import Measurement, ModelCard
+from zoo.contract.card import Measurement, ModelCard
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.verdict import Verdict
+from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import FLAGGED, auroc, rates, recall_at_k
-from zoo.inputs.manifest import Row, read_manifest, read_records
-from zoo.panel import AnyPolicy
-from zoo.predict import load_scorer
-from zoo.release import CARD, load_release, write_card
-from zoo.verdict import Verdict
+from zoo.release.load import load_release, load_scorer
+from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.insertion import IGNORED
 from zoo.guard.texts import INSTRUCTION, REFUSAL, instructed, refusal_for
-from zoo.verdict import Verdict
 
 
 @dataclass(frozen=True)

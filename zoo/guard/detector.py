@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoo.assets import find_asset
+from zoo.contract.panel import one_policy
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.vision import tower_sample
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
+from zoo.models.banks import text_bank
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import ClipImageTower
-from zoo.panel import one_policy
-from zoo.policy import Policy
-from zoo.predict import text_bank
-from zoo.release import load_release
-from zoo.verdict import Verdict
+from zoo.release.load import load_release
 
 Tiles = Literal["max", "mean", "base"]
 _SEVERITY = {"safe": 0, "review": 1, "unsafe": 2}

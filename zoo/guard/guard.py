@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, GuardError
 from zoo.guard import refuse
 from zoo.guard.detector import Detector, load_detector
@@ -19,7 +20,6 @@ from zoo.guard.results import Answer, Corrected, GuardedOutput, Screening
 from zoo.guard.texts import INSTRUCTION, REFUSAL, refusal_for
 from zoo.guard.vision import clip_tower, encode, same_tower, tower_sample, unwrap
 from zoo.inputs.image import ImageSource, decode
-from zoo.policy import Policy
 
 Correction = Literal["instruct", "refuse", "flag"]
 Picture = ImageSource | Image.Image

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.contract.verdict import Verdict
 from zoo.guard.insertion import Span
 from zoo.guard.vision import Features
-from zoo.verdict import Verdict
 
 
 @dataclass(frozen=True)

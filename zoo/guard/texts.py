@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.verdict import Verdict
 
 #: Inserted after a flagged image. The language model decides: a detection forces no refusal (SafeCLIP,
 #: arXiv 2503.00037, describes such an instruction; the words are ours).

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 from zoo.errors import BadInputError
 
 Pixels: TypeAlias = NDArray[np.uint8]

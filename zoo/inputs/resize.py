@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 
 
 class Resize(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from zoo.card import TextInput
+from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.deobfuscate import deobfuscate
 

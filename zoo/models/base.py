@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
 

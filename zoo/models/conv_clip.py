@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, ResNetModel
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.files import hub_file
 from zoo.inputs.resize import Normalise

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
 from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config, unit
 

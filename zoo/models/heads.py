@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError, close_match
 from zoo.models.base import ZooModel
 from zoo.models.towers import ClipImageTower, unit, vision_config

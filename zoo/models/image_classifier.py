@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import RegNetConfig, RegNetModel
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel

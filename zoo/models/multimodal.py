@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
 from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower, resnet_tower
 from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MobileNetV2Config, MobileNetV2Model
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
 from zoo.models.mobilenet import BATCH_NORM_EPSILON, IMAGE_SIZE, Weights, conv_table, convert, draw_weights, shapes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.inputs.resize import Normalise
 from zoo.models.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, PhraseEncoder
 from zoo.models.heads import HEADS

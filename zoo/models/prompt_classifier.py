@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
 from zoo.models.conv_clip import BertTextTower
 

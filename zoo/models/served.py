@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoo.inputs.resize import Resize
+from zoo.judging.scorer import Feeds
 from zoo.models.base import ZooModel
-from zoo.scorer import Feeds
 
 
 class ServedModel(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.inputs.resize import Normalise
 

@@ -17,15 +17,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import zoo
 from zoo.assets import find_asset
-from zoo.card import Training
-from zoo.checkpoint import CHECKPOINT_KEY
+from zoo.contract.card import Training
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, close_match
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
 from zoo.models.base import ZooModel
-from zoo.policy import Policy
 from zoo.registry import create_model, model_entry
-from zoo.release import load_model
+from zoo.release.checkpoint import CHECKPOINT_KEY
+from zoo.release.load import load_model
 from zoo.training.data import Batch, ManifestData
 
 log = logging.getLogger("zoo.training")

@@ -10,11 +10,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
-from zoo.checkpoint import CHECKPOINT_KEY
 from zoo.errors import BadInputError, close_match
-from zoo.importers import read_clip
 from zoo.models.clip_weights import fill_towers
 from zoo.models.lora import add_adapters
+from zoo.release.checkpoint import CHECKPOINT_KEY
+from zoo.release.imports import read_clip
 from zoo.training import finetune
 from zoo.training.base import Base
 from zoo.training.data import Batch

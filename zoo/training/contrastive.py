@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import BadInputError
 from zoo.evaluation.metrics import auroc, recall_at_k
-from zoo.judge import phrases
+from zoo.judging.judge import phrases
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training.base import Base
 from zoo.training.data import Batch

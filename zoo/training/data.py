@@ -20,10 +20,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
+from zoo.data.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 from zoo.errors import BadInputError
 from zoo.inputs.image import decode, fit
-from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 from zoo.inputs.text import clean
 from zoo.training.augment import RandomView
 from zoo.training.lengths import SimilarLengths

@@ -11,10 +11,10 @@ from rich.progress import track
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
 from zoo.guard.detector import Detector
 from zoo.inputs.image import decode
-from zoo.verdict import Verdict
 
 
 class TowerFeatures:

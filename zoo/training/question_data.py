@@ -14,12 +14,12 @@ import numpy as np
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.data.manifest import Row, Split, assign_splits, fingerprint
+from zoo.data.questions import Question, read_questions
 from zoo.errors import BadInputError
 from zoo.guard.texts import REFUSAL
 from zoo.inputs.image import decode
-from zoo.inputs.manifest import Row, Split, assign_splits, fingerprint
 from zoo.training.data import report_unreadable
-from zoo.training.questions import Question, read_questions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError, close_match
-from zoo.judge import phrases
+from zoo.judging.judge import phrases
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training import finetune
 from zoo.training.attacked import spaced_rows, warm_share

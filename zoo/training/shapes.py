@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.training.signs import COLOURS, PLACES, SHAPES, Signs, draw
+from zoo.data.signs import COLOURS, PLACES, SHAPES, Signs, draw
 
 _SIDE = 32
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 from zoo.assets import find_asset
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, close_match
 from zoo.files import new_directory
 from zoo.guard.collator import Example, GuardedCollator
@@ -23,8 +24,7 @@ from zoo.guard.texts import INSTRUCTION
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.policy import Policy
-from zoo.release import load_model
+from zoo.release.load import load_model
 from zoo.training.base import with_schedule
 from zoo.training.features import TowerFeatures
 from zoo.training.question_data import Conversation, QuestionData

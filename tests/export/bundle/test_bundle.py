@@ -15,9 +15,9 @@ from export.bundle import Bundle, read_bundle
 from export.bundle.policy import use_policy
 from zoo.assets import find_asset
 from zoo.cli import run
+from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError, BadPolicyError, IncompatibleBundleError, TamperedFileError, ZooError
 from zoo.files import hashes, sha256
-from zoo.policy import Policy
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 FP32 = "onnx-fp32.onnx"

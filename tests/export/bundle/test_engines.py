@@ -33,11 +33,12 @@ from export.runtime.cpu import clamps_int8
 from export.verify.check import Check
 from tests.verdicts import same_verdict
 from zoo.cli import run
+from zoo.contract.policy import Policy, Threshold
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import hashes
-from zoo.policy import Policy, Threshold
 from zoo.registry import create_model
-from zoo.release import load_release, write_release
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 PASSED = Verification(True, 256, 0, 0, 0, {}, "cpu", "drawn")

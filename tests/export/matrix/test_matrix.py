@@ -22,13 +22,14 @@ from export.matrix.run import run_matrix
 from export.matrix.table import shown, table
 from export.verify.check import Check
 from export.verify.probes import image_probes, text_probes
-from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.contract.card import ModelCard
+from zoo.data.manifest import read_manifest, read_records
 from zoo.inputs.image import load
-from zoo.inputs.manifest import read_manifest, read_records
 from zoo.models.base import ZooModel
 from zoo.registry import ModelEntry, list_models, model_card, model_entry
-from zoo.release import load_release, write_release
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 LAION, BERT = "test_laion_nsfw.random", "test_prompt_bert.random"
 ONNX: list[Column] = [("onnx", "fp32"), ("onnx", "int8_qdq")]

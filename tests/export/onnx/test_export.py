@@ -19,13 +19,13 @@ from export.bundle import MANIFEST, TEXT_ENCODER, read_bundle
 from export.onnx.export import export_onnx
 from export.onnx.graph import OPSET, contract
 from export.runtime.choice import open_best
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files import hashes
-from zoo.panel import read_policy
-from zoo.predict import text_banks
+from zoo.models.banks import text_banks
 from zoo.registry import list_models
-from zoo.release import load_release
+from zoo.release.load import load_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODELS = list_models("test_*")

@@ -24,8 +24,8 @@ from export.verify.check import Check
 from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.cli import run
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.policy import Policy
 from zoo.registry import list_models, model_card
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra openvino)")

@@ -21,11 +21,12 @@ from export.precision.rounding import rounded_float32
 from export.runtime.onnx import OnnxEngine
 from export.verify.probes import image_probes, text_probes
 from zoo.errors import BadInputError
+from zoo.judging.scorer import Feeds
+from zoo.models.banks import text_banks
 from zoo.models.served import ServedRun
-from zoo.predict import text_banks
 from zoo.registry import list_models, model_card
-from zoo.release import Release, load_release
-from zoo.scorer import Feeds
+from zoo.release.load import load_release
+from zoo.release.store import Release
 
 MODELS = list_models("test_*")
 CLIP, FUSION, CONV = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_clip_resnet.random"

@@ -22,17 +22,18 @@ from export.runtime import onnx as onnx_engine
 from export.runtime.choice import open_best
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
-from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
 from zoo.inputs.image import decode
+from zoo.judging.scorer import Feeds, Scorer
+from zoo.models.banks import text_banks
 from zoo.models.served import ServedRun
-from zoo.policy import Policy
-from zoo.predict import text_banks
 from zoo.registry import list_models, model_card
-from zoo.release import load_release, write_release
-from zoo.scorer import Feeds, Scorer
-from zoo.verdict import Verdict
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
 MODELS = [name for name in list_models("test_*") if model_card(name).image]

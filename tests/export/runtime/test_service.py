@@ -20,11 +20,11 @@ from PIL import Image
 from export import runtime
 from export.runtime.service import FAILING_AFTER, Service
 from zoo.assets import find_asset
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError
 from zoo.inputs.image import ImageSource
-from zoo.policy import Policy
-from zoo.scorer import Engine, Feeds, Scorer
-from zoo.verdict import Verdict
+from zoo.judging.scorer import Engine, Feeds, Scorer
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 PATIENCE = 60.0  # seconds until a test gives up on an answer that should come at once

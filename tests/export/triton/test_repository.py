@@ -19,16 +19,17 @@ from export.tensorrt.report import Report
 from export.triton.pbtxt import pbtxt
 from export.triton.repository import export_triton
 from zoo.assets import find_asset
-from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import read_policy
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.files import sha256
 from zoo.inputs.text import TextCodec
-from zoo.judge import phrases
-from zoo.panel import bind, read_policy
-from zoo.policy import Policy
+from zoo.judging.judge import phrases
+from zoo.judging.panel import bind
+from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import list_models
-from zoo.scorer import Feeds, Scorer
 
 model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")  # Triton's own message
 from google.protobuf import text_format  # noqa: E402  (comes with tritonclient)

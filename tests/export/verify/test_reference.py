@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from export.verify.reference import Reference
+from zoo.models.banks import text_banks
 from zoo.models.served import ServedRun
-from zoo.predict import text_banks
-from zoo.release import load_release
+from zoo.release.load import load_release
 
 
 def test_the_same_inputs_are_answered_from_memory_and_others_are_not() -> None:

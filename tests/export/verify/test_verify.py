@@ -27,14 +27,15 @@ from export.verify.golden import golden_images
 from export.verify.inputs import Inputs
 from export.verify.probes import image_probes, named_probes, placed_at_threshold, text_probes
 from export.verify.report import Report, difference
-from zoo.card import ModelCard
 from zoo.cli import run
+from zoo.contract.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError
 from zoo.files import sha256
-from zoo.panel import bind
+from zoo.judging.panel import bind
+from zoo.judging.scorer import Feeds
 from zoo.registry import create_model, list_models, model_card
-from zoo.release import load_release, write_release
-from zoo.scorer import Feeds
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODEL = "onnx-fp32.onnx"

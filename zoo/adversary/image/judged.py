@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
-from zoo.judge import Judge
+from zoo.judging.judge import Judge
+from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
-from zoo.policy import Policy
-from zoo.predict import text_banks
 
 #: Log-odds beyond these are probabilities that float32 cannot tell from 0 and 1.
 _UTMOST = 100.0
@@ -42,7 +42,7 @@ class OneLogit(nn.Module):
 class Judged(nn.Module):
     """A model of the zoo under a policy as two logits `[B, 2]`: class 1 where a category is flagged (block or review).
 
-    Differentiable, and flagged exactly where `zoo.judge.Judge` flags, but for ties. The second logit is how far the
+    Differentiable, and flagged exactly where `Judge` flags, but for ties. The second logit is how far the
     category nearest to being flagged is beyond its threshold, in log-odds, which do not saturate as scores do (in plain
     score where a policy adds up several sigmoid outputs). `threshold` replaces those of the policy: class 1 is where
     the highest score of a category that blocks or asks for review is above it. Raises BadPolicyError where the two

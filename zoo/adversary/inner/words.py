@@ -15,10 +15,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from zoo import schema
 from zoo.adversary.text.budget import TextBudget
 from zoo.adversary.text.edits import KINDS, character_edits, drawing, perturb
 from zoo.adversary.text.tokens import Pieces
+from zoo.contract import schema
 from zoo.errors import BadInputError
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
 from zoo.errors import BadInputError
 from zoo.models.towers import Encoded
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
+from zoo.contract import schema
 from zoo.errors import close_match
 
 #: The attacks on images that can take turns with one on texts. FAB is none: what it leaves unbroken is no nearer to it.

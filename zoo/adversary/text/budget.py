@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.inputs.text import clean
 
 _WORD = re.compile(r"\s*\S+\s*")

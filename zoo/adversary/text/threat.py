@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
 from zoo.adversary.text.budget import TextBudget
 from zoo.adversary.text.edits import KINDS
 from zoo.adversary.text.protected import keeps_protected
+from zoo.contract import schema
 from zoo.errors import close_match
 
 #: The attacks that need the model's gradient.

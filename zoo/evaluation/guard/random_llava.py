@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.assets import find_asset
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
@@ -17,7 +18,6 @@ from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.tiny_llava import tiny_llava_processor, train_llava_tokenizer
 from zoo.models.towers import clip_config
-from zoo.policy import Policy
 from zoo.registry import create_model, model_entry
 
 #: LLaVA-1.5's vision tower, and its projector's input: the last layer but one.

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from PIL import Image
 from rich.progress import Progress
 
+from zoo.contract.policy import Policy
+from zoo.contract.verdict import Verdict
+from zoo.data.manifest import Row
 from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard.lvlm import VisionLanguageModel
 from zoo.evaluation.guard.timing import Latency, timed
@@ -25,9 +28,6 @@ from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal
 from zoo.inputs.image import decode
-from zoo.inputs.manifest import Row
-from zoo.policy import Policy
-from zoo.verdict import Verdict
 
 Status = Literal["ok", "unreadable", "guard_failed"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.evaluation.resampling import Draws, Estimate
 from zoo.evaluation.robustness.attempt import Attempt, broken_by_any
 

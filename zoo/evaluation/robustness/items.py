@@ -12,11 +12,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from zoo.card import ModelCard
+from zoo.contract.card import ModelCard
+from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError, close_match
 from zoo.evaluation.run import Labelling, items_of
 from zoo.inputs.image import load
-from zoo.inputs.manifest import Row, read_manifest, read_records
 from zoo.inputs.text import clean
 
 

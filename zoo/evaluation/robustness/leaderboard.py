@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.errors import BadInputError, close_match
 from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures

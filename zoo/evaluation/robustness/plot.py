@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import BadInputError
+from zoo.evaluation.page import COLOURS, DASHES, MARKS
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
-from zoo.figure_style import COLOURS, DASHES, MARKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

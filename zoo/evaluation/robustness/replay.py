@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoo import schema
+from zoo.contract import schema
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.verdict import Verdict
+from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError
 from zoo.evaluation.resampling import Draws, Estimate
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
 from zoo.evaluation.run import command_line
-from zoo.inputs.manifest import Row, read_manifest, read_records
-from zoo.panel import AnyPolicy
-from zoo.predict import load_scorer
-from zoo.verdict import Verdict
+from zoo.release.load import load_scorer
 
 
 @dataclass(frozen=True, config=schema.STRICT)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
-from zoo.card import Measurement, ModelCard
+from zoo.contract import schema
+from zoo.contract.card import Measurement, ModelCard
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
-from zoo.release import CARD, write_card
+from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True, config=schema.STRICT)

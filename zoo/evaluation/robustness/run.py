@@ -22,6 +22,7 @@ from zoo.adversary.text.model import input_embedding
 from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
+from zoo.data.manifest import Row
 from zoo.errors import BadInputError
 from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
@@ -34,8 +35,7 @@ from zoo.evaluation.robustness.report import Curve, RobustnessReport
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.evaluation.run import Labelling, command_line
 from zoo.files import sha256
-from zoo.inputs.manifest import Row
-from zoo.release import WEIGHTS
+from zoo.release.store import WEIGHTS
 
 
 @dataclass(frozen=True)

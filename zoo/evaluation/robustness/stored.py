@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from zoo import schema
+from zoo.contract import schema
+from zoo.contract.verdict import Verdict
 from zoo.evaluation.metrics import FLAGGED
 from zoo.evaluation.robustness.attempt import Example
 from zoo.evaluation.robustness.items import Item, Selection
@@ -19,9 +20,8 @@ from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.files import new_directory
 from zoo.inputs.image import load
-from zoo.judge import Judge
-from zoo.predict import model_scorer
-from zoo.verdict import Verdict
+from zoo.judging.judge import Judge
+from zoo.release.load import model_scorer
 
 MANIFEST, ABOUT = "manifest.csv", "examples.json"
 

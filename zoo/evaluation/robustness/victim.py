@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
+from zoo.contract.panel import PanelPolicy
+from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.evaluation.robustness.items import Items
-from zoo.panel import PanelPolicy
-from zoo.policy import Policy
-from zoo.release import Release
+from zoo.release.store import Release
 
 
 @dataclass(frozen=True)

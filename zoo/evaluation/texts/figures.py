@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
+from zoo.contract import schema
 from zoo.evaluation.resampling import Estimate, Ranking, Values, estimate
 from zoo.evaluation.texts.rows import UNKNOWN
 

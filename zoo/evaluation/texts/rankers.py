@@ -22,7 +22,7 @@ from zoo.models.conv_clip import BertTextTower, load_pretrained_text
 from zoo.models.prompt_classifier import PromptClassifier
 from zoo.models.towers import unit
 from zoo.registry import create_model
-from zoo.release import load_release
+from zoo.release.load import load_release
 
 #: Strengths of the regularisation that the baseline is fitted with; validation chooses (scikit-learn's C).
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)

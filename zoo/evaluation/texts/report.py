@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from zoo import schema
-from zoo.card import Measurement, ModelCard
+from zoo.contract import schema
+from zoo.contract.card import Measurement, ModelCard
 from zoo.evaluation.texts.figures import Condition
-from zoo.release import CARD, write_card
+from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True, config=schema.STRICT)

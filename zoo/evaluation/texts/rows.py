@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError, close_match
-from zoo.inputs.manifest import Row, read_manifest, read_records
 
 #: What `TextRows.labels` says of a text for a category.
 YES, NO, UNKNOWN = 1, 0, -1

@@ -20,7 +20,7 @@ from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, Relea
 from zoo.evaluation.texts.report import Category, Latency, TextReport
 from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
 from zoo.files import sha256
-from zoo.predict import load_scorer
+from zoo.release.load import load_scorer
 
 
 @dataclass(frozen=True)

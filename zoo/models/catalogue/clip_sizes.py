@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.card import ImageInput
+from zoo.contract.card import ImageInput
 from zoo.registry import RANDOM
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

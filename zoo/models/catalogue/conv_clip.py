@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.card import ImageInput, ModelCard, TextInput
+from zoo.contract.card import ImageInput, ModelCard, TextInput
 from zoo.models.catalogue.clip_sizes import clip_image
 from zoo.registry import RANDOM, register_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.card import ImageInput, ModelCard
+from zoo.contract.card import ImageInput, ModelCard
 from zoo.models.catalogue.clip_sizes import CLIP_SIZES, clip_image, vision_hparams
 from zoo.models.upstream import UPSTREAM
 from zoo.registry import RANDOM, register_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.card import ImageInput, ModelCard, TextInput
+from zoo.contract.card import ImageInput, ModelCard, TextInput
 from zoo.models.catalogue.clip_sizes import CLIP_SIZES, clip_hparams, clip_image
 from zoo.models.catalogue.conv_clip import bert
 from zoo.registry import RANDOM, register_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zoo.models.catalogue.heads
 import zoo.models.catalogue.safeclip  # noqa: F401  panels are made of the models that these two register
+from zoo.contract.panel import panel_card
 from zoo.models.catalogue.clip_sizes import CLIP_SIZES
-from zoo.panel_card import panel_card
 from zoo.registry import RANDOM, list_models, model_card, register_model
 
 #: The size of each tower, by the tower's name.

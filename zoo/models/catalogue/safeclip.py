@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.card import ModelCard, TextInput
+from zoo.contract.card import ModelCard, TextInput
 from zoo.models.catalogue.clip_sizes import CLIP_SIZES, clip_hparams, clip_image
 from zoo.registry import RANDOM, register_model
 

@@ -1,0 +1,169 @@
+"""The judge against a few lines of plain numpy: pooling, rules, thresholds, and scores that are none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Category, Policy, Threshold
+from zoo.errors import BadInputError, BadPolicyError
+from zoo.judging.judge import Judge, phrases
+from zoo.models.banks import text_bank
+from zoo.models.dual_encoder import DualEncoder
+from zoo.registry import create_model, model_card
+
+CLASSIFIER = model_card("test_nsfwjs.random")  # drawing, hentai, neutral, porn, sexy
+ZERO_SHOT = model_card("test_safeclip.random")
+
+
+def _policy(*categories: Category, **fields: Any) -> Policy:
+    return Policy("demo", "1", "", categories, **fields)
+
+
+def _block(name: str, value: float, **fields: Any) -> Category:
+    return Category(name, "block", Threshold(value), **fields)
+
+
+def _review(name: str, value: float, **fields: Any) -> Category:
+    return Category(name, "review", Threshold(value), **fields)
+
+
+def _decide(judge: Judge, *scores: float) -> tuple[str, str | None]:
+    verdict = judge.verdicts(np.array([scores], dtype=np.float32))[0]
+    return verdict.decision, verdict.category
+
+
+def test_each_judges_every_category_and_argmax_only_the_highest() -> None:
+    categories = (_block("porn", 0.2), _block("sexy", 0.6), Category("neutral", "allow"))
+    each = Judge(CLASSIFIER, _policy(*categories))
+    argmax = Judge(CLASSIFIER, _policy(*categories, rule="argmax"))
+    assert _decide(each, 0, 0, 0.7, 0.3, 0) == ("unsafe", "porn")
+    assert _decide(argmax, 0, 0, 0.7, 0.3, 0) == ("safe", "neutral")
+    assert _decide(argmax, 0, 0, 0.3, 0.7, 0) == ("unsafe", "porn")
+    assert _decide(argmax, 0, 0, 0.2, 0.25, 0.55) == ("safe", "sexy")  # the highest, but under its own threshold
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("sum", 0.9), ("mean", 0.3), ("max", 0.5)])
+def test_pooling(pooling: Literal["sum", "mean", "max"], expected: float) -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("nsfw", 0.5, labels=("hentai", "porn", "sexy")), pooling=pooling))
+    scores = judge.category_scores(np.array([[0.05, 0.5, 0.05, 0.3, 0.1]]))
+    assert scores[0, 0] == pytest.approx(expected)
+
+
+def test_a_score_at_the_threshold_is_not_flagged() -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5)))
+    assert _decide(judge, 0, 0, 0.5, 0.5, 0)[0] == "safe"
+    assert _decide(judge, 0, 0, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0)[0] == "unsafe"
+
+
+def test_block_outranks_review_however_high_that_scores() -> None:
+    judge = Judge(CLASSIFIER, _policy(_review("sexy", 0.1), _block("porn", 0.1)))
+    assert _decide(judge, 0, 0, 0, 0.2, 0.8) == ("unsafe", "porn")
+    assert _decide(judge, 0, 0, 0.2, 0, 0.8) == ("review", "sexy")
+
+
+@pytest.mark.parametrize("rule", ["each", "argmax"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf"), 1.5, -0.5])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_scores_that_are_no_probabilities_are_never_safe(rule: Literal["each", "argmax"], broken: float) -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5), rule=rule))
+    # The broken one belongs to no category of the policy: it makes the whole row doubtful all the same.
+    rows = np.array([[0, 0, 1, 0, 0], [broken, 0, 0.5, 0, 0], [0, 0, 0, 1, 0]])
+    fine, bad, flagged = judge.verdicts(rows, ["a", "b", "c"], [False, False, True])
+    assert (fine.decision, flagged.decision) == ("safe", "unsafe")
+    assert (bad.status, bad.decision, bad.scores, bad.source) == ("invalid_scores", "unknown", {}, "b")
+    assert flagged.text_truncated
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_scores_that_leave_nothing_to_share_are_not_judged() -> None:
+    policy = _policy(
+        _block("dogs", 0.5, descriptors=("a dog",)),
+        Category("rest", "allow", descriptors=("a cat", "a car")),
+        pooling="logsumexp",
+    )
+    nothing, fine = Judge(ZERO_SHOT, policy).verdicts(np.array([[0.0, 0.0, 0.0], [0.8, 0.1, 0.1]], dtype=np.float32))
+    assert (nothing.status, nothing.decision) == ("invalid_scores", "unknown")
+    assert fine.decision == "unsafe"
+
+
+def test_of_equal_scores_the_first_category_decides() -> None:
+    judge = Judge(CLASSIFIER, _policy(_review("sexy", 0.1), _block("porn", 0.1), _block("hentai", 0.1)))
+    assert _decide(judge, 0, 0.25, 0, 0.25, 0.5) == ("unsafe", "porn")
+    assert _decide(judge, 0.9, 0.05, 0, 0.05, 0.05) == ("safe", "sexy")
+
+
+def test_the_wrong_number_of_scores_is_refused() -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5)))
+    with pytest.raises(BadInputError, match=r"\[B, 5\], got \[1, 4\]"):
+        judge.verdicts(np.zeros((1, 4)))
+
+
+def test_margins_and_unsafe_scores_look_at_what_can_be_flagged() -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5), _review("sexy", 0.25), Category("neutral", "allow")))
+    table = judge.category_scores(np.array([[0.0, 0.0, 0.625, 0.375, 0.0]]))
+    assert judge.margins(table)[0] == pytest.approx(0.125)
+    assert judge.unsafe_score(table)[0] == pytest.approx(0.375)
+
+
+@pytest.mark.parametrize(
+    ("card", "category", "named"),
+    [
+        (CLASSIFIER, _block("prn", 0.5), 'no output "prn"; did you mean "porn"'),
+        (CLASSIFIER, _block("nsfw", 0.5, labels=("porn", "sexi")), 'no output "sexi"; did you mean "sexy"'),
+        (ZERO_SHOT, _block("gun", 0.5), '"gun" has no descriptors'),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_model_is_refused(card: ModelCard, category: Category, named: str) -> None:
+    with pytest.raises(BadPolicyError, match=named):
+        Judge(card, _policy(category))
+
+
+UNEQUAL = _policy(
+    _block("gun", 0.25, descriptors=("a gun", "a person holding a rifle", "pistols")),
+    _block("beer", 0.25, descriptors=("a glass of beer",)),
+    Category("neutral", "allow", None, ("a meadow", "a house")),
+    rule="argmax",
+)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "max"])
+def test_zero_shot_scores_equal_plain_numpy(pooling: Literal["sum", "max"]) -> None:
+    policy: Policy = dataclasses.replace(UNEQUAL, pooling=pooling)
+    torch.manual_seed(3)
+    model = create_model("test_safeclip.random")
+    assert isinstance(model, DualEncoder)
+    bank = text_bank(model, policy)
+    assert bank is not None
+    pixels = torch.rand(5, 3, 32, 32)
+    with torch.inference_mode():
+        scores = model(pixels, bank).softmax(dim=1).numpy()
+        images = model.image_tower(pixels).embedding.double().numpy()
+        tokens = model.codec().encode(["a gun", "a person holding a rifle", "pistols", "a glass of beer"])
+        tokens_neutral = model.codec().encode(["a meadow", "a house"])
+        texts = np.concatenate(
+            [
+                model.text_tower(torch.from_numpy(t.ids), torch.from_numpy(t.mask)).embedding.double().numpy()
+                for t in (tokens, tokens_neutral)
+            ]
+        )
+    cosines = (images / np.linalg.norm(images, axis=1)[:, None]) @ (texts / np.linalg.norm(texts, axis=1)[:, None]).T
+    powers = np.exp(cosines * np.exp(float(model.logit_scale.detach())))
+    share = powers / powers.sum(axis=1, keepdims=True)
+    parts = [share[:, 0:3], share[:, 3:4], share[:, 4:6]]
+    expected = np.stack([part.sum(axis=1) if pooling == "sum" else part.max(axis=1) for part in parts], axis=1)
+    judge = Judge(model.card, policy)
+    assert np.abs(judge.category_scores(scores) - expected).max() < 1e-6
+    for row, verdict in zip(expected, judge.verdicts(scores), strict=True):
+        best = int(row.argmax())
+        assert verdict.category == ("gun", "beer", "neutral")[best]
+        assert verdict.decision == ("unsafe" if best < 2 and row[best] > 0.25 else "safe")
+
+
+def test_phrases_keep_the_order_of_the_policy() -> None:
+    assert phrases(UNEQUAL)[2:5] == ("pistols", "a glass of beer", "a meadow")

@@ -1,0 +1,166 @@
+"""The scorer: a broken item never costs the others their answer, and nothing that was not read is safe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.verdicts import same_verdict
+from zoo.contract.verdict import Verdict
+from zoo.errors import BadInputError
+from zoo.inputs.image import Pixels
+from zoo.judging.scorer import Feeds, Scorer
+from zoo.registry import list_models, model_card
+from zoo.release.load import load_release, load_scorer, model_scorer
+
+TEXTS = "test_prompt_bert.random"
+BOTH, EITHER, IMAGES = "test_multimodal_nsfw.as_released", "test_multimodal_nsfw.fusion", "test_safeclip.random"
+
+
+@pytest.fixture(scope="module")
+def scorers() -> Iterator[dict[str, Scorer]]:
+    made = {name: load_scorer(name, batch_size=3) for name in list_models("test_*")}
+    yield made
+    for scorer in made.values():
+        scorer.close()
+
+
+def _images(count: int) -> list[Pixels]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 256, (30 + 3 * i, 50, 3), dtype=np.uint8) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", [name for name in list_models("test_*") if model_card(name).image])
+def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp_path: Path) -> None:
+    scorer = scorers[name]
+    gone = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg"))
+    bad: list[Any] = [b"", gone, "null\0.jpg", np.zeros((3, 8, 8), dtype=np.uint8), 5, b"<html></html>"]
+    good = _images(5)
+    images: list[Any] = [good[0], bad[0], good[1], bad[1], bad[2], bad[3], good[2], bad[4], good[3], bad[5], good[4]]
+    texts = [f"text {i}" for i in range(len(images))] if scorer.card.reads_text else None
+    verdicts = scorer.verdicts(images, texts)
+    assert len(verdicts) == len(images)
+    for i, (image, verdict) in enumerate(zip(images, verdicts, strict=True)):
+        if any(image is one for one in bad):
+            assert (verdict.status, verdict.decision, verdict.scores) == ("unreadable", "unknown", {})
+            assert verdict.detail
+        else:
+            assert verdict.status == "ok"
+            assert same_verdict(verdict, scorer.verdict(image, texts[i] if texts else None), 1e-6)
+        assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+@pytest.mark.parametrize("name", [EITHER, TEXTS])
+def test_a_broken_text_costs_only_its_item(name: str, scorers: dict[str, Scorer]) -> None:
+    texts: list[Any] = ["a", "x" * 200_000, b"bytes", "b", "long " * 100]
+    verdicts = scorers[name].verdicts(texts=texts)
+    assert [verdict.status for verdict in verdicts] == ["ok", "unreadable", "unreadable", "ok", "ok"]
+    assert [verdict.text_truncated for verdict in verdicts] == [False, False, False, False, True]
+    assert "200,000 characters" in verdicts[1].detail
+
+
+def test_a_required_input_that_is_missing_is_said(scorers: dict[str, Scorer]) -> None:
+    image = _images(1)[0]
+    verdicts = scorers[BOTH].verdicts([image, None, image, None], [None, "a", "a", None])
+    assert [verdict.status for verdict in verdicts] == ["missing_input", "missing_input", "ok", "missing_input"]
+    assert [verdict.detail.split(" needs ")[-1].split(",")[0] for verdict in verdicts if verdict.detail] == [
+        "text",
+        "image",
+        "image and text",
+    ]
+    assert scorers[IMAGES].verdict().status == "missing_input"
+    either = scorers[EITHER].verdicts([image, None, None], [None, "a", None])
+    assert [verdict.status for verdict in either] == ["ok", "ok", "missing_input"]
+
+
+def test_text_for_a_model_of_images_is_refused_and_an_alternative_named(scorers: dict[str, Scorer]) -> None:
+    refusal = r"judges images only.*zoo list '\*multimodal\*'"
+    with pytest.raises(BadInputError, match=refusal):
+        scorers[IMAGES].verdict(_images(1)[0], "a")
+    with pytest.raises(BadInputError, match=refusal):
+        scorers[IMAGES].verdicts(texts=["a"])
+    assert list_models("*multimodal*")
+
+
+def test_an_image_for_a_model_of_texts_is_refused(scorers: dict[str, Scorer]) -> None:
+    with pytest.raises(BadInputError, match="reads texts only: no image can be judged"):
+        scorers[TEXTS].verdict(_images(1)[0], "a")
+    assert scorers[TEXTS].verdict().detail.startswith(f"{TEXTS} needs text")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((None, None), "nothing to judge"),
+        ((["a.jpg"], ["a", "b"]), "1 images and 2 texts"),
+        (("a.jpg", None), r"for a single one use verdict\(\)"),
+        ((None, "a text"), r"for a single one use verdict\(\)"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(arguments: Any, named: str, scorers: dict[str, Scorer]) -> None:
+    with pytest.raises(BadInputError, match=named):
+        scorers[EITHER].verdicts(*arguments)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"threads": 0}])
+def test_sizes_below_one_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match="at least 1"):
+        load_scorer(IMAGES, **options)
+
+
+def test_the_order_is_kept_over_batches(scorers: dict[str, Scorer]) -> None:
+    scorer, images = scorers[IMAGES], _images(10)
+    batches = list(scorer.stream(images))
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    flat = [verdict for batch in batches for verdict in batch]
+    alone = [scorer.verdict(image) for image in images]
+    assert all(same_verdict(one, other, 1e-6) for one, other in zip(flat, alone, strict=True))
+    assert len({tuple(verdict.scores.values()) for verdict in flat}) == 10
+    assert scorer.verdicts([]) == []
+
+
+def test_a_stack_of_images_is_a_list_of_images(scorers: dict[str, Scorer]) -> None:
+    stack = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
+    assert scorers[IMAGES].verdicts(stack) == scorers[IMAGES].verdicts(list(stack))
+
+
+def test_sources_are_named(scorers: dict[str, Scorer], golden: dict[str, bytes], tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("pixel.png", "thin.png")]
+    for path in paths:
+        path.write_bytes(golden[path.name])
+    verdicts = scorers[IMAGES].verdicts([paths[0], str(paths[1]), golden["grey.jpg"]])
+    assert [verdict.source for verdict in verdicts] == [str(paths[0]), str(paths[1]), ""]
+    assert {verdict.status for verdict in verdicts} == {"ok"}
+
+
+def test_scores_that_are_none_are_never_safe() -> None:
+    release = load_release(IMAGES)
+    with model_scorer(release.model, release.policy) as scorer:
+        columns = len(scorer.judge.outputs)
+
+        def engine(feeds: Feeds) -> np.ndarray[Any, np.dtype[np.float32]]:
+            scores = np.full((len(feeds["image"]), columns), 1 / columns, dtype=np.float32)
+            scores[1] = np.nan
+            return scores
+
+        broken = Scorer(scorer.judge, None, engine)
+        assert [verdict.status for verdict in broken.verdicts(_images(3))] == ["ok", "invalid_scores", "ok"]
+
+
+def test_eight_threads_get_the_same_answers(scorers: dict[str, Scorer]) -> None:
+    images = _images(8)
+    texts = [f"{'word ' * i}end" for i in range(8)]
+    expected = scorers[EITHER].verdicts(images, texts)
+
+    def work(_: int) -> list[Verdict]:
+        return [verdict for _ in range(3) for verdict in scorers[EITHER].verdicts(images, texts)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(work, range(8)):
+            assert all(same_verdict(one, other, 1e-6) for one, other in zip(found, expected * 3, strict=True))

@@ -1,0 +1,299 @@
+"""Releases: what is written comes back, what was changed is refused; SafeCLIP is what transformers' CLIP computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from zoo import registry
+from zoo.contract.card import ModelCard
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import Category, Policy, Threshold
+from zoo.errors import (
+    BadCardError,
+    BadInputError,
+    BadPolicyError,
+    NoWeightsError,
+    TamperedFileError,
+    UnknownModelError,
+    ZooError,
+)
+from zoo.inputs.text import train_tokenizer
+from zoo.models.banks import text_banks
+from zoo.models.base import ZooModel
+from zoo.models.dual_encoder import DualEncoder
+from zoo.registry import create_model, list_models, model_card, register_model
+from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
+from zoo.release.load import load_clip, load_release, load_scorer
+from zoo.release.store import write_release
+
+NAME = "test_multimodal_nsfw.fusion"
+
+
+def _logits(model: ZooModel, policy: AnyPolicy) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    given: list[Tensor] = []
+    if model.card.image is not None:
+        given.append(torch.rand(2, 3, model.image_size, model.image_size, generator=generator))
+    if model.card.reads_text:
+        tokens = model.codec().encode(["a red car", "two dogs"])
+        given += [torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)]
+    if "image_present" in model.card.input_names:
+        given.append(torch.tensor([True, False]))
+    banks = text_banks(model, policy)
+    with torch.inference_mode():
+        logits: Tensor = model(*given, *banks)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = load_release(NAME)
+    folder = tmp_path_factory.mktemp("release") / "release"
+    write_release(found.model, found.policy, folder)
+    return folder
+
+
+@pytest.fixture
+def release(written: Path, tmp_path: Path) -> Path:
+    """A release that a test may spoil."""
+    return shutil.copytree(written, tmp_path / "release")
+
+
+def _edit_card(folder: Path, **fields: Any) -> None:
+    path = folder / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("name", list_models("test_*"))
+def test_what_was_written_answers_the_same(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    model, policy = create_model(name), load_release(name).policy
+    card = write_release(model, policy, tmp_path / "r")
+    found = load_release(tmp_path / "r")
+    assert torch.equal(_logits(found.model, found.policy), _logits(model, policy))
+    assert not found.model.training
+    assert (found.policy, found.card) == (policy, card)
+    assert set(card.files) == {path.name for path in (tmp_path / "r").iterdir()} - {"card.json"}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "policy.yaml", "tokenizer.json"])
+def test_one_changed_byte_or_a_missing_file_is_refused(release: Path, file: str) -> None:
+    content = bytearray((release / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (release / file).write_bytes(content)
+    with pytest.raises(TamperedFileError, match=rf"{file}: sha256 is .* it was changed"):
+        load_release(release)
+    (release / file).unlink()
+    with pytest.raises(TamperedFileError, match=f"{file}: missing"):
+        load_release(release)
+
+
+def test_a_hash_that_is_left_out_or_points_elsewhere_is_refused(release: Path) -> None:
+    files = json.loads((release / "card.json").read_text())["files"]
+    _edit_card(release, files=files | {"../policy.yaml": "00"})
+    with pytest.raises(TamperedFileError, match="a hash may only name a file of"):
+        load_release(release)
+    _edit_card(release, files={name: value for name, value in files.items() if name != "policy.yaml"})
+    with pytest.raises(BadCardError, match=r"names no policy\.yaml"):
+        load_release(release)
+
+
+def test_a_changed_card_is_refused(release: Path) -> None:
+    _edit_card(release, schema_version=2)
+    with pytest.raises(BadCardError, match="2 is newer than 1"):
+        load_release(release)
+    _edit_card(release, schema_version=1, labels=["unsafe", "safe", "other"])
+    with pytest.raises(BadInputError, match=r"model\.safetensors does not fit"):
+        load_release(release)
+    _edit_card(release, labels=["unsafe", "safe"], name="nobody.knows")
+    with pytest.raises(UnknownModelError, match=r"nobody\.knows"):
+        load_release(release)
+    (release / "card.json").unlink()
+    with pytest.raises(BadInputError, match=r"holds no card\.json"):
+        load_release(release)
+
+
+def test_a_policy_that_the_model_cannot_score_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    policy = Policy("p", "1", "", (Category("unsave", "block", Threshold(0.5)),))
+    with pytest.raises(BadPolicyError, match='"unsave"; did you mean "unsafe"'):
+        write_release(create_model(NAME), policy, tmp_path / "r")
+    with pytest.raises(BadPolicyError, match="unsave"):
+        load_scorer(NAME, policy)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_needs_overwrite(release: Path) -> None:
+    found = load_release(release)
+    with pytest.raises(BadInputError, match="exists and is not empty"):
+        write_release(found.model, found.policy, release)
+    (release / "left_over.txt").touch()
+    write_release(found.model, found.policy, release, overwrite=True)
+    assert not (release / "left_over.txt").exists()
+    assert load_release(release).card == found.card
+    with pytest.raises(BadInputError, match="is a file"):
+        write_release(found.model, found.policy, release / "card.json")
+
+
+def test_an_interrupted_write_leaves_what_was_there(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    found = load_release(release)
+    monkeypatch.setattr("zoo.release.store.write_card", stop)
+    for out, overwrite in ((release, True), (release.parent / "new", False)):
+        with pytest.raises(KeyboardInterrupt):
+            write_release(found.model, found.policy, out, overwrite=overwrite)
+    assert [path.name for path in release.parent.iterdir()] == ["release"]
+    assert load_release(release).card == found.card
+
+
+class _Custom:
+    pass
+
+
+def _checkpoint(path: Path, model: ZooModel, policy: AnyPolicy, **changes: Any) -> Path:
+    stored = {"card": model.card.to_dict(), "policy": policy.to_dict(), "tokenizer": model.tokenizer_json}
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, CHECKPOINT_KEY: stored} | changes, path)
+    return path
+
+
+def test_a_checkpoint_becomes_a_release(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model, policy = create_model(NAME, labels=("unsafe", "safe", "odd")), load_release(NAME).policy
+    release_checkpoint(_checkpoint(tmp_path / "a.ckpt", model, policy), tmp_path / "r")
+    found = load_release(tmp_path / "r")
+    assert found.card.labels == ("unsafe", "safe", "odd")
+    assert torch.equal(_logits(found.model, policy), _logits(model, policy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"extra": _Custom()}, "could run code; refused"),
+        ({CHECKPOINT_KEY: None}, "carries no card"),
+        ({"state_dict": {}}, "weights do not fit"),
+    ],
+)
+def test_a_pickle_or_a_foreign_checkpoint_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path / "a.ckpt", create_model(NAME), load_release(NAME).policy, **changes)
+    with pytest.raises(BadInputError, match=named):
+        release_checkpoint(path, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInputError, match=r"a\.ckpt"):
+        release_checkpoint(path, tmp_path / "r")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP as others publish it: transformers' own files and a tokenizer.json."""
+    torch.manual_seed(2)
+    tower = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "projection_dim": 16}
+    config = CLIPConfig(
+        vision_config=tower | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
+        text_config=tower
+        | {"num_hidden_layers": 2, "vocab_size": 300, "max_position_embeddings": 24, "bos_token_id": 0}
+        | {"eos_token_id": 1, "pad_token_id": 1},
+        projection_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    clip = CLIPModel(config)
+    for parameter in clip.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)  # fresh LayerNorms would hide a mistake about them
+    clip.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(train_tokenizer([], 0), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def clip_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two entries that fit the CLIP above: as SafeCLIP reads it, and as CLIP itself does."""
+    list_models()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for tag, layer, post in (("safeclip", -2, False), ("plain", -1, True), ("wide", -2, False)):
+        changes = {"vision_layers": 3, "layer": layer, "post_layernorm": post}
+        changes |= {"embedding_dim": 8} if tag == "wide" else {}
+        card = model_card("test_safeclip.random", **changes).replace(name=f"saved_clip.{tag}")
+        register_model(card, policy="configs/policy/safeclip.yaml", builder="zoo.models.dual_encoder:build_safeclip")
+
+
+@pytest.mark.usefixtures("clip_entries")
+@torch.inference_mode()
+def test_safeclip_is_the_cls_token_of_the_last_layer_but_one(clip_folder: Path) -> None:
+    clip = CLIPModel.from_pretrained(clip_folder).eval()
+    pixels = torch.rand(3, 3, 32, 32)
+    safeclip, plain = (load_clip(f"saved_clip.{tag}", clip_folder) for tag in ("safeclip", "plain"))
+    assert isinstance(safeclip, DualEncoder)
+    assert isinstance(plain, DualEncoder)
+    assert safeclip.card.image is not None
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (safeclip.card.image.mean, safeclip.card.image.std))
+    normal = (pixels - mean) / std
+    cls = clip.vision_model(normal, output_hidden_states=True).hidden_states[-2][:, 0]
+    assert (safeclip.image_tower(pixels).embedding - clip.visual_projection(cls)).abs().max() < 1e-5
+    features = clip.get_image_features(pixel_values=normal).pooler_output
+    assert (plain.image_tower(pixels).embedding - features).abs().max() < 1e-5
+    assert (plain.encode_image(pixels) - safeclip.encode_image(pixels)).abs().max() > 1e-3
+
+    tokens = safeclip.codec().encode(["a red car", "a very " * 40])
+    ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+    texts = clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    texts = texts / texts.norm(dim=1, keepdim=True)
+    assert (safeclip.embed_phrases(("a red car", "a very " * 40)) - texts).abs().max() < 1e-5
+    image = features / features.norm(dim=1, keepdim=True)
+    assert (plain(pixels, texts) - clip.logit_scale.exp() * image @ texts.T).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("clip_entries")
+def test_a_clip_that_does_not_fit_or_is_incomplete_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"does not fit .*weight \[16, 32\] \(expected \[8, 32\]\)"):
+        load_clip("saved_clip.wide", clip_folder)
+    clip = CLIPModel.from_pretrained(clip_folder)
+    state = {key: value for key, value in clip.state_dict().items() if key != "visual_projection.weight"}
+    clip.save_pretrained(tmp_path, state_dict=state)
+    shutil.copy(clip_folder / "tokenizer.json", tmp_path)
+    with pytest.raises(BadInputError, match=r"incomplete, without visual_projection\.weight"):
+        load_clip("saved_clip.safeclip", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "named"),
+    [
+        ("hf-hub:nobody/nothing", BadInputError, "cannot be fetched from the Hugging Face Hub"),
+        ("nobody/nothing", BadInputError, "cannot be fetched"),
+        ("safeclip_vit_b32.zeroshot", BadInputError, "openai/clip-vit-base-patch32"),
+        ("multimodal_nsfw_tiny.fusion", NoWeightsError, "nobody published weights"),
+        ("safeclip_vit_b23.zeroshot", UnknownModelError, r"safeclip_vit_b32\.zeroshot"),
+        ("/no/such/folder", BadInputError, "no such release directory"),
+    ],
+)
+def test_a_source_without_weights_is_refused(source: str, error: type[ZooError], named: str) -> None:
+    with pytest.raises(error, match=named):
+        load_release(source)
+
+
+def test_a_release_on_the_hub(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(repository: str, **_: object) -> str:
+        asked.append(repository)
+        return str(written)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = load_release("hf-hub:someone/guard")
+    assert asked == ["someone/guard"]
+    assert found.card == ModelCard.read(written / "card.json")

@@ -1,0 +1,1 @@
+"""Plain data that travels the whole road: card, policy, verdict, and how they are read. No torch."""

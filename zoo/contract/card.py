@@ -1,0 +1,182 @@
+"""ModelCard: what a model eats, what it answers, where it comes from, how good it was measured to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from zoo.contract import schema
+
+Resize = Literal["shortest_edge_crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "bilinear_align_corners"]
+Score = Literal["softmax", "sigmoid", "by_head"]
+Task = Literal["zero_shot", "classification", "panel"]
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class ImageInput:
+    """Images as the model eats them: `[B, 3, size, size]` float32 RGB in [0, 1], normalised inside the model.
+
+    `shortest_edge_crop` scales the short side to `size` and crops the centre (CLIP); `squash` ignores the
+    aspect ratio (NSFWJS). `mean` and `std` are per channel, on pixels in [0, 1].
+    """
+
+    size: int
+    resize: Resize
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class TextInput:
+    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json.
+
+    With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
+    """
+
+    context_length: int
+    lowercase: bool = True
+    deobfuscate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.context_length < 3:
+            raise ValueError(f"context_length must be at least 3 (start, a token, end), got {self.context_length}")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Measurement:
+    """One measured figure, with what it was measured on and the command that gives it again.
+
+    `threat` names the attack and its budget where the figure is one of robustness, else it is empty.
+    """
+
+    metric: str
+    value: float
+    data: str
+    count: int
+    command: str
+    threat: str = ""
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Training:
+    """How the weights came about. `recipe` is empty for weights that others published."""
+
+    recipe: str = ""
+    data: str = ""
+    epochs: int = 0
+    steps: int = 0
+    seed: int | None = None
+    safety_zoo: str = ""
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class ModelCard(schema.PlainData):
+    """Everything that travels with the weights, unchanged, from the registry to the runtime.
+
+    `labels` are the outputs of a classifier, in order; empty for a zero-shot model, whose outputs are the
+    phrases of the policy, and for a panel, whose heads have cards of their own. `requires` says which inputs must
+    be there for an answer; `accepts` which may be.
+    `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
+    """
+
+    _where = "card"
+
+    name: str
+    task: Task
+    summary: str
+    score: Score
+    score_meaning: str
+    image: ImageInput | None
+    text: TextInput | None
+    labels: tuple[str, ...]
+    requires: tuple[Literal["image", "text"], ...]
+    licence: str
+    source: str
+    hparams: dict[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    training: Training = field(default_factory=Training)
+    measurements: tuple[Measurement, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.name.count(".") != 1 or not all(self.name.split(".")):
+            raise ValueError(f'name must be "architecture.tag", got "{self.name}"')
+        if self.task == "classification" and not self.labels:
+            raise ValueError("a classification card must list its labels")
+        if self.task != "classification" and self.labels:
+            raise ValueError(f"a {self.task} card has no labels of its own, got {self.labels}")
+        if (self.task == "panel") != (self.score == "by_head"):
+            raise ValueError(f'score "by_head" is for panels, and theirs alone; task {self.task}, score {self.score}')
+        missing = [kind for kind in self.requires if getattr(self, kind) is None]
+        if missing:
+            raise ValueError(f'requires {missing}, but describes no such input: fill in "{missing[0]}"')
+
+    @property
+    def architecture(self) -> str:
+        """The part of the name before the dot: `safeclip_vit_b32`."""
+        return self.name.split(".")[0]
+
+    @property
+    def tag(self) -> str:
+        """The part of the name after the dot: `zeroshot`."""
+        return self.name.split(".")[1]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text can be judged. A zero-shot model has a text tower for the policy, and judges images."""
+        return self.text is not None and self.task == "classification"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The arrays that one batch is made of, in the order the model takes them (see `ServedModel`)."""
+        names: list[str] = []
+        if self.image is not None:
+            names.append("image")
+        if self.reads_text:
+            names += ["input_ids", "attention_mask"]
+        if self.image is not None and "image" not in self.requires:
+            names.append("image_present")
+        return tuple(names)
+
+    @property
+    def heads(self) -> dict[str, ModelCard]:
+        """The cards of a panel's heads, by their names in the panel, in the order of its outputs."""
+        found = self.hparams.get("heads", []) if self.task == "panel" else []
+        return {head["name"]: ModelCard.from_dict(head["card"], f"head {head['name']}") for head in found}
+
+    @property
+    def bank_names(self) -> tuple[str, ...]:
+        """The text banks that the model takes after its inputs: one for each set of phrases that it compares with."""
+        if self.task == "panel":
+            zero_shot = [number for number, card in enumerate(self.heads.values()) if card.task == "zero_shot"]
+            return tuple(f"text_bank_{number}" for number in zero_shot)
+        return ("text_bank",) if self.task == "zero_shot" else ()
+
+    def replace(self, **changes: Any) -> ModelCard:
+        """Return a copy with these fields changed, checked like any other card."""
+        return dataclasses.replace(self, **changes)
+
+    def measured(self, new: Sequence[Measurement]) -> ModelCard:
+        """Return a copy with these figures; those of the same metric, data and threat are replaced."""
+        again = {(one.metric, one.data, one.threat) for one in new}
+        kept = [old for old in self.measurements if (old.metric, old.data, old.threat) not in again]
+        return self.replace(measurements=(*kept, *new))
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Read `card.json`. Raises BadInputError (missing, not JSON) or BadCardError."""
+        return cls.from_dict(schema.read_json(path), str(path))

@@ -1,0 +1,122 @@
+"""Policy: categories, the words or labels that define them, thresholds and actions. Never inside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+import yaml
+from pydantic.dataclasses import dataclass
+
+from zoo.contract import schema
+from zoo.errors import BadPolicyError
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class OperatingPoint:
+    """A threshold found on data: `metric` (fpr, tpr, precision) held at `target`, with what was measured."""
+
+    metric: Literal["fpr", "tpr", "precision"]
+    target: float
+    measured: float
+    data: str
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Threshold:
+    """A category is flagged when its score is **above** `value`; `chosen` says how that value came about."""
+
+    value: float
+    chosen: Literal["by_hand", "operating_point"] = "by_hand"
+    reason: str = ""
+    operating_point: OperatingPoint | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"a threshold lies in [0, 1], got {self.value}")
+        if (self.chosen == "operating_point") != (self.operating_point is not None):
+            raise ValueError(f'chosen "{self.chosen}" and operating_point must go together')
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Category:
+    """One thing that the policy cares about, or, with action `allow`, the neutral background.
+
+    `descriptors` define it for zero-shot models (short phrases), `labels` for classifiers (their outputs; the
+    category's own name when empty). Action `block` makes a flagged item unsafe, `review` sends it to a person.
+    """
+
+    name: str
+    action: Literal["block", "review", "allow"]
+    threshold: Threshold | None = None
+    descriptors: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.action == "allow" and self.threshold is not None:
+            raise ValueError(f'category "{self.name}" allows, so it has no threshold')
+        if self.action != "allow" and self.threshold is None:
+            raise ValueError(f'category "{self.name}" needs a threshold, its action is "{self.action}"')
+        for kind, words in (("descriptors", self.descriptors), ("labels", self.labels)):
+            twice = sorted({word for word in words if words.count(word) > 1})
+            if twice or any(not word.strip() for word in words):
+                raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
+
+
+class PolicyFile(schema.YamlData):
+    """What policies of one model and of a panel share: their identity, and their form as a file."""
+
+    _where = "policy"
+    _error = BadPolicyError
+
+    name: str
+    version: str
+
+    @property
+    def id(self) -> str:
+        """`name@version#hash`: the hash is of the content, so that any change of a threshold shows in verdicts."""
+        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def to_yaml(self) -> str:
+        """The text of a `policy.yaml` that is read back to an equal policy."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Policy(PolicyFile):
+    """Which categories there are and when one of them decides.
+
+    `rule` `argmax`: only the highest-scoring category can be flagged (SafeCLIP, arXiv 2503.00037); `each`:
+    every category is judged against its own threshold. `pooling` makes a category's score from the scores of
+    its phrases or labels: `sum` (probabilities of exclusive outputs), `mean`, `max`, or, for phrases, `logsumexp`:
+    a softmax over the categories' log-mean-exp of logits, so that a category gains nothing by having more phrases.
+    `temperature` divides a zero-shot model's logits before the softmax: above 1 the scores are more even.
+    """
+
+    name: str
+    version: str
+    summary: str
+    categories: tuple[Category, ...]
+    rule: Literal["argmax", "each"] = "each"
+    pooling: Literal["sum", "mean", "logsumexp", "max"] = "sum"
+    temperature: float = 1.0
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        names = [category.name for category in self.categories]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"categories named more than once: {twice}")
+        for kind in ("descriptors", "labels"):
+            words = [word for category in self.categories for word in getattr(category, kind)]
+            shared = sorted({word for word in words if words.count(word) > 1})
+            if shared:
+                raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
+        if all(category.action == "allow" for category in self.categories):
+            raise ValueError("no category blocks or asks for review, so everything would be called safe")

@@ -1,0 +1,55 @@
+"""Verdict: the one answer that the zoo gives, from every model, runtime and command."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from zoo.contract import schema
+
+Status = Literal["ok", "unreadable", "missing_input", "invalid_scores"]
+Decision = Literal["safe", "review", "unsafe", "unknown"]
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Verdict(schema.PlainData):
+    """What the model and the policy say of one item.
+
+    `decision` is `unknown` whenever `status` is not `ok`: what could not be judged is never called safe.
+    `scores` maps each category of the policy to its score in [0, 1]; `category` is the one that decided
+    (the highest-scoring one that was flagged; for a safe answer the highest-scoring category).
+    `text_truncated` says that a part of the text was cut off and so not judged. `detail` explains a status.
+    A panel's scores and category are those of its heads (their risks, see `PanelPolicy`); `heads` holds the verdict
+    of each, and `disagreement` lies between 0 (all heads agree) and 1 (half of them flag the item).
+    """
+
+    _where = "verdict"
+
+    status: Status
+    decision: Decision
+    category: str | None
+    scores: dict[str, float]
+    policy: str
+    model: str
+    source: str = ""
+    text_truncated: bool = False
+    detail: str = ""
+    heads: dict[str, Verdict] = field(default_factory=dict)
+    disagreement: float | None = None
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") == (self.decision == "unknown"):
+            raise ValueError(f'status "{self.status}" does not go with decision "{self.decision}"')
+
+    @property
+    def is_safe(self) -> bool:
+        """True only for an item that was read, judged and found safe."""
+        return self.status == "ok" and self.decision == "safe"
+
+
+def unjudged(status: Status, detail: str, *, policy: str, model: str, source: str = "") -> Verdict:
+    """Return the verdict of an item that could not be judged: decision `unknown`, no scores."""
+    return Verdict(status, "unknown", None, {}, policy, model, source, detail=detail)

@@ -1,0 +1,1 @@
+"""Files of examples: manifests, splits, and the datasets that the zoo writes by itself."""

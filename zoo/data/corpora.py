@@ -1,0 +1,200 @@
+"""Several corpora of texts, each with its own notion of unsafe, as one manifest of many categories. No torch."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from dataclasses import field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic.dataclasses import dataclass
+
+from zoo.contract import schema
+from zoo.data.manifest import Split, read_records
+from zoo.data.near_texts import hashed_splits, near_groups
+from zoo.errors import BadInputError, close_match
+from zoo.inputs.text import clean
+
+_LINK, _USER = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), re.compile(r"@\w+")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Mark:
+    """How a source says that a row is of a category: by the `values` of a `column` that mean yes, or for `every` row.
+
+    A category that a source does not mark was not looked for in its rows.
+    """
+
+    name: str
+    column: str = ""
+    values: tuple[str, ...] = ()
+    every: Literal["positive", "negative"] | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.column) == bool(self.every) or bool(self.column) != bool(self.values):
+            raise ValueError(f'category "{self.name}" takes either `column` with `values`, or `every`')
+        if "|" in self.name or not self.name.strip():
+            raise ValueError(f'a category may not be empty or hold "|", got "{self.name}"')
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Source:
+    """One file of texts, CSV or Parquet; it is named after its file unless `name` says otherwise."""
+
+    file: str
+    categories: tuple[Mark, ...]
+    text: str = "text"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        names = [mark.name for mark in self.categories]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{self.file}: must mark at least one category, and none twice, got {names}")
+        if "|" in self.title:
+            raise ValueError(f'a source may not hold "|" in its name, got "{self.title}"')
+
+    @property
+    def title(self) -> str:
+        """What the manifest calls it."""
+        return self.name or Path(self.file).stem
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class Corpora(schema.YamlData):
+    """The sources of one manifest."""
+
+    _where = "corpora"
+
+    sources: tuple[Source, ...]
+    schema_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        titles = [source.title for source in self.sources]
+        if not titles or len(set(titles)) < len(titles):
+            raise ValueError(f"there must be a source, and no two of one name, got {titles}")
+
+
+@dataclass
+class SourceReport:
+    """What became of the rows of a source: each is kept, merged with one of the same text, or left out as unusable."""
+
+    rows: int = 0
+    merged: int = 0
+    unusable: int = 0
+
+
+@dataclass
+class CorporaReport:
+    """What was written. `positives` and `judged` are counts by (category, split).
+
+    `contradictions` counts, for each category, texts that sources or rows label both ways: there it is unknown.
+    """
+
+    manifest: Path
+    sources: dict[str, SourceReport]
+    positives: dict[tuple[str, Split], int]
+    judged: dict[tuple[str, Split], int]
+    contradictions: dict[str, int]
+    unlabelled: int
+    near_duplicates: int
+
+
+class _Labelled(NamedTuple):
+    text: str
+    answers: dict[str, bool]
+    source: str
+
+
+@dataclass
+class _Merged:
+    """All rows of one text: what each category was answered, and by which sources."""
+
+    text: str
+    answers: dict[str, set[bool]] = field(default_factory=dict)
+    sources: dict[str, None] = field(default_factory=dict)
+
+
+def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> CorporaReport:
+    """Write a manifest (text, labels, judged, source, split) of all sources, whose files lie in `root`.
+
+    Rows of the same text (as `normalised`) become one, which was judged for what any of them was; a category that they
+    answer both ways is unknown in it, and a text that is left without a judged category is left out. Splits are 80 %
+    train, 10 % val and 10 % test by a seeded hash; near-duplicates (see `near_groups`) share one. Raises BadInputError
+    for files, columns and values that are not there.
+    """
+    counts = {source.title: SourceReport() for source in corpora.sources}
+    merged: dict[str, _Merged] = {}
+    for source in corpora.sources:
+        count = counts[source.title]
+        for row in _rows(source, root / source.file):
+            count.rows += 1
+            try:
+                key = normalised(row.text)
+            except BadInputError:
+                key = ""
+            if not key:
+                count.unusable += 1
+                continue
+            count.merged += key in merged
+            one = merged.setdefault(key, _Merged(row.text))
+            one.sources[row.source] = None
+            for name, answer in row.answers.items():
+                one.answers.setdefault(name, set()).add(answer)
+    contradictions = Counter(n for one in merged.values() for n, said in one.answers.items() if len(said) > 1)
+    known = {key: one for key, one in merged.items() if any(len(said) == 1 for said in one.answers.values())}
+    groups = near_groups(list(known))
+    splits = hashed_splits(list(known), groups, seed)
+    report = CorporaReport(out, counts, {}, {}, dict(contradictions), len(merged) - len(known), 0)
+    report.near_duplicates = len(groups) - len(set(groups))
+    _write(list(known.values()), splits, report)
+    return report
+
+
+def normalised(text: str) -> str:
+    """The text by which duplicates are known: cleaned, in one case, with links and names of users made alike."""
+    plain = _USER.sub("@user", _LINK.sub("http", clean(text))).casefold()
+    return " ".join(plain.split())
+
+
+def _rows(source: Source, path: Path) -> list[_Labelled]:
+    records = read_records(path)
+    columns = list(records[0])
+    for column in (source.text, *(mark.column for mark in source.categories if mark.column)):
+        if column not in columns:
+            raise BadInputError(f'{path}: no column "{column}"' + close_match(column, columns))
+    for mark in source.categories:
+        found = {record[mark.column] for record in records} if mark.column else set()
+        for value in mark.values:
+            if value not in found:
+                raise BadInputError(
+                    f'{path}: the column "{mark.column}" never says "{value}"' + close_match(value, found)
+                )
+    return [
+        _Labelled(
+            record[source.text] or "",
+            {
+                mark.name: record[mark.column] in mark.values if mark.column else mark.every == "positive"
+                for mark in source.categories
+            },
+            source.title,
+        )
+        for record in records
+    ]
+
+
+def _write(rows: list[_Merged], splits: list[Split], report: CorporaReport) -> None:
+    report.manifest.parent.mkdir(parents=True, exist_ok=True)
+    positives: Counter[tuple[str, Split]] = Counter()
+    judged: Counter[tuple[str, Split]] = Counter()
+    with report.manifest.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "labels", "judged", "source", "split"])
+        for row, split in zip(rows, splits, strict=True):
+            agreed = {name: next(iter(said)) for name, said in row.answers.items() if len(said) == 1}
+            labels = [name for name, answer in agreed.items() if answer]
+            judged.update((name, split) for name in agreed)
+            positives.update((name, split) for name in labels)
+            writer.writerow([row.text, "|".join(labels), "|".join(agreed), "|".join(row.sources), split])
+    report.positives, report.judged = dict(positives), dict(judged)

@@ -1,0 +1,134 @@
+"""A benign proxy for judging prompt and image together: photos that show, and prompts that ask for, a concept."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from bisect import bisect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zoo.data.manifest import SPLITS, Row, Split, read_manifest
+from zoo.errors import BadInputError
+
+#: Where the concept is: in photo and prompt, in the photo alone, in the prompt alone, in neither.
+KINDS = ("both", "image", "prompt", "neither")
+
+
+@dataclass
+class _Photo:
+    path: Path
+    split: Split
+    captions: list[str] = field(default_factory=list)
+
+
+def write_proxy(
+    captions: Path,
+    out: Path,
+    words: Sequence[str],
+    *,
+    mismatch: float = 0.5,
+    rows_per_image: int = 1,
+    test_share: float = 0.5,
+    seed: int = 0,
+    image_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> dict[Split, Counter[str]]:
+    """Write a manifest of image, text, labels, split and kind from one of captions; returns how many rows of each kind.
+
+    A photo shows the concept where any of its captions has one of `words` (whole words, in any case), a prompt asks
+    for it where the prompt has one. The prompt of a row is a caption of its photo or, in a share `mismatch` of the
+    rows, a caption of another photo of the same split. The label `unsafe` stands for either, beside `in_image` and
+    `in_prompt`.
+
+    Training photos give `rows_per_image` rows each, others one. Where no photo is named `test`, a share `test_share`
+    of the validation photos becomes that split. Everything is drawn by a seeded hash of the photo's name, so that no
+    row moves when photos come or go, but for the few whose prompt came from one of these.
+
+    Raises BadInputError for shares outside [0, 1], no words, rows without image, text or split, and for a split with
+    too few photos to take another's caption.
+    """
+    for name, share in (("mismatch", mismatch), ("test_share", test_share)):
+        if not 0 <= share <= 1:
+            raise BadInputError(f"{name} is a share in [0, 1], got {share}")
+    if rows_per_image < 1:
+        raise BadInputError(f"rows_per_image must be at least 1, got {rows_per_image}")
+    concept = _pattern(words)
+    photos = _photos(read_manifest(captions, image_root, columns), captions)
+    _divide(photos, test_share, seed)
+    rings = {split: _Ring([photo for photo in photos if photo.split == split], seed) for split in SPLITS}
+    table: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "text", "labels", "split", "kind"])
+        for photo in photos:
+            place = os.path.relpath(photo.path.resolve(), out.parent.resolve())
+            shown = any(concept.search(text) for text in photo.captions)
+            for number in range(rows_per_image if photo.split == "train" else 1):
+                key = f"{photo.path.name}:{number}"
+                elsewhere = _draw(f"mismatch:{key}", seed) < mismatch
+                source = rings[photo.split].another(photo, key) if elsewhere else photo
+                prompt = source.captions[int(_draw(f"caption:{key}", seed) * len(source.captions))]
+                asked = concept.search(prompt) is not None
+                labels = ["unsafe"] * (shown or asked) + ["in_image"] * shown + ["in_prompt"] * asked
+                kind = KINDS[2 * (not shown) + (not asked)]
+                writer.writerow([place, prompt, "|".join(labels), photo.split, kind])
+                table[photo.split][kind] += 1
+    return table
+
+
+class _Ring:
+    """The photos of a split in the order of a hash: one that comes or goes changes the neighbour of few draws."""
+
+    def __init__(self, photos: list[_Photo], seed: int) -> None:
+        self.seed = seed
+        self.photos = sorted(photos, key=lambda photo: _draw(f"ring:{photo.path.name}", seed))
+        self.places = [_draw(f"ring:{photo.path.name}", seed) for photo in self.photos]
+
+    def another(self, photo: _Photo, key: str) -> _Photo:
+        if len(self.photos) < 2:
+            raise BadInputError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
+        start = bisect(self.places, _draw(f"other:{key}", self.seed))
+        found = self.photos[start % len(self.photos)]
+        return found if found is not photo else self.photos[(start + 1) % len(self.photos)]
+
+
+def _pattern(words: Sequence[str]) -> re.Pattern[str]:
+    given = [re.escape(word.strip()) for word in words if word.strip()]
+    if not given:
+        raise BadInputError("words: name at least one word for the concept, such as dog,dogs")
+    return re.compile(rf"\b(?:{'|'.join(given)})\b", re.IGNORECASE)
+
+
+def _photos(rows: list[Row], captions: Path) -> list[_Photo]:
+    found: dict[Path, _Photo] = {}
+    for row in rows:
+        if row.image is None or row.text is None or row.split is None:
+            wanting = next(name for name in ("image", "text", "split") if getattr(row, name) is None)
+            raise BadInputError(
+                f"{captions}, line {row.line}: a caption has image, text and split, here is no {wanting}"
+            )
+        photo = found.setdefault(row.image, _Photo(row.image, row.split))
+        if photo.split != row.split:
+            raise BadInputError(f"{captions}, line {row.line}: {row.image} is in {photo.split} and in {row.split}")
+        photo.captions.append(row.text)
+    return list(found.values())
+
+
+def _divide(photos: list[_Photo], test_share: float, seed: int) -> None:
+    """Make a share of the validation photos the test split, where there is none."""
+    if any(photo.split == "test" for photo in photos):
+        return
+    for photo in photos:
+        if photo.split == "val" and _draw(f"test:{photo.path.name}", seed) < test_share:
+            photo.split = "test"
+
+
+def _draw(key: str, seed: int) -> float:
+    """A number in [0, 1) from a seeded hash."""
+    return int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,0 +1,148 @@
+"""Questions and short answers about the drawn signs, to train a small vision-language model on and to test it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from zoo.data.manifest import Split, read_manifest
+from zoo.data.signs import PLACES, Signs, read_signs
+from zoo.errors import BadInputError, close_match
+
+Wording = Literal["plain", "new"]
+COLUMNS = ("image", "question", "answer", "label", "split", "kind", "reason")
+
+#: By wording and kind. `new` shares no sentence with `plain`: for fine-tuning and for testing.
+QUESTIONS: dict[Wording, dict[str, tuple[str, ...]]] = {
+    "plain": {
+        "shape": (
+            "What shape is shown?",
+            "Which shape do you see?",
+            "What is the shape in the picture?",
+            "Name the shape.",
+            "What kind of sign is this?",
+        ),
+        "colour": (
+            "What colour is it?",
+            "Which colour do you see?",
+            "What is the colour in the picture?",
+            "Name the colour.",
+            "In which colour is it painted?",
+        ),
+        "count": (
+            "How many are there?",
+            "How many do you see?",
+            "What number of signs is shown?",
+            "Count the signs.",
+            "Is it one, two or three?",
+        ),
+        "place": (
+            "Where is it?",
+            "Where in the picture do you see it?",
+            "In which part of the picture is it?",
+            "Name the place.",
+            "What is its position?",
+        ),
+        "describe": (
+            "Describe the picture.",
+            "What do you see?",
+            "What is in the image?",
+            "What does the picture show?",
+            "Say what is shown and where.",
+        ),
+    },
+    "new": {
+        "shape": ("Tell me the form of the sign.", "Which form has it?", "What figure was drawn here?"),
+        "colour": ("Tell me the paint that was used.", "Which paint has it?", "What is it coloured in?"),
+        "count": ("Tell me the number.", "Which number of them is there?", "How often was it drawn?"),
+        "place": ("Tell me the spot.", "Which corner or side is it at?", "At what spot was it drawn?"),
+        "describe": ("Tell me everything about it.", "Give a short caption.", "Put the image into words."),
+    },
+}
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture. `reason` says what is forbidden there, and is empty where nothing is."""
+
+    image: Path
+    question: str
+    answer: str
+    split: Split | None
+    kind: str = ""
+    reason: str = ""
+    unsafe: bool = False
+
+
+def write_questions(signs: Path, out: Path, *, wording: Wording = "plain", per_image: int = 5, seed: int = 0) -> Path:
+    """Write `per_image` questions on each picture of `zoo data signs` as a CSV; returns `out`.
+
+    Columns: image (relative to the CSV), question, answer, label (1 forbidden, 0 not), split, kind (shape, colour,
+    count, place, describe; each at most once a picture), reason (what is forbidden, as a refusal would name it).
+    Same arguments, same file; does nothing where that file is there already. Raises BadInputError when `out` is
+    another file, `signs` no such dataset, or `per_image` not in [1, 5].
+    """
+    if wording not in QUESTIONS:
+        raise BadInputError(f'no wording is called "{wording}"' + close_match(wording, QUESTIONS))
+    kinds = QUESTIONS[wording]
+    if not 1 <= per_image <= len(kinds):
+        raise BadInputError(f"per_image must lie in [1, {len(kinds)}], got {per_image}")
+    rng = np.random.default_rng(seed)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, split, shown in read_signs(signs):
+        image = Path(os.path.relpath(signs / name, out.parent)).as_posix()
+        for kind in rng.permutation(list(kinds))[:per_image]:
+            question = kinds[kind][int(rng.integers(len(kinds[kind])))]
+            label, reason = int(shown.forbidden), thing(shown) if shown.forbidden else ""
+            writer.writerow((image, question, answer(shown, kind), label, split, kind, reason))
+    text = stream.getvalue()
+    if out.exists() and (not out.is_file() or out.read_text(encoding="utf-8") != text):
+        raise BadInputError(f"{out}: exists with other contents; name another, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    return out
+
+
+def answer(signs: Signs, kind: str) -> str:
+    """The right answer to a question of this kind."""
+    short = {"shape": signs.shape, "colour": signs.colour, "count": _NUMBERS[signs.count], "place": signs.place}
+    return short.get(kind) or f"{thing(signs)} {PLACES[signs.place][0]}"
+
+
+def thing(signs: Signs) -> str:
+    """What is shown, without its place: "a red octagon", "two yellow triangles"."""
+    if signs.count == 1:
+        return f"a {signs.colour} {signs.shape}"
+    return f"{_NUMBERS[signs.count]} {signs.colour} {signs.shape}{'es' if signs.shape.endswith('s') else 's'}"
+
+
+def read_questions(path: Path, image_root: Path | None = None) -> list[Question]:
+    """Read a manifest with the columns image, question, answer, and where there are such: label, split, kind, reason.
+
+    Label 1 marks an unsafe picture. Raises BadInputError naming the column or the line, as `read_manifest` does.
+    """
+    # One reading per text column, so that paths, splits and messages are those of every other manifest.
+    rows, answers = (read_manifest(path, image_root, {"text": column}) for column in ("question", "answer"))
+    extra: dict[str, list[str | None]] = {}
+    for column in ("kind", "reason"):
+        try:
+            extra[column] = [row.text for row in read_manifest(path, image_root, {"text": column})]
+        except BadInputError:  # no such column: anything else that is wrong was raised above
+            extra[column] = [None] * len(rows)
+    found = []
+    for row, other, kind, reason in zip(rows, answers, extra["kind"], extra["reason"], strict=True):
+        if row.image is None or row.text is None or other.text is None:
+            raise BadInputError(f"{path}, line {row.line}: needs an image, a question and an answer")
+        if any(label not in ("0", "1") for label in row.labels):
+            raise BadInputError(f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {'|'.join(row.labels)}")
+        found.append(Question(row.image, row.text, other.text, row.split, kind or "", reason or "", "1" in row.labels))
+    return found

@@ -1,0 +1,66 @@
+"""Embedded phrases on disk, by the hash of the encoder and of the phrases: a policy is embedded once per tower."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger("zoo.judging.banks")
+
+Bank = NDArray[np.float32]
+
+
+def cached_bank(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, ...]], Bank]) -> Bank:
+    """The bank `[P, D]` of these phrases, from the cache or else by `embed`, which is then remembered.
+
+    `encoder` identifies text tower and tokenizer by their content. Thresholds and actions are no part of the key, so
+    changing them embeds nothing. A cache that cannot be read or written costs time, never the answer.
+    """
+    key = hashlib.sha256(json.dumps([encoder, phrases]).encode()).hexdigest()
+    path = cache_folder() / "text_banks" / f"{key}.npy"
+    found = _read(path, len(phrases))
+    if found is None:
+        found = np.ascontiguousarray(embed(phrases), dtype=np.float32)
+        _write(path, found)
+    return found
+
+
+def cache_folder() -> Path:
+    """`SAFETY_ZOO_CACHE`, else `safety-zoo` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
+    named = os.environ.get("SAFETY_ZOO_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "safety-zoo"
+
+
+def _read(path: Path, rows: int) -> Bank | None:
+    try:
+        bank = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as problem:
+        log.warning("%s: not readable as a text bank (%s); embedding the phrases again", path, problem)
+        return None
+    whole = bank.dtype == np.float32 and bank.ndim == 2 and len(bank) == rows
+    # Rows are unit vectors: a file that was cut or overwritten shows.
+    if not whole or not np.allclose(np.linalg.norm(bank, axis=1), 1, atol=1e-3):
+        log.warning("%s: no text bank of %d phrases; embedding them again", path, rows)
+        return None
+    result: Bank = bank
+    return result
+
+
+def _write(path: Path, bank: Bank) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
+            np.save(stream, bank)
+        os.replace(stream.name, path)  # whole or not at all, also when two processes write it
+    except OSError as problem:
+        log.warning("%s: the text bank cannot be kept (%s)", path, problem)

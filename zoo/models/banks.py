@@ -1,0 +1,64 @@
+"""From a policy to the text banks that a zero-shot model takes: the one place where phrases are embedded."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import Policy
+from zoo.judging.banks import cached_bank
+from zoo.judging.judge import phrases
+from zoo.judging.panel import bind, zero_shot_policies
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.models.base import ZooModel
+    from zoo.models.dual_encoder import PhraseEncoder
+
+
+def text_banks(model: ZooModel, policy: AnyPolicy) -> tuple[Tensor, ...]:
+    """The banks that a model takes with this policy, in the order of `card.bank_names`; none for a classifier."""
+    from zoo.models.dual_encoder import PhraseEncoder
+
+    if not isinstance(model, PhraseEncoder):
+        bind(model.card, policy)
+        return ()
+    policies = zero_shot_policies(model.card, policy)
+    encoder = _encoder_hash(model) if policies else ""
+    return tuple(_bank(model, one, encoder) for one in policies)
+
+
+def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
+    """The embedded phrases `[P, D]` of a policy, unit norm over its temperature, on the model's device.
+
+    The embeddings are kept on disk (see `zoo.judging.banks`), by the content of text tower, tokenizer and phrases.
+    """
+    return _bank(model, policy, _encoder_hash(model))
+
+
+def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
+    import torch
+
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
+        return found
+
+    bank = cached_bank(encoder, phrases(policy), embed)
+    weight = next(model.text_tower.parameters())
+    return torch.from_numpy(bank / np.float32(policy.temperature)).to(weight)
+
+
+def _encoder_hash(model: PhraseEncoder) -> str:
+    """A hash of text tower and tokenizer as they are in memory: weights that changed since they were loaded show."""
+    import torch
+
+    found = hashlib.sha256((model.tokenizer_json or "").encode())
+    for name, value in model.text_tower.state_dict().items():
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

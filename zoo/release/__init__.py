@@ -1,0 +1,1 @@
+"""Releases: written, loaded, made from checkpoints and from published weights of others."""

@@ -1,0 +1,63 @@
+"""From a Lightning checkpoint to a release. Only tensors and plain data are read: a pickle is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
+from zoo.errors import BadInputError
+from zoo.models.lora import merge_adapters
+from zoo.registry import build
+from zoo.release.store import write_release
+
+#: What a checkpoint of ours carries beside Lightning's own keys: card, policy, tokenizer, options of low-rank adapters
+#: where it has some; all plain data.
+CHECKPOINT_KEY = "safety_zoo"
+
+
+def release_checkpoint(
+    checkpoint: Path, out: Path, *, policy: Policy | None = None, overwrite: bool = False
+) -> ModelCard:
+    """Write the release of a checkpoint with its own policy, or another; returns the card.
+
+    Low-rank adapters are merged: a release is plain weights. Raises BadInputError for a missing file, a pickle, or a
+    checkpoint that the zoo did not write, MissingDependencyError for adapters without peft.
+    """
+    loaded = _read(checkpoint)
+    stored = loaded.get(CHECKPOINT_KEY)
+    if stored is None:
+        raise BadInputError(f"{checkpoint}: carries no card, so safety-zoo did not write it")
+    model = build(ModelCard.from_dict(stored["card"], f"{checkpoint}, card"))
+    weights = {key.removeprefix("model."): v for key, v in loaded["state_dict"].items() if key.startswith("model.")}
+    try:
+        if stored.get("lora") is None:
+            model.load_state_dict(weights)
+        else:
+            merge_adapters(model, stored["lora"], weights)
+    except RuntimeError as problem:
+        raise BadInputError(f"{checkpoint}: its weights do not fit {model.card.name}: {problem}") from None
+    model.tokenizer_json = stored["tokenizer"]
+    return write_release(
+        model.eval(), policy or Policy.from_dict(stored["policy"], f"{checkpoint}, policy"), out, overwrite=overwrite
+    )
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    if not checkpoint.is_file():
+        raise BadInputError(f"{checkpoint}: no such checkpoint file")
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise BadInputError(
+            f"{checkpoint}: is a pickle with more than tensors and plain data in it, which could run code; refused"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as problem:
+        raise BadInputError(f"{checkpoint}: not readable as a checkpoint: {problem}") from None
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        raise BadInputError(f"{checkpoint}: is no Lightning checkpoint (no state_dict)")
+    return loaded

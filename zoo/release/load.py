@@ -1,0 +1,133 @@
+"""Loading: any model, released, registered or exported, alone or bound to a policy and ready to judge."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.contract.panel import AnyPolicy, read_policy
+from zoo.errors import BadInputError, MissingDependencyError, NoWeightsError, UnknownModelError
+from zoo.judging.panel import bind
+from zoo.judging.scorer import Scorer
+from zoo.models.banks import text_banks
+from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
+from zoo.release.store import CARD, HUB, POLICY, TOKENIZER, WEIGHTS, Release, checked_card
+
+if TYPE_CHECKING:
+    from zoo.models.base import ZooModel
+
+
+def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
+    """Load a bundle, a release, a Hub release or a registered model, or take one in memory; `policy` replaces its own.
+
+    A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
+    `batch_size`. Raises what `load_release` or the runtime raises, and BadPolicyError where they do not fit.
+    """
+    if not isinstance(source, Release) and is_bundle(source):
+        # The zoo never imports the export package: the runtime announces itself.
+        runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
+        if not runtimes:
+            raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
+        scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
+        return scorer
+    release = source if isinstance(source, Release) else load_release(source)
+    device = options.pop("device", "cpu")
+    return model_scorer(release.model.to(device), policy or release.policy, **options)
+
+
+def is_bundle(source: str | Path) -> bool:
+    """Whether this is an exported bundle rather than a release or a name: it has a manifest."""
+    return (Path(source) / "manifest.json").is_file()
+
+
+def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
+    """Bind a model that is in memory to a policy, on its own device. The model is put in evaluation mode."""
+    from zoo.models.served import ServedRun
+
+    judge = bind(model.card, policy)
+    codec = model.codec() if model.card.reads_text else None
+    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, policy)), **options)
+
+
+def load_release(source: str | Path) -> Release:
+    """Load a model with its policy from a release directory, the Hub (`hf-hub:org/name`), or by registry name.
+
+    Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
+    TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
+    """
+    if Path(source).is_dir():
+        return _read_release(Path(source))
+    name = str(source)
+    if name in list_models():
+        return _published(model_entry(name))
+    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
+        return _read_release(_download(name.removeprefix(HUB)))
+    if "/" in name:
+        raise BadInputError(f"{name}: no such release directory")
+    model_entry(name)  # raises UnknownModelError with the close matches
+    raise UnknownModelError(name)
+
+
+def load_model(source: str | Path) -> ZooModel:
+    """The module of `load_release`, in evaluation mode."""
+    return load_release(source).model
+
+
+def _read_release(folder: Path) -> Release:
+    from safetensors.torch import load_file
+
+    card = checked_card(folder)
+    policy = read_policy(folder / POLICY)
+    bind(card, policy)
+    model = build(card)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as problem:
+        raise BadInputError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
+    if card.text is not None:
+        model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+        model.codec()
+    return Release(model.eval(), card, policy)
+
+
+def _published(entry: ModelEntry) -> Release:
+    policy = default_policy(entry)
+    name = entry.card.name
+    if entry.pretrained is None:
+        raise NoWeightsError(
+            f"{name}: nobody published weights for it in a form that loads by name. Import them where there are some "
+            "(`zoo import --help`) or train it (`zoo recipes`), and load the release directory; untrained it is "
+            f'zoo.create_model("{name}")'
+        )
+    if entry.pretrained == RANDOM:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build(entry.card).eval()
+    else:
+        model = load_clip(name, entry.pretrained)
+    return Release(model, model.card, policy)
+
+
+def load_clip(name: str, pretrained: str | Path) -> ZooModel:
+    """A `safeclip_*` model with the weights and tokenizer of a transformers CLIP: a Hub id or a directory.
+
+    Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
+    """
+    from zoo.models.clip_weights import fill_zero_shot, published_clip
+
+    clip = published_clip(str(pretrained), with_text=True)
+    return fill_zero_shot(build(model_card(name)), clip, clip)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise BadInputError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+    return Path(folder)
