@@ -17,7 +17,7 @@ LAYERS = (
     ("zoo.errors",),
     ("zoo.files", "zoo.assets"),
     ("zoo.contract",),
-    ("zoo.judging", "zoo.registry", "zoo.inputs"),
+    ("zoo.judging", "zoo.registry", "zoo.inputs", "zoo.metrics"),
     ("zoo.data",),
     ("zoo.models",),
     ("zoo.release",),
@@ -117,6 +117,7 @@ LIGHT = (
     "export.cli",
     "zoo.cli",
     "zoo.judging.scorer",
+    "zoo.metrics",
     "zoo.registry",
     "zoo.models.catalogue",
 )

@@ -30,6 +30,7 @@ from zoo.errors import IncompatibleBundleError, MissingDependencyError, Tampered
 from zoo.judging.judge import Judge
 from zoo.judging.panel import PanelJudge, bind
 from zoo.judging.scorer import Feeds
+from zoo.metrics import auroc
 from zoo.release.store import Release
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
@@ -250,15 +251,9 @@ def _check_ranking(pair: _Pair, answers: _Answers, report: Report) -> None:
         auroc(pair.judge.unsafe_score(pair.judge.category_scores(side[1][known])), labels)
         for side in (answers.ours, answers.theirs)
     )
+    assert ours is not None  # both classes are there
+    assert theirs is not None
     report.auroc, report.auroc_loss = ours, theirs - ours
-
-
-def auroc(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """The area under the ROC curve of scores `[N]` against labels `[N]` of 0 and 1."""
-    import torch
-    from torchmetrics.functional.classification import binary_auroc
-
-    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels)))
 
 
 def _check_resize(pair: _Pair, report: Report) -> None:

@@ -19,9 +19,6 @@ from zoo.adversary.threat import Threat
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
-from zoo.evaluation.intervals import bootstrap, rank_auroc
-from zoo.evaluation.metrics import auroc, average_precision
-from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attempt import towards_clean
 from zoo.evaluation.robustness.calibrate import threshold_height
 from zoo.evaluation.robustness.curve import read_eps
@@ -30,6 +27,7 @@ from zoo.evaluation.robustness.report import RobustnessReport, describe
 from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim
 from zoo.evaluation.run import Labelling
+from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
 from zoo.registry import create_model, model_card
 from zoo.release.load import model_scorer
@@ -328,36 +326,6 @@ def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -
 
 
 # The parts
-
-
-def test_draws_give_the_intervals_of_the_plain_bootstrap() -> None:
-    rng = np.random.default_rng(0)
-    groups = [f"image {number // 2}" for number in range(70)]
-    labels = rng.integers(0, 2, 70)
-    scores = np.round(rng.normal(labels, 1.0), 1)  # with ties
-    draws = Draws(groups, seed=5, draws=300)
-    plain = bootstrap(lambda index: rank_auroc(scores[index], labels[index]), groups, seed=5, draws=300)
-    found = draws.auroc(scores, labels)
-    assert plain is not None
-    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
-    assert found.value == pytest.approx(rank_auroc(scores, labels))
-    hits = scores > 0.5
-
-    def recall(index: NDArray[np.int64]) -> float | None:
-        return float(hits[index][labels[index] == 1].mean())
-
-    share, plain = draws.share(hits, labels == 1), bootstrap(recall, groups, seed=5, draws=300)
-    assert plain is not None
-    assert (share.low, share.high) == pytest.approx((plain.low, plain.high))
-
-    def precision(index: NDArray[np.int64]) -> float | None:
-        return average_precision(scores[index].tolist(), labels[index].tolist())
-
-    area, plain = draws.average_precision(scores, labels), bootstrap(precision, groups, seed=5, draws=300)
-    assert plain is not None
-    assert (area.low, area.high) == pytest.approx((plain.low, plain.high), abs=1e-6)
-    assert draws.share(hits, np.zeros(70, dtype=bool)).value is None
-    assert draws.auroc(scores, np.ones(70, dtype=np.int64)).value is None
 
 
 def test_a_threshold_flags_at_most_its_share_also_with_ties() -> None:

@@ -17,14 +17,13 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.cli import run
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
-from zoo.evaluation.metrics import auroc, average_precision
-from zoo.evaluation.resampling import Ranking, bootstrap_counts, estimate
 from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Figures, Scored
 from zoo.evaluation.texts.rankers import FrozenBaseline, ReleaseRanker, encode_texts
 from zoo.evaluation.texts.report import TextReport
 from zoo.evaluation.texts.rows import TextRows, read_text_rows, style_tests
 from zoo.inputs.text import train_tokenizer
+from zoo.metrics import Draws, Ranking, auroc, average_precision, estimate
 from zoo.registry import create_model
 from zoo.release.store import write_release
 
@@ -89,7 +88,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_figures_are_those_of_torchmetrics(distinct: int) -> None:
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, distinct, 200).astype(float), rng.integers(0, 2, 200)
-    ranking, counts = Ranking(scores, labels), bootstrap_counts(200, 100, 0)
+    ranking, counts = Ranking(scores, labels), Draws(range(200), seed=0, draws=100).counts
     for figure, reference in ((ranking.average_precision, average_precision), (ranking.auroc, auroc)):
         values = figure(counts)
         assert values[0] == pytest.approx(reference(scores.tolist(), labels.tolist()), abs=1e-6)
@@ -98,16 +97,18 @@ def test_the_figures_are_those_of_torchmetrics(distinct: int) -> None:
 
 
 def test_a_figure_without_both_classes_is_none() -> None:
-    values = Ranking(np.arange(4.0), np.ones(4, dtype=np.int64)).average_precision(bootstrap_counts(4, 100, 0))
+    values = Ranking(np.arange(4.0), np.ones(4, dtype=np.int64)).average_precision(
+        Draws(range(4), seed=0, draws=100).counts
+    )
     assert estimate(values, 4).value is None
     with pytest.raises(BadInputError, match="draws must be at least 100"):
-        bootstrap_counts(4, 99, 0)
+        Draws(range(4), seed=0, draws=99)
 
 
 def test_means_leave_out_tests_of_style_and_pair_the_draws() -> None:
     labels = np.array([[1, 1], [0, 1], [1, 0], [0, 0]] * 10)
     right, wrong = labels.astype(float), 1.0 - labels
-    figures = Figures(("content", "style"), frozenset({"style"}), bootstrap_counts(40, 200, 0))
+    figures = Figures(("content", "style"), frozenset({"style"}), Draws(range(40), seed=0, draws=200).counts)
     clean = [Scored("a", right, labels), Scored("b", np.stack([right[:, 0], wrong[:, 1]], axis=1), labels)]
     condition = figures.condition("clean", "none", clean)
     assert [one.mean_auprc.value for one in condition.rankers] == [1.0, 1.0]
@@ -196,7 +197,7 @@ def test_the_baseline_learns_what_its_embeddings_tell(encoder: Path, rows: dict[
     baseline = FrozenBaseline(str(encoder), rows, LABELS)
     embedded = baseline.embed(rows["test"].texts)
     assert np.abs(np.linalg.norm(embedded, axis=1) - 1).max() < 1e-6
-    figures = Figures(LABELS, frozenset(), bootstrap_counts(len(rows["test"]), 100, 0))
+    figures = Figures(LABELS, frozenset(), Draws(range(len(rows["test"])), seed=0, draws=100).counts)
     found = figures.condition("clean", "none", [Scored("b", baseline.logits(rows["test"].texts), rows["test"].labels)])
     assert (found.rankers[0].auroc["loud"].value or 0) > 0.9
     assert set(baseline.strengths) == set(LABELS)

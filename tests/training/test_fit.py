@@ -279,6 +279,26 @@ def test_labels_are_renamed(tmp_path: Path) -> None:
     assert 0 <= float(trainer.callback_metrics["val/auroc"]) <= 1
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 6])
+def test_the_auroc_does_not_depend_on_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """Pooled sums may exceed 1 by rounding: torchmetrics would pass that batch alone through a sigmoid."""
+    module = Classification(FUSION)
+    scores = iter([1.0000001, 0.9, 0.95, 0.2, 0.7, 0.8])
+    monkeypatch.setattr(module.judge, "unsafe_score", lambda table: np.array([next(scores) for _ in table]))
+    data = ManifestData(str(_data(tmp_path, ("unsafe", "safe"))), batch_size=batch_size)
+    (figures,) = _trainer(tmp_path).validate(module, data, verbose=False)
+    assert figures["val/auroc"] == pytest.approx(7 / 9)  # of nine pairs 0.7 loses two
+    assert figures["val/auprc"] == pytest.approx((1 + 1 + 3 / 5) / 3)
+
+
+def test_with_one_class_no_area_is_logged(tmp_path: Path) -> None:
+    data = ManifestData(str(_data(tmp_path, ("safe", "safe"))), batch_size=4)
+    (figures,) = _trainer(tmp_path).validate(Classification(FUSION), data, verbose=False)
+    assert set(figures) == {"val/loss"}
+
+
 def test_a_sigmoid_card_trains_on_several_labels_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.model_entry(FUSION)
     changes = {"score": "sigmoid", "labels": ("blood", "gun", "calm"), "score_meaning": "each by itself"}

@@ -15,8 +15,8 @@ import numpy as np
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.evaluation.metrics import FLAGGED, auroc, rates, roc, scored_pairs
 from zoo.inputs import image as image_input
+from zoo.metrics import FLAGGED, auroc, rates, roc, scored_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError
-from zoo.evaluation.metrics import FLAGGED, auroc, rates, recall_at_k
+from zoo.metrics import FLAGGED, auroc, rates, recall_at_k
 from zoo.release.load import load_release, load_scorer
 from zoo.release.store import CARD, write_card
 

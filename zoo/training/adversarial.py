@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAUROC
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.joint import Inputs, Words, worst_inputs
@@ -21,6 +20,7 @@ from zoo.errors import BadInputError
 from zoo.training.attacked import rows_of, spaced_rows, warm_share
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
+from zoo.training.ranking import UnsafeRanking
 
 Method = Literal["pgd", "trades", "fast"]
 
@@ -89,7 +89,7 @@ class Adversarial(Classification):
             fields = {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
             self.val_threat = training_threat(fields)
         self._swaps: WordSwaps | None = None
-        self.robust_accuracy, self.robust_area = MeanMetric(), BinaryAUROC()
+        self.robust_accuracy, self.robust_ranking = MeanMetric(), UnsafeRanking()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` rows, attacked first."""
@@ -120,6 +120,11 @@ class Adversarial(Classification):
         taken = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(batch["labels"]))
         if taken.any():
             self._evaluate_attacked(batch, batch_idx, taken)
+
+    def on_validation_epoch_end(self) -> None:
+        """As in `Classification`, and the ranking of the rows under attack."""
+        super().on_validation_epoch_end()
+        self.log_dict(self.robust_ranking.finish("val/robust_", ["auroc"]), prog_bar=True)
 
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.
@@ -236,7 +241,6 @@ class Adversarial(Classification):
             known = ~target.isnan()
             right = ((logits > 0) == (target > 0.5))[known].float()
         self.robust_accuracy.update(right)
-        self.robust_area.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
-        figures = {"val/robust_accuracy": self.robust_accuracy, "val/robust_auroc": self.robust_area}
-        for name, metric in figures.items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))
+        self.robust_ranking.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
+        name, metric = "val/robust_accuracy", self.robust_accuracy
+        self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from zoo.errors import BadInputError, close_match
 from zoo.models.clip_weights import fill_towers
@@ -19,6 +18,7 @@ from zoo.training import finetune
 from zoo.training.base import Base
 from zoo.training.data import Batch
 from zoo.training.losses import Criterion
+from zoo.training.ranking import UnsafeRanking
 
 
 class Classification(Base):
@@ -102,8 +102,7 @@ class Classification(Base):
         self.image_dropout, self.text_dropout = image_dropout, text_dropout
         blocking = {c.name: c.labels or (c.name,) for c in self.policy.categories if c.action != "allow"}
         self._unsafe = {label for labels in blocking.values() for label in labels}
-        self.area, self.precision_area = BinaryAUROC(), BinaryAveragePrecision()
-        self.mean_loss = MeanMetric()
+        self.mean_loss, self.ranking = MeanMetric(), UnsafeRanking()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which adapters the weights have, so that a release can merge them."""
@@ -126,6 +125,14 @@ class Classification(Base):
         """As in validation."""
         self._evaluate(batch, "test")
 
+    def on_validation_epoch_end(self) -> None:
+        """Log the ranking figures of all batches."""
+        self.log_dict(self.ranking.finish("val/"), prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.log_dict(self.ranking.finish("test/"), prog_bar=True)
+
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, L]` of the labels."""
         return self._scores(self.model(*self._inputs(batch, drop=False)))
@@ -134,12 +141,9 @@ class Classification(Base):
         target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
         self.mean_loss.update(self._loss(logits, target), weight=len(target))
-        ranked, truth = self._ranked(self._scores(logits), batch["labels"])
-        self.area.update(ranked, truth)
-        self.precision_area.update(ranked, truth)
-        figures = {"loss": self.mean_loss, "auroc": self.area, "auprc": self.precision_area}
-        for name, metric in figures.items():
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))
+        self.ranking.update(*self._ranked(self._scores(logits), batch["labels"]))
+        name, size = f"{stage}/loss", len(target)
+        self.log(name, self.mean_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()

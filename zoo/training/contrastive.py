@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import BadInputError
-from zoo.evaluation.metrics import auroc, recall_at_k
 from zoo.judging.judge import phrases
+from zoo.metrics import auroc, recall_at_k
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training.base import Base
 from zoo.training.data import Batch

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAUROC
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
@@ -21,6 +20,7 @@ from zoo.training import finetune
 from zoo.training.attacked import spaced_rows, warm_share
 from zoo.training.base import Base
 from zoo.training.data import Batch
+from zoo.training.ranking import UnsafeRanking
 
 #: Linf 4/255 by ten steps of 1/255, as FARE and TeCoA are published.
 PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
@@ -85,7 +85,7 @@ class RobustTower(Base):
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
         self._bank: Tensor | None = None
         self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
-        self.area, self.robust_area = BinaryAUROC(), BinaryAUROC()
+        self.ranking, self.robust_ranking = UnsafeRanking(), UnsafeRanking()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` images, attacked first."""
@@ -104,8 +104,8 @@ class RobustTower(Base):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and AUROC of the clean images, and of some rows under attack."""
         pixels = self._pixels(batch)
-        self._collect(batch, pixels, pixels, self.clean_loss, self.area)
-        figures: dict[str, MeanMetric | BinaryAUROC] = {"val/loss": self.clean_loss, "val/auroc": self.area}
+        self._collect(batch, pixels, pixels, self.clean_loss, self.ranking)
+        figures = {"val/loss": self.clean_loss}
         rows = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(pixels))
         if rows.any():
             part: Batch = {"labels": [batch["labels"][place] for place in rows.nonzero()[:, 0].tolist()]}
@@ -113,12 +113,15 @@ class RobustTower(Base):
                 clean = pixels[rows.to(self.device)].clone()
                 generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
                 found = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
-            self._collect(part, clean, found, self.robust_loss, self.robust_area)
-            figures |= {"val/robust_loss": self.robust_loss, "val/robust_auroc": self.robust_area}
-        labelled = any(self._unsafe(row) is not None for row in batch["labels"])
+            self._collect(part, clean, found, self.robust_loss, self.robust_ranking)
+            figures["val/robust_loss"] = self.robust_loss
         for name, metric in figures.items():
-            if labelled or isinstance(metric, MeanMetric):
-                self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(pixels))
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(pixels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the ranking figures of all batches."""
+        self.log_dict(self.ranking.finish("val/", ["auroc"]), prog_bar=True)
+        self.log_dict(self.robust_ranking.finish("val/robust_", ["auroc"]), prog_bar=True)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases."""
@@ -168,16 +171,16 @@ class RobustTower(Base):
         with evaluation_mode(self.model.image_tower):
             return perturb(lambda found: loss_of(found) * len(pixels), pixels, threat, generator)
 
-    def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, area: BinaryAUROC) -> None:
+    def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, ranking: UnsafeRanking) -> None:
         """Add the loss of the pixels that stand for clean ones, and the policy's ranking of them."""
         with torch.no_grad():
             mean.update(self._loss_of(clean, batch)(pixels), weight=len(pixels))
             scores = self.model(pixels, self.bank()).float().softmax(dim=-1)
-        ranked = torch.from_numpy(self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy())))
+        scored = torch.from_numpy(self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy())))
         truth = [self._unsafe(row) for row in batch["labels"]]
         known = [place for place, one in enumerate(truth) if one is not None]
         if known:
-            area.update(ranked[known].to(self.device), torch.tensor([truth[p] for p in known], device=self.device))
+            ranking.update(scored[known].to(self.device), torch.tensor([truth[p] for p in known], device=self.device))
 
     def _names(self, row: tuple[str, ...]) -> list[int]:
         """The categories that a row's labels belong to, by their name or by the policy's `labels`."""

@@ -22,7 +22,7 @@ from export.precision.names import Precision
 from export.runtime import OnnxEngine
 from export.verify.budget import Budget, budget_of
 from export.verify.check import MINIMUM, Check
-from export.verify.compare import BATCHES, SIZES, auroc, verify
+from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.golden import golden_images
 from export.verify.inputs import Inputs
 from export.verify.probes import image_probes, named_probes, placed_at_threshold, text_probes
@@ -33,6 +33,7 @@ from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, Par
 from zoo.files import sha256
 from zoo.judging.panel import bind
 from zoo.judging.scorer import Feeds
+from zoo.metrics import auroc
 from zoo.registry import create_model, list_models, model_card
 from zoo.release.load import load_release
 from zoo.release.store import write_release

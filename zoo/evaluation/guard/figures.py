@@ -16,7 +16,7 @@ import zoo
 from zoo.evaluation.guard.judge import Agreement, agreement
 from zoo.evaluation.guard.run import Outcome, Side
 from zoo.evaluation.guard.timing import Ratio, ratios
-from zoo.evaluation.intervals import Interval, bootstrap, rank_auroc, wilson
+from zoo.metrics import Draws, Interval, wilson
 
 SCHEMA_VERSION = 1
 
@@ -141,33 +141,26 @@ def _refusals(name: str, answered: Sequence[Outcome], refused: Callable[[Side], 
         images = [str(outcome.query.image) for outcome in chosen]
         off = [outcome.off is not None and refused(outcome.off) for outcome in chosen]
         on = [outcome.blocked or (outcome.on is not None and refused(outcome.on)) for outcome in chosen]
-        change = np.array(on, dtype=np.float64) - np.array(off, dtype=np.float64)
-        difference = float(change.mean()) if chosen else None
-        interval = bootstrap(lambda index: float(change[index].mean()), images, seed=seed)
-        return Compared(_rate(off, images, seed), _rate(on, images, seed), difference, interval)
+        draws = Draws(images, seed=seed)
+        change = draws.mean(np.array(on, dtype=np.float64) - np.array(off, dtype=np.float64))
+        return Compared(_rate(off, draws), _rate(on, draws), change.value, change.interval)
 
     return Refusals(name, compared(1), compared(0))
 
 
-def _rate(hits: Sequence[bool], images: Sequence[str], seed: int) -> Rate:
-    table = np.array(hits, dtype=np.float64)
-    return Rate(
-        sum(hits),
-        len(hits),
-        sum(hits) / len(hits) if hits else None,
-        wilson(sum(hits), len(hits)),
-        bootstrap(lambda index: float(table[index].mean()), images, seed=seed),
-    )
+def _rate(hits: Sequence[bool], draws: Draws) -> Rate:
+    share = draws.mean(hits)
+    return Rate(sum(hits), len(hits), share.value, wilson(sum(hits), len(hits)), share.interval)
 
 
 def _detector(answered: Sequence[Outcome], seed: int) -> DetectorFigures:
     images = {str(o.query.image): o for o in answered if o.query.label is not None and o.score is not None}
-    labels = np.array([outcome.query.label for outcome in images.values()], dtype=np.int64)
     scores = np.array([outcome.score for outcome in images.values()], dtype=np.float64)
+    labels = np.array([outcome.query.label for outcome in images.values()], dtype=np.int64)
+    area = Draws(list(images), seed=seed).auroc(scores, labels)
     flags = {label: [o.flagged for o in images.values() if o.query.label == label] for label in (0, 1)}
-    tpr, fpr = (_rate(flags[label], [str(number) for number in range(len(flags[label]))], seed) for label in (1, 0))
-    interval = bootstrap(lambda index: rank_auroc(scores[index], labels[index]), list(images), seed=seed)
-    return DetectorFigures(tpr, fpr, rank_auroc(scores, labels) if len(labels) else None, interval)
+    tpr, fpr = (_rate(flags[label], Draws(range(len(flags[label])), seed=seed)) for label in (1, 0))
+    return DetectorFigures(tpr, fpr, area.value, area.interval)
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from zoo.evaluation.guard.figures import Figures, GuardReport, Rate
 from zoo.evaluation.guard.run import Outcome, Side
 from zoo.evaluation.guard.table import percent
-from zoo.evaluation.metrics import auroc
 from zoo.evaluation.report import (
     MARKS,
     MAX_TEXT,
@@ -24,6 +23,7 @@ from zoo.evaluation.report import (
     gallery,
     thumbnail,
 )
+from zoo.metrics import auroc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

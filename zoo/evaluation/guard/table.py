@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zoo.evaluation.guard.figures import Compared, Figures, GuardReport, Rate
 from zoo.evaluation.guard.timing import Ratio
-from zoo.evaluation.intervals import Interval
+from zoo.metrics import Interval
 
 #: How many rows that were not answered are named; the JSON has all.
 NAMED = 10

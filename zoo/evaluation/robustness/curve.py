@@ -13,9 +13,9 @@ from torch import Tensor
 from zoo.adversary.read import AnyThreat
 from zoo.adversary.threat import ATTACKS, Threat
 from zoo.errors import BadInputError, close_match
-from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attacks import Campaign
 from zoo.evaluation.robustness.report import Curve, CurvePoint
+from zoo.metrics import Draws
 
 #: Left out of a curve unless asked for: they cost many times what the others do.
 SLOW = ("fab-t", "square")

@@ -9,9 +9,9 @@ from typing import Any
 
 from zoo.contract import schema
 from zoo.errors import BadInputError, close_match
-from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.evaluation.robustness.report import RobustnessReport
+from zoo.metrics import Estimate
 
 _Value = Callable[[RobustnessReport], Estimate | None]
 

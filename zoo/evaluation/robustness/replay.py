@@ -19,10 +19,10 @@ from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest, read_records
 from zoo.errors import BadInputError
-from zoo.evaluation.resampling import Draws, Estimate
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
 from zoo.evaluation.run import command_line
+from zoo.metrics import Draws, Estimate
 from zoo.release.load import load_scorer
 
 

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 from zoo.contract import schema
 from zoo.contract.card import Measurement, ModelCard
 from zoo.errors import BadCardError, BadInputError
-from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
+from zoo.metrics import Estimate
 from zoo.release.store import CARD, write_card
 
 

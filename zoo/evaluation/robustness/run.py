@@ -24,7 +24,6 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.data.manifest import Row
 from zoo.errors import BadInputError
-from zoo.evaluation.resampling import Draws
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
 from zoo.evaluation.robustness.attempt import Attempt
 from zoo.evaluation.robustness.calibrate import threshold_height
@@ -35,6 +34,7 @@ from zoo.evaluation.robustness.report import Curve, RobustnessReport
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.evaluation.run import Labelling, command_line
 from zoo.files import sha256
+from zoo.metrics import Draws
 from zoo.release.store import WEIGHTS
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from zoo.contract import schema
 from zoo.contract.verdict import Verdict
-from zoo.evaluation.metrics import FLAGGED
 from zoo.evaluation.robustness.attempt import Example
 from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.run import Outcome
@@ -21,6 +20,7 @@ from zoo.evaluation.robustness.victim import OperatingPoint, Victim
 from zoo.files import new_directory
 from zoo.inputs.image import load
 from zoo.judging.judge import Judge
+from zoo.metrics import FLAGGED
 from zoo.release.load import model_scorer
 
 MANIFEST, ABOUT = "manifest.csv", "examples.json"

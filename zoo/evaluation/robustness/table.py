@@ -6,9 +6,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.evaluation.robustness.report import Curve, RobustnessReport, eps_text
+from zoo.metrics import Estimate
 
 
 def percent(estimate: Estimate | None, *, ends: bool = True) -> str:

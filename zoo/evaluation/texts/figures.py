@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.evaluation.resampling import Estimate, Ranking, Values, estimate
 from zoo.evaluation.texts.rows import UNKNOWN
+from zoo.metrics import Estimate, Ranking, Values, estimate
 
 #: Which texts an attack changed: none, the positives of each category, all, or a sample of its positives.
 Changed = Literal["none", "positives", "all", "sample"]
@@ -57,7 +57,7 @@ class Scored:
 class Figures:
     """Turns logits into figures with one set of bootstrap draws, so that differences are those of paired texts."""
 
-    def __init__(self, categories: Sequence[str], style: frozenset[str], counts: Values) -> None:
+    def __init__(self, categories: Sequence[str], style: frozenset[str], counts: NDArray[np.float32]) -> None:
         self.categories, self.style, self.counts = tuple(categories), style, counts
 
     def condition(

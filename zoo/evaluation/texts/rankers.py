@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import BertConfig
 
 from zoo.errors import BadInputError, MissingDependencyError
-from zoo.evaluation.resampling import Ranking
 from zoo.evaluation.texts.rows import UNKNOWN, TextRows
 from zoo.inputs.text import TextCodec
+from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
 from zoo.models.conv_clip import BertTextTower, load_pretrained_text
 from zoo.models.prompt_classifier import PromptClassifier
@@ -163,10 +163,8 @@ def _fitted(
     best: tuple[float, Any, float] | None = None
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
-        reached = float(
-            Ranking(model.decision_function(held_x), held_y).average_precision(np.ones((1, len(held_y))))[0]
-        )
-        reached = -1.0 if np.isnan(reached) else reached
+        area = average_precision(model.decision_function(held_x), held_y)
+        reached = -1.0 if area is None else area
         if best is None or reached > best[0]:
             best = (reached, model, strength)
     assert best is not None  # there are strengths

@@ -12,7 +12,6 @@ import numpy as np
 from zoo.adversary.text.edits import KINDS, character_edits
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
-from zoo.evaluation.resampling import bootstrap_counts
 from zoo.evaluation.run import command_line
 from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
@@ -20,6 +19,7 @@ from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, Relea
 from zoo.evaluation.texts.report import Category, Latency, TextReport
 from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
 from zoo.files import sha256
+from zoo.metrics import Draws
 from zoo.release.load import load_scorer
 
 
@@ -69,7 +69,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: Option
         options.say("fitting the baseline")
         fitted = FrozenBaseline(baseline.removeprefix(BASELINE), by_split, categories, options.progress)
     rankers: list[Ranker] = [ranker, *([fitted] if fitted else [])]
-    figures = Figures(categories, style, bootstrap_counts(len(rows), options.draws, options.seed))
+    figures = Figures(categories, style, Draws(range(len(rows)), seed=options.seed, draws=options.draws).counts)
     return TextReport(
         model=ranker.name,
         source=model,

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from zoo.evaluation.page import COLOURS
-from zoo.evaluation.resampling import Estimate
 from zoo.evaluation.texts.figures import RankerFigures
 from zoo.evaluation.texts.report import TextReport
+from zoo.metrics import Estimate
 
 
 def print_text_report(report: TextReport, console: Console | None = None) -> None:
