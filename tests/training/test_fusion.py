@@ -33,29 +33,28 @@ def _prompt(colour: str, number: int) -> str:
     return f"{('draw', 'show me', 'please paint')[number % 3]} a {colour} field"
 
 
-def _trained(folder: Path, model: str, epochs: int = 20) -> Path:
-    """Red is unsafe, in the picture or in the prompt. Returns a release."""
+def _trained(folder: Path, model: str, epochs: int = 40) -> Path:
+    """Red is unsafe, in the picture or in the prompt. Returns a release.
+
+    A fusion also trains on rows that hold one input only: their label is what is asked of it later, while a row whose
+    red picture is dropped stays unsafe beside a blue prompt, so that dropping alone teaches even odds.
+    """
     path = folder / "manifest.csv"
+    shown_or_none, asked_or_none = ([*COLOURS, ""], [*COLOURS, ""]) if model == FUSION else (COLOURS, COLOURS)
+    kinds = [(shown, asked) for shown, asked in product(shown_or_none, asked_or_none) if shown or asked]
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "text", "labels", "split"])
-        for number, (shown, asked) in enumerate(list(product(COLOURS, COLOURS)) * 18):
-            Image.fromarray(_picture(shown, number)).save(folder / f"{number}.png")
+        for number, (shown, asked) in enumerate(kinds * (72 // len(kinds))):
+            if shown:
+                Image.fromarray(_picture(shown, number)).save(folder / f"{number}.png")
             labels = ["in_image"] * (shown == "red") + ["in_prompt"] * (asked == "red")
             labels = ["unsafe"] * bool(labels) + labels
-            split = "train" if number < 64 else "val"
-            writer.writerow([f"{number}.png", _prompt(asked, number), "|".join(labels), split])
+            image, text = f"{number}.png" if shown else "", _prompt(asked, number) if asked else ""
+            writer.writerow([image, text, "|".join(labels), "train" if number < 64 else "val"])
     lightning.seed_everything(0)
-    dropout = 0.0 if model == RELEASED else 0.2
     arguments = {"embedding_dim": 64, "text_width": 32, "labels": ["unsafe", "in_image", "in_prompt"]}
-    module = Classification(
-        model,
-        policy=POLICY,
-        model_args=arguments | {"score": "sigmoid"},
-        lr=0.01,
-        image_dropout=dropout,
-        text_dropout=dropout,
-    )
+    module = Classification(model, policy=POLICY, model_args=arguments | {"score": "sigmoid"}, lr=0.004)
     trainer = quiet_trainer(epochs, limit_val_batches=0, default_root_dir=folder, num_sanity_val_steps=0)
     trainer.fit(module, ManifestData(str(path), batch_size=8))
     trainer.save_checkpoint(folder / "last.ckpt")
