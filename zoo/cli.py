@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from importlib.metadata import entry_points
 
@@ -59,6 +60,7 @@ def run(args: list[str]) -> int:
         training.run(args)
         return 0
     options = build_parser().parse_args(args)
+    options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
         status: int = options.run(options)
     except ZooError as problem:

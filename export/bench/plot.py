@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from zoo.evaluation.page import COLOURS, DASHES, MARKS
+from zoo.evaluation.page import COLOURS, DASHES, MARKERS
 
 if TYPE_CHECKING:
     from export.bench.report import Benchmark
@@ -21,7 +21,7 @@ def plot_speed(benchmark: Benchmark) -> bytes:
     for place, side in enumerate(benchmark.sides):
         rows = sorted((row for row in benchmark.rows if row.name == side.name), key=lambda row: row.batch)
         across, up = [row.p50 for row in rows], [row.images_per_second for row in rows]
-        colour, mark = COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)]
+        colour, mark = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         label = f"{side.name} (peer)" if side.peer else f"{side.name}, verified: {side.proof}"
         axes.plot(across, up, color=colour, marker=mark, linestyle=DASHES[side.peer], label=label)
         for row in rows:

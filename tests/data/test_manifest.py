@@ -16,6 +16,7 @@ from PIL import Image
 
 from zoo.data.manifest import Row, Split, assign_splits, fingerprint, read_manifest
 from zoo.errors import BadInputError
+from zoo.evaluation.labelling import Labelling
 
 TENTHS = (0.8, 0.1, 0.1)
 
@@ -179,3 +180,16 @@ def test_a_named_split_wins_and_draws_the_copies_along() -> None:
 def test_of_two_named_splits_the_stricter_draws_the_copies_along() -> None:
     rows = [*_texts("a", split="train"), *_texts("a", split="test"), *_texts("a")]
     assert assign_splits(rows, None, (0, 1, 0), 0) == ["train", "test", "test"]
+
+
+def test_a_row_keeps_every_column_and_whether_labels_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("text,labels,source\nhello,,a corpus\n", encoding="utf-8")
+    (row,) = read_manifest(path)
+    assert row.record["source"] == "a corpus"
+    assert row.listed
+    assert Labelling("rude").label([row]) == 0  # an empty list names none
+    path.write_text("text,label\nhello,\n", encoding="utf-8")
+    (row,) = read_manifest(path)
+    assert not row.listed
+    assert Labelling("rude").label([row]) is None

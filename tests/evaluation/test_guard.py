@@ -27,7 +27,7 @@ from zoo.evaluation.guard.judge import PROMPT, RefusalJudge, agreement
 from zoo.evaluation.guard.lvlm import load_lvlm
 from zoo.evaluation.guard.random_llava import Size, check_memory
 from zoo.evaluation.guard.timing import Latency, TokenClock, ratios, timed
-from zoo.evaluation.run import Labelling
+from zoo.evaluation.labelling import Labelling
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
 from zoo.models.dual_encoder import DualEncoder

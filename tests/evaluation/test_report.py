@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
 import re
+import shlex
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic.dataclasses import dataclass
 
+from zoo.cli import run
+from zoo.contract import schema
+from zoo.contract.card import Measurement, ModelCard
 from zoo.contract.verdict import Verdict, unjudged
-from zoo.errors import BadInputError
-from zoo.evaluation.report import SHOWN, write_report
+from zoo.data.manifest import read_manifest
+from zoo.errors import BadCardError, BadInputError
+from zoo.evaluation.labelling import Labelling
+from zoo.evaluation.page import SHOWN, write_report
+from zoo.evaluation.report import Report, versions
+from zoo.evaluation.verdicts import evaluate
+from zoo.files import sha256
+from zoo.release.load import load_release
+from zoo.release.store import write_release
 
 UNREADABLE = unjudged(
     "unreadable", "broken.jpg: broken or truncated image", policy="p@1", model="m.t", source="broken.jpg"
@@ -228,3 +241,47 @@ def test_refused_before_anything_is_written(tmp_path: Path, change: dict[str, An
     with pytest.raises(BadInputError, match=named):
         _write(tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+# The base of all reports
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class _Counted(Report):
+    hits: int
+
+    def measurements(self) -> list[Measurement]:
+        return [Measurement("hits", self.hits, "a.csv", 3, self.command)]
+
+
+def test_a_report_reads_itself_back(tmp_path: Path) -> None:
+    report = _Counted(model="a/b", command="zoo count", versions=versions(), hits=2)
+    path = report.write(tmp_path / "new")
+    assert path == tmp_path / "new" / "a_b.json"
+    assert _Counted.from_dict(schema.read_json(path)) == report
+    assert set(report.versions) == {"safety_zoo", "torch", "transformers", "python", "machine"}
+
+
+def test_measurements_reach_the_card_of_the_same_weights_alone(tmp_path: Path) -> None:
+    release = load_release("test_nsfwjs.random")
+    write_release(release.model, release.policy, tmp_path)
+    weights = sha256(tmp_path / "model.safetensors")
+    card = _Counted(model="m", command="zoo count", weights_sha256=weights, hits=2).update_card(tmp_path)
+    (line,) = [line for line in card.measurements if line.metric == "hits"]
+    assert (line.value, line.command) == (2, "zoo count")
+    assert ModelCard.read(tmp_path / "card.json") == card
+    with pytest.raises(BadCardError, match="other weights than those that were measured"):
+        _Counted(model="m", weights_sha256="0" * 64, hits=3).update_card(tmp_path)
+
+
+def test_the_command_is_the_one_that_was_run_and_empty_from_python(tmp_path: Path) -> None:
+    _picture(tmp_path / "a b.jpg")
+    data = tmp_path / "manifest.csv"
+    data.write_text("image,labels\na b.jpg,1\n", encoding="utf-8")
+    command = ["evaluate", "--model", "test_nsfwjs.random", "--data", str(data), "--report", str(tmp_path / "a report")]
+    assert run(command) == 0
+    page = (tmp_path / "a report" / "report.html").read_text(encoding="utf-8")
+    assert html.escape(shlex.join(["zoo", *command])) in page
+    from_python = evaluate("test_nsfwjs.random", read_manifest(data), Labelling())
+    assert (from_python.command, from_python.labels) == ("", [1])
+    assert from_python.versions["torch"]

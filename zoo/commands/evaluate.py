@@ -52,20 +52,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     missing = [f"--{name}" for name in ("model", "data") if getattr(options, name) is None]
     if missing:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)}")
-    from zoo.evaluation.run import Labelling, evaluate, lists_labels, read_rows, retrieval
+    from zoo.evaluation.labelling import Labelling, read_rows
+    from zoo.evaluation.verdicts import evaluate, retrieval
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
-    columns = renamed(options.columns)
-    rows = read_rows(options.data, options.image_root, columns, options.split)
-    labelling = Labelling(options.positive_label, names(options.positive_words), lists_labels(options.data, columns))
-    result = evaluate(options.model, rows, labelling, policy=read_policy(options.policy), data=options.data.name)
+    rows = read_rows(options.data, options.image_root, renamed(options.columns), options.split)
+    labelling = Labelling(options.positive_label, names(options.positive_words))
+    result = evaluate(
+        options.model,
+        rows,
+        labelling,
+        policy=read_policy(options.policy),
+        data=options.data.name,
+        command=options.invocation,
+    )
     if options.retrieval:
         result.figures.update(retrieval(options.model, rows))
     for name, value in result.figures.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
     if options.report:
-        print(f"{'report':24} {result.report(options.report)}")
+        print(f"{'report':24} {result.write_page(options.report)}")
     if options.update_card:
         result.update_card(Path(options.model))
     return 0

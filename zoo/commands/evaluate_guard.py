@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from zoo.assets import find_asset
@@ -68,7 +66,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.guard.lvlm import load_lvlm
     from zoo.evaluation.guard.report import write_guard_report
     from zoo.evaluation.guard.table import table
-    from zoo.evaluation.run import Labelling, read_rows
+    from zoo.evaluation.labelling import Labelling, read_rows
 
     columns = renamed(options.columns)
     if not options.question:
@@ -87,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if judge:
         outcomes = guard.ask_judge(outcomes, judge.log_odds)
     setting = {
-        "command": shlex.join(["zoo", *sys.argv[1:]]),
+        "command": options.invocation,
         "lvlm": options.lvlm,
         "detector": f"{options.detector}, layer {guarded.detector.layer}",
         "same vision tower": "yes" if guarded.tower_matches else "no: the detector was made of another CLIP",

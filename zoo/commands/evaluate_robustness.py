@@ -109,7 +109,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         labels=options.target == "labels",
         device=options.device,
     )
-    how = _how(options, columns)
+    how = _how(options)
     selection = Selection(options.data, options.image_root, columns, names(options.by))
     outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
     _tell(options, victim, outcome, selection)
@@ -134,13 +134,13 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInputError(f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}")
 
 
-def _how(options: argparse.Namespace, columns: dict[str, str]) -> Options:
+def _how(options: argparse.Namespace) -> Options:
+    from zoo.evaluation.labelling import Labelling
     from zoo.evaluation.robustness.curve import read_eps
     from zoo.evaluation.robustness.run import Options
-    from zoo.evaluation.run import Labelling, lists_labels
 
     return Options(
-        labelling=Labelling(options.positive, names(options.words), lists_labels(options.data, columns)),
+        labelling=Labelling(options.positive, names(options.words)),
         split=None if options.split == "all" else options.split,
         calibrate=options.calibrate,
         fpr=options.fpr,
@@ -154,6 +154,7 @@ def _how(options: argparse.Namespace, columns: dict[str, str]) -> Options:
         keep=options.save is not None,
         progress=True,
         synonyms=options.synonyms,
+        command=options.invocation,
     )
 
 
@@ -183,7 +184,13 @@ def _replay(options: argparse.Namespace) -> int:
     given = [f"--{name}" for name in ("data", "threat", "save", "eps") if getattr(options, name)]
     if given or options.update_card or options.target == "labels":
         raise BadInputError(f"--replay judges what is stored and takes no {', '.join(given) or 'card and no labels'}")
-    report = replay(options.model, options.replay, policy=read_policy(options.policy), device=options.device)
+    report = replay(
+        options.model,
+        options.replay,
+        policy=read_policy(options.policy),
+        device=options.device,
+        command=options.invocation,
+    )
     report = dataclasses.replace(report, model=options.name) if options.name else report
     print_replay(report)
     print(f"figures: {report.write(options.out)}")

@@ -63,6 +63,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             bundle=options.bundle,
             latency=options.latency,
             progress=True,
+            command=options.invocation,
         ),
     )
     print_text_report(report)

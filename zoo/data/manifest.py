@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,8 @@ class Row:
 
     `judged` are the labels that somebody looked for in this row, those that it has not among them: what is not named
     there is unknown, neither there nor absent. None where the manifest does not say, and all were looked for.
+    `listed`: the manifest has a column of label lists, so that no labels means that none applies. `record` holds every
+    column of the file under its own name.
     """
 
     line: int
@@ -36,6 +38,8 @@ class Row:
     labels: tuple[str, ...]
     split: Split | None
     judged: tuple[str, ...] | None = None
+    listed: bool = field(default=False, compare=False)
+    record: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
@@ -169,7 +173,8 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
             raise BadInputError(
                 f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}'
             )
-    return Row(line, root / image if image else None, text, labels, split if split else None, judged)
+    place = root / image if image else None
+    return Row(line, place, text, labels, split if split else None, judged, names["labels"] in record, record)
 
 
 def _names(field: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.evaluation.guard.figures import Figures, GuardReport, Rate
 from zoo.evaluation.guard.run import Outcome, Side
 from zoo.evaluation.guard.table import percent
-from zoo.evaluation.report import (
+from zoo.evaluation.page import (
     MARKS,
     MAX_TEXT,
     PLAIN_COLOUR,

@@ -23,7 +23,7 @@ from zoo.data.manifest import Row
 from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard.lvlm import VisionLanguageModel
 from zoo.evaluation.guard.timing import Latency, timed
-from zoo.evaluation.run import Labelling
+from zoo.evaluation.labelling import Labelling
 from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal

@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor
 
 from zoo.contract.card import ModelCard
-from zoo.data.manifest import Row, read_manifest, read_records
+from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadInputError, close_match
-from zoo.evaluation.run import Labelling, items_of
+from zoo.evaluation.labelling import Labelling, items_of
 from zoo.inputs.image import load
 from zoo.inputs.text import clean
 
@@ -184,9 +184,9 @@ class _Reader:
 
 def _columns(selection: Selection, items: Sequence[Item]) -> dict[str, list[str]]:
     """What the manifest says of each item in the column `kind`, if it has one, and in those asked for."""
-    records = read_records(selection.data)
+    known = items[0].row.record
     for name in selection.by:
-        if name not in records[0]:
-            raise BadInputError(f'--by: {selection.data} has no column "{name}"' + close_match(name, records[0]))
-    names = [name for name in dict.fromkeys(("kind", *selection.by)) if name in records[0]]
-    return {name: [records[item.row.line - 2].get(name) or "" for item in items] for name in names}
+        if name not in known:
+            raise BadInputError(f'--by: {selection.data} has no column "{name}"' + close_match(name, known))
+    names = [name for name in dict.fromkeys(("kind", *selection.by)) if name in known]
+    return {name: [item.row.record.get(name) or "" for item in items] for name in names}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import BadInputError
-from zoo.evaluation.page import COLOURS, DASHES, MARKS
+from zoo.evaluation.page import COLOURS, DASHES, MARKERS
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
 
 if TYPE_CHECKING:
@@ -68,5 +68,5 @@ def _line(axes: Axes, curve: Curve, row: str, place: int, name: str) -> None:
     across, middle, low_ends, high_ends = (list(part) for part in zip(*lines, strict=True))
     colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
     label = f"{name} ({', '.join(curve.attacks)})"
-    axes.plot(across, middle, color=colour, linestyle=dash, marker=MARKS[place % len(MARKS)], label=label)
+    axes.plot(across, middle, color=colour, linestyle=dash, marker=MARKERS[place % len(MARKERS)], label=label)
     axes.fill_between(across, low_ends, high_ends, color=colour, alpha=0.15, lw=0)

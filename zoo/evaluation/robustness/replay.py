@@ -17,11 +17,11 @@ from rich.table import Table
 from zoo.contract import schema
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
-from zoo.data.manifest import Row, read_manifest, read_records
+from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadInputError
+from zoo.evaluation.report import Report, versions
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
-from zoo.evaluation.run import command_line
 from zoo.metrics import Draws, Estimate
 from zoo.release.load import load_scorer
 
@@ -42,7 +42,7 @@ class ReplayedAttack:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class ReplayReport(schema.PlainData):
+class ReplayReport(Report):
     """Examples made on one model, judged by another or by its exported form. `share` is over all examples.
 
     `changed` counts the examples that are judged otherwise than by the model that they were made on: for a bundle of
@@ -51,7 +51,6 @@ class ReplayReport(schema.PlainData):
 
     _where = "replay report"
 
-    model: str
     source: str
     policy: str
     examples_of: StoredExamples
@@ -59,19 +58,17 @@ class ReplayReport(schema.PlainData):
     attacks: tuple[ReplayedAttack, ...]
     all: ReplayedAttack
     changed: int
-    command: str
     report: Literal["replay"] = "replay"
     schema_version: Literal[1] = 1
 
-    def write(self, folder: Path) -> Path:
-        """Write `MODEL__replay-FOLDER.json` into a folder; returns its path."""
-        path = folder / f"{self.model.replace('/', '_')}__replay-{self.folder}.json"
-        self.write_json(path)
-        return path
+    @property
+    def file_stem(self) -> str:
+        """`MODEL__replay-FOLDER`."""
+        return f"{super().file_stem}__replay-{self.folder}"
 
 
 def replay(
-    model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0
+    model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0, command: str = ""
 ) -> ReplayReport:
     """Judge the examples in a folder that `zoo evaluate robustness --save` wrote; an example that breaks is no success.
 
@@ -84,7 +81,8 @@ def replay(
         raise BadInputError(f"{folder}: its examples turn labels, and a replay judges by a policy")
     if not about.examples:
         raise BadInputError(f"{folder}: holds no examples, as no attack succeeded")
-    rows, records = read_manifest(folder / MANIFEST), read_records(folder / MANIFEST)
+    rows = read_manifest(folder / MANIFEST)
+    records = [row.record for row in rows]
     labels = [int(record["unsafe"]) for record in records]
     verdicts, name, policy_id = _judge(model, rows, policy, device)
     hits = np.array([passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)])
@@ -106,7 +104,8 @@ def replay(
         attacks=tuple(counted(one, names == one) for one in dict.fromkeys(names.tolist())),
         all=counted("all", np.ones(len(names), dtype=np.bool_)),
         changed=int((hits != stored).sum()),
-        command=command_line(),
+        command=command,
+        versions=versions(),
     )
 
 

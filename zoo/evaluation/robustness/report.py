@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.contract.card import Measurement, ModelCard
-from zoo.errors import BadCardError, BadInputError
+from zoo.contract.card import Measurement
+from zoo.errors import BadInputError
+from zoo.evaluation.report import Report
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.metrics import Estimate
-from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -37,7 +37,7 @@ class Curve:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class RobustnessReport(schema.PlainData):
+class RobustnessReport(Report):
     """One model under one threat model on one set of items.
 
     `model` is the card's name (or the one given), `weights_sha256` that of its weights file, empty where there is none.
@@ -50,10 +50,8 @@ class RobustnessReport(schema.PlainData):
 
     _where = "robustness report"
 
-    model: str
     source: str
     task: str
-    weights_sha256: str
     policy: str
     data: str
     split: str
@@ -71,8 +69,6 @@ class RobustnessReport(schema.PlainData):
     limit: int | None
     device: str
     seconds: float
-    versions: dict[str, str]
-    command: str
     report: Literal["robustness"] = "robustness"
     schema_version: Literal[1] = 1
     notes: tuple[str, ...] = field(default=())
@@ -82,11 +78,10 @@ class RobustnessReport(schema.PlainData):
         """The threat in a few words: `linf4: Linf 0.01569, apgd-ce, apgd-t`."""
         return f"{self.threat_name}: {describe(self.threat)}"
 
-    def write(self, folder: Path) -> Path:
-        """Write `MODEL__THREAT.json` into a folder; returns its path."""
-        path = folder / f"{self.model.replace('/', '_')}__{self.threat_name}.json"
-        self.write_json(path)
-        return path
+    @property
+    def file_stem(self) -> str:
+        """`MODEL__THREAT`."""
+        return f"{super().file_stem}__{self.threat_name}"
 
     @classmethod
     def read(cls, path: Path) -> RobustnessReport:
@@ -114,18 +109,6 @@ class RobustnessReport(schema.PlainData):
                     count = estimate.count
                     found.append(Measurement(name + at, estimate.value, data, count, self.command, self.budget))
         return found
-
-    def update_card(self, folder: Path) -> ModelCard:
-        """Put the figures into the card of the release; those of the same metric, data and threat are replaced.
-
-        Raises BadCardError where the weights in the folder are not those that were measured.
-        """
-        card = ModelCard.read(folder / CARD)
-        if self.weights_sha256 not in card.files.values():
-            raise BadCardError(f"{folder}: holds other weights than those that were measured")
-        card = card.measured(self.measurements())
-        write_card(card, folder)
-        return card
 
 
 def describe(threat: dict[str, Any]) -> str:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-import zoo
 from zoo.adversary.read import AnyThreat
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import input_embedding
@@ -24,6 +21,8 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.data.manifest import Row
 from zoo.errors import BadInputError
+from zoo.evaluation.labelling import Labelling
+from zoo.evaluation.report import versions
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
 from zoo.evaluation.robustness.attempt import Attempt
 from zoo.evaluation.robustness.calibrate import threshold_height
@@ -32,7 +31,6 @@ from zoo.evaluation.robustness.figures import Counter, PointFigures
 from zoo.evaluation.robustness.items import Items, Selection, read_items, rows_by_split
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
-from zoo.evaluation.run import Labelling, command_line
 from zoo.files import sha256
 from zoo.metrics import Draws
 from zoo.release.store import WEIGHTS
@@ -60,6 +58,7 @@ class Options:
     batch_size: int = 64
     keep: bool = False
     progress: bool = False
+    command: str = ""
     synonyms: Path | None = None
     say: Callable[[str], None] = print
 
@@ -285,14 +284,8 @@ def _report(
         limit=options.limit,
         device=str(victim.device),
         seconds=round(time.perf_counter() - begin, 3),
-        versions={
-            "safety_zoo": zoo.__version__,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
-        command=command_line(),
+        versions=versions(),
+        command=options.command,
         notes=_notes(victim, threat, options, counts, [point.point for point in figures]),
     )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.contract.card import Measurement, ModelCard
+from zoo.contract.card import Measurement
+from zoo.evaluation.report import Report
 from zoo.evaluation.texts.figures import Condition
-from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -35,7 +34,7 @@ class Latency:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class TextReport(schema.PlainData):
+class TextReport(Report):
     """A model, and a baseline beside it (empty where there was none), on one split of a manifest.
 
     The first condition is the clean one; the others change texts within the budget of `threat`. Categories whose
@@ -46,9 +45,7 @@ class TextReport(schema.PlainData):
 
     _where = "text report"
 
-    model: str
     source: str
-    weights_sha256: str
     baseline: str
     strengths: dict[str, float]
     data: str
@@ -60,15 +57,8 @@ class TextReport(schema.PlainData):
     latency: tuple[Latency, ...]
     threat: dict[str, Any]
     seed: int
-    command: str
     seconds: float
     schema_version: Literal[1] = 1
-
-    def write(self, folder: Path) -> Path:
-        """Write `MODEL.json` into a folder and return its path."""
-        path = folder / f"{self.model}.json"
-        self.write_json(path)
-        return path
 
     def measurements(self) -> list[Measurement]:
         """For the card: mean AUPRC and AUROC on clean texts, and the relative loss under each attack."""
@@ -86,9 +76,3 @@ class TextReport(schema.PlainData):
                 if figure is not None and figure.value is not None:
                     found.append(Measurement(name, figure.value, data, self.texts, self.command, threat))
         return found
-
-    def update_card(self, folder: Path) -> ModelCard:
-        """Put the figures into the card of the release; those of the same data and threat are replaced."""
-        card = ModelCard.read(folder / CARD).measured(self.measurements())
-        write_card(card, folder)
-        return card

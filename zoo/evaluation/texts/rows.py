@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.manifest import Row, read_manifest, read_records
+from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadInputError, close_match
 
 #: What `TextRows.labels` says of a text for a category.
@@ -40,11 +40,10 @@ class TextRows:
 
 
 def read_text_rows(data: Path, categories: Sequence[str]) -> dict[str, TextRows]:
-    """The texts of a manifest by split, as `zoo data corpora` writes one; rows without text are no business of ours.
+    """The texts of a manifest by split, as `zoo data corpora` writes one; rows without text are skipped.
 
     Raises BadInputError as `read_manifest`, for labels that are not among the categories, and for rows without a split.
     """
-    records = read_records(data)
     kept: dict[str, list[Row]] = {}
     for row in read_manifest(data):
         if row.text is None:
@@ -57,12 +56,11 @@ def read_text_rows(data: Path, categories: Sequence[str]) -> dict[str, TextRows]
         if row.split is None:
             raise BadInputError(f"{data}, line {row.line}: names no split, and test rows must not be trained on")
         kept.setdefault(row.split, []).append(row)
-    sources = [frozenset(filter(None, (record.get("source") or "").split("|"))) for record in records]
     return {
         split: TextRows(
             tuple(row.text or "" for row in rows),
             np.array([[_known(row, name) for name in categories] for row in rows], dtype=np.int64),
-            tuple(sources[row.line - 2] for row in rows),
+            tuple(frozenset(filter(None, (row.record.get("source") or "").split("|"))) for row in rows),
         )
         for split, rows in kept.items()
     }

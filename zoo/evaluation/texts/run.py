@@ -12,7 +12,7 @@ import numpy as np
 from zoo.adversary.text.edits import KINDS, character_edits
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
-from zoo.evaluation.run import command_line
+from zoo.evaluation.report import versions
 from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
 from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
 from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, ReleaseRanker
@@ -40,6 +40,7 @@ class Options:
     bundle: str | None = None
     latency: int = 200
     progress: bool = False
+    command: str = ""
     say: Callable[[str], None] = field(default=print)
 
 
@@ -85,7 +86,8 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: Option
         latency=_latency(options.bundle or model, rankers[1:], rows, options),
         threat=_threat(options).to_dict(),
         seed=options.seed,
-        command=command_line(),
+        command=options.command,
+        versions=versions(),
         seconds=time.perf_counter() - begin,
     )
 
