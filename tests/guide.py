@@ -1,0 +1,145 @@
+"""The generated parts of the guide. `python tests/guide.py` writes them; test_guide.py checks that they are current.
+
+A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->` in one Markdown file, see PARTS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "recipes" / "results"
+WIDTH = 110  # of a command line in a code block
+
+
+def models() -> str:
+    """The registered models, as `zoo list --table` prints them."""
+    from zoo.registry import list_models, model_table
+
+    return model_table([name for name in list_models() if not name.startswith("test_")])
+
+
+def attacks() -> str:
+    """The attacks, as `zoo attacks list` knows them."""
+    from zoo.adversary.sources import SOURCES
+
+    rows = [(f"`{name}`", source.kind, source.bound, source.needs, source.paper) for name, source in SOURCES.items()]
+    return table(("attack", "changes", "bound", "needs", "source"), rows)
+
+
+def recipes() -> str:
+    """Every recipe with its needs and results, then the commands that give the figures."""
+    read = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    rows = [
+        (f"`{name}`", one["trains"], one["needs"], one.get("time", "-"), results(one)) for name, one in read.items()
+    ]
+    commands: dict[str, list[str]] = {}
+    for name, one in read.items():
+        for command in one.get("commands", ()):
+            commands.setdefault(command, []).append(name)
+    blocks = [
+        f"{', '.join(f'`{name}`' for name in names)}:\n\n```\n{wrapped(line)}\n```" for line, names in commands.items()
+    ]
+    head = table(("recipe", "what it trains", "needs", "training time", "results"), rows)
+    return "\n\n".join(
+        [head, "The figures come from these commands, with the release of the recipe as `RELEASE`:", *blocks]
+    )
+
+
+def results(one: dict[str, Any]) -> str:
+    """The cell of a table: figures, what they were measured on, and the remark."""
+    if not one.get("results"):
+        return "not measured"
+    cell = f"{'; '.join(map(figure, one['results']))}. {one['measured_on']}"
+    return f"{cell}. {one['note']}" if "note" in one else cell
+
+
+def figure(one: dict[str, Any]) -> str:
+    """One figure with its unit and 95 % interval: `AUROC 0.982 (0.97 to 0.99)`."""
+    value = f"{one['value']} {one['unit']}" if "unit" in one else f"{one['value']:.3f}"
+    low, high = one.get("interval_95", (None, None))
+    interval = "" if low is None else f" ({low} to {high})"
+    return f"{one['figure']} **{value}**{interval}"
+
+
+def policies() -> str:
+    """The shipped policies with their summaries."""
+    return summaries("policy", "policy")
+
+
+def budgets() -> str:
+    """The shipped budgets with their summaries."""
+    return summaries("export", "budget")
+
+
+def threats() -> str:
+    """The shipped threats with the first sentence of their header."""
+    rows = []
+    for path in sorted((REPOSITORY / "configs" / "threat").glob("*.yaml")):
+        header = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))
+        assert header
+        words = " ".join(line.lstrip("# ") for line in header[0].splitlines())
+        rows.append((f"`{path.stem}`", re.split(r"(?<=[.:])\s", words + " ")[0].rstrip(".:")))
+    return table(("threat", "what it allows"), rows)
+
+
+def summaries(folder: str, noun: str) -> str:
+    """The files of a folder of configs that carry a summary."""
+    files = sorted((REPOSITORY / "configs" / folder).glob("*.yaml"))
+    rows = [(f"`{path.stem}`", yaml.safe_load(path.read_text(encoding="utf-8"))["summary"]) for path in files]
+    return table((noun, "summary"), rows)
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wrapped(command: str) -> str:
+    """A shell command broken before options, so that it fits the page."""
+    lines, line = [], ""
+    for word in re.split(r" (?=--)", command):
+        if line and len(line) + len(word) > WIDTH:
+            lines.append(line + " \\")
+            line = "   "
+        line = f"{line} {word}" if line else word
+    return "\n".join([*lines, line])
+
+
+PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    ("zoo/models/README.md", "models"): models,
+    ("zoo/adversary/README.md", "attacks"): attacks,
+    ("recipes/README.md", "recipes"): recipes,
+    ("configs/README.md", "policies"): policies,
+    ("configs/README.md", "threats"): threats,
+    ("configs/README.md", "budgets"): budgets,
+}
+
+
+def part(file: str, name: str) -> tuple[int, int]:
+    """Where the part's text starts and ends in its file."""
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    match = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
+    assert match, f"{file} has no part <!-- {name} -->"
+    return match.span()
+
+
+def main() -> None:
+    """Write every generated part."""
+    for (file, name), make in PARTS.items():
+        start, end = part(file, name)
+        text = (REPOSITORY / file).read_text(encoding="utf-8")
+        (REPOSITORY / file).write_text(text[:start] + make() + "\n" + text[end:], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY))  # the checkout's zoo, also where another one is installed
+    main()
