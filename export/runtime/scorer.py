@@ -20,8 +20,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
-from zoo.judging.banks import cached_bank
-from zoo.judging.judge import phrases
+from zoo.judging.banks import cached_bank, policy_bank
 from zoo.judging.panel import bind, zero_shot_policies
 from zoo.judging.scorer import Scorer
 
@@ -154,7 +153,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
     # read_bundle() compared both files with these hashes.
     encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))
-    return cached_bank(encoder, phrases(policy), embed) / np.float32(policy.temperature)
+    return policy_bank(policy, lambda words: cached_bank(encoder, words, embed))
 
 
 def read_codec(bundle: Bundle) -> TextCodec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import zoo
 from export import runtime
@@ -22,6 +24,7 @@ from export.onnx.export import export_onnx
 from tests.trainers import quiet_trainer
 from zoo import registry
 from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec
@@ -362,3 +365,31 @@ def test_init_from_starts_with_the_weights_and_tokenizer_of_a_release(tmp_path: 
     assert all(torch.equal(value, state[key]) for key, value in module.model.state_dict().items())
     with pytest.raises(BadInputError, match=f"is a {CLIP}, the recipe trains {FUSION}"):
         Classification(FUSION, init_from=str(tmp_path / "release"))
+
+
+def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> None:
+    """Phrases, pooling and temperature: predictions, `val/auroc` and the scorer rank by the same scores."""
+    manifest = _data(tmp_path / "data", ("1", "0"))
+    policy = dataclasses.replace(Policy.read(Path("configs/policy/safeclip.yaml")), temperature=4.0, pooling="mean")
+    (tmp_path / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
+    module = Contrastive(CLIP, policy=str(tmp_path / "policy.yaml"))
+    trainer = quiet_trainer(num_sanity_val_steps=0, default_root_dir=tmp_path)
+    trainer.fit(module, ManifestData(str(manifest), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    rows = [row for row in csv.DictReader(manifest.open(encoding="utf-8")) if row["split"] == "val"]
+    release_checkpoint(tmp_path / "last.ckpt", tmp_path / "release")
+    with zoo.load_scorer(tmp_path / "release") as scorer:
+        verdicts = scorer.verdicts([str(manifest.parent / row["image"]) for row in rows])
+        ranked = [scorer.judge.rank(verdict) for verdict in verdicts]
+    wanted = roc_auc_score([row["label"] == "1" for row in rows], ranked)
+    (figures,) = trainer.validate(module, ManifestData(str(manifest), batch_size=4), verbose=False)
+    assert figures["val/auroc"] == pytest.approx(wanted)
+    test_rows = [row for row in csv.DictReader(manifest.open(encoding="utf-8")) if row["split"] == "test"]
+    batches = trainer.predict(module, ManifestData(str(manifest), batch_size=4))
+    assert batches is not None
+    predicted = [Verdict.from_dict(row) for batch in batches for row in batch]
+    with zoo.load_scorer(tmp_path / "release") as scorer:
+        judged = scorer.verdicts([str(manifest.parent / row["image"]) for row in test_rows])
+    for ours, theirs in zip(predicted, judged, strict=True):
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+    assert module.bank().norm(dim=1) == pytest.approx(0.25)  # unit norm over the temperature

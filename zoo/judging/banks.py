@@ -9,13 +9,29 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.contract.policy import Policy
+from zoo.judging.judge import phrases
+
 log = logging.getLogger("zoo.judging.banks")
 
 Bank = NDArray[np.float32]
+#: An array or a tensor of phrase embeddings.
+Embedded = TypeVar("Embedded", bound=Any)
+
+
+def policy_bank(policy: Policy, embed: Callable[[tuple[str, ...]], Embedded]) -> Embedded:
+    """The text bank `[P, D]` of a policy: its phrases embedded by `embed` to unit norm, over the policy's temperature.
+
+    The one place where a policy becomes a text bank: for training, the guard, panels and the runtime. Raises
+    BadPolicyError for a category without phrases.
+    """
+    bank: Embedded = embed(phrases(policy)) / policy.temperature
+    return bank
 
 
 def cached_bank(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, ...]], Bank]) -> Bank:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.policy import Policy
-from zoo.judging.banks import cached_bank
-from zoo.judging.judge import phrases
+from zoo.judging.banks import cached_bank, policy_bank
 from zoo.judging.panel import bind, zero_shot_policies
 
 if TYPE_CHECKING:
@@ -48,9 +47,9 @@ def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
         found: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
         return found
 
-    bank = cached_bank(encoder, phrases(policy), embed)
+    bank = policy_bank(policy, lambda words: cached_bank(encoder, words, embed))
     weight = next(model.text_tower.parameters())
-    return torch.from_numpy(bank / np.float32(policy.temperature)).to(weight)
+    return torch.from_numpy(bank).to(weight)
 
 
 def _encoder_hash(model: PhraseEncoder) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import BadInputError
-from zoo.judging.judge import phrases
+from zoo.judging.banks import policy_bank
 from zoo.metrics import auroc, recall_at_k
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training.base import Base
@@ -64,6 +64,7 @@ class Contrastive(Base):
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
         self._start_from(image_weights, text_weights)
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
+        self._bank: Tensor | None = None
         self._images: dict[int, Tensor] = {}
         self._texts: list[tuple[Tensor, list[int], list[float]]] = []
 
@@ -109,9 +110,22 @@ class Contrastive(Base):
         """Scores `[B, P]` of the policy's phrases."""
         if "pixels" not in batch or not batch["image_present"].all():
             raise BadInputError(f"{self.model.card.name} needs an image in every row of the manifest")
-        bank = self.model.embed_phrases(phrases(self.policy))
-        logits: Tensor = self.model(batch["pixels"], bank)
+        logits: Tensor = self.model(batch["pixels"], self._bank if self._bank is not None else self.bank())
         return logits.softmax(dim=-1)
+
+    def bank(self) -> Tensor:
+        """The policy's text bank `[P, D]` by the weights as they are now."""
+        return policy_bank(self.policy, self.model.embed_phrases)
+
+    def on_predict_start(self) -> None:
+        """Embed the policy's phrases once: no weight changes during prediction."""
+        super().on_predict_start()
+        self._bank = self.bank()
+
+    def on_predict_end(self) -> None:
+        """Forget the text bank: training may go on."""
+        super().on_predict_end()
+        self._bank = None
 
     def _embed_images(self, batch: Batch) -> Tensor:
         if "pixels" not in batch or not batch["image_present"].all():
@@ -150,8 +164,7 @@ class Contrastive(Base):
         figures = {f"{stage}/{key}": value for key, value in found.items()}
         labelled = ~unsafe.isnan()
         if labelled.any():
-            bank = self.model.embed_phrases(phrases(self.policy))
-            scores = (self.model.scale() * image @ bank.transpose(0, 1)).softmax(dim=-1).cpu().numpy()
+            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1).cpu().numpy()
             ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
             area = auroc(ranked[labelled.numpy()].tolist(), unsafe[labelled].int().tolist())
             if area is not None:

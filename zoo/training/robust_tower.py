@@ -14,7 +14,7 @@ from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.threat import Threat
 from zoo.errors import BadInputError, close_match
-from zoo.judging.judge import phrases
+from zoo.judging.banks import policy_bank
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training import finetune
 from zoo.training.attacked import spaced_rows, warm_share
@@ -132,8 +132,7 @@ class RobustTower(Base):
         """The policy's phrases `[P, D]` over its temperature; the text tower never changes, so it is embedded once."""
         if self._bank is None:
             with torch.inference_mode(False), evaluation_mode(self.model.text_tower):
-                bank = self.model.embed_phrases(phrases(self.policy))
-                self._bank = bank / self.policy.temperature
+                self._bank = policy_bank(self.policy, self.model.embed_phrases)
         return self._bank.to(self.device)
 
     def _pixels(self, batch: Batch) -> Tensor:
