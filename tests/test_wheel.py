@@ -66,6 +66,7 @@ def test_the_wheel_holds_what_is_shipped_and_nothing_else(wheel: Path) -> None:
         shipped = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).rglob("*.yaml")}
         assert shipped
         assert {f"zoo/_assets/{name}" for name in shipped} <= names
+    assert "zoo/evaluation/page.html" in names
     assert {name.split("/")[0] for name in names} == {"zoo", "export", wheel.name.split("-py3")[0] + ".dist-info"}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 from rich.progress import Progress
 
@@ -14,10 +17,27 @@ from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadInputError
 from zoo.evaluation.labelling import Labelling, items_of
-from zoo.evaluation.page import write_report
+from zoo.evaluation.page import (
+    PLAIN_COLOUR,
+    SAFE_COLOUR,
+    UNSAFE_COLOUR,
+    Card,
+    Chart,
+    Gallery,
+    Line,
+    Page,
+    Tile,
+    draw_roc,
+)
 from zoo.evaluation.report import Report, versions
-from zoo.metrics import FLAGGED, auroc, rates, recall_at_k
+from zoo.metrics import FLAGGED, auroc, rates, recall_at_k, scored_pairs
 from zoo.release.load import load_release, load_scorer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: How many items each gallery shows.
+SHOWN = 18
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -138,3 +158,129 @@ def _figures(verdicts: list[Verdict], labels: list[int | None], scores: list[flo
         figures["mean_disagreement"] = sum(split) / len(split)
     named = {"auroc": auroc(scores, labels), "tpr": counted.tpr, "fpr": counted.fpr}
     return figures | {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One item with its verdict; what was not judged has no score."""
+
+    verdict: Verdict
+    label: int | None
+    score: float | None
+    image: Path | None
+    text: str | None
+
+    def card(self) -> Card:
+        """All that the page shows of it, blurred unless it was judged safe and is not labelled otherwise."""
+        name = Path(self.verdict.source or (str(self.image) if self.image else "")).name
+        lines = {
+            "category": self.verdict.category or "",
+            "label": {None: "", 0: "labelled safe", 1: "labelled unsafe"}[self.label],
+            "text": self.text or "",
+            "detail": self.verdict.detail,
+            "file": name,
+        }
+        shown = [Line(kind, text) for kind, text in lines.items()]
+        hidden = not self.verdict.is_safe or self.label == 1
+        return Card(name, self.verdict.decision, self.score, shown, self.image, hidden)
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    verdicts: Sequence[Verdict],
+    labels: Sequence[int | None],
+    scores: Sequence[float | None],
+    images: Sequence[Path | None],
+    texts: Sequence[str | None],
+    threshold: float | None,
+    notes: Mapping[str, str],
+) -> Path:
+    """Write `out/report.html`, complete in itself, and `out/report.png`; return the path of the HTML.
+
+    Item i is `verdicts[i]` with its label (1 unsafe, 0 safe, None not known), unsafe score in [0, 1] (None when not
+    judged), image and text (None where there is none). `threshold`, in [0, 1], is drawn into the histogram; `notes`
+    is the table at the top. Images that were not judged safe, or are labelled unsafe, are blurred until pointed at.
+    Raises BadInputError for lists of different length, another label, or a NaN score.
+    """
+    lengths = {len(column) for column in (verdicts, labels, scores, images, texts)}
+    if len(lengths) != 1:
+        raise BadInputError(f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}")
+    area = auroc(scores, labels)  # refuses what nothing can be computed from, before anything is written
+    charts = [Chart("Scores by label", lambda axes: _draw_histogram(axes, labels, scores, threshold))]
+    if area is not None:
+        charts.insert(0, Chart("ROC curve", lambda axes: draw_roc(axes, verdicts, labels, scores, area)))
+    items = [_Judged(*row) for row in zip(verdicts, labels, scores, images, texts, strict=True)]
+    return Page(title, notes, _tiles(verdicts, labels, scores), charts, _galleries(items)).write(out)
+
+
+def _draw_histogram(
+    axes: Axes, labels: Sequence[int | None], scores: Sequence[float | None], threshold: float | None
+) -> None:
+    kinds = ((0, "labelled safe", SAFE_COLOUR, "//"), (1, "labelled unsafe", UNSAFE_COLOUR, "\\\\"))
+    drawn = False
+    for label, name, colour, hatch in (*kinds, (None, "no label", PLAIN_COLOUR, "..")):
+        values = [score for score, own in zip(scores, labels, strict=True) if score is not None and own == label]
+        if values:
+            counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
+            legend = f"{name} ({len(values):,})"
+            axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
+            # By itself: an SVG fills the pattern of a hatch with the colour behind it.
+            axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
+            drawn = True
+    if threshold is not None and drawn:
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.8, label=f"threshold {threshold:.3g}")
+    if drawn:
+        axes.set_yscale("symlog", linthresh=10)  # a few mistakes stay visible beside thousands of right answers
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    else:
+        axes.text(0.5, 0.5, "no item was judged", ha="center", va="center", transform=axes.transAxes, fontsize=14)
+        axes.set_yticks([])
+    axes.set(xlim=(-0.01, 1.01), title="Scores", xlabel="unsafe score (0 to 1)")
+    axes.set(ylabel="items per bin (linear to 10, then logarithmic)")
+    if drawn:
+        axes.legend(loc="upper center")
+
+
+def _tiles(verdicts: Sequence[Verdict], labels: Sequence[int | None], scores: Sequence[float | None]) -> list[Tile]:
+    unknown = [verdict.status for verdict in verdicts if verdict.decision == "unknown"]
+    others = [f"{unknown.count(status)} {status}" for status in sorted(set(unknown)) if status != "unreadable"]
+    counts = {decision: sum(v.decision == decision for v in verdicts) for decision in ("unsafe", "review", "safe")}
+    decided = [f"{count:,} {decision}" for decision, count in counts.items() if count]
+    judged = f"judged: {', '.join(decided)}" if decided else "no item was judged"
+    tiles = [
+        Tile("items", f"{len(verdicts):,}", judged),
+        Tile(
+            "unreadable", f"{unknown.count('unreadable'):,}", "also not judged: " + ", ".join(others) if others else ""
+        ),
+    ]
+    kept = [label for _, label in scored_pairs(scores, labels)]
+    area, positives, negatives = auroc(scores, labels), kept.count(1), kept.count(0)
+    classes = f"{positives:,} positives (unsafe), {negatives:,} negatives (safe)"
+    if area is not None:
+        tiles.append(Tile("AUROC", f"{area:.4f}", classes))
+    elif kept:
+        tiles.append(Tile("AUROC", "undefined", f"needs both classes, but there are {classes}"))
+    else:
+        tiles.append(Tile("AUROC", "–", "no item has both a label and a score"))
+    point = rates(verdicts, labels)
+    if point.tpr is not None:
+        tiles.append(Tile("TPR", f"{point.tpr:.3f}", f"{point.true_positives:,} of {point.positives:,} unsafe flagged"))
+    if point.fpr is not None:
+        tiles.append(Tile("FPR", f"{point.fpr:.3f}", f"{point.false_positives:,} of {point.negatives:,} safe flagged"))
+    return tiles
+
+
+def _galleries(items: Sequence[_Judged]) -> list[Gallery]:
+    ranked = sorted(items, key=lambda item: -(item.score or 0.0))
+    unsafe = [item for item in ranked if item.verdict.decision == "unsafe"]
+    alarms = [item for item in ranked if item.verdict.decision in FLAGGED and item.label == 0]
+    missed = [item for item in reversed(ranked) if item.verdict.is_safe and item.label == 1]
+    unjudged = [item for item in items if item.verdict.decision == "unknown"]
+    parts = [("Most confident unsafe", "Highest score first.", unsafe)]
+    if any(item.label is not None for item in items):
+        parts.append(("False positives", "Labelled safe, but flagged; highest score first.", alarms))
+        parts.append(("False negatives", "Labelled unsafe, but judged safe; lowest score first.", missed))
+    parts.append(("Not judged", "Never called safe: the reason stands with each.", unjudged))
+    return [Gallery(heading, note, [item.card() for item in own], SHOWN) for heading, note, own in parts]
