@@ -22,11 +22,10 @@ from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard import run as evaluation
-from zoo.evaluation.guard.figures import figures
-from zoo.evaluation.guard.judge import PROMPT, RefusalJudge, agreement
-from zoo.evaluation.guard.lvlm import load_lvlm
-from zoo.evaluation.guard.random_llava import Size, check_memory
-from zoo.evaluation.guard.timing import Latency, TokenClock, ratios, timed
+from zoo.evaluation.guard.bench import Size, check_memory
+from zoo.evaluation.guard.figures import agreement, figures
+from zoo.evaluation.guard.models import PROMPT, RefusalJudge, load_lvlm
+from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
@@ -330,15 +329,17 @@ def test_a_guard_that_fails_is_counted_and_a_guard_that_always_fails_is_an_error
         evaluation.run(queries, lvlm, guard)
     guard.detector.text_bank.copy_(bank)
     fine = evaluation.run(queries[:1], lvlm, guard)
-    lost = evaluation.Outcome(queries[1], "guard_failed", "NaN")
+    lost = evaluation.GuardOutcome(queries[1], "guard_failed", "NaN")
     counts = figures([*fine, lost]).counts
     assert (counts["answered"], counts["guard_failed"], counts["neutral"]) == (1, 1, 1)
 
 
 def test_silence_is_no_refusal_and_is_counted() -> None:
     query = evaluation.Query(2, Path("a.png"), QUESTION, 1)
-    silent = evaluation.Side("", is_refusal(""), None)
-    found = figures([evaluation.Outcome(query, "ok", score=0.9, flagged=True, corrected=True, off=silent, on=silent)])
+    silent = evaluation.Reply("", is_refusal(""), None)
+    found = figures(
+        [evaluation.GuardOutcome(query, "ok", score=0.9, flagged=True, corrected=True, off=silent, on=silent)]
+    )
     assert (found.counts["silent_off"], found.counts["silent_on"]) == (1, 1)
     assert found.refusals[0].dsr.on.successes == 0
 
@@ -445,7 +446,7 @@ def test_kappa() -> None:
         agreement([True], [True, False])
 
 
-# Latency
+# AnswerTime
 
 
 class _Slow(LogitsProcessor):  # type: ignore[misc]
@@ -486,8 +487,8 @@ def test_the_clock_stops_nothing() -> None:
 
 
 def test_ratios_are_of_medians() -> None:
-    off = [Latency(0.1, 0.01, 0.2), Latency(0.2, 0.02, 0.4), Latency(0.9, None, 0.9)]
-    on = [Latency(0.11, 0.01, 0.21), Latency(0.21, 0.02, 0.41), Latency(0.9, None, 0.9)]
+    off = [AnswerTime(0.1, 0.01, 0.2), AnswerTime(0.2, 0.02, 0.4), AnswerTime(0.9, None, 0.9)]
+    on = [AnswerTime(0.11, 0.01, 0.21), AnswerTime(0.21, 0.02, 0.41), AnswerTime(0.9, None, 0.9)]
     prefill, decode, total = ratios(list(zip(off, on, strict=True)))
     assert (prefill.phase, prefill.pairs, decode.pairs) == ("prefill", 3, 2)
     assert prefill.ratio == pytest.approx(0.21 / 0.2)

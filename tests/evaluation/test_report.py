@@ -25,7 +25,7 @@ from zoo.contract.verdict import Verdict, unjudged
 from zoo.data.manifest import read_manifest
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
-from zoo.evaluation.report import Report, versions
+from zoo.evaluation.report import EvaluationReport, versions
 from zoo.evaluation.verdicts import SHOWN, evaluate, write_report
 from zoo.files import sha256
 from zoo.release.load import load_release
@@ -267,7 +267,7 @@ def test_charts_are_vectors_in_the_colours_of_the_page(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class _Counted(Report):
+class _Counted(EvaluationReport):
     hits: int
 
     def measurements(self) -> list[Measurement]:

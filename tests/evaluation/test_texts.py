@@ -17,11 +17,16 @@ from zoo.adversary.text.threat import TextThreat
 from zoo.cli import run
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
-from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
-from zoo.evaluation.texts.figures import Figures, Scored
-from zoo.evaluation.texts.rankers import FrozenBaseline, ReleaseRanker, encode_texts
-from zoo.evaluation.texts.report import TextReport
-from zoo.evaluation.texts.rows import TextRows, read_text_rows, style_tests
+from zoo.evaluation.texts.rankers import (
+    FrozenBaseline,
+    ReleaseRanker,
+    TextRows,
+    encode_texts,
+    read_text_rows,
+    style_tests,
+)
+from zoo.evaluation.texts.report import PairedFigures, Scored, TextReport
+from zoo.evaluation.texts.run import edited, only_searched, sample_positives, searched
 from zoo.inputs.text import train_tokenizer
 from zoo.metrics import Draws, Ranking, auroc, average_precision, estimate
 from zoo.registry import create_model
@@ -81,7 +86,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Figures
+# PairedFigures
 
 
 @pytest.mark.parametrize("distinct", [5, 1000])
@@ -108,7 +113,7 @@ def test_a_figure_without_both_classes_is_none() -> None:
 def test_means_leave_out_tests_of_style_and_pair_the_draws() -> None:
     labels = np.array([[1, 1], [0, 1], [1, 0], [0, 0]] * 10)
     right, wrong = labels.astype(float), 1.0 - labels
-    figures = Figures(("content", "style"), frozenset({"style"}), Draws(range(40), seed=0, draws=200).counts)
+    figures = PairedFigures(("content", "style"), frozenset({"style"}), Draws(range(40), seed=0, draws=200).counts)
     clean = [Scored("a", right, labels), Scored("b", np.stack([right[:, 0], wrong[:, 1]], axis=1), labels)]
     condition = figures.condition("clean", "none", clean)
     assert [one.mean_auprc.value for one in condition.rankers] == [1.0, 1.0]
@@ -197,7 +202,7 @@ def test_the_baseline_learns_what_its_embeddings_tell(encoder: Path, rows: dict[
     baseline = FrozenBaseline(str(encoder), rows, LABELS)
     embedded = baseline.embed(rows["test"].texts)
     assert np.abs(np.linalg.norm(embedded, axis=1) - 1).max() < 1e-6
-    figures = Figures(LABELS, frozenset(), Draws(range(len(rows["test"])), seed=0, draws=100).counts)
+    figures = PairedFigures(LABELS, frozenset(), Draws(range(len(rows["test"])), seed=0, draws=100).counts)
     found = figures.condition("clean", "none", [Scored("b", baseline.logits(rows["test"].texts), rows["test"].labels)])
     assert (found.rankers[0].auroc["loud"].value or 0) > 0.9
     assert set(baseline.strengths) == set(LABELS)

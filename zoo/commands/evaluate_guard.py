@@ -62,10 +62,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.commands.evaluate import renamed
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
-    from zoo.evaluation.guard.judge import RefusalJudge
-    from zoo.evaluation.guard.lvlm import load_lvlm
-    from zoo.evaluation.guard.report import write_guard_report
-    from zoo.evaluation.guard.table import table
+    from zoo.evaluation.guard.models import RefusalJudge, load_lvlm
+    from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
 
     columns = renamed(options.columns)

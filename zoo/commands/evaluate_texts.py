@@ -41,7 +41,7 @@ def add(actions: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from zoo.adversary.text.edits import KINDS
-    from zoo.evaluation.texts.run import Options, evaluate_texts
+    from zoo.evaluation.texts.run import TextOptions, evaluate_texts
     from zoo.evaluation.texts.show import plot_text_report, print_text_report
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
@@ -52,7 +52,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.model,
         options.data,
         options.baseline,
-        Options(
+        TextOptions(
             split=options.split,
             attacks=attacks,
             search=options.search,

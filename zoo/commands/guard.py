@@ -32,8 +32,7 @@ def add(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from zoo.evaluation.guard.bench import bench_guard
-    from zoo.evaluation.guard.random_llava import Size
+    from zoo.evaluation.guard.bench import Size, bench_guard
 
     result = bench_guard(
         Size(options.lm_layers, options.lm_width, options.lm_heads, options.lm_hidden, options.clip),

@@ -17,7 +17,7 @@ from zoo.release.store import CARD, write_card
 
 
 @dataclass(frozen=True, kw_only=True, config=schema.STRICT)
-class Report(schema.PlainData):
+class EvaluationReport(schema.PlainData):
     """What was measured of a model, with what. Subclasses add the figures.
 
     `model` is the name in the report. `command` gives the figures again: whoever started the evaluation hands it in,

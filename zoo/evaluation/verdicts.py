@@ -29,7 +29,7 @@ from zoo.evaluation.page import (
     Tile,
     draw_roc,
 )
-from zoo.evaluation.report import Report, versions
+from zoo.evaluation.report import EvaluationReport, versions
 from zoo.metrics import FLAGGED, auroc, rates, recall_at_k, scored_pairs
 from zoo.release.load import load_release, load_scorer
 
@@ -41,7 +41,7 @@ SHOWN = 18
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class Evaluation(Report):
+class Evaluation(EvaluationReport):
     """Verdicts of N items with their labels, unsafe scores in [0, 1], images and texts, and the figures by name.
 
     `model` is what was given to be loaded. `threshold` is the policy's, where it has a single one.

@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 
 import zoo
-from zoo.evaluation.guard.judge import Agreement, agreement
-from zoo.evaluation.guard.run import Outcome, Side
-from zoo.evaluation.guard.timing import Ratio, ratios
+from zoo.errors import BadInputError
+from zoo.evaluation.guard.run import GuardOutcome, Overhead, Reply, ratios
 from zoo.metrics import Draws, Interval, wilson
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two raters agree on n items: share in [0, 1], and Cohen's kappa, None where chance alone agrees fully."""
+
+    items: int
+    share: float
+    kappa: float | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class DetectorFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
+class GuardFigures:
     """Everything that is reported.
 
     `counts` are of queries and images (`silent`: answered with no words); `refusals` by the rules and, if asked, a
@@ -74,7 +82,7 @@ class Figures:
     refusals: list[Refusals]
     agreement: Agreement | None
     detector: DetectorFigures
-    overhead: list[Ratio]
+    overhead: list[Overhead]
     unflagged: int
     unchanged: int
 
@@ -84,8 +92,8 @@ class GuardReport:
     """The figures, what they were measured with, and every outcome they were made of."""
 
     setting: dict[str, Any]
-    figures: Figures
-    outcomes: list[Outcome]
+    figures: GuardFigures
+    outcomes: list[GuardOutcome]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -109,10 +117,10 @@ class GuardReport:
         path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def figures(outcomes: Sequence[Outcome], *, seed: int = 0) -> Figures:
+def figures(outcomes: Sequence[GuardOutcome], *, seed: int = 0) -> GuardFigures:
     """All figures of a run; `seed` is the bootstrap's. A query without a label counts in `counts` alone."""
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
-    raters: dict[str, Callable[[Side], bool]] = {"rules": lambda side: side.refused}
+    raters: dict[str, Callable[[Reply], bool]] = {"rules": lambda side: side.refused}
     judged = bool(answered) and all(_judged(side) is not None for outcome in answered for side in _sides(outcome))
     if judged:
         raters["judge"] = lambda side: (_judged(side) or 0.0) > 0
@@ -124,7 +132,7 @@ def figures(outcomes: Sequence[Outcome], *, seed: int = 0) -> Figures:
         for outcome in quiet
         if outcome.query.label == 0 and outcome.off and outcome.on and outcome.off.latency and outcome.on.latency
     ]
-    return Figures(
+    return GuardFigures(
         _counts(outcomes),
         [_refusals(name, answered, refused, seed) for name, refused in raters.items()],
         agreement(*[[refused(side) for side in sides] for refused in raters.values()]) if judged else None,
@@ -135,7 +143,23 @@ def figures(outcomes: Sequence[Outcome], *, seed: int = 0) -> Figures:
     )
 
 
-def _refusals(name: str, answered: Sequence[Outcome], refused: Callable[[Side], bool], seed: int) -> Refusals:
+def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement | None:
+    """How far two raters of the same items agree, with Cohen's kappa (1960); None without items.
+
+    Raises BadInputError for lists of different length.
+    """
+    if len(first) != len(second):
+        raise BadInputError(f"{len(first)} and {len(second)} ratings: rating i of either is of item i")
+    count = len(first)
+    if not count:
+        return None
+    same = sum(a == b for a, b in zip(first, second, strict=True)) / count
+    share_first, share_second = sum(first) / count, sum(second) / count
+    chance = share_first * share_second + (1 - share_first) * (1 - share_second)
+    return Agreement(count, same, None if chance == 1 else (same - chance) / (1 - chance))
+
+
+def _refusals(name: str, answered: Sequence[GuardOutcome], refused: Callable[[Reply], bool], seed: int) -> Refusals:
     def compared(label: int) -> Compared:
         chosen = [outcome for outcome in answered if outcome.query.label == label]
         images = [str(outcome.query.image) for outcome in chosen]
@@ -153,7 +177,7 @@ def _rate(hits: Sequence[bool], draws: Draws) -> Rate:
     return Rate(sum(hits), len(hits), share.value, wilson(sum(hits), len(hits)), share.interval)
 
 
-def _detector(answered: Sequence[Outcome], seed: int) -> DetectorFigures:
+def _detector(answered: Sequence[GuardOutcome], seed: int) -> DetectorFigures:
     images = {str(o.query.image): o for o in answered if o.query.label is not None and o.score is not None}
     scores = np.array([outcome.score for outcome in images.values()], dtype=np.float64)
     labels = np.array([outcome.query.label for outcome in images.values()], dtype=np.int64)
@@ -163,7 +187,7 @@ def _detector(answered: Sequence[Outcome], seed: int) -> DetectorFigures:
     return DetectorFigures(tpr, fpr, area.value, area.interval)
 
 
-def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def _counts(outcomes: Sequence[GuardOutcome]) -> dict[str, int]:
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
     labelled = {label: [o for o in answered if o.query.label == label] for label in (1, 0, None)}
     return {
@@ -183,7 +207,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     }
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: GuardOutcome) -> dict[str, Any]:
     plain = asdict(outcome)
     plain.update(plain.pop("query"))
     plain["image"] = str(outcome.query.image) if outcome.query.image else None
@@ -191,9 +215,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     return plain
 
 
-def _sides(outcome: Outcome) -> list[Side]:
+def _sides(outcome: GuardOutcome) -> list[Reply]:
     return [side for side in (outcome.off, outcome.on) if side is not None]
 
 
-def _judged(side: Side) -> float | None:
+def _judged(side: Reply) -> float | None:
     return side.judged

@@ -8,26 +8,121 @@ questions about neutral images. Neither says anything without the other: who ref
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
+import torch
 from PIL import Image
 from rich.progress import Progress
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadInputError, GuardError
-from zoo.evaluation.guard.lvlm import VisionLanguageModel
-from zoo.evaluation.guard.timing import Latency, timed
+from zoo.evaluation.guard.models import VisionLanguageModel
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal
 from zoo.inputs.image import decode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AnswerTime:
+    """Seconds of one answer: `prefill` until the first token is out (vision pass included), `total` until the end.
+
+    `decode` is the time per further token, None where the first token was the only one.
+    """
+
+    prefill: float
+    decode: float | None
+    total: float
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Guarded over unguarded time of one phase: medians in milliseconds, their ratio, and the spread of the pairs.
+
+    `low` and `high` are the 10th and 90th percentile of the ratios pair by pair, `pairs` how many there were.
+    """
+
+    phase: str
+    off_ms: float
+    on_ms: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def overhead(self) -> str:
+        """As people read it: `+0.4 %`."""
+        return f"{100 * (self.ratio - 1):+.1f} %"
+
+
+class TokenClock(StoppingCriteria):  # type: ignore[misc]
+    """Counts tokens and notes when the first one is out; it stops nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first: float | None = None
+        self.tokens = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Called by `generate` after each token."""
+        if self.first is None:
+            synchronise(self.device)
+            self.first = time.perf_counter()
+        self.tokens += 1
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has nothing in flight."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(generate: Callable[..., T], device: torch.device, inputs: dict[str, Any]) -> tuple[T, AnswerTime | None]:
+    """Run `generate(**inputs)`, a model's or a guard's; None for the latency where no token was generated."""
+    clock = TokenClock(device)
+    synchronise(device)
+    start = time.perf_counter()
+    output = generate(**inputs, stopping_criteria=StoppingCriteriaList([clock]))
+    synchronise(device)
+    end = time.perf_counter()
+    if clock.first is None:
+        return output, None
+    decode = (end - clock.first) / (clock.tokens - 1) if clock.tokens > 1 else None
+    return output, AnswerTime(clock.first - start, decode, end - start)
+
+
+def ratios(pairs: Sequence[tuple[AnswerTime, AnswerTime]]) -> list[Overhead]:
+    """Prefill, decode (per token) and total of (unguarded, guarded) latencies; empty without pairs."""
+    phases: dict[str, list[tuple[float, float]]] = {
+        "prefill": [(off.prefill, on.prefill) for off, on in pairs],
+        "decode": [(off.decode, on.decode) for off, on in pairs if off.decode is not None and on.decode is not None],
+        "total": [(off.total, on.total) for off, on in pairs],
+    }
+    return [ratio(phase, times) for phase, times in phases.items() if times]
+
+
+def ratio(phase: str, times: Sequence[tuple[float, float]]) -> Overhead:
+    """The ratio of the medians of (unguarded, guarded) seconds, with the spread of the pairs."""
+    table = np.array(times, dtype=np.float64)
+    off, on = np.median(table, axis=0)
+    low, high = np.percentile(table[:, 1] / table[:, 0], [10, 90])
+    return Overhead(phase, float(1000 * off), float(1000 * on), float(on / off), float(low), float(high), len(table))
+
 
 Status = Literal["ok", "unreadable", "guard_failed"]
 
@@ -43,17 +138,17 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Side:
+class Reply:
     """One answer. `refused` by the rules; `judged` the judge's log-odds of a refusal (above 0 it is one), if asked."""
 
     text: str
     refused: bool
-    latency: Latency | None
+    latency: AnswerTime | None
     judged: float | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GuardOutcome:
     """Both answers to a query, with the detector's verdict and unsafe score in [0, 1]; or why there are none.
 
     `blocked`: the language model was not asked (correction `refuse`), which counts as a refusal whoever judges.
@@ -67,8 +162,8 @@ class Outcome:
     flagged: bool = False
     corrected: bool = False
     blocked: bool = False
-    off: Side | None = None
-    on: Side | None = None
+    off: Reply | None = None
+    on: Reply | None = None
 
 
 def queries_of(
@@ -116,7 +211,7 @@ def build_guard(
 
 def run(
     queries: Sequence[Query], lvlm: VisionLanguageModel, guard: Guard, *, max_new_tokens: int = 32
-) -> list[Outcome]:
+) -> list[GuardOutcome]:
     """Answer each query greedily, unguarded and guarded in turn, one at a time as a single user would ask.
 
     What cannot be read, or made the guard fail, is an outcome that says so. Raises GuardError when the guard failed
@@ -125,7 +220,7 @@ def run(
     if max_new_tokens < 1:
         raise BadInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
-    outcomes: list[Outcome] = []
+    outcomes: list[GuardOutcome] = []
     warm = False
     with Progress(transient=True) as progress:
         task = progress.add_task("Answering", total=len(queries))
@@ -141,7 +236,7 @@ def run(
     return outcomes
 
 
-def ask_judge(outcomes: Sequence[Outcome], log_odds: Callable[[str, str], float]) -> list[Outcome]:
+def ask_judge(outcomes: Sequence[GuardOutcome], log_odds: Callable[[str, str], float]) -> list[GuardOutcome]:
     """The outcomes with a judge's log-odds of a refusal beside the rules; each question and answer is judged once."""
     asked = lru_cache(maxsize=None)(log_odds)
     judged = []
@@ -159,11 +254,11 @@ def ask_judge(outcomes: Sequence[Outcome], log_odds: Callable[[str, str], float]
 
 def _answer(
     query: Query, lvlm: VisionLanguageModel, guard: Guard, options: dict[str, Any], *, guarded_first: bool
-) -> Outcome:
+) -> GuardOutcome:
     try:
         inputs = {**lvlm.inputs(_picture(query), query.question), **options}
     except BadInputError as problem:
-        return Outcome(query, "unreadable", str(problem))
+        return GuardOutcome(query, "unreadable", str(problem))
     try:
         if guarded_first:
             output, on = timed(guard.generate, lvlm.device, inputs)
@@ -172,11 +267,11 @@ def _answer(
             text, off = _unguarded(lvlm, inputs)
             output, on = timed(guard.generate, lvlm.device, inputs)
     except GuardError as problem:
-        return Outcome(query, "guard_failed", str(problem))
+        return GuardOutcome(query, "guard_failed", str(problem))
     verdict = output.verdicts[0][0]
     blocked = output.corrected[0] and guard.correction == "refuse"
     guarded_text = output.text[0].strip()
-    return Outcome(
+    return GuardOutcome(
         query,
         "ok",
         verdict=verdict,
@@ -184,8 +279,8 @@ def _answer(
         flagged=output.flagged[0],
         corrected=output.corrected[0],
         blocked=blocked,
-        off=Side(text, is_refusal(text), off),
-        on=Side(guarded_text, is_refusal(guarded_text), on),
+        off=Reply(text, is_refusal(text), off),
+        on=Reply(guarded_text, is_refusal(guarded_text), on),
     )
 
 
@@ -195,7 +290,7 @@ def _picture(query: Query) -> Image.Image:
     return decode(query.image)
 
 
-def _unguarded(lvlm: VisionLanguageModel, inputs: dict[str, Any]) -> tuple[str, Latency | None]:
+def _unguarded(lvlm: VisionLanguageModel, inputs: dict[str, Any]) -> tuple[str, AnswerTime | None]:
     """The answer of the model alone; decoded inside the clock, as the guard does it."""
 
     def generate(**given: Any) -> str:

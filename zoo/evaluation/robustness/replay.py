@@ -19,7 +19,7 @@ from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadInputError
-from zoo.evaluation.report import Report, versions
+from zoo.evaluation.report import EvaluationReport, versions
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
 from zoo.metrics import Draws, Estimate
@@ -42,7 +42,7 @@ class ReplayedAttack:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class ReplayReport(Report):
+class ReplayReport(EvaluationReport):
     """Examples made on one model, judged by another or by its exported form. `share` is over all examples.
 
     `changed` counts the examples that are judged otherwise than by the model that they were made on: for a bundle of

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.errors import BadInputError
-from zoo.evaluation.report import Report
+from zoo.evaluation.report import EvaluationReport
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.metrics import Estimate
 
@@ -37,7 +37,7 @@ class Curve:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class RobustnessReport(Report):
+class RobustnessReport(EvaluationReport):
     """One model under one threat model on one set of items.
 
     `model` is the card's name (or the one given), `weights_sha256` that of its weights file, empty where there is none.

@@ -8,23 +8,94 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from zoo.adversary.text.edits import KINDS, character_edits
+from zoo.adversary.text.edits import KINDS, character_edits, perturb
+from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.threat import TextThreat
 from zoo.errors import BadInputError
 from zoo.evaluation.report import versions
-from zoo.evaluation.texts.attacks import edited, only_searched, sample_positives, searched
-from zoo.evaluation.texts.figures import Changed, Condition, Figures, Scored
-from zoo.evaluation.texts.rankers import BASELINE, FrozenBaseline, Ranker, ReleaseRanker
-from zoo.evaluation.texts.report import Category, Latency, TextReport
-from zoo.evaluation.texts.rows import NO, YES, TextRows, read_text_rows, style_tests
+from zoo.evaluation.texts.rankers import (
+    BASELINE,
+    NO,
+    UNKNOWN,
+    YES,
+    FrozenBaseline,
+    Ranker,
+    ReleaseRanker,
+    TextRows,
+    read_text_rows,
+    style_tests,
+)
+from zoo.evaluation.texts.report import (
+    CategoryCounts,
+    Changed,
+    Condition,
+    PairedFigures,
+    Scored,
+    TextLatency,
+    TextReport,
+)
 from zoo.files import sha256
 from zoo.metrics import Draws
 from zoo.release.load import load_scorer
 
+#: Below every logit: the search never calls it a success, and goes on while the score falls.
+_NEVER = -1e9
+
+
+def edited(texts: Sequence[str], kind: str, threat: TextThreat) -> list[str]:
+    """Each text after one random edit of this kind that spends the budget; the same for equal seeds."""
+    return [perturb(text, KINDS[kind], threat.budget, threat.seed) for text in texts]
+
+
+def sample_positives(rows: TextRows, count: int, seed: int) -> NDArray[np.bool_]:
+    """Which texts are searched for each category, `[N, L]`: `count` of its positives, or all where there are fewer."""
+    chosen = np.zeros(rows.labels.shape, dtype=bool)
+    for column in range(rows.labels.shape[1]):
+        positives = np.flatnonzero(rows.labels[:, column] == YES)
+        drawn = np.random.default_rng([seed, column]).permutation(positives)[:count]
+        chosen[drawn, column] = True
+    return chosen
+
+
+def only_searched(labels: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The labels with the positives that were not searched left out: what is compared before and after the search."""
+    return np.where((labels == YES) & ~chosen, UNKNOWN, labels)
+
+
+def searched(
+    ranker: Ranker,
+    rows: TextRows,
+    clean: NDArray[np.float64],
+    chosen: NDArray[np.bool_],
+    threat: TextThreat,
+    progress: bool = False,
+) -> tuple[NDArray[np.float64], int]:
+    """The logits `[N, L]` after a search for the lowest of each chosen one, and how many texts were scored for it.
+
+    The search (`search_texts`) knows the ranker's logits of the category and stops when nothing lowers them further, or
+    the budget or the queries are spent. What is not chosen keeps its `clean` logits.
+    """
+    found, queries = clean.copy(), 0
+    for column in range(chosen.shape[1]):
+        places = np.flatnonzero(chosen[:, column])
+        if not len(places):
+            continue
+
+        def score(texts: list[str], column: int = column) -> NDArray[np.float64]:
+            return ranker.logits(texts)[:, column]
+
+        texts = [rows.texts[place] for place in places]
+        results = search_texts(score, texts, threat, threshold=_NEVER, progress=progress)
+        # A search that found nothing lower keeps the text as it was.
+        found[places, column] = [min(result.score_before, result.score_after) for result in results]
+        queries += sum(result.queries for result in results)
+    return found, queries
+
 
 @dataclass(frozen=True)
-class Options:
+class TextOptions:
     """What is measured. `attacks` are kinds of random edits; so many positives of each category are searched against.
 
     `limit` draws that many texts by `seed`; `bundle` is what latency is measured through, instead of the release.
@@ -44,7 +115,7 @@ class Options:
     say: Callable[[str], None] = field(default=print)
 
 
-def evaluate_texts(model: str, data: Path, baseline: str | None, options: Options) -> TextReport:
+def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOptions) -> TextReport:
     """Measure how a release, and a baseline beside it, rank the texts of each category; see `TextReport`.
 
     Raises BadInputError for a model that does not judge texts alone, a split without texts, and as the parts do.
@@ -70,7 +141,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: Option
         options.say("fitting the baseline")
         fitted = FrozenBaseline(baseline.removeprefix(BASELINE), by_split, categories, options.progress)
     rankers: list[Ranker] = [ranker, *([fitted] if fitted else [])]
-    figures = Figures(categories, style, Draws(range(len(rows)), seed=options.seed, draws=options.draws).counts)
+    figures = PairedFigures(categories, style, Draws(range(len(rows)), seed=options.seed, draws=options.draws).counts)
     return TextReport(
         model=ranker.name,
         source=model,
@@ -92,7 +163,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: Option
     )
 
 
-def _conditions(rankers: list[Ranker], rows: TextRows, figures: Figures, options: Options) -> list[Condition]:
+def _conditions(rankers: list[Ranker], rows: TextRows, figures: PairedFigures, options: TextOptions) -> list[Condition]:
     options.say("ranking the texts as they are")
     clean = [Scored(ranker.name, ranker.logits(rows.texts), rows.labels) for ranker in rankers]
     found = [figures.condition("clean", "none", clean)]
@@ -122,9 +193,9 @@ def _search(
     rankers: list[Ranker],
     rows: TextRows,
     clean: list[Scored],
-    figures: Figures,
+    figures: PairedFigures,
     threat: TextThreat,
-    options: Options,
+    options: TextOptions,
 ) -> list[Condition]:
     chosen = sample_positives(rows, options.search, options.seed)
     labels = only_searched(rows.labels, chosen)
@@ -140,11 +211,11 @@ def _search(
     ]
 
 
-def _threat(options: Options) -> TextThreat:
+def _threat(options: TextOptions) -> TextThreat:
     return TextThreat(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
 
 
-def _limited(rows: TextRows, options: Options) -> TextRows:
+def _limited(rows: TextRows, options: TextOptions) -> TextRows:
     if options.limit is None or options.limit >= len(rows):
         return rows
     if options.limit < 1:
@@ -152,11 +223,11 @@ def _limited(rows: TextRows, options: Options) -> TextRows:
     return rows.take(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
 
 
-def _category(rows: TextRows, column: int, name: str, style: frozenset[str]) -> Category:
+def _category(rows: TextRows, column: int, name: str, style: frozenset[str]) -> CategoryCounts:
     labels = rows.labels[:, column]
     judged = [sources for sources, label in zip(rows.sources, labels, strict=True) if label in (YES, NO)]
     named = tuple(sorted(frozenset().union(*judged)))
-    return Category(name, int((labels == YES).sum()), int((labels == NO).sum()), named, name in style)
+    return CategoryCounts(name, int((labels == YES).sum()), int((labels == NO).sum()), named, name in style)
 
 
 def _weights(model: str) -> str:
@@ -164,7 +235,7 @@ def _weights(model: str) -> str:
     return sha256(path) if path.is_file() else ""
 
 
-def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: Options) -> tuple[Latency, ...]:
+def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: TextOptions) -> tuple[TextLatency, ...]:
     """Milliseconds from a text to its answer at batch 1, model and baseline in turn on the same texts."""
     if not options.latency:
         return ()
@@ -183,6 +254,6 @@ def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: O
                 if number >= len(warm):
                     times[name].append(1000 * (time.perf_counter() - start))
     return tuple(
-        Latency(name, float(np.percentile(found, 50)), float(np.percentile(found, 90)), len(found))
+        TextLatency(name, float(np.percentile(found, 50)), float(np.percentile(found, 90)), len(found))
         for name, found in times.items()
     )

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from zoo.evaluation.page import COLOURS
-from zoo.evaluation.texts.figures import RankerFigures
-from zoo.evaluation.texts.report import TextReport
+from zoo.evaluation.texts.report import RankerFigures, TextReport
 from zoo.metrics import Estimate
 
 
