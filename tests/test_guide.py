@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -164,7 +165,18 @@ def test_the_public_api_and_all_errors_are_described() -> None:
     text = GUIDE["zoo/README.md"]
     public = [name for name in zoo.__all__ if not name.startswith("__")]
     errors = [name for name, value in vars(zoo.errors).items() if isinstance(value, type) and name.endswith("Error")]
-    assert [name for name in (*public, *errors) if name not in text] == []
+    assert [name for name in (*public, *errors) if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_modules_have_moved_as_the_changelog_says() -> None:
+    unreleased = GUIDE["CHANGELOG.md"].partition("\n## 0.1.0")[0]
+    rows = re.findall(r"^\| (`zoo\..*) \| (`zoo\..*) \|$", unreleased, re.MULTILINE)
+    assert rows
+    for before, now in rows:
+        for name in re.findall(r"`([\w.]+)`", now):
+            importlib.import_module(name)
+        gone = set(re.findall(r"`([\w.]+)`", before)) - {"zoo.release"}  # a folder today
+        assert [name for name in gone if importlib.util.find_spec(name)] == []
 
 
 @pytest.mark.parametrize("folder", ["recipes", "configs"])

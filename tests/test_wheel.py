@@ -137,6 +137,9 @@ def test_the_wheel_holds_what_is_shipped_and_nothing_else(published: tuple[Path,
         assert shipped
         assert {f"zoo/_assets/{name}" for name in shipped} <= names
     assert "zoo/evaluation/page.html" in names
+    for package in ("zoo", "export"):  # page templates and READMEs too
+        files = [path for path in (REPOSITORY / package).rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+        assert {path.relative_to(REPOSITORY).as_posix() for path in files} <= names
     assert {name.split("/")[0] for name in names} == {"zoo", "export", wheel.name.split("-py3")[0] + ".dist-info"}
 
 
