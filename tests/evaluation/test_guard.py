@@ -257,8 +257,8 @@ def test_the_report_is_complete_and_blurs(made: Made, rows: str, tmp_path: Path)
         (["--detector", "test_safeclip.randon"], 'did you mean "test_safeclip.random"'),
         (["--layer", "-9"], "layer must lie in [-3, -1]"),
         (["--split", "test"], "some rows name no split"),
-        (["--limit", "0"], "--limit must be at least 1, got 0"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+        (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
         (["--prompt-template", "Q: {question}"], "needs <image> once"),
         (["--prompt-template", "{image} hello"], "needs {question} once"),
         (["--columns", "text=answer"], 'no column "answer"'),
@@ -281,7 +281,7 @@ def test_what_cannot_work_is_said_before_anything_is_answered(
 def test_rows_that_say_too_little(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = made.manifest([("red0.png", QUESTION, "1"), ("red1.png", "", "1")])
     assert run(made.arguments(manifest)) == 1
-    assert "1 rows have no question (lines 3): give --question" in capsys.readouterr().err
+    assert "1 rows have no question (lines 3): give a question" in capsys.readouterr().err
     manifest = made.manifest([("red0.png", "1")], ("image", "label"))
     assert run(made.arguments(manifest)) == 1
     assert 'no column "question"' in capsys.readouterr().err
@@ -536,7 +536,7 @@ def test_a_bench_that_cannot_run_says_why(more: list[str], message: str, capsys:
 
 def test_memory_is_checked_before_it_is_taken() -> None:
     check_memory(1000, torch.device("cpu"))
-    with pytest.raises(BadInputError, match=r"1000\.0 GB of weights .* fewer --lm-layers"):
+    with pytest.raises(BadInputError, match=r"1000\.0 GB of weights .* fewer layers"):
         check_memory(10**12, torch.device("cpu"))
 
 

@@ -269,9 +269,9 @@ def test_the_command_writes_everything(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--baseline", "bert"], '"bert" is no minilm:DIRECTORY'),
+        (["--baseline", "bert"], 'baseline "bert": must be minilm:DIRECTORY'),
         (["--attacks", "homoglyph"], 'no character attack is named "homoglyph"; did you mean "homoglyphs"'),
-        (["--limit", "0"], "--limit must be at least 1"),
+        (["--limit", "0"], "limit must be at least 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

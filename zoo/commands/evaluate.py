@@ -38,14 +38,14 @@ def add(commands: Commands) -> None:
 
 
 def renamed(columns: str) -> dict[str, str]:
-    """The roles and columns of `--columns text=caption,label=nsfw`. Raises BadInputError for what is no pair."""
-    found = {}
+    """The roles and columns of `--columns text=caption,label=nsfw`. Raises BadInputError for an entry without "="."""
+    roles = {}
     for pair in filter(None, columns.split(",")):
         role, sign, name = pair.partition("=")
         if not sign:
-            raise BadInputError(f'--columns: "{pair}" is no ROLE=COLUMN, such as text=caption')
-        found[role.strip()] = name.strip()
-    return found
+            raise BadInputError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
+        roles[role.strip()] = name.strip()
+    return roles
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -65,6 +65,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.guard.models import RefusalJudge, load_lvlm
     from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
+    from zoo.evaluation.report import versions
 
     columns = renamed(options.columns)
     if not options.question:
@@ -83,7 +84,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if judge:
         outcomes = guard.ask_judge(outcomes, judge.log_odds)
     setting = {
-        "command": options.invocation,
         "lvlm": options.lvlm,
         "detector": f"{options.detector}, layer {guarded.detector.layer}",
         "same vision tower": "yes" if guarded.tower_matches else "no: the detector was made of another CLIP",
@@ -97,10 +97,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         "limit": options.limit,
         "seed": options.seed,
     }
-    report = GuardReport(setting, figures(outcomes, seed=options.seed), outcomes)
+    report = GuardReport(
+        setting,
+        figures(outcomes, seed=options.seed),
+        outcomes,
+        model=options.lvlm,
+        command=options.invocation,
+        versions=versions(),
+    )
     print(table(report))
     if options.out:
-        report.write(options.out)
+        report.write_json(options.out, indent=2)
         print(f"\nfigures and answers: {options.out}")
     if options.report:
         title = f"Guard of {Path(options.lvlm).name} on {options.data.name}"

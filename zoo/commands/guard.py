@@ -44,5 +44,5 @@ def _bench(options: argparse.Namespace) -> int:
     )
     print(result.text())
     if options.out:
-        result.write(options.out)
+        result.write_json(options.out, indent=2)
     return 0

@@ -9,13 +9,12 @@ whole method on LLaVA, arXiv 2503.00037).
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from zoo.assets import find_asset
+from zoo.contract import schema
 from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
 from zoo.evaluation.guard.report import overhead_table
@@ -77,7 +77,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
 
     clip = create_model(size.clip)
     if not isinstance(clip, DualEncoder):
-        raise BadInputError(f"--clip {size.clip}: the tower of a LLaVA comes from a safeclip_* model")
+        raise BadInputError(f"clip {size.clip}: the tower of a LLaVA comes from a safeclip_* model")
     processor = tiny_llava_processor(clip, train_llava_tokenizer([INSTRUCTION, REFUSAL, QUESTION], 600))
     vision = clip_config(clip.card).vision_config
     config = LlavaConfig(
@@ -140,7 +140,7 @@ def check_memory(needed: int, device: torch.device) -> None:
     if free is not None and needed + MARGIN > free:
         raise BadInputError(
             f"{needed / 1e9:.1f} GB of weights and {MARGIN / 1e9:.1f} GB beside them do not fit into the "
-            f"{free / 1e9:.1f} GB that are free ({where}): take fewer --lm-layers, a smaller --lm-width, or bfloat16"
+            f"{free / 1e9:.1f} GB that are free ({where}): take fewer layers, a smaller width, or bfloat16"
         )
 
 
@@ -167,7 +167,7 @@ class OwnTime:
 
 
 @dataclass(frozen=True)
-class GuardBench:
+class GuardBench(schema.PlainData):
     """What was measured, on what."""
 
     setting: dict[str, str]
@@ -189,10 +189,6 @@ class GuardBench:
             ]
         )
 
-    def write(self, path: Path) -> None:
-        """Write everything as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
 
 def bench_guard(
     size: Size,
@@ -211,7 +207,7 @@ def bench_guard(
         raise BadInputError(f"need at least 3 rounds, 2 tokens, 1 thread; got {rounds}, {new_tokens}, {threads}")
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise BadInputError(f"--device {device}: torch {torch.__version__} sees no CUDA GPU here")
+        raise BadInputError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     torch.set_num_threads(threads)
     model, guard, parameters = build(size, place, getattr(torch, dtype))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
@@ -231,9 +227,9 @@ def bench_guard(
                 pairs.append((off, on))
                 own.append(extra)
             progress.advance(task)
-    found = ratios(pairs)
+    overhead = ratios(pairs)
     low, middle, high = (1000 * float(value) for value in np.percentile(own, [10, 50, 90]))
-    base = {ratio.phase: ratio.off_ms for ratio in found}
+    base = {ratio.phase: ratio.off_ms for ratio in overhead}
     setting = {
         "model": f"LLaVA of {parameters / 1e9:.2f} billion random {dtype} weights: {_tower_name(size)}, Llama of "
         f"{size.layers} layers, {size.width} wide, {size.intermediate} inside, {size.heads} heads",
@@ -243,7 +239,7 @@ def bench_guard(
         "machine": _machine(place, threads),
         "rounds": f"{rounds}, both sides in turn",
     }
-    return GuardBench(setting, found, OwnTime(middle, low, high, middle / base["prefill"], middle / base["total"]))
+    return GuardBench(setting, overhead, OwnTime(middle, low, high, middle / base["prefill"], middle / base["total"]))
 
 
 @dataclass
@@ -265,10 +261,10 @@ def watched(owner: Any, name: str, device: torch.device) -> Iterator[Watch]:
         synchronise(device)
         start = time.perf_counter()
         watch.first = start if watch.first is None else watch.first
-        found = method(*args, **options)
+        result = method(*args, **options)
         synchronise(device)
         watch.seconds += time.perf_counter() - start
-        return found
+        return result
 
     setattr(owner, name, timed_method)
     try:

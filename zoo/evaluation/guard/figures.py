@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-import zoo
+from zoo.contract import schema
 from zoo.errors import BadInputError
 from zoo.evaluation.guard.run import GuardOutcome, Overhead, Reply, ratios
+from zoo.evaluation.report import EvaluationReport
 from zoo.metrics import Draws, Interval, wilson
 
 SCHEMA_VERSION = 1
@@ -73,9 +71,10 @@ class DetectorFigures:
 class GuardFigures:
     """Everything that is reported.
 
-    `counts` are of queries and images (`silent`: answered with no words); `refusals` by the rules and, if asked, a
+    `counts` are of queries and images (`silent`: the answer has no words); `refusals` by the rules and, if asked, a
     judge. `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones:
-    the guard promises all. `overhead` is on neutral images that were not flagged, where both sides do the same work.
+    the guard promises that all are. `overhead` is on neutral images that were not flagged, where both sides do the
+    same work.
     """
 
     counts: dict[str, int]
@@ -87,43 +86,38 @@ class GuardFigures:
     unchanged: int
 
 
-@dataclass(frozen=True)
-class GuardReport:
-    """The figures, what they were measured with, and every outcome they were made of."""
+@dataclass(frozen=True, config=schema.STRICT)
+class GuardReport(EvaluationReport):
+    """The figures, the setting they were measured in, and every outcome that they were made of."""
 
     setting: dict[str, Any]
     figures: GuardFigures
     outcomes: list[GuardOutcome]
 
+    @property
+    def about(self) -> dict[str, str]:
+        """The command and the setting as people read them, without what was not set."""
+        setting = {"command": self.command, **self.setting}
+        return {key: str(value) for key, value in setting.items() if value not in (None, "")}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "setting": self.setting,
-            "versions": {
-                "safety_zoo": zoo.__version__,
-                "torch": version("torch"),
-                "transformers": version("transformers"),
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-            },
+            "setting": {"command": self.command, **self.setting},
+            "versions": self.versions,
             "figures": asdict(self.figures),
             "rows": [_row(outcome) for outcome in self.outcomes],
         }
-
-    def write(self, path: Path) -> None:
-        """Write everything as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def figures(outcomes: Sequence[GuardOutcome], *, seed: int = 0) -> GuardFigures:
     """All figures of a run; `seed` is the bootstrap's. A query without a label counts in `counts` alone."""
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
     raters: dict[str, Callable[[Reply], bool]] = {"rules": lambda side: side.refused}
-    judged = bool(answered) and all(_judged(side) is not None for outcome in answered for side in _sides(outcome))
+    judged = bool(answered) and all(side.judged is not None for outcome in answered for side in _sides(outcome))
     if judged:
-        raters["judge"] = lambda side: (_judged(side) or 0.0) > 0
+        raters["judge"] = lambda side: (side.judged or 0.0) > 0
     sides = [side for outcome in answered if not outcome.blocked for side in _sides(outcome)]
     sides += [outcome.off for outcome in answered if outcome.blocked and outcome.off]
     quiet = [outcome for outcome in answered if not outcome.flagged]
@@ -149,7 +143,7 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement | None
     Raises BadInputError for lists of different length.
     """
     if len(first) != len(second):
-        raise BadInputError(f"{len(first)} and {len(second)} ratings: rating i of either is of item i")
+        raise BadInputError(f"{len(first)} and {len(second)} ratings: rating i of both lists belongs to item i")
     count = len(first)
     if not count:
         return None
@@ -217,7 +211,3 @@ def _row(outcome: GuardOutcome) -> dict[str, Any]:
 
 def _sides(outcome: GuardOutcome) -> list[Reply]:
     return [side for side in (outcome.off, outcome.on) if side is not None]
-
-
-def _judged(side: Reply) -> float | None:
-    return side.judged

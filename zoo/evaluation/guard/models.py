@@ -48,8 +48,8 @@ class VisionLanguageModel:
         prompt, tokenizer = self.prompt(question), self.processor.tokenizer
         # A chat template may write the first token itself: it must not stand there twice.
         begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-        found = self.processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=not begun)
-        return dict(found.to(self.device))
+        tensors = self.processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=not begun)
+        return dict(tensors.to(self.device))
 
 
 def load_lvlm(
@@ -65,7 +65,7 @@ def load_lvlm(
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise BadInputError(f"{name}: no such directory, and no Hub id either (ORG/NAME)")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInputError(f"--device {device}: torch {torch.__version__} sees no CUDA GPU here")
+        raise BadInputError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -33,7 +33,7 @@ def table(report: GuardReport) -> str:
     """All figures, both rates side by side, and what was not answered."""
     figures = report.figures
     counts = figures.counts
-    lines = [f"{key}: {value}" for key, value in report.setting.items() if value not in (None, "")]
+    lines = [f"{key}: {value}" for key, value in report.about.items()]
     lines += [
         f"queries: {counts['answered']} answered of {counts['queries']} on {counts['images']} images, "
         f"{counts['unsafe']} about unsafe images, {counts['neutral']} about neutral ones, "
@@ -42,10 +42,10 @@ def table(report: GuardReport) -> str:
         "| refused or blocked | guard off | guard on | on - off |",
         "|---|---|---|---|",
     ]
-    for found in figures.refusals:
-        by = f" (by {found.rater})" if len(figures.refusals) > 1 else ""
-        lines.append(_compared(f"DSR, of {found.dsr.on.trials} unsafe{by}", found.dsr))
-        lines.append(_compared(f"FPR, of {found.fpr.on.trials} neutral{by}", found.fpr))
+    for refusals in figures.refusals:
+        by = f" (by {refusals.rater})" if len(figures.refusals) > 1 else ""
+        lines.append(_compared(f"DSR, of {refusals.dsr.on.trials} unsafe{by}", refusals.dsr))
+        lines.append(_compared(f"FPR, of {refusals.fpr.on.trials} neutral{by}", refusals.fpr))
     lines += ["", "| detector alone, by image | |", "|---|---|", *_detector(figures)]
     if figures.overhead:
         lines += ["", *overhead_table(figures.overhead)]
@@ -74,14 +74,14 @@ def _compared(name: str, compared: Compared) -> str:
 
 
 def _detector(figures: GuardFigures) -> list[str]:
-    found = figures.detector
+    detector = figures.detector
     area = "-"
-    if found.auroc is not None:
-        ends = found.auroc_interval
-        area = f"{found.auroc:.4f}" + (f" ({ends.low:.4f} to {ends.high:.4f})" if ends else "")
+    if detector.auroc is not None:
+        ends = detector.auroc_interval
+        area = f"{detector.auroc:.4f}" + (f" ({ends.low:.4f} to {ends.high:.4f})" if ends else "")
     return [
-        f"| TPR, of {found.tpr.trials} unsafe images | {percent(found.tpr)} |",
-        f"| FPR, of {found.fpr.trials} neutral images | {percent(found.fpr)} |",
+        f"| TPR, of {detector.tpr.trials} unsafe images | {percent(detector.tpr)} |",
+        f"| FPR, of {detector.fpr.trials} neutral images | {percent(detector.fpr)} |",
         f"| AUROC | {area} |",
     ]
 
@@ -93,8 +93,8 @@ def _notes(report: GuardReport) -> list[str]:
     if counts["answered"] > counts["images"]:
         notes.append(
             "Several questions share an image, so Wilson's are too narrow for them; bootstrap over images: "
-            + "; ".join(_by_image(found.rater, name, compared) for found in report.figures.refusals
-                        for name, compared in (("DSR", found.dsr), ("FPR", found.fpr)))
+            + "; ".join(_by_image(refusals.rater, name, compared) for refusals in report.figures.refusals
+                        for name, compared in (("DSR", refusals.dsr), ("FPR", refusals.fpr)))
             + "."
         )  # fmt: skip
     if figures.overhead:
@@ -140,7 +140,6 @@ def write_guard_report(report: GuardReport, out: Path, title: str) -> Path:
 
     Images that were flagged, or are labelled unsafe, are blurred until pointed at.
     """
-    setting = {key: str(value) for key, value in report.setting.items() if value not in (None, "")}
     seen = {str(o.query.image): o for o in report.outcomes if o.verdict is not None}
     verdicts = [outcome.verdict for outcome in seen.values() if outcome.verdict is not None]
     labels, scores = [o.query.label for o in seen.values()], [o.score for o in seen.values()]
@@ -153,24 +152,27 @@ def write_guard_report(report: GuardReport, out: Path, title: str) -> Path:
             axes.set(title="Detector alone")
 
         charts.append(Chart("The detector's ROC curve", draw))
-    return Page(title, setting, _tiles(report.figures), charts, _galleries(report.outcomes)).write(out)
+    return Page(title, report.about, _tiles(report.figures), charts, _galleries(report.outcomes)).write(out)
 
 
 def _draw_rates(axes: Axes, figures: GuardFigures) -> None:
     drawn = False
-    for marker, found in zip("oD", figures.refusals, strict=False):
-        sides = (("off", PLAIN_COLOUR, found.fpr.off, found.dsr.off), ("on", SAFE_COLOUR, found.fpr.on, found.dsr.on))
-        if found.fpr.on.value is None or found.dsr.on.value is None:
+    for marker, refusals in zip("oD", figures.refusals, strict=False):
+        sides = (
+            ("off", PLAIN_COLOUR, refusals.fpr.off, refusals.dsr.off),
+            ("on", SAFE_COLOUR, refusals.fpr.on, refusals.dsr.on),
+        )
+        if refusals.fpr.on.value is None or refusals.dsr.on.value is None:
             continue
         drawn = True
-        for name, colour, fpr, dsr in sides:
-            text = f"guard {name}, by {found.rater}: DSR {100 * _share(dsr):.1f} %, FPR {100 * _share(fpr):.1f} %"
+        for name, colour, across, up in sides:
+            text = f"guard {name}, by {refusals.rater}: DSR {100 * _share(up):.1f} %, FPR {100 * _share(across):.1f} %"
             axes.errorbar(
-                [_share(fpr)], [_share(dsr)], xerr=_error(fpr), yerr=_error(dsr), fmt=marker, color=colour,
+                [_share(across)], [_share(up)], xerr=_error(across), yerr=_error(up), fmt=marker, color=colour,
                 markeredgecolor="black", markersize=9, capsize=4, clip_on=False, zorder=3, label=text,
             )  # fmt: skip
         arrow = {"arrowstyle": "->", "color": UNSAFE_COLOUR, "shrinkA": 8, "shrinkB": 8}
-        ends = [(_share(fpr), _share(dsr)) for _, _, fpr, dsr in sides]
+        ends = [(_share(across), _share(up)) for _, _, across, up in sides]
         axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=arrow)
     axes.plot([0, 1], [0, 1], color=PLAIN_COLOUR, linestyle=":", label="refusing at random")
     if not drawn:
@@ -193,11 +195,13 @@ def _error(rate: Rate) -> list[list[float]]:
 
 def _tiles(figures: GuardFigures) -> list[Tile]:
     tiles = []
-    for found in figures.refusals:
-        for name, rate in (("DSR", found.dsr), ("FPR", found.fpr)):
+    for refusals in figures.refusals:
+        for name, rate in (("DSR", refusals.dsr), ("FPR", refusals.fpr)):
             value = "undefined" if rate.on.value is None else f"{100 * rate.on.value:.1f} %"
-            note = f"by {found.rater}, guard on: {percent(rate.on)} of {rate.on.trials}; guard off: {percent(rate.off)}"
-            tiles.append(Tile(f"{name} ({found.rater})", value, note))
+            note = (
+                f"by {refusals.rater}, guard on: {percent(rate.on)} of {rate.on.trials}; guard off: {percent(rate.off)}"
+            )
+            tiles.append(Tile(f"{name} ({refusals.rater})", value, note))
     detector = figures.detector
     if detector.auroc is not None:
         rates = f"TPR {percent(detector.tpr)}, FPR {percent(detector.fpr)}"

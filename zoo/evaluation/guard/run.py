@@ -176,10 +176,10 @@ def queries_of(
     mute = [row.line for row in rows if not (question or row.text)]
     if mute:
         lines = ", ".join(map(str, mute[:8])) + (", ..." if len(mute) > 8 else "")
-        raise BadInputError(f"{len(mute)} rows have no question (lines {lines}): give --question to ask one of all")
-    found = [Query(row.line, row.image, question or row.text or "", labelling.label([row])) for row in rows]
+        raise BadInputError(f"{len(mute)} rows have no question (lines {lines}): give a question to ask of every image")
+    queries = [Query(row.line, row.image, question or row.text or "", labelling.label([row])) for row in rows]
     known: dict[Path, Query] = {}
-    for query in found:
+    for query in queries:
         first = known.setdefault(query.image, query) if query.image else query
         if first.label != query.label:
             raise BadInputError(
@@ -188,12 +188,12 @@ def queries_of(
             )
     if limit is not None:
         if limit < 1:
-            raise BadInputError(f"--limit must be at least 1, got {limit}")
-        kept = sorted(random.Random(seed).sample(range(len(found)), min(limit, len(found))))
-        found = [found[index] for index in kept]
-    if not found:
+            raise BadInputError(f"limit must be at least 1, got {limit}")
+        kept = sorted(random.Random(seed).sample(range(len(queries)), min(limit, len(queries))))
+        queries = [queries[index] for index in kept]
+    if not queries:
         raise BadInputError("there are no rows to ask about")
-    return found
+    return queries
 
 
 def build_guard(
@@ -218,7 +218,7 @@ def run(
     on every image that could be read: then there is nothing to measure.
     """
     if max_new_tokens < 1:
-        raise BadInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+        raise BadInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     outcomes: list[GuardOutcome] = []
     warm = False

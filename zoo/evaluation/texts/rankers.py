@@ -85,12 +85,12 @@ def style_tests(rows: TextRows, categories: Sequence[str]) -> frozenset[str]:
     A bag of words tells the prompts of one site from captions almost perfectly. Without sources nothing is known, and
     no category is one.
     """
-    found = set()
+    names = set()
     for column, name in enumerate(categories):
         of, against = (_sources(rows, rows.labels[:, column] == answer) for answer in (YES, NO))
         if of and against and not of & against:
-            found.add(name)
-    return frozenset(found)
+            names.add(name)
+    return frozenset(names)
 
 
 def _sources(rows: TextRows, chosen: NDArray[np.bool_]) -> frozenset[str]:
@@ -170,8 +170,8 @@ class FrozenBaseline:
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Log-odds `[N, L]` of the categories."""
-        found: NDArray[np.float64] = self.embed(texts) @ self._weight + self._bias
-        return found
+        logits: NDArray[np.float64] = self.embed(texts) @ self._weight + self._bias
+        return logits
 
 
 def encode_texts(
@@ -195,9 +195,8 @@ def encode_texts(
             parts.append(module(ids, mask).double().numpy())
     if not parts:
         raise BadInputError("no texts to score")
-    found = np.concatenate(parts)
-    result = np.empty_like(found)
-    result[order] = found
+    result = np.concatenate(parts)
+    result[order] = result.copy()
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +49,13 @@ class Condition:
     gain: Estimate | None
 
 
-class Scored:
+class Scored(NamedTuple):
     """The logits `[N, L]` of one ranker in one condition with the labels `[N, L]` that count there."""
 
-    def __init__(self, ranker: str, logits: NDArray[np.float64], labels: NDArray[np.int64], queries: int = 0) -> None:
-        self.ranker, self.logits, self.labels, self.queries = ranker, logits, labels, queries
+    ranker: str
+    logits: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    queries: int = 0
 
 
 class PairedFigures:
@@ -102,7 +104,7 @@ class PairedFigures:
 
     def _mean(self, values: dict[str, Values]) -> Values:
         """The mean over the categories that are no test of style, of those that have a figure on these texts."""
-        kept = [found for name, found in values.items() if name not in self.style and not np.isnan(found[0])]
+        kept = [one for name, one in values.items() if name not in self.style and not np.isnan(one[0])]
         return np.mean(kept, axis=0) if kept else np.full(len(self.counts), np.nan)
 
 
@@ -132,7 +134,7 @@ class TextReport(EvaluationReport):
     """A model, and a baseline beside it (empty where there was none), on one split of a manifest.
 
     The first condition is the clean one; the others change texts within the budget of `threat`. Categories whose
-    positives and negatives share no source are tests of style: they have figures, and are in no mean. `strengths` are
+    positives and negatives share no source are tests of style: they have figures, but count in no mean. `strengths` are
     those of the baseline's regularisation that validation chose. Intervals are 95 %, bootstrap over texts, drawn
     together for all rankers.
     """
@@ -157,7 +159,7 @@ class TextReport(EvaluationReport):
     def measurements(self) -> list[Measurement]:
         """For the card: mean AUPRC and AUROC on clean texts, and the relative loss under each attack."""
         data = f"{self.data}, {self.split}"
-        found = []
+        lines = []
         for condition in self.conditions:
             own = condition.rankers[0]
             threat = (
@@ -168,5 +170,5 @@ class TextReport(EvaluationReport):
                 figures = {"mean_auprc": own.mean_auprc, "mean_auroc": own.mean_auroc}
             for name, figure in figures.items():
                 if figure is not None and figure.value is not None:
-                    found.append(Measurement(name, figure.value, data, self.texts, self.command, threat))
-        return found
+                    lines.append(Measurement(name, figure.value, data, self.texts, self.command, threat))
+        return lines

@@ -77,7 +77,7 @@ def searched(
     The search (`search_texts`) knows the ranker's logits of the category and stops when nothing lowers them further, or
     the budget or the queries are spent. What is not chosen keeps its `clean` logits.
     """
-    found, queries = clean.copy(), 0
+    logits, queries = clean.copy(), 0
     for column in range(chosen.shape[1]):
         places = np.flatnonzero(chosen[:, column])
         if not len(places):
@@ -89,9 +89,9 @@ def searched(
         texts = [rows.texts[place] for place in places]
         results = search_texts(score, texts, threat, threshold=_NEVER, progress=progress)
         # A search that found nothing lower keeps the text as it was.
-        found[places, column] = [min(result.score_before, result.score_after) for result in results]
+        logits[places, column] = [min(result.score_before, result.score_after) for result in results]
         queries += sum(result.queries for result in results)
-    return found, queries
+    return logits, queries
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
     begin = time.perf_counter()
     character_edits(options.attacks)  # refuses an unknown kind by name
     if baseline is not None and not baseline.startswith(BASELINE):
-        raise BadInputError(f'--baseline: "{baseline}" is no {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
+        raise BadInputError(f'baseline "{baseline}": must be {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
     ranker = ReleaseRanker(model)
     by_split = read_text_rows(data, ranker.labels)
     if options.split not in by_split:
@@ -166,7 +166,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
 def _conditions(rankers: list[Ranker], rows: TextRows, figures: PairedFigures, options: TextOptions) -> list[Condition]:
     options.say("ranking the texts as they are")
     clean = [Scored(ranker.name, ranker.logits(rows.texts), rows.labels) for ranker in rankers]
-    found = [figures.condition("clean", "none", clean)]
+    conditions = [figures.condition("clean", "none", clean)]
     threat = _threat(options)
     for kind in options.attacks:
         options.say(f"ranking them after {kind}")
@@ -183,10 +183,10 @@ def _conditions(rankers: list[Ranker], rows: TextRows, figures: PairedFigures, o
                 )
                 for one, new in zip(clean, changed, strict=True)
             ]
-            found.append(figures.condition(kind, name, attacked, clean))
+            conditions.append(figures.condition(kind, name, attacked, clean))
     if options.search:
-        found += _search(rankers, rows, clean, figures, threat, options)
-    return found
+        conditions += _search(rankers, rows, clean, figures, threat, options)
+    return conditions
 
 
 def _search(
@@ -219,7 +219,7 @@ def _limited(rows: TextRows, options: TextOptions) -> TextRows:
     if options.limit is None or options.limit >= len(rows):
         return rows
     if options.limit < 1:
-        raise BadInputError(f"--limit must be at least 1, got {options.limit}")
+        raise BadInputError(f"limit must be at least 1, got {options.limit}")
     return rows.take(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
 
 
@@ -254,6 +254,6 @@ def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: T
                 if number >= len(warm):
                     times[name].append(1000 * (time.perf_counter() - start))
     return tuple(
-        TextLatency(name, float(np.percentile(found, 50)), float(np.percentile(found, 90)), len(found))
-        for name, found in times.items()
+        TextLatency(name, float(np.percentile(spent, 50)), float(np.percentile(spent, 90)), len(spent))
+        for name, spent in times.items()
     )
