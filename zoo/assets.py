@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -27,7 +27,7 @@ def find_asset(name: str | Path) -> Path:
     if not given.is_absolute() and shipped.is_file():
         return shipped
     siblings = [str(given.parent / path.name) for path in shipped.parent.glob("*.yaml")]
-    raise BadInputError(f"{name}: no such file, here or among the shipped ones" + close_match(str(given), siblings))
+    raise BadArgumentError(f"{name}: no such file, here or among the shipped ones" + close_match(str(given), siblings))
 
 
 def recipes() -> dict[str, Path]:

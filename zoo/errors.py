@@ -11,7 +11,15 @@ class ZooError(Exception):
 
 
 class BadInputError(ZooError, ValueError):
-    """An image, text, array, file or argument that cannot be used. Nothing was judged."""
+    """An image, text, array, file or argument that cannot be used. Nothing was judged. One of the two below."""
+
+
+class BadDataError(BadInputError):
+    """What a file, a row, an image or a text holds cannot be used: mend the data."""
+
+
+class BadArgumentError(BadInputError):
+    """An argument, a name, a path or a combination of them is wrong: mend the call."""
 
 
 class UnknownModelError(ZooError, KeyError):

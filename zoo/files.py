@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.errors import BadInputError, TamperedFileError
+from zoo.errors import BadArgumentError, TamperedFileError
 
 
 def sha256(path: Path) -> str:
@@ -43,9 +43,9 @@ def new_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises BadInputError when `out` is a file, or is not empty and `overwrite` is false.
     """
     if out.exists() and not out.is_dir():
-        raise BadInputError(f"{out}: is a file, expected a directory to write")
+        raise BadArgumentError(f"{out}: is a file, expected a directory to write")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise BadInputError(f"{out}: exists and is not empty; give another --out, or --overwrite")
+        raise BadArgumentError(f"{out}: exists and is not empty; give another --out, or --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)  # mkdtemp keeps others out, a release is for them too

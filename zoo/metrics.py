@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 Values: TypeAlias = NDArray[np.float64]
 #: Of items in order, a list or an array; None is what an item lacks.
@@ -55,9 +55,9 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
     from scipy.stats import binomtest  # takes most of a second to import
 
     if not 0 <= successes <= trials:
-        raise BadInputError(f"successes must lie in [0, trials], got {successes} of {trials}")
+        raise BadArgumentError(f"successes must lie in [0, trials], got {successes} of {trials}")
     if not 0 < level < 1:
-        raise BadInputError(f"level must lie in (0, 1), got {level}")
+        raise BadArgumentError(f"level must lie in (0, 1), got {level}")
     if trials == 0:
         return None
     ends = binomtest(successes, trials).proportion_ci(level, method="wilson")
@@ -75,11 +75,11 @@ class Ranking:
     def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
         score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
         if score.shape != label.shape or score.ndim != 1:
-            raise BadInputError(f"need a score and a label an item, got {list(score.shape)} and {list(label.shape)}")
+            raise BadArgumentError(f"need a score and a label an item, got {list(score.shape)} and {list(label.shape)}")
         if not np.isfinite(score).all():
-            raise BadInputError(f"a score must be finite, got {score[~np.isfinite(score)][0]}")
+            raise BadArgumentError(f"a score must be finite, got {score[~np.isfinite(score)][0]}")
         if not np.isin(label, (0, 1)).all():
-            raise BadInputError(f"a label must be 1 or 0, got {label[~np.isin(label, (0, 1))][0]}")
+            raise BadArgumentError(f"a label must be 1 or 0, got {label[~np.isin(label, (0, 1))][0]}")
         self.order = np.argsort(-score, kind="stable")
         ranked = score[self.order]
         #: The last place of each run of equal scores.
@@ -119,7 +119,9 @@ class Draws:
 
     def __init__(self, groups: Sequence[Hashable], *, seed: int, draws: int = 2000) -> None:
         if draws < 100:
-            raise BadInputError(f"draws must be at least 100 for the ends of an interval to mean anything, got {draws}")
+            raise BadArgumentError(
+                f"draws must be at least 100 for the ends of an interval to mean anything, got {draws}"
+            )
         numbers: dict[Hashable, int] = {}
         group = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.int64)
         generator = np.random.default_rng(seed)
@@ -208,13 +210,13 @@ def roc(scores: Scores, labels: Labels) -> RocCurve | None:
 def scored_pairs(scores: Scores, labels: Labels) -> list[tuple[float, int]]:
     """The (score, label) of items that have both, in order. Raises as `auroc`."""
     if len(scores) != len(labels):
-        raise BadInputError(f"{len(scores)} scores and {len(labels)} labels: score i goes with label i")
+        raise BadArgumentError(f"{len(scores)} scores and {len(labels)} labels: score i goes with label i")
     wrong = sorted({repr(label) for label in labels if label is not None and label not in (0, 1)})
     if wrong:
-        raise BadInputError(f"a label is 1 (unsafe), 0 (safe) or None (not known), got {', '.join(wrong[:4])}")
+        raise BadArgumentError(f"a label is 1 (unsafe), 0 (safe) or None (not known), got {', '.join(wrong[:4])}")
     broken = [score for score in scores if score is not None and not math.isfinite(score)]
     if broken:
-        raise BadInputError(f"a score must be finite, or None for what was not judged, got {broken[0]}")
+        raise BadArgumentError(f"a score must be finite, or None for what was not judged, got {broken[0]}")
     return [(float(s), int(y)) for s, y in zip(scores, labels, strict=True) if s is not None and y is not None]
 
 
@@ -258,7 +260,7 @@ def rates(verdicts: Sequence[Verdict], labels: Sequence[int | None]) -> Rates:
     Raises BadInputError for lists of different length or another label.
     """
     if len(verdicts) != len(labels):
-        raise BadInputError(f"{len(verdicts)} verdicts and {len(labels)} labels: verdict i goes with label i")
+        raise BadArgumentError(f"{len(verdicts)} verdicts and {len(labels)} labels: verdict i goes with label i")
     scored_pairs([None] * len(labels), labels)
     table = {(flag, label): 0 for flag in (True, False) for label in (0, 1)}
     unjudged = 0
@@ -285,11 +287,11 @@ def recall_at_k(similarity: Any, image_of_text: Any, ks: Sequence[int] = (1, 5, 
     own = _array(image_of_text)
     if table.ndim != 2 or 0 in table.shape or own.shape != table.shape[:1] or not np.issubdtype(own.dtype, np.integer):
         given = f"{list(table.shape)} and {own.dtype} {list(own.shape)}"
-        raise BadInputError(f"need similarity [T, I] and integer image indices [T], got {given}")
+        raise BadArgumentError(f"need similarity [T, I] and integer image indices [T], got {given}")
     if np.isnan(table).any():
-        raise BadInputError("the similarities hold NaN: the model broke, or an embedding has norm 0")
+        raise BadDataError("the similarities hold NaN: the model broke, or an embedding has norm 0")
     if own.min() < 0 or own.max() >= table.shape[1] or any(k < 1 for k in ks):
-        raise BadInputError(f"image indices must lie in [0, {table.shape[1]}) and k be 1 or more, got k {list(ks)}")
+        raise BadArgumentError(f"image indices must lie in [0, {table.shape[1]}) and k be 1 or more, got k {list(ks)}")
     is_own = own[:, None] == np.arange(table.shape[1])[None, :]
     by_text = _rank_of_best(table, is_own)
     by_image = _rank_of_best(table.T, is_own.T)[is_own.any(axis=0)]

@@ -12,7 +12,7 @@ from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, panel_policy
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, UnknownModelError, close_match
+from zoo.errors import BadArgumentError, UnknownModelError, close_match
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
@@ -60,7 +60,7 @@ def register_model(
 
     def add(function: str | Builder) -> None:
         if card.name in _entries:
-            raise BadInputError(f'a model named "{card.name}" is already registered')
+            raise BadArgumentError(f'a model named "{card.name}" is already registered')
         _entries[card.name] = ModelEntry(card, function, policy, pretrained)
 
     if builder is not None:
@@ -122,7 +122,7 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
         data["score_meaning"] = _MEANING[data["score"]]
     for key in hparams:
         if key not in data["hparams"]:
-            raise BadInputError(f'{name} has no hyperparameter "{key}"' + close_match(key, data["hparams"]))
+            raise BadArgumentError(f'{name} has no hyperparameter "{key}"' + close_match(key, data["hparams"]))
     data["hparams"] |= hparams
     return ModelCard.from_dict(data, name)
 

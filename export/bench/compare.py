@@ -18,7 +18,7 @@ from export.bench.report import Benchmark, ratios_of, rows_of
 from export.bench.side import Input, Task, drawn_jpegs
 from export.bench.turns import check_figures, in_turns
 from export.bundle import Bundle, Device, read_bundle
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 
 def bench(
@@ -42,12 +42,12 @@ def bench(
     """
     check_figures(batches, threads, rounds)
     if min(size) < 1:
-        raise BadInputError(f"images need a width and a height of at least 1 pixel, got {size[0]}x{size[1]}")
+        raise BadArgumentError(f"images need a width and a height of at least 1 pixel, got {size[0]}x{size[1]}")
     peers, batches = list(dict.fromkeys(against)), list(dict.fromkeys(batches))
     check_peers(peers)
     bundle = read_bundle(folder)
     if "safeclip" not in bundle.card.architecture.split("_") or bundle.card.image is None:
-        raise BadInputError(f"{folder} is a {bundle.card.name}: every peer is a CLIP, so it must be a safeclip_*")
+        raise BadArgumentError(f"{folder} is a {bundle.card.name}: every peer is a CLIP, so it must be a safeclip_*")
     torch.set_num_threads(threads)
     task = Task(drawn_jpegs(max(batches), size), input, device, threads)
     found = Benchmark(_setting(bundle, task, rounds, size), [], [], [])

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from export.bench.turns import check_figures, in_turns
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.judging.panel import zero_shot_policies
 from zoo.models.panel import Panel, ZeroShotHead
 from zoo.registry import create_model, default_policy, list_models, model_entry
@@ -28,7 +28,7 @@ def bench_heads(name: str, batch: int, threads: int, rounds: int) -> str:
     shipped policy where it is zero-shot. Raises BadInputError for what is no panel.
     """
     if model_entry(name).card.task != "panel":
-        raise BadInputError(f"{name} is no panel; panels are {', '.join(list_models(task='panel'))}")
+        raise BadArgumentError(f"{name} is no panel; panels are {', '.join(list_models(task='panel'))}")
     check_figures([batch], threads, rounds)
     torch.set_num_threads(threads)
     panel = create_model(name)

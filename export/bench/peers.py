@@ -27,7 +27,7 @@ from export.bench.side import Run, Side, Task
 from export.bundle import Bundle
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 from zoo.judging.judge import Judge
 from zoo.models.towers import clip_config, unit
 
@@ -56,11 +56,11 @@ def check_peers(names: list[str]) -> None:
     """Raise BadInputError for a peer that does not exist or cannot run here, and for none at all."""
     for name in names:
         if name in IMPOSSIBLE:
-            raise BadInputError(f"{name} cannot be a peer: {IMPOSSIBLE[name]}")
+            raise BadArgumentError(f"{name} cannot be a peer: {IMPOSSIBLE[name]}")
         if name not in PEERS:
-            raise BadInputError(f'no peer is called "{name}"' + close_match(name, PEERS))
+            raise BadArgumentError(f'no peer is called "{name}"' + close_match(name, PEERS))
     if not names:
-        raise BadInputError(f"name at least one peer: {', '.join(PEERS)}")
+        raise BadArgumentError(f"name at least one peer: {', '.join(PEERS)}")
 
 
 def peer_side(name: str, bundle: Bundle, task: Task) -> Side:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 #: Seconds before each timed run: threads that wait for work by spinning, as OpenMP's do, would slow the next side.
 PAUSE = 0.05
@@ -39,7 +39,7 @@ def in_turns(
 def check_figures(batches: Sequence[int], threads: int, rounds: int) -> None:
     """Raise BadInputError for batches, threads and rounds that no benchmark can be made of."""
     if rounds < 5 or threads < 1 or not batches or min(batches) < 1:
-        raise BadInputError(
+        raise BadArgumentError(
             f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {list(batches)}"
         )
 

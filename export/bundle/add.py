@@ -20,7 +20,7 @@ from export.bundle.read import read_manifest
 from export.bundle.signature import signature_path
 from export.onnx.graph import contract, save, text_encoder_graph
 from export.verify.check import Check
-from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import hashes, new_directory
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import PhraseEncoder
@@ -127,7 +127,7 @@ def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
             "give another --out, or --overwrite to start it anew"
         )
     if not replace and any(engine.name == name for engine in manifest.engines):
-        raise BadInputError(
+        raise BadArgumentError(
             f"{out}: has an engine {name} already; --replace makes it anew and leaves the others, --overwrite starts "
             "the bundle anew, or give another --out"
         )

@@ -15,7 +15,7 @@ from export.bundle.signature import signature_path
 from export.precision.names import Precision
 from export.verify.budget import Budget
 from zoo.contract import schema
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 log = logging.getLogger("export.bundle.manifest")
 
@@ -158,7 +158,7 @@ class Manifest:
         for engine in self.engines:
             if engine.name == name:
                 return engine
-        raise BadInputError(f'the bundle has no engine "{name}"' + close_match(name, [e.name for e in self.engines]))
+        raise BadArgumentError(f'the bundle has no engine "{name}"' + close_match(name, [e.name for e in self.engines]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal manifest."""

@@ -12,7 +12,7 @@ from export.bundle.signature import check_signature
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, read_policy
-from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, TamperedFileError
+from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
 from zoo.files import check_hashes
 from zoo.judging.panel import bind
 
@@ -62,7 +62,7 @@ def is_bundle(folder: str | Path) -> bool:
 def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
     """What a bundle says of itself, whatever became of its files. Raises as `read_bundle` does."""
     if not is_bundle(folder):
-        raise BadInputError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
+        raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
     check_signature(folder / MANIFEST, public_key)
     data = schema.read_json(folder / MANIFEST)
     if isinstance(data, dict) and data.get("schema_version") in (None, 1):

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.errors import BadInputError, MissingDependencyError, TamperedFileError
+from zoo.errors import BadDataError, MissingDependencyError, TamperedFileError
 
 #: Where a public key is configured for every bundle that is read: the path of a PEM file.
 VARIABLE = "SAFETY_ZOO_PUBLIC_KEY"
@@ -64,10 +64,10 @@ def _key(path: Path, kind: Literal["private", "public"]) -> Any:
     try:
         key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
     except (ValueError, TypeError) as problem:  # TypeError: it is encrypted
-        raise BadInputError(f"{path}: no {kind} key that can be read ({problem})") from None
+        raise BadDataError(f"{path}: no {kind} key that can be read ({problem})") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
         hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
-        raise BadInputError(f"{path}: no ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
+        raise BadDataError(f"{path}: no ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
     return key
 
 
@@ -75,7 +75,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as problem:
-        raise BadInputError(f"{path}: key cannot be read: {problem.strerror}") from None
+        raise BadDataError(f"{path}: key cannot be read: {problem.strerror}") from None
 
 
 def _cryptography() -> tuple[Any, Any]:

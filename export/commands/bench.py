@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands.common import Commands, add_command, names
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 EXAMPLES = """zoo bench bundles/vit_b32 --against transformers,transformers-bf16,open_clip --batch 1,8,32 --out figures
          zoo bench bundles/vit_b32 --input pixels --engine onnx-fp32 --engine onnx-int8
@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     if [options.bundle is not None, options.startup, options.heads is not None].count(True) != 1:
-        raise BadInputError("zoo bench takes a bundle directory, or --startup, or --heads PANEL")
+        raise BadArgumentError("zoo bench takes a bundle directory, or --startup, or --heads PANEL")
     if options.startup:
         from export.bench.startup import bench_startup
 
@@ -71,12 +71,12 @@ def _bench(options: argparse.Namespace) -> int:
         from export.bench.overhead import bench_overhead
 
         if len(options.engine) > 1:
-            raise BadInputError("--overhead times one engine: give --engine once, or leave it out for the best")
+            raise BadArgumentError("--overhead times one engine: give --engine once, or leave it out for the best")
         engine = options.engine[0] if options.engine else None
         print(bench_overhead(options.bundle, batches, options.threads, options.rounds, engine))
         return 0
     if options.out and options.out.exists() and not options.out.is_dir():
-        raise BadInputError(f"{options.out} is a file, and --out takes a folder: figures, table and plot go into it")
+        raise BadArgumentError(f"{options.out} is a file, and --out takes a folder: figures, table and plot go into it")
     from export.bench.compare import bench
 
     width, _, height = options.image.partition("x")
@@ -100,5 +100,5 @@ def _bench(options: argparse.Namespace) -> int:
 def _whole(text: str, option: str, example: str) -> int:
     """A whole number of an option. Raises BadInputError that shows what is expected."""
     if not text.isdecimal():
-        raise BadInputError(f'{option} takes whole numbers such as {example}, got "{text}"')
+        raise BadArgumentError(f'{option} takes whole numbers such as {example}, got "{text}"')
     return int(text)

@@ -17,7 +17,7 @@ from export.matrix.rows import SHIPPED, registered_rows, release_row
 from export.matrix.table import table
 from export.precision.names import Precision
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError, MissingDependencyError
+from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError
 
 #: Between these lines `--into` puts the table.
 START, END = "<!-- export-matrix -->\n", "<!-- /export-matrix -->"
@@ -66,9 +66,9 @@ def _matrix(options: argparse.Namespace) -> int:
     if options.into:
         put(options.into, None)  # before the work, not after it
     if options.images is not None and not options.images.is_dir():
-        raise BadInputError(f"{options.images}: no such folder of images")
+        raise BadArgumentError(f"{options.images}: no such folder of images")
     if options.calibrate is not None and not options.calibrate.exists():
-        raise BadInputError(f"{options.calibrate}: no such file or folder to find scales on")
+        raise BadArgumentError(f"{options.calibrate}: no such file or folder to find scales on")
     store = Store(options.out)
     failed = 0
     if not options.render:
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, store: Store) -> int:
 
     rows = [release_row(source) for source in options.model] or registered_rows(options.pattern)
     if not rows:
-        raise BadInputError(f'no registered model matches "{options.pattern}" (see `zoo list`)')
+        raise BadArgumentError(f'no registered model matches "{options.pattern}" (see `zoo list`)')
     settings = Settings(Check(images=options.images), options.calibrate, options.package)
     made = run_matrix(rows, _columns(options), store, settings, depth=options.depth, again=options.again)
     return sum(cell.outcome == "failed" for cell in made)
@@ -115,7 +115,7 @@ def _columns(options: argparse.Namespace) -> list[Column]:
     engines = options.engine or get_args(Kind)
     found = [(kind, what) for kind, what in COLUMNS if kind in engines and what in (options.precision or [what])]
     if not found:
-        raise BadInputError(
+        raise BadArgumentError(
             "no such cells: OpenVINO has fp32 and int8_qdq, and TensorRT all but int8 (see `zoo export matrix --help`)"
         )
     named = [*options.engine, *(["tensorrt"] if options.package else [])]
@@ -136,6 +136,6 @@ def put(file: Path, text: str | None) -> None:
     page = file.read_text(encoding="utf-8") if file.is_file() else ""
     found = re.search(f"({START}).*({END})", page, re.DOTALL)
     if found is None:
-        raise BadInputError(f"{file}: has no lines {START.strip()} and {END} for the table to stand between")
+        raise BadDataError(f"{file}: has no lines {START.strip()} and {END} for the table to stand between")
     if text is not None:
         file.write_text(f"{page[: found.end(1)]}{text}\n{page[found.start(2) :]}", encoding="utf-8")

@@ -13,7 +13,7 @@ from export.precision.names import Precision
 from export.verify.budget import Budget
 from export.verify.check import Check
 from zoo.assets import find_asset
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that `add_engine_options` gives to an exporter (`export_onnx`)."""
     hparams = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     if hparams and not options.untrained:
-        raise BadInputError("--set goes with --untrained: the hyperparameters of a release are fixed")
+        raise BadArgumentError("--set goes with --untrained: the hyperparameters of a release are fixed")
     wanted = options.precision != "fp32" if options.verify is None else options.verify
     return {
         "precision": options.precision,

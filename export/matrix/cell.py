@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as strict_dataclass
 from export.bundle import Kind
 from export.precision.names import Precision
 from zoo.contract import schema
-from zoo.errors import BadCardError, BadInputError
+from zoo.errors import BadArgumentError, BadCardError
 
 #: How far a cell is taken. `parse`: the graph is written, and TensorRT reads it. `build`: it starts on the CPU and is
 #: timed, and TensorRT builds its plan. `verify`: the answers on the CPU are compared with the model's too.
@@ -92,7 +92,7 @@ class Store:
             try:
                 cell = Cell.from_dict(schema.read_json(path), str(path))
             except BadCardError as problem:
-                raise BadInputError(f"{problem}; remove it, and the next run makes it anew") from None
+                raise BadArgumentError(f"{problem}; remove it, and the next run makes it anew") from None
             found[cell.model, cell.column] = cell
         return found
 

@@ -17,7 +17,7 @@ from export.precision.half import HALVES, in_half
 from export.precision.names import Precision
 from export.precision.products import check_products, count_products
 from export.runtime.onnx import installed_version
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Feeds
 from zoo.models.banks import text_banks
 from zoo.release.store import Release
@@ -112,9 +112,11 @@ def scales_from(release: Release, precision: Precision, path: Path | None) -> li
     """
     if precision != "int8_qdq":
         if path is not None:
-            raise BadInputError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
+            raise BadArgumentError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
         return []
     if path is None:
-        raise BadInputError(f"int8_qdq takes its scales from what the model judges: give {what_to_give(release.card)}")
+        raise BadArgumentError(
+            f"int8_qdq takes its scales from what the model judges: give {what_to_give(release.card)}"
+        )
     codec = release.model.codec() if release.card.reads_text else None
     return calibration(path, release.card, codec)

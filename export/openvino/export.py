@@ -23,7 +23,7 @@ from export.precision.products import check_products
 from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.models.banks import text_banks
 from zoo.release.store import Release
 
@@ -68,11 +68,11 @@ def export_openvino(
 def _check_precision(precision: Precision) -> None:
     """Raise BadInputError for a precision that OpenVINO engines do not have."""
     if precision == "int8":
-        raise BadInputError(
+        raise BadArgumentError(
             "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with --calibrate PATH"
         )
     if precision not in ("fp32", "int8_qdq"):
-        raise BadInputError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")
+        raise BadArgumentError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")
 
 
 def write_openvino(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.verify.inputs import read_lines
 from zoo.contract.card import ImageInput, ModelCard
 from zoo.data.manifest import read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import load
 from zoo.inputs.text import TextCodec
 from zoo.judging.scorer import Feeds
@@ -36,7 +36,7 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
     is nothing of what the model reads, or an image of a manifest cannot be read.
     """
     if not path.exists():
-        raise BadInputError(f"{path}: no such file or folder; give {what_to_give(card)}")
+        raise BadArgumentError(f"{path}: no such file or folder; give {what_to_give(card)}")
     examples = list(islice(_examples(path, card.image), INPUTS))
     examples = [one for one in examples if _complete(one, card)]
     for kind, reads, found in (
@@ -44,7 +44,7 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
         ("texts", card.reads_text, any(one.text is not None for one in examples)),
     ):
         if reads and not found:
-            raise BadInputError(f"{path}: holds no {kind}, which {card.name} reads; give {what_to_give(card)}")
+            raise BadDataError(f"{path}: holds no {kind}, which {card.name} reads; give {what_to_give(card)}")
     return [_feeds(examples[start : start + BATCH], card, codec) for start in range(0, len(examples), BATCH)]
 
 

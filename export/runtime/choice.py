@@ -17,7 +17,7 @@ from export.bundle.command import rebuild, runs_anywhere
 from export.precision.names import COUNTED_AS
 from export.runtime.cpu import clamps_int8
 from export.runtime.engine import RunningEngine
-from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, close_match
 
 log = logging.getLogger("export.runtime.choice")
 
@@ -51,7 +51,7 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
     """
     devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
     if device not in devices:
-        raise BadInputError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
+        raise BadArgumentError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
     wanted = bundle.manifest.engine(engine) if engine is not None else None
     passed_over: dict[str, str] = {}
     for candidate in _candidates(bundle, devices[device], wanted, passed_over):

@@ -16,7 +16,7 @@ from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.tensorrt.package import LogLine, Package, load_package
 from export.tensorrt.report import GRAPH, REPORT, Report
 from zoo.contract import schema
-from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
+from zoo.errors import BadArgumentError, IncompatibleBundleError, TamperedFileError
 from zoo.judging.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
@@ -190,11 +190,11 @@ def check_gpu(report: Report, gpu: LocalGpu, mend: Mend) -> None:
 def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes], mend: Mend) -> None:
     """Raise BadInputError where the plan has no such input, or not of that shape."""
     if name not in profiles:
-        raise BadInputError(f'the plan has no input "{name}", it reads {sorted(profiles)}')
+        raise BadArgumentError(f'the plan has no input "{name}", it reads {sorted(profiles)}')
     least, _, largest = profiles[name]
     inside = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
     if not inside:
-        raise BadInputError(
+        raise BadArgumentError(
             f'"{name}" is {list(shape)}, and the plan takes {list(least)} to {list(largest)}: '
             + mend(**_wider(name, shape, profiles[name]))
         )

@@ -17,7 +17,7 @@ from export.runtime.onnx import session
 from export.runtime.service import Service
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
 from zoo.judging.banks import cached_bank, policy_bank
@@ -48,7 +48,7 @@ def load(
     running = open_best(found, device=device, engine=engine, threads=threads)
     size = running.spec.batch[1] if batch_size is None else batch_size
     if size > running.spec.batch[2]:
-        raise BadInputError(
+        raise BadArgumentError(
             f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; export again: "
             + rebuild(found.manifest, running.spec, found.folder, batch=(1, min(size, running.spec.batch[1]), size))
         )
@@ -159,5 +159,5 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 def read_codec(bundle: Bundle) -> TextCodec:
     """The tokenizer of a bundle. Raises BadInputError when its model reads no text at all."""
     if bundle.card.text is None:
-        raise BadInputError(f"{bundle.card.name} reads no text")
+        raise BadArgumentError(f"{bundle.card.name} reads no text")
     return TextCodec((bundle.folder / TOKENIZER).read_text(encoding="utf-8"), bundle.card.text)

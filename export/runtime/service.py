@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
+from zoo.errors import BadArgumentError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
 from zoo.inputs.image import ImageSource
 from zoo.judging.scorer import Ready, Scorer
 
@@ -99,7 +99,7 @@ class Service:
         self, scorer: Scorer, *, max_batch: int = 32, max_wait_ms: float = 2.0, queue: int = 1024, decoders: int = 2
     ) -> None:
         if min(max_batch, queue, decoders) < 1 or not 0 <= max_wait_ms < 60_000:
-            raise BadInputError(
+            raise BadArgumentError(
                 "max_batch, queue and decoders must be at least 1 and max_wait_ms in [0, 60000), "
                 f"got {max_batch}, {queue}, {decoders} and {max_wait_ms}"
             )

@@ -17,7 +17,7 @@ from export.bundle import Shapes
 from export.tensorrt.layers import count_kinds, count_products, read_layers
 from export.tensorrt.package import LogLine, Package, load_package
 from export.tensorrt.report import Report
-from zoo.errors import BadInputError, IncompatibleBundleError, close_match
+from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
 
 Range = tuple[int, int, int]
 
@@ -125,9 +125,7 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
                 usual = defaults[value.name][axis]
                 sides.append(_rising(phrases or (1, usual, max(usual, MOST_PHRASES)), "phrases"))
             else:
-                raise BadInputError(
-                    f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range'
-                )
+                raise BadDataError(f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range')
         least, usual_shape, largest = zip(*sides, strict=True)
         found[value.name] = (least, usual_shape, largest)
     return found
@@ -136,13 +134,13 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
 def load_graph(graph: Path) -> onnx.ModelProto:
     """Read an ONNX file without weights that lie in a file of their own. Raises BadInputError where there is none."""
     if not graph.is_file():
-        raise BadInputError(f"{graph}: no such file")
+        raise BadArgumentError(f"{graph}: no such file")
     return onnx.load(graph, load_external_data=False)
 
 
 def _rising(values: Range, what: str) -> Range:
     if not 1 <= values[0] <= values[1] <= values[2]:
-        raise BadInputError(f"{what}: least, usual and largest must rise from 1, got {':'.join(map(str, values))}")
+        raise BadArgumentError(f"{what}: least, usual and largest must rise from 1, got {':'.join(map(str, values))}")
     return values
 
 
@@ -150,7 +148,7 @@ def _targets(trt: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     """The names of the architectures to build for; `8.6`, `sm86` and `SM86` are one."""
     if not trt.is_rtx:
         if capabilities:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"tensorrt {trt.version} builds for the GPU at hand only, so none may be named (got "
                 f"{', '.join(capabilities)}); TensorRT for RTX builds for any: pip install 'safety-zoo[tensorrt-rtx]'"
             )
@@ -161,7 +159,7 @@ def _targets(trt: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     wanted = tuple("SM" + one.upper().removeprefix("SM").replace(".", "") for one in capabilities) or CAPABILITIES
     for name in wanted:
         if name not in known:
-            raise BadInputError(f"tensorrt_rtx {trt.version} builds for no {name}" + close_match(name, known))
+            raise BadArgumentError(f"tensorrt_rtx {trt.version} builds for no {name}" + close_match(name, known))
     return wanted
 
 
@@ -175,7 +173,7 @@ def _with_banks(graph: Path, constants: Sequence[str]) -> onnx.ModelProto:
     weights = {weight.name: weight for weight in proto.graph.initializer}
     for name in constants:
         if name not in weights:
-            raise BadInputError(f'{graph}: has no weights named "{name}"' + close_match(name, weights))
+            raise BadDataError(f'{graph}: has no weights named "{name}"' + close_match(name, weights))
     for name in inputs.keys() & weights.keys():
         if name in constants:
             proto.graph.input.remove(inputs[name])
@@ -239,7 +237,7 @@ def _profile(builder: Any, network: Any, profiles: Mapping[str, Shapes]) -> Any:
     inputs = [network.get_input(number) for number in range(network.num_inputs)]
     for tensor in inputs:
         if tensor.name not in profiles:
-            raise BadInputError(f'no shapes for input "{tensor.name}" {tuple(tensor.shape)}')
+            raise BadArgumentError(f'no shapes for input "{tensor.name}" {tuple(tensor.shape)}')
         profile.set_shape(tensor.name, *profiles[tensor.name])
     return profile
 
@@ -248,10 +246,10 @@ def _read_timing_cache(trt: Package, config: Any, path: Path | None) -> Any:
     if path is None:
         return None
     if trt.is_rtx:
-        raise BadInputError("TensorRT for RTX times no kernels when it builds, so it keeps no timing cache")
+        raise BadArgumentError("TensorRT for RTX times no kernels when it builds, so it keeps no timing cache")
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise BadInputError(f"{path}: no timing cache of {trt.name} {trt.version} for this GPU; remove it")
+        raise BadDataError(f"{path}: no timing cache of {trt.name} {trt.version} for this GPU; remove it")
     return cache
 
 

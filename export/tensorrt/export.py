@@ -22,7 +22,7 @@ from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
 from export.tensorrt.report import GRAPH, LOG, REPORT, Report
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.release.store import Release
 
 TextBank = Literal["input", "constant", "refit"]
@@ -65,7 +65,7 @@ def export_tensorrt(
     product of the finished engine is in `precision`.
     """
     if precision == "int8":
-        raise BadInputError(
+        raise BadArgumentError(
             "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with --calibrate PATH"
         )
     name = engine_name("tensorrt", precision, profile)

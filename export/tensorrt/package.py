@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 
 PackageName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -66,7 +66,7 @@ def load_package(name: str | None = None) -> Package:
     """
     names: tuple[PackageName, ...] = get_args(PackageName)
     if name is not None and name not in names:
-        raise BadInputError(f'no TensorRT is named "{name}"' + close_match(name, names))
+        raise BadArgumentError(f'no TensorRT is named "{name}"' + close_match(name, names))
     with _loading:
         for candidate in names:
             if name in (None, candidate) and find_spec(candidate) is not None:

@@ -29,7 +29,7 @@ from export.triton.pbtxt import Message, pbtxt
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
-from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import new_directory
 from zoo.judging.panel import bind, zero_shot_policies
 
@@ -67,7 +67,7 @@ def export_triton(
     chosen = _engine(bundle, engine)
     name = name or bundle.card.name
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise BadInputError(f'"{name}" is no name for a model: letters, digits, ".", "_" and "-", no dot in front')
+        raise BadArgumentError(f'"{name}" is no name for a model: letters, digits, ".", "_" and "-", no dot in front')
     largest = chosen.batch[2] if max_batch is None else max_batch
     _check(chosen, largest, instances, delay_us, queue, version)
     config = _Config(bundle, chosen, policy or bundle.policy, name, largest, _device(chosen, device))
@@ -222,13 +222,13 @@ def _device(engine: Engine, device: Device | None) -> Device:
 
 def _check(engine: Engine, max_batch: int, instances: int, delay_us: int, queue: int, version: int) -> None:
     if min(instances, queue, version) < 1 or min(max_batch, delay_us) < 0:
-        raise BadInputError(
+        raise BadArgumentError(
             "instances, queue and version must be at least 1, max_batch and delay_us at least 0, "
             f"got {instances}, {queue}, {version}, {max_batch} and {delay_us}"
         )
     if engine.kind == "tensorrt" and not engine.batch[0] <= max(1, max_batch) <= engine.batch[2]:
         least, _, largest = engine.batch
-        raise BadInputError(f'engine "{engine.name}" takes batches of {least} to {largest}, not of {max_batch}')
+        raise BadArgumentError(f'engine "{engine.name}" takes batches of {least} to {largest}, not of {max_batch}')
 
 
 def _same_settings(model: Path, config: str, labels: str) -> None:
@@ -236,7 +236,7 @@ def _same_settings(model: Path, config: str, labels: str) -> None:
     for file, wanted in ((CONFIG, config), (LABELS, labels)):
         found = model / file
         if not found.is_file() or found.read_text(encoding="utf-8") != wanted:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{found} says something else, and Triton has one for all versions of a model: "
                 "give --name, or --overwrite to replace the model with all its versions"
             )

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from export.precision.names import Precision
 from zoo.assets import find_asset
 from zoo.contract import schema
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -43,5 +43,5 @@ class Budget(schema.YamlData):
 def budget_of(precision: Precision) -> Budget:
     """The shipped budget of a precision; both kinds of int8 share one. Raises BadInputError for an unknown one."""
     if precision not in get_args(Precision):
-        raise BadInputError(f'no precision is named "{precision}"' + close_match(precision, get_args(Precision)))
+        raise BadArgumentError(f'no precision is named "{precision}"' + close_match(precision, get_args(Precision)))
     return Budget.read(find_asset(f"configs/export/{precision.removesuffix('_qdq')}.yaml"))

@@ -9,7 +9,7 @@ from export.bundle import Given
 from export.bundle.command import given
 from export.precision.names import Precision
 from export.verify.budget import Budget, budget_of
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 #: Fewer inputs prove nothing about flips.
 MINIMUM = 256
@@ -34,7 +34,7 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.count < MINIMUM:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"count must be at least {MINIMUM}, got {self.count}: fewer inputs prove nothing about flips"
             )
 

@@ -14,7 +14,7 @@ from export.verify.golden import golden_images
 from export.verify.probes import Images, named_probes, text_probes
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 from zoo.inputs.image import ImageSource, load
 from zoo.inputs.text import TextCodec
 from zoo.judging.scorer import Feeds
@@ -114,7 +114,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise BadInputError(f"{path}: not readable as UTF-8 text: {problem}") from None
+        raise BadDataError(f"{path}: not readable as UTF-8 text: {problem}") from None
     if not found:
-        raise BadInputError(f"{path}: holds no text")
+        raise BadDataError(f"{path}: holds no text")
     return found

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from zoo.contract.card import ImageInput
 from zoo.contract.panel import HeadPolicy, one_policy
 from zoo.contract.policy import Category, Policy, Threshold
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import load, source_name
 from zoo.judging.judge import Judge
 from zoo.judging.panel import PanelJudge
@@ -54,7 +54,7 @@ def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None
 def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:
     """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
     if not folder.is_dir():
-        raise BadInputError(f"{folder}: no such folder of images")
+        raise BadArgumentError(f"{folder}: no such folder of images")
     found: list[Images] = []
     names: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -66,7 +66,7 @@ def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]
             continue
         names.append(source_name(path))
     if not found:
-        raise BadInputError(f"{folder}: holds no readable image")
+        raise BadDataError(f"{folder}: holds no readable image")
     return np.stack(found), names
 
 

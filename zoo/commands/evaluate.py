@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
 from zoo.commands.common import Commands, add_command, names, read_policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.release.load import is_bundle
 
 
@@ -43,7 +43,7 @@ def renamed(columns: str) -> dict[str, str]:
     for pair in filter(None, columns.split(",")):
         role, sign, name = pair.partition("=")
         if not sign:
-            raise BadInputError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
+            raise BadArgumentError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
         roles[role.strip()] = name.strip()
     return roles
 
@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.verdicts import evaluate, retrieval
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
-        raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
+        raise BadArgumentError("--update-card writes into a release directory; export again to carry the figures on")
     rows = read_rows(options.data, options.image_root, renamed(options.columns), options.split)
     labelling = Labelling(options.positive_label, names(options.positive_words))
     result = evaluate(

@@ -8,7 +8,7 @@ from pathlib import Path
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 EXAMPLE = (
     "zoo evaluate guard --lvlm runs/guard/tiny_llava --detector runs/quickstart/release \\\n"
@@ -58,7 +58,7 @@ def add(actions: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     if getattr(options, "model", None):
-        raise BadInputError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
+        raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
     from zoo.commands.evaluate import renamed
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures

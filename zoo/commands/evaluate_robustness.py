@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, names, read_policy
 from zoo.contract.panel import one_policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.release.load import is_bundle
 
 if TYPE_CHECKING:
@@ -122,16 +122,18 @@ def _check(options: argparse.Namespace) -> None:
     if missing:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)} (or --replay)")
     if is_bundle(options.model):
-        raise BadInputError(
+        raise BadArgumentError(
             f"{options.model} is a bundle, which has no gradients: attack the release that it was made of with "
             "--save DIR, and --replay DIR on the bundle"
         )
     if options.update_card and not Path(options.model).is_dir():
-        raise BadInputError("--update-card writes into a release directory")
+        raise BadArgumentError("--update-card writes into a release directory")
     if options.save and options.save.exists() and (options.save.is_file() or any(options.save.iterdir())):
-        raise BadInputError(f"--save {options.save}: exists and is not empty; give another folder")
+        raise BadArgumentError(f"--save {options.save}: exists and is not empty; give another folder")
     if options.batch_size < 1 or options.seed < 0:
-        raise BadInputError(f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}")
+        raise BadArgumentError(
+            f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}"
+        )
 
 
 def _how(options: argparse.Namespace) -> Options:
@@ -183,7 +185,9 @@ def _replay(options: argparse.Namespace) -> int:
 
     given = [f"--{name}" for name in ("data", "threat", "save", "eps") if getattr(options, name)]
     if given or options.update_card or options.target == "labels":
-        raise BadInputError(f"--replay judges what is stored and takes no {', '.join(given) or 'card and no labels'}")
+        raise BadArgumentError(
+            f"--replay judges what is stored and takes no {', '.join(given) or 'card and no labels'}"
+        )
     report = replay(
         options.model,
         options.replay,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.release.load import is_bundle
 
 EXAMPLE = (
@@ -45,7 +45,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.texts.show import plot_text_report, print_text_report
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
-        raise BadInputError("--update-card writes into a release directory; export again to carry the figures on")
+        raise BadArgumentError("--update-card writes into a release directory; export again to carry the figures on")
     named = {"all": tuple(KINDS), "none": ()}
     attacks = named.get(options.attacks, tuple(part.strip() for part in options.attacks.split(",")))
     report = evaluate_texts(

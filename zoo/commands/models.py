@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.models.upstream import KINDS, UPSTREAM
 
 IMPORT_HELP = """
@@ -116,9 +116,9 @@ def _hparams(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise BadInputError(f'--set wants KEY=VALUE, got "{pair}"')
+            raise BadArgumentError(f'--set wants KEY=VALUE, got "{pair}"')
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError as problem:
-            raise BadInputError(f'--set {key}: "{value}" is no YAML: {problem}') from None
+            raise BadArgumentError(f'--set {key}: "{value}" is no YAML: {problem}') from None
     return found

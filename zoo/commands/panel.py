@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 
 def add(commands: Commands) -> None:
@@ -40,7 +40,7 @@ def _panel(options: argparse.Namespace) -> int:
     for member in options.members:
         source, sign, policy = member.partition("=")
         if sign and not policy:
-            raise BadInputError(f'"{member}": a policy file is missing after the =')
+            raise BadArgumentError(f'"{member}": a policy file is missing after the =')
         members.append((source, policy) if sign else source)
     panel = create_panel(options.tower, members, options.combine)
     write_release(panel.model, panel.policy, options.out, overwrite=options.overwrite)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoo.assets import assets_root, recipes
 from zoo.commands.common import Commands, add_command
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 
 def add(commands: Commands) -> None:
@@ -47,7 +47,7 @@ def _list(options: argparse.Namespace) -> int:
 def _copy(options: argparse.Namespace) -> int:
     known = recipes()
     if options.name not in known:
-        raise BadInputError(f'no recipe is named "{options.name}"' + close_match(options.name, known))
+        raise BadArgumentError(f'no recipe is named "{options.name}"' + close_match(options.name, known))
     source = known[options.name]
     text = source.read_text(encoding="utf-8")
     # Fragments are named relative to the recipe; copied beside it, those names go on being right.
@@ -56,7 +56,7 @@ def _copy(options: argparse.Namespace) -> int:
     targets |= {options.to / name: assets_root() / name for name in named}
     taken = [str(target) for target in targets if target.exists()]
     if taken:
-        raise BadInputError(f"{', '.join(taken)}: exists already; move it away, or give another --to")
+        raise BadArgumentError(f"{', '.join(taken)}: exists already; move it away, or give another --to")
     for target, origin in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
@@ -67,7 +67,7 @@ def _copy(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     for path in options.files:
         if not path.is_file():
-            raise BadInputError(f"{path}: no such recipe file" + close_match(path.stem, recipes()))
+            raise BadArgumentError(f"{path}: no such recipe file" + close_match(path.stem, recipes()))
     from zoo.training.cli import check
 
     for path in options.files:
@@ -78,7 +78,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     if not options.recipe.is_file():
-        raise BadInputError(f"{options.recipe}: no such recipe file" + close_match(options.recipe.stem, recipes()))
+        raise BadArgumentError(f"{options.recipe}: no such recipe file" + close_match(options.recipe.stem, recipes()))
     from zoo.training.bench import measure
 
     print(f"{options.recipe}: {measure(options.recipe, options.steps, options.set)}")

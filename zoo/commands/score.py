@@ -9,7 +9,7 @@ import sys
 
 from zoo.commands.common import Commands, add_command, read_policy
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Scorer
 from zoo.release.load import load_scorer
 
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> int:
     images, texts = options.images or None, options.text
     if images is None and texts is None:
-        raise BadInputError("nothing to judge: name image files, or give --text")
+        raise BadArgumentError("nothing to judge: name image files, or give --text")
     from rich.console import Console
     from rich.progress import Progress
 

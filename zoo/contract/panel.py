@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy, PolicyFile
-from zoo.errors import BadInputError, BadPolicyError, close_match
+from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 Combine = Literal["any", "majority", "mean", "max"]
 
@@ -65,7 +65,7 @@ def panel_policy(heads: dict[str, Policy], combine: Combine) -> PanelPolicy:
     """The policy of a panel of these heads. Raises BadInputError for an unknown `combine`."""
     known = Combine.__args__  # type: ignore[attr-defined]
     if combine not in known:
-        raise BadInputError(f'no way to combine heads is named "{combine}"' + close_match(combine, known))
+        raise BadArgumentError(f'no way to combine heads is named "{combine}"' + close_match(combine, known))
     summary = f"{len(heads)} heads on one image tower, combined by {combine}"
     return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()))
 
@@ -105,7 +105,7 @@ def reading_of(card: ModelCard) -> Reading:
 def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Reading] | None = None) -> ModelCard:
     """The card of a panel of these heads, by their names in it. Raises BadInputError where no one tower fits all."""
     if not heads:
-        raise BadInputError("a panel needs at least one head")
+        raise BadArgumentError("a panel needs at least one head")
     first_name, first = next(iter(heads.items()))
     for other_name, card in heads.items():
         for what, wanted, found in (
@@ -113,13 +113,13 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
             *((key, first.hparams.get(key), card.hparams.get(key)) for key in VISION),
         ):
             if wanted is None or wanted != found:
-                raise BadInputError(
+                raise BadArgumentError(
                     f"{first_name} and {other_name} have no image tower in common: {what} is {wanted} and {found}"
                 )
     texts = {name: card for name, card in heads.items() if card.task == "zero_shot"}
     shapes = {(card.text, *(card.hparams.get(key) for key in TEXT)) for card in texts.values()}
     if len(shapes) > 1:
-        raise BadInputError(f"{', '.join(texts)} have text towers of different shapes")
+        raise BadArgumentError(f"{', '.join(texts)} have text towers of different shapes")
     by_head = readings or {head: reading_of(card) for head, card in heads.items()}
     distinct = sorted(set(by_head.values()))
     shared = {key: first.hparams[key] for key in VISION}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from zoo.errors import BadCardError, BadInputError, close_match
+from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -79,9 +79,9 @@ def read_yaml(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise BadInputError(f"{path}: not readable as YAML: {problem}") from None
+        raise BadArgumentError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as problem:  # deep nesting is one
+        raise BadDataError(f"{path}: not readable as YAML: {problem}") from None
 
 
 def read_json(path: Path) -> object:
@@ -89,9 +89,9 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as problem:
-        raise BadInputError(f"{path}: not readable as JSON: {problem}") from None
+        raise BadArgumentError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadDataError(f"{path}: not readable as JSON: {problem}") from None
 
 
 def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type[BadCardError]) -> None:

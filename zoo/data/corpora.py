@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from zoo.contract import schema
 from zoo.data.manifest import Split, read_records
 from zoo.data.near_texts import hashed_splits, near_groups
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 from zoo.inputs.text import clean
 
 _LINK, _USER = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), re.compile(r"@\w+")
@@ -163,12 +163,12 @@ def _rows(source: Source, path: Path) -> list[_Labelled]:
     columns = list(records[0])
     for column in (source.text, *(mark.column for mark in source.categories if mark.column)):
         if column not in columns:
-            raise BadInputError(f'{path}: no column "{column}"' + close_match(column, columns))
+            raise BadArgumentError(f'{path}: no column "{column}"' + close_match(column, columns))
     for mark in source.categories:
         found = {record[mark.column] for record in records} if mark.column else set()
         for value in mark.values:
             if value not in found:
-                raise BadInputError(
+                raise BadDataError(
                     f'{path}: the column "{mark.column}" never says "{value}"' + close_match(value, found)
                 )
     return [

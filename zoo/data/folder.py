@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import track
 
 from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split, assign_splits, fingerprint
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import FORMATS, decode
 
 
@@ -47,7 +47,7 @@ def write_folder_manifest(root: Path, out: Path, *, val_share: float | None = No
     train lacks, and for `val_share` where there is nothing to divide.
     """
     if not root.is_dir():
-        raise BadInputError(f"{root}: no such folder")
+        raise BadArgumentError(f"{root}: no such folder")
     by_split = _splits(root)
     found = [one for split, folder in by_split.items() for one in _classes(folder, split)]
     images = [one for one in found if one.path.suffix.lower() in _image_suffixes()]
@@ -75,32 +75,32 @@ def _splits(root: Path) -> dict[Split | None, Path]:
         split = SAME_SPLIT.get(folder.name.lower(), folder.name.lower())
         if split in SPLITS:
             if split in named:
-                raise BadInputError(f"{root}: both {named[split].name} and {folder.name} are the split {split}")
+                raise BadDataError(f"{root}: both {named[split].name} and {folder.name} are the split {split}")
             named[split] = folder
     if not named:
         return {None: root}
     others = [folder.name for folder in folders if folder not in named.values()]
     if others:
-        raise BadInputError(
+        raise BadDataError(
             f"{root}: {', '.join(f.name for f in named.values())} are splits, but {', '.join(others[:4])} is none; "
             "a tree is either SPLIT/CLASS/image or CLASS/image"
         )
     if "train" not in named:
-        raise BadInputError(f"{root}: has the splits {', '.join(sorted(map(str, named)))}, but no train")
+        raise BadDataError(f"{root}: has the splits {', '.join(sorted(map(str, named)))}, but no train")
     return named
 
 
 def _classes(folder: Path, split: Split | None) -> Iterable[_Found]:
     classes = _folders(folder)
     if not classes:
-        raise BadInputError(f"{folder}: holds no class folders; expected CLASS/image files in it")
+        raise BadDataError(f"{folder}: holds no class folders; expected CLASS/image files in it")
     for label in classes:
         name = label.name
         if "|" in name or name != name.strip():
-            raise BadInputError(f'{label}: a class may not hold "|" or begin or end with a blank, as labels cannot')
+            raise BadDataError(f'{label}: a class may not hold "|" or begin or end with a blank, as labels cannot')
         for path in sorted(label.iterdir()):
             if path.is_dir():
-                raise BadInputError(f"{path}: a folder inside of a class; a tree is SPLIT/CLASS/image or CLASS/image")
+                raise BadDataError(f"{path}: a folder inside of a class; a tree is SPLIT/CLASS/image or CLASS/image")
             if not path.name.startswith("."):
                 yield _Found(path, name, split)
 
@@ -110,7 +110,7 @@ def _folders(folder: Path) -> list[Path]:
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     loose = [path for path in inside if path.is_file() and path.suffix.lower() in _image_suffixes()]
     if loose:
-        raise BadInputError(f"{loose[0]}: an image in no class folder ({len(loose)} such in {folder})")
+        raise BadDataError(f"{loose[0]}: an image in no class folder ({len(loose)} such in {folder})")
     return [path for path in inside if path.is_dir()]
 
 
@@ -121,21 +121,21 @@ def _image_suffixes() -> set[str]:
 
 def _check_classes(root: Path, found: list[_Found], images: list[_Found]) -> None:
     if not images:
-        raise BadInputError(f"{root}: holds no images" + (f"; first file: {found[0].path}" if found else ""))
+        raise BadDataError(f"{root}: holds no images" + (f"; first file: {found[0].path}" if found else ""))
     trained = {one.label for one in images if one.split in (None, "train")}
     odd = sorted({one.label for one in images} - trained)
     if odd:
-        raise BadInputError(f'{root}: the class "{odd[0]}" has no images in train, so nothing could learn it')
+        raise BadDataError(f'{root}: the class "{odd[0]}" has no images in train, so nothing could learn it')
 
 
 def _with_validation(root: Path, images: list[_Found], share: float | None, seed: int) -> list[_Found]:
     if share is not None and not 0 <= share < 1:
-        raise BadInputError(f"val_share lies in [0, 1), got {share}")
+        raise BadArgumentError(f"val_share lies in [0, 1), got {share}")
     splits = {one.split for one in images}
     if splits == {None} or "val" in splits:
         if share is not None:
             why = "has a split for validation already" if "val" in splits else "has no splits, training assigns them"
-            raise BadInputError(f"{root}: {why}, so val_share divides nothing")
+            raise BadDataError(f"{root}: {why}, so val_share divides nothing")
         return images
     share = 0.1 if share is None else share
     train = [number for number, one in enumerate(images) if one.split == "train"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
 from zoo.inputs.text import clean
 
 Split = Literal["train", "val", "test"]
@@ -54,12 +54,12 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
     unknown = set(columns or {}) - set(names)
     if unknown:
         word = sorted(unknown)[0]
-        raise BadInputError(f'columns: no role "{word}"' + close_match(word, names))
+        raise BadArgumentError(f'columns: no role "{word}"' + close_match(word, names))
     for role, name in names.items():
         if role in (columns or {}) and name not in records[0]:
-            raise BadInputError(f'{path}: no column "{name}"' + close_match(name, records[0]))
+            raise BadArgumentError(f'{path}: no column "{name}"' + close_match(name, records[0]))
     if names["image"] not in records[0] and names["text"] not in records[0]:
-        raise BadInputError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
+        raise BadDataError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
     root = image_root or path.parent
     return [_row(path, number, record, names, root) for number, record in enumerate(records, start=2)]
 
@@ -67,10 +67,10 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
 def read_records(path: Path) -> list[dict[str, str]]:
     """All columns of a manifest as they stand in the file; the first record is that of line 2. Raises as above."""
     if not path.is_file():
-        raise BadInputError(f"{path}: no such manifest file")
+        raise BadArgumentError(f"{path}: no such manifest file")
     records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if not records:
-        raise BadInputError(f"{path}: has no rows")
+        raise BadDataError(f"{path}: has no rows")
     return records
 
 
@@ -164,15 +164,13 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
     split = (record.get(names["split"]) or "").strip().lower()
     split = SAME_SPLIT.get(split, split)
     if split and split not in SPLITS:
-        raise BadInputError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
+        raise BadDataError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
     labels, judged = _names(raw), None
     if record.get(names["judged"]) is not None:
         judged = _names(record[names["judged"]])
         odd = next((label for label in labels if label not in judged), None)
         if odd is not None:
-            raise BadInputError(
-                f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}'
-            )
+            raise BadDataError(f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}')
     place = root / image if image else None
     return Row(line, place, text, labels, split if split else None, judged, names["labels"] in record, record)
 
@@ -186,7 +184,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             return list(csv.DictReader(stream))
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise BadInputError(f"{path}: not readable as CSV: {problem}") from None
+        raise BadDataError(f"{path}: not readable as CSV: {problem}") from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:
@@ -197,7 +195,7 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.lib.ArrowException) as problem:
-        raise BadInputError(f"{path}: not readable as Parquet: {problem}") from None
+        raise BadDataError(f"{path}: not readable as Parquet: {problem}") from None
     return [{key: _flat(value) for key, value in record.items()} for record in records]
 
 

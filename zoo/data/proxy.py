@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo.data.manifest import SPLITS, Row, Split, read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 #: Where the concept is: in photo and prompt, in the photo alone, in the prompt alone, in neither.
 KINDS = ("both", "image", "prompt", "neither")
@@ -54,9 +54,9 @@ def write_proxy(
     """
     for name, share in (("mismatch", mismatch), ("test_share", test_share)):
         if not 0 <= share <= 1:
-            raise BadInputError(f"{name} is a share in [0, 1], got {share}")
+            raise BadArgumentError(f"{name} is a share in [0, 1], got {share}")
     if rows_per_image < 1:
-        raise BadInputError(f"rows_per_image must be at least 1, got {rows_per_image}")
+        raise BadArgumentError(f"rows_per_image must be at least 1, got {rows_per_image}")
     concept = _pattern(words)
     photos = _photos(read_manifest(captions, image_root, columns), captions)
     _divide(photos, test_share, seed)
@@ -92,7 +92,7 @@ class _Ring:
 
     def another(self, photo: _Photo, key: str) -> _Photo:
         if len(self.photos) < 2:
-            raise BadInputError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
+            raise BadDataError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
         start = bisect(self.places, _draw(f"other:{key}", self.seed))
         found = self.photos[start % len(self.photos)]
         return found if found is not photo else self.photos[(start + 1) % len(self.photos)]
@@ -101,7 +101,7 @@ class _Ring:
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:
     given = [re.escape(word.strip()) for word in words if word.strip()]
     if not given:
-        raise BadInputError("words: name at least one word for the concept, such as dog,dogs")
+        raise BadArgumentError("words: name at least one word for the concept, such as dog,dogs")
     return re.compile(rf"\b(?:{'|'.join(given)})\b", re.IGNORECASE)
 
 
@@ -110,12 +110,12 @@ def _photos(rows: list[Row], captions: Path) -> list[_Photo]:
     for row in rows:
         if row.image is None or row.text is None or row.split is None:
             wanting = next(name for name in ("image", "text", "split") if getattr(row, name) is None)
-            raise BadInputError(
+            raise BadDataError(
                 f"{captions}, line {row.line}: a caption has image, text and split, here is no {wanting}"
             )
         photo = found.setdefault(row.image, _Photo(row.image, row.split))
         if photo.split != row.split:
-            raise BadInputError(f"{captions}, line {row.line}: {row.image} is in {photo.split} and in {row.split}")
+            raise BadDataError(f"{captions}, line {row.line}: {row.image} is in {photo.split} and in {row.split}")
         photo.captions.append(row.text)
     return list(found.values())
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.data.manifest import Split, read_manifest
 from zoo.data.signs import PLACES, Signs, read_signs
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 
 Wording = Literal["plain", "new"]
 COLUMNS = ("image", "question", "answer", "label", "split", "kind", "reason")
@@ -90,10 +90,10 @@ def write_questions(signs: Path, out: Path, *, wording: Wording = "plain", per_i
     another file, `signs` no such dataset, or `per_image` not in [1, 5].
     """
     if wording not in QUESTIONS:
-        raise BadInputError(f'no wording is called "{wording}"' + close_match(wording, QUESTIONS))
+        raise BadArgumentError(f'no wording is called "{wording}"' + close_match(wording, QUESTIONS))
     kinds = QUESTIONS[wording]
     if not 1 <= per_image <= len(kinds):
-        raise BadInputError(f"per_image must lie in [1, {len(kinds)}], got {per_image}")
+        raise BadArgumentError(f"per_image must lie in [1, {len(kinds)}], got {per_image}")
     rng = np.random.default_rng(seed)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -106,7 +106,7 @@ def write_questions(signs: Path, out: Path, *, wording: Wording = "plain", per_i
             writer.writerow((image, question, answer(shown, kind), label, split, kind, reason))
     text = stream.getvalue()
     if out.exists() and (not out.is_file() or out.read_text(encoding="utf-8") != text):
-        raise BadInputError(f"{out}: exists with other contents; name another, or remove it first")
+        raise BadArgumentError(f"{out}: exists with other contents; name another, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     return out
@@ -141,8 +141,8 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
     found = []
     for row, other, kind, reason in zip(rows, answers, extra["kind"], extra["reason"], strict=True):
         if row.image is None or row.text is None or other.text is None:
-            raise BadInputError(f"{path}, line {row.line}: needs an image, a question and an answer")
+            raise BadDataError(f"{path}, line {row.line}: needs an image, a question and an answer")
         if any(label not in ("0", "1") for label in row.labels):
-            raise BadInputError(f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {'|'.join(row.labels)}")
+            raise BadDataError(f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {'|'.join(row.labels)}")
         found.append(Question(row.image, row.text, other.text, row.split, kind or "", reason or "", "1" in row.labels))
     return found

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 SPLITS = ("train", "val", "test")
 
@@ -122,7 +122,7 @@ def write_signs(
     """
     counts = {"train": train, "val": val, "test": test}
     if min(counts.values()) < 0 or sum(counts.values()) == 0 or size < 32 or seed < 0:
-        raise BadInputError(
+        raise BadArgumentError(
             f"need counts and seed of 0 or more, a picture at all, and size >= 32; got {counts}, {size=}, {seed=}"
         )
     parameters = {"format": FORMAT, **counts, "size": size, "seed": seed}
@@ -130,7 +130,7 @@ def write_signs(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if _read_parameters(marker) == parameters and manifest.is_file():
             return manifest
-        raise BadInputError(
+        raise BadArgumentError(
             f"{out}: neither an empty directory nor this very dataset ({parameters}); name another, or empty it first"
         )
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def read_signs(folder: Path) -> Iterator[tuple[str, str, Signs]]:
     """
     parameters = _read_parameters(folder / "signs.json")
     if not isinstance(parameters, dict) or parameters.get("format") != FORMAT:
-        raise BadInputError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs --out DIR`)")
+        raise BadDataError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs --out DIR`)")
     # Drawn lots again rather than read: the manifest keeps words, not what is in the picture.
     for split, index in _slots({split: parameters[split] for split in SPLITS}):
         name, signs, _ = _picture(parameters["seed"], split, index)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.manifest import Row, read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], spli
     if split is None:
         return rows
     if any(row.split is None for row in rows):
-        raise BadInputError(
+        raise BadDataError(
             f"{data}: some rows name no split, so the training's own assignment would be needed; add a column split"
         )
     chosen = [row for row in rows if row.split == split]
     if not chosen:
-        raise BadInputError(f'{data}: no rows of the split "{split}"')
+        raise BadDataError(f'{data}: no rows of the split "{split}"')
     return chosen
 
 

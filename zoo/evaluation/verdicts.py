@@ -15,7 +15,7 @@ from zoo.contract.card import Measurement
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.evaluation.labelling import Labelling, items_of
 from zoo.evaluation.page import (
     PLAIN_COLOUR,
@@ -129,7 +129,7 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
 
     encoder = load_release(model).model
     if not isinstance(encoder, DualEncoder) or encoder.card.image is None:
-        raise BadInputError(f"{model} has no text tower: retrieval is for zero-shot models")
+        raise BadArgumentError(f"{model} has no text tower: retrieval is for zero-shot models")
     items = items_of([row for row in rows if row.image and row.text], by_image=True)
     image, text, owner = [], [], []
     codec = encoder.codec()
@@ -206,7 +206,9 @@ def write_report(
     """
     lengths = {len(column) for column in (verdicts, labels, scores, images, texts)}
     if len(lengths) != 1:
-        raise BadInputError(f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}")
+        raise BadArgumentError(
+            f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}"
+        )
     area = auroc(scores, labels)  # refuses what nothing can be computed from, before anything is written
     charts = [Chart("Scores by label", lambda axes: _draw_histogram(axes, labels, scores, threshold))]
     if area is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, BadDataError, GuardError
 from zoo.guard.insertion import IGNORED
 from zoo.guard.texts import INSTRUCTION, REFUSAL, instructed, refusal_for
 
@@ -52,7 +52,7 @@ class GuardedCollator:
         self.image_token_id: int = processor.image_token_id
         self.instruction, self.refusal = instruction, refusal
         if self.tokenizer.eos_token is None:
-            raise BadInputError("the tokenizer has no end token, so no answer would ever end")
+            raise BadDataError("the tokenizer has no end token, so no answer would ever end")
         refusal_for([], refusal)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class GuardedCollator:
             raise GuardError(f"an image could not be judged, so its conversation is not learnt: {unjudged[0].detail}")
         images = sum(prompt.count(self.image_token) for prompt, _ in example.turns)
         if images != len(example.verdicts):
-            raise BadInputError(f"{len(example.verdicts)} verdicts for {images} images in the prompts")
+            raise BadArgumentError(f"{len(example.verdicts)} verdicts for {images} images in the prompts")
         turns: list[tuple[str, str]] = []
         seen: list[Verdict] = []
         for prompt, answer in example.turns:
@@ -93,7 +93,7 @@ class GuardedCollator:
         """The prompt with the instruction where `Guard` inserts it: behind the run with the last flagged image."""
         parts = prompt.split(self.image_token)
         if len(parts) != len(flagged) + 1:
-            raise BadInputError(f'{len(flagged)} images for {len(parts) - 1} "{self.image_token}" in {prompt!r}')
+            raise BadArgumentError(f'{len(flagged)} images for {len(parts) - 1} "{self.image_token}" in {prompt!r}')
         last = max(index for index, flag in enumerate(flagged) if flag)
         while last + 1 < len(flagged) and not parts[last + 1]:
             last += 1
@@ -129,14 +129,14 @@ class GuardedCollator:
             for value, token in zip(values, ids or values, strict=True):
                 result += [value] * (next(images) if token == self.image_token_id else 1)
         except StopIteration:
-            raise BadInputError(f"{len(image_tokens)} images for more image tokens in the prompts") from None
+            raise BadArgumentError(f"{len(image_tokens)} images for more image tokens in the prompts") from None
         if next(images, None) is not None:
-            raise BadInputError(f"{len(image_tokens)} images for fewer image tokens in the prompts")
+            raise BadArgumentError(f"{len(image_tokens)} images for fewer image tokens in the prompts")
         return result
 
     def _pad(self, rows: Sequence[tuple[list[int], list[int]]], side: str) -> dict[str, Tensor]:
         if not rows:
-            raise BadInputError("an empty batch")
+            raise BadArgumentError("an empty batch")
         width = max(len(ids) for ids, _ in rows)
         pad = self.tokenizer.pad_token_id
         blank = pad if pad is not None else self.tokenizer.eos_token_id

@@ -15,7 +15,7 @@ from zoo.assets import find_asset
 from zoo.contract.panel import one_policy
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, GuardError
 from zoo.guard.vision import tower_sample
 from zoo.judging.judge import Judge
 from zoo.models.banks import text_bank
@@ -38,7 +38,7 @@ def load_detector(
     if isinstance(policy, (str, Path)):
         policy = Policy.read(find_asset(policy))
     if not isinstance(release.model, DualEncoder):
-        raise BadInputError(
+        raise BadArgumentError(
             f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"
         )
     return Detector(release.model, policy or one_policy(release.policy), layer=layer)
@@ -73,15 +73,17 @@ class Detector(nn.Module):
         tower = getattr(model, "image_tower", None)
         if not isinstance(model, DualEncoder) or not isinstance(tower, ClipImageTower):
             name = model.card.name if hasattr(model, "card") else type(model).__name__
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{name} cannot be a guard's detector: that takes a safeclip_* model, with a CLIP tower"
             )
         if tiles not in get_args(Tiles):
-            raise BadInputError(f"tiles must be one of {', '.join(get_args(Tiles))}, got {tiles!r}")
+            raise BadArgumentError(f"tiles must be one of {', '.join(get_args(Tiles))}, got {tiles!r}")
         depth = int(model.card.hparams["vision_layers"])
         self.layer = int(model.card.hparams["layer"]) if layer is None else layer
         if not -depth - 1 <= self.layer <= -1:
-            raise BadInputError(f"layer must lie in [{-depth - 1}, -1] for a CLIP of {depth} layers, got {self.layer}")
+            raise BadArgumentError(
+                f"layer must lie in [{-depth - 1}, -1] for a CLIP of {depth} layers, got {self.layer}"
+            )
         self.index = depth + 1 + self.layer
         self.card, self.policy, self.tiles = model.card, policy, tiles
         self.judge = Judge(model.card, policy)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, GuardError
 from zoo.guard import refuse
 from zoo.guard.detector import Detector, load_detector
 from zoo.guard.insertion import Inserter, Splice, image_spans, insertion_point, layout, splice_batch
@@ -80,7 +80,7 @@ class Guard:
         refusal: str = REFUSAL,
     ) -> None:
         if correction not in get_args(Correction):
-            raise BadInputError(f"correction must be one of {', '.join(get_args(Correction))}, got {correction!r}")
+            raise BadArgumentError(f"correction must be one of {', '.join(get_args(Correction))}, got {correction!r}")
         self.model, self.processor = model, processor
         self._inner = unwrap(model)
         tower = clip_tower(self._inner)
@@ -94,12 +94,12 @@ class Guard:
     def _check_tower(self, tower: Any) -> None:
         width, depth, ours = tower.config.hidden_size, len(tower.encoder.layers), self.detector
         if ours.width != width:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{ours.card.name} projects CLS tokens of width {ours.width}, but the vision tower of "
                 f"{type(self._inner).__name__} is {width} wide: take the detector of the same CLIP"
             )
         if ours.index > depth:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"the detector reads hidden state {ours.index} (layer {ours.layer} of {ours.card.name}), but the "
                 f"vision tower of {type(self._inner).__name__} ends at {depth}"
             )
@@ -121,7 +121,7 @@ class Guard:
         pixels = inputs.get("pixel_values")
         if pixels is None or len(pixels) == 0:
             if is_image.any():
-                raise BadInputError(f"{int(is_image.sum())} image tokens in input_ids, but no pixel_values")
+                raise BadArgumentError(f"{int(is_image.sum())} image tokens in input_ids, but no pixel_values")
             nothing: list[Any] = [[] for _ in ids]
             return Screening(nothing, [False] * len(ids), None, nothing, cached)
         features = encode(self._inner, inputs, self.detector.index)
@@ -210,9 +210,9 @@ class Guard:
         token is put into the processor's chat template. Raises BadInputError, GuardError.
         """
         if len(images) != len(prompts):
-            raise BadInputError(f"{len(images)} images (or groups of images) for {len(prompts)} prompts")
+            raise BadArgumentError(f"{len(images)} images (or groups of images) for {len(prompts)} prompts")
         if options.get("num_return_sequences", 1) != 1:
-            raise BadInputError("answer gives one answer a prompt; use generate for num_return_sequences")
+            raise BadArgumentError("answer gives one answer a prompt; use generate for num_return_sequences")
         groups = [_group(group) for group in images]
         texts = [self._prompt(prompt, len(group)) for prompt, group in zip(prompts, groups, strict=True)]
         pictures = [picture for group in groups for picture in group]
@@ -228,9 +228,9 @@ class Guard:
         if prompt.count(token) == images:
             return prompt
         if token in prompt:
-            raise BadInputError(f'prompt with {prompt.count(token)} "{token}" for {images} images: {prompt!r}')
+            raise BadArgumentError(f'prompt with {prompt.count(token)} "{token}" for {images} images: {prompt!r}')
         if not self.processor.chat_template:
-            raise BadInputError(f'prompt without "{token}", and the processor has no chat template: {prompt!r}')
+            raise BadArgumentError(f'prompt without "{token}", and the processor has no chat template: {prompt!r}')
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         turns = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
@@ -240,28 +240,28 @@ class Guard:
             other_pixels = name.startswith("pixel_values") and name != "pixel_values"
             if value is not None and (name in _UNSEEN or other_pixels):
                 reason = _UNSEEN.get(name, "only images are judged, as pixel_values, and no videos")
-                raise BadInputError(f"the guard takes no {name}: {reason}")
+                raise BadArgumentError(f"the guard takes no {name}: {reason}")
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             found = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-            raise BadInputError(f"input_ids must be a tensor [B, T], got {found}")
+            raise BadArgumentError(f"input_ids must be a tensor [B, T], got {found}")
         return ids
 
 
 def _detector(source: str | Path | Detector, policy: Policy | str | Path | None) -> Detector:
     if isinstance(source, Detector):
         if policy is not None:
-            raise BadInputError("a Detector has its policy already: give the policy to it, not to the guard")
+            raise BadArgumentError("a Detector has its policy already: give the policy to it, not to the guard")
         return source
     return load_detector(source, policy)
 
 
 def _image_token_id(model: Any, processor: Any) -> int:
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise BadInputError(f"the guard needs the processor of the model, got {type(processor).__name__}")
+        raise BadArgumentError(f"the guard needs the processor of the model, got {type(processor).__name__}")
     wanted, given = int(model.config.image_token_id), getattr(processor, "image_token_id", None)
     if given is not None and given != wanted:
-        raise BadInputError(
+        raise BadArgumentError(
             f"the processor's image token is {given}, the model's is {wanted}: they do not belong together"
         )
     return wanted

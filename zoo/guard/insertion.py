@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, GuardError
 from zoo.guard.texts import instructed
 
 #: Label that the loss ignores.
@@ -98,13 +98,13 @@ class Inserter:
         self.instruction = instruction
         self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
         if not instruction.strip():
-            raise BadInputError("the instruction is empty")
+            raise BadArgumentError("the instruction is empty")
         ids = self._encode(instructed("", instruction))
         unknown = tokenizer.unk_token_id
         if set(ids) & (self._special - {unknown}):
-            raise BadInputError(f"the instruction contains special tokens of the tokenizer: {instruction!r}")
+            raise BadArgumentError(f"the instruction contains special tokens of the tokenizer: {instruction!r}")
         if unknown in ids:
-            raise BadInputError(f"the tokenizer does not know all of the instruction {instruction!r}")
+            raise BadArgumentError(f"the tokenizer does not know all of the instruction {instruction!r}")
 
     def splice(self, ids: Sequence[int], at: int, labels: Sequence[int] | None = None) -> Splice:
         """The edit that puts the instruction at `at`, right after an image, into a row without padding."""
@@ -127,7 +127,7 @@ class Inserter:
         encoded = self._tokenizer(self._image_token + text, add_special_tokens=False, verbose=False)
         ids: list[int] = encoded["input_ids"]
         if ids[:1] != [self._image_token_id]:
-            raise BadInputError(
+            raise BadArgumentError(
                 f'the tokenizer does not keep "{self._image_token}" as one token (id {self._image_token_id}): {ids[:3]}'
             )
         return ids[1:]
@@ -182,7 +182,7 @@ def layout(inputs: Mapping[str, Any], frozen: int, pad_token_id: int, end_token_
         padded = bool(end_token_ids) and pad_token_id not in end_token_ids
         mask = ids.ne(pad_token_id).long() if padded else torch.ones_like(ids)
     if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(ids) or mask.shape[1] < width:
-        raise BadInputError(f"attention_mask must be [B, T] like input_ids {list(ids.shape)}, got {_shape(mask)}")
+        raise BadArgumentError(f"attention_mask must be [B, T] like input_ids {list(ids.shape)}, got {_shape(mask)}")
     content = []
     for row in mask[:, mask.shape[1] - width :].bool().cpu():
         places = row.nonzero().flatten().tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 #: Inserted after a flagged image. The language model decides: a detection forces no refusal (SafeCLIP,
 #: arXiv 2503.00037, describes such an instruction; the words are ours).
@@ -34,6 +34,6 @@ def refusal_for(verdicts: Iterable[Verdict], refusal: str = REFUSAL) -> str:
     try:
         return refusal.format(categories=", ".join(dict.fromkeys(names)))
     except (KeyError, IndexError, ValueError, AttributeError) as problem:
-        raise BadInputError(
+        raise BadArgumentError(
             f"refusal {refusal!r} cannot be filled in ({problem!r}): the only field is {{categories}}"
         ) from None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, GuardError
 
 #: Up to this relative difference weights count as the same: a half unit in bfloat16's last place, and some room.
 SAME_WEIGHTS = 2.0**-8
@@ -50,7 +50,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     inner: Any = getattr(model, "_orig_mod", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     if not isinstance(inner, PreTrainedModel):
-        raise BadInputError(f"the guard wraps a transformers vision-language model, got {type(inner).__name__}")
+        raise BadArgumentError(f"the guard wraps a transformers vision-language model, got {type(inner).__name__}")
     return inner
 
 
@@ -58,15 +58,15 @@ def clip_tower(model: PreTrainedModel) -> CLIPVisionModel:
     """The CLIP vision tower of a vision-language model. Raises BadInputError saying why there is none to read."""
     name, tower = type(model).__name__, getattr(model.base_model, "vision_tower", None)
     if tower is None:
-        raise BadInputError(f"{name} has no vision tower; the guard reads the CLS token of a CLIP (as in LLaVA)")
+        raise BadArgumentError(f"{name} has no vision tower; the guard reads the CLS token of a CLIP (as in LLaVA)")
     if not isinstance(tower, CLIPVisionModel):
-        raise BadInputError(
+        raise BadArgumentError(
             f"{name}: its vision tower is {type(tower).__name__}, no CLIP; without CLIP's CLS token (SigLIP has none) "
             "there is nothing that the detector could project"
         )
     pre_encoded = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
     if not pre_encoded or not hasattr(model.base_model, "get_image_features"):
-        raise BadInputError(
+        raise BadArgumentError(
             f"{name}: its forward takes no mm_encoder_outputs, so images would have to be encoded twice"
         )
     return tower

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.contract.card import ImageInput
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.generic]
@@ -49,34 +49,34 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
-                raise BadInputError(
+                raise BadDataError(
                     f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,} (a decompression bomb?)"
                 )
             image.seek(0)
             ImageOps.exif_transpose(image, in_place=True)  # else it copies what already is upright, which costs most
             return _to_rgb(image)
     except Image.DecompressionBombError:
-        raise BadInputError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
+        raise BadDataError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
     except UnidentifiedImageError:
-        raise BadInputError(f"{name}: not an image ({_guess(data)}); readable are {', '.join(FORMATS)}") from None
+        raise BadDataError(f"{name}: not an image ({_guess(data)}); readable are {', '.join(FORMATS)}") from None
     except BadInputError:
         raise
     except Exception as problem:  # Pillow's decoders raise anything from OSError to struct.error on broken files
-        raise BadInputError(f"{name}: broken or truncated image: {problem}") from None
+        raise BadDataError(f"{name}: broken or truncated image: {problem}") from None
 
 
 def check_array(array: NDArray[np.generic]) -> Pixels:
     """Return the array if it is uint8 `[H, W, 3]`. Raises BadInputError saying what it is instead."""
     found = f"got {array.dtype} {list(array.shape)}"
     if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-        raise BadInputError(f"image array holds NaN; expected uint8 [H, W, 3] RGB, {found}")
+        raise BadDataError(f"image array holds NaN; expected uint8 [H, W, 3] RGB, {found}")
     if array.dtype != np.uint8:
-        raise BadInputError(f"image array must be uint8 in [0, 255] (not floats in [0, 1]), {found}")
+        raise BadArgumentError(f"image array must be uint8 in [0, 255] (not floats in [0, 1]), {found}")
     if array.ndim != 3 or array.shape[2] != 3:
         hint = "; transpose to channels last" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise BadInputError(f"image array must be [H, W, 3] RGB, {found}{hint}")
+        raise BadArgumentError(f"image array must be [H, W, 3] RGB, {found}{hint}")
     if 0 in array.shape:
-        raise BadInputError(f"image array has no pixels, {found}")
+        raise BadDataError(f"image array has no pixels, {found}")
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
@@ -135,25 +135,25 @@ def _read(source: str | Path | bytes, limits: ImageLimits) -> tuple[bytes, str]:
         path, name = Path(source), source_name(source)
         try:
             if path.is_dir():
-                raise BadInputError(f"{name}: is a directory, expected an image file")
+                raise BadDataError(f"{name}: is a directory, expected an image file")
             if path.exists() and not path.is_file():  # a pipe or a device would never end
-                raise BadInputError(f"{name}: is no regular file, expected an image file")
+                raise BadDataError(f"{name}: is no regular file, expected an image file")
             too_large = path.stat().st_size > limits.max_bytes
             data = b"" if too_large else path.read_bytes()
         except FileNotFoundError:
-            raise BadInputError(f"{name}: no such file") from None
+            raise BadDataError(f"{name}: no such file") from None
         except BadInputError:
             raise
         except (OSError, ValueError) as problem:  # ValueError: a null character in the name
-            raise BadInputError(f"{name[:200]}: cannot be read: {getattr(problem, 'strerror', problem)}") from None
+            raise BadDataError(f"{name[:200]}: cannot be read: {getattr(problem, 'strerror', problem)}") from None
         if too_large:
-            raise BadInputError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
+            raise BadDataError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
     else:
-        raise BadInputError(f"an image is a path, bytes or a uint8 array, got {type(source).__name__}")
+        raise BadArgumentError(f"an image is a path, bytes or a uint8 array, got {type(source).__name__}")
     if not data:
-        raise BadInputError(f"{name}: empty file")
+        raise BadDataError(f"{name}: empty file")
     if len(data) > limits.max_bytes:
-        raise BadInputError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
+        raise BadDataError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
     return data, name
 
 
@@ -166,7 +166,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = image.mode != "I" or grey.max() > 255
         return Image.fromarray(((grey >> 8) if wide else grey).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise BadInputError("floating-point pixels have no defined range; convert to 8 or 16 bits")
+        raise BadDataError("floating-point pixels have no defined range; convert to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
         white = Image.new("RGBA", clear.size, (255, 255, 255, 255))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zoo.contract.card import TextInput
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.deobfuscate import deobfuscate
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -44,9 +44,9 @@ def clean(text: str) -> str:
     reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000 characters.
     """
     if not isinstance(text, str):
-        raise BadInputError(f"a text must be a str, got {type(text).__name__}")
+        raise BadArgumentError(f"a text must be a str, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
-        raise BadInputError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
+        raise BadDataError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     kept = []
     for character in text:
@@ -71,9 +71,9 @@ class TextCodec:
         try:
             tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as problem:  # the Rust side raises bare Exception
-            raise BadInputError(f"tokenizer.json is not a tokenizer: {problem}") from None
+            raise BadDataError(f"tokenizer.json is not a tokenizer: {problem}") from None
         if tokenizer.get_vocab_size() < 16:
-            raise BadInputError(
+            raise BadDataError(
                 f"tokenizer.json knows {tokenizer.get_vocab_size()} tokens; an empty tokenizer stands where the "
                 "real file could not be fetched"
             )

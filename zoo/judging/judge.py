@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Category, Policy
 from zoo.contract.verdict import Decision, Verdict, unjudged
-from zoo.errors import BadInputError, BadPolicyError, close_match
+from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 Scores = NDArray[np.floating]
 
@@ -53,7 +53,7 @@ class Judge:
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
-            raise BadInputError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
+            raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
         pool = np.maximum if self.policy.pooling == "max" else np.add
         table: NDArray[np.float64] = pool.reduceat(scores.astype(np.float64)[:, self._columns], self._starts, axis=1)
         if self.policy.pooling in ("mean", "logsumexp"):

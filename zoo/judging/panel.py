@@ -12,7 +12,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, PanelPolicy
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Decision, Verdict, unjudged
-from zoo.errors import BadInputError, BadPolicyError, close_match
+from zoo.errors import BadArgumentError, BadPolicyError, close_match
 from zoo.judging.judge import Judge, Scores
 
 
@@ -60,7 +60,7 @@ class PanelJudge:
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Output scores `[B, N]` of all heads in turn to category scores `[B, C]` of all heads in turn."""
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
-            raise BadInputError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
+            raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
         parts = self._split(scores, [len(judge.outputs) for judge in self.judges.values()])
         return np.concatenate([j.category_scores(p) for j, p in zip(self.judges.values(), parts, strict=True)], axis=1)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadInputError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
@@ -57,7 +57,7 @@ class Scorer:
         threads: int = 2,
     ) -> None:
         if batch_size < 1 or threads < 1:
-            raise BadInputError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
+            raise BadArgumentError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
         self.judge, self.engine, self.limits, self.batch_size = judge, engine, limits, batch_size
         self.card: ModelCard = judge.card
         self._codec = codec if self.card.reads_text else None
@@ -151,22 +151,24 @@ class Scorer:
         texts: Sequence[str | None] | None,
     ) -> list[tuple[ImageSource | None, str | None]]:
         if isinstance(images, (str, bytes, Path)) or isinstance(texts, str):
-            raise BadInputError("verdicts() takes a list of images or texts; for a single one use verdict()")
+            raise BadArgumentError("verdicts() takes a list of images or texts; for a single one use verdict()")
         if images is None and texts is None:
-            raise BadInputError("nothing to judge: give images, texts, or both")
+            raise BadArgumentError("nothing to judge: give images, texts, or both")
         count = len(images) if images is not None else len(texts or ())
         all_images = list(images) if images is not None else [None] * count
         all_texts = list(texts) if texts is not None else [None] * count
         if len(all_images) != len(all_texts):
-            raise BadInputError(f"{len(all_images)} images and {len(all_texts)} texts: item i is image i with text i")
+            raise BadArgumentError(
+                f"{len(all_images)} images and {len(all_texts)} texts: item i is image i with text i"
+            )
         self._refuse_unread(any(image is not None for image in all_images), any(text is not None for text in all_texts))
         return list(zip(all_images, all_texts, strict=True))
 
     def _refuse_unread(self, images: bool, texts: bool) -> None:
         if images and self.card.image is None:
-            raise BadInputError(f"{self.card.name} reads texts only: no image can be judged")
+            raise BadArgumentError(f"{self.card.name} reads texts only: no image can be judged")
         if texts and not self.card.reads_text:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{self.card.name} judges images only, so the text would be ignored; "
                 "leave it out, or use a model that reads both (`zoo list '*multimodal*'`)"
             )

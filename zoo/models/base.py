@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.inputs.text import TextCodec, train_tokenizer
 
 
@@ -40,11 +40,11 @@ class ZooModel(nn.Module):
     def codec(self) -> TextCodec:
         """The text codec of this model. Raises BadInputError when it reads no text."""
         if self.card.text is None or self.tokenizer_json is None:
-            raise BadInputError(f"{self.card.name} reads no text")
+            raise BadArgumentError(f"{self.card.name} reads no text")
         codec = TextCodec(self.tokenizer_json, self.card.text)
         room = self.card.hparams.get("vocabulary_size")
         if isinstance(room, int) and codec.vocabulary_size > room:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{self.card.name}: the tokenizer knows {codec.vocabulary_size} tokens, the model only {room}"
             )
         return codec
@@ -53,5 +53,5 @@ class ZooModel(nn.Module):
     def image_size(self) -> int:
         """Side of the square image in pixels. Raises BadInputError when the model reads no image."""
         if self.card.image is None:
-            raise BadInputError(f"{self.card.name} reads no image")
+            raise BadArgumentError(f"{self.card.name} reads no image")
         return self.card.image.size

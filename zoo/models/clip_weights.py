@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import hub_file
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import DualEncoder
@@ -49,10 +49,10 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
         clip, report = CLIPModel.from_pretrained(source, output_loading_info=True)
         tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8") if with_text else None
     except (OSError, ValueError, RuntimeError) as problem:
-        raise BadInputError(f"the CLIP {source} cannot be loaded: {problem}") from None
+        raise BadDataError(f"the CLIP {source} cannot be loaded: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadInputError(f"the weights of {source} are incomplete, without {absent}")
+        raise BadDataError(f"the weights of {source} are incomplete, without {absent}")
     return ClipWeights(
         source=f"https://huggingface.co/{source}" if not Path(source).is_dir() else f"directory {Path(source).name}",
         licence="MIT (OpenAI CLIP weights)" if source.startswith(_OPENAI) else f"that of {Path(source).name}",
@@ -69,7 +69,7 @@ def clip_of(model: ZooModel, source: str) -> ClipWeights:
     image, text = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
     card = model.card
     if not isinstance(image, ClipImageTower):
-        raise BadInputError(f"{source}: {card.name} has no CLIP image tower to copy")
+        raise BadArgumentError(f"{source}: {card.name} has no CLIP image tower to copy")
     state = dict(image.state_dict())
     if isinstance(text, ClipTextTower):
         state |= text.state_dict()
@@ -98,13 +98,13 @@ def fill_image_tower(tower: ClipImageTower, clip: ClipWeights, projection: ClipW
     _check(clip.source, "image tower", clip.vision, needed)
     built = len(tower.vision_model.encoder.layers)
     if built > clip.layers:
-        raise BadInputError(
+        raise BadDataError(
             f"{clip.source}: keeps {clip.layers} of the {needed.num_hidden_layers} layers of its image tower, those "
             f"that it reads, and {built} are needed here: give the CLIP that it was made from, or a layer of "
             f"{clip.layers - needed.num_hidden_layers - 1} or below"
         )
     if tower.post_layernorm and not clip.final_norm:
-        raise BadInputError(
+        raise BadDataError(
             f"{clip.source}: was trained without the final LayerNorm that is asked for here (post_layernorm), so its "
             "values there mean nothing"
         )
@@ -120,9 +120,9 @@ def fill_zero_shot(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> Zo
     Returns it in evaluation mode. Raises BadInputError when one of them does not fit it, or has no text tower.
     """
     if not isinstance(model, DualEncoder):
-        raise BadInputError(f"{model.card.name} compares no images with phrases")
+        raise BadArgumentError(f"{model.card.name} compares no images with phrases")
     if rest.text is None or "logit_scale" not in rest.state:
-        raise BadInputError(f"{rest.source}: has no text tower, tokenizer and temperature to compare phrases with")
+        raise BadDataError(f"{rest.source}: has no text tower, tokenizer and temperature to compare phrases with")
     fill_towers(model, image, rest)
     model.logit_scale.data.copy_(rest.state["logit_scale"])
     return model.eval()
@@ -135,9 +135,9 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
     """
     tower, text_tower = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
     if not (isinstance(tower, ClipImageTower) and isinstance(text_tower, ClipTextTower)):
-        raise BadInputError(f"{model.card.name} is not made of CLIP towers")
+        raise BadArgumentError(f"{model.card.name} is not made of CLIP towers")
     if rest.text is None or rest.tokenizer_json is None:
-        raise BadInputError(f"{rest.source}: has no text tower and tokenizer")
+        raise BadDataError(f"{rest.source}: has no text tower and tokenizer")
     fill_image_tower(tower, image, rest)
     _check(rest.source, "text tower", rest.text, text_tower.text_model.config)
     copy_tower(rest.state, text_tower)
@@ -151,4 +151,4 @@ def _check(
     pairs = {name: (getattr(found, name), getattr(needed, name)) for name in _UNSEEN}
     wrong = [f"{name} {there} (expected {here})" for name, (there, here) in pairs.items() if there != here]
     if wrong:
-        raise BadInputError(f"{source}: its {tower} does not fit the architecture: {', '.join(wrong)}")
+        raise BadDataError(f"{source}: its {tower} does not fit the architecture: {', '.join(wrong)}")

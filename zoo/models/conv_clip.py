@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, ResNetModel
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import hub_file
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
@@ -143,7 +143,7 @@ def load_pretrained_image(model: ZooModel, source: Path) -> None:
     """
     tower = getattr(model, "image_tower", None)
     if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
-        raise BadInputError(f"{model.card.name} has no MobileNetV1 image tower to read {source} into")
+        raise BadArgumentError(f"{model.card.name} has no MobileNetV1 image tower to read {source} into")
     tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(source).weights))
 
 
@@ -154,18 +154,18 @@ def load_pretrained_text(model: ZooModel, source: str) -> None:
     """
     tower = getattr(model, "text_tower", None)
     if not isinstance(tower, BertTextTower):
-        raise BadInputError(f"{model.card.name} has no BERT text tower to read {source} into")
+        raise BadArgumentError(f"{model.card.name} has no BERT text tower to read {source} into")
     try:
         bert, report = BertModel.from_pretrained(source, add_pooling_layer=False, output_loading_info=True)
         tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, ValueError) as problem:
-        raise BadInputError(f"text weights {source} cannot be loaded: {problem}") from None
+        raise BadDataError(f"text weights {source} cannot be loaded: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadInputError(f"text weights {source} are incomplete, without {absent}")
+        raise BadDataError(f"text weights {source} are incomplete, without {absent}")
     try:
         tower.bert.load_state_dict(bert.state_dict())
     except RuntimeError as problem:
-        raise BadInputError(f"text weights {source} do not fit {model.card.name}: {problem}") from None
+        raise BadDataError(f"text weights {source} do not fit {model.card.name}: {problem}") from None
     model.tokenizer_json = tokenizer
     model.codec()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 from zoo.models.base import ZooModel
 from zoo.models.towers import ClipImageTower, unit, vision_config
 
@@ -30,7 +30,7 @@ class EmbeddingClassifier(ZooModel):
         super().__init__(card)
         kind = card.hparams["head"]
         if kind not in HEADS:
-            raise BadInputError(f'{card.name}: there is no head "{kind}"' + close_match(str(kind), HEADS))
+            raise BadArgumentError(f'{card.name}: there is no head "{kind}"' + close_match(str(kind), HEADS))
         self.image_tower = ClipImageTower(card, vision_config(card), layer=-1, post_layernorm=True)
         self.head = HEADS[kind](card)
 
@@ -107,7 +107,9 @@ class SafetyChecker(nn.Module):
         concepts = [label for label in card.labels if label.startswith("concept_")]
         special = [label for label in card.labels if label.startswith("special_care_")]
         if (*concepts, *special) != card.labels:
-            raise BadInputError(f"{card.name}: labels must be concept_... and then special_care_..., got {card.labels}")
+            raise BadArgumentError(
+                f"{card.name}: labels must be concept_... and then special_care_..., got {card.labels}"
+            )
         for name, count in (("concept", len(concepts)), ("special_care", len(special))):
             self.register_buffer(f"{name}_embeds", torch.randn(count, width))
             self.register_buffer(f"{name}_embeds_weights", torch.full((count,), 0.2))  # the thresholds

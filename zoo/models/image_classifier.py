@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import RegNetConfig, RegNetModel
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
 
@@ -22,11 +22,11 @@ class ImageClassifier(ZooModel):
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         if card.image is None:
-            raise BadInputError(f"{card.name}: an image classifier needs a card with an image input")
+            raise BadArgumentError(f"{card.name}: an image classifier needs a card with an image input")
         widths, depths = list(card.hparams["widths"]), list(card.hparams["depths"])
         group = card.hparams["group_width"]
         if len(widths) != len(depths) or any(width % group for width in widths):
-            raise BadInputError(
+            raise BadArgumentError(
                 f"{card.name}: widths and depths must be as many, and each width a multiple of the group width, "
                 f"got widths {widths}, depths {depths}, group_width {group}"
             )

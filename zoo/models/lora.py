@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 from zoo.models.base import ZooModel
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def lora_config(lora: Mapping[str, Any], parts: Mapping[str, nn.Module], whole: 
     """
     for key in lora:
         if key not in LORA:
-            raise BadInputError(f'lora: no key "{key}"' + close_match(key, LORA))
+            raise BadArgumentError(f'lora: no key "{key}"' + close_match(key, LORA))
     try:
         from peft import LoraConfig
     except ImportError:
@@ -35,7 +35,7 @@ def lora_config(lora: Mapping[str, Any], parts: Mapping[str, nn.Module], whole: 
     linear = {name for part in parts.values() for name in _linear_layers(part)}
     for target in options["target_modules"]:
         if target not in linear:
-            raise BadInputError(f'lora: {whole} has no "{target}"' + close_match(target, linear))
+            raise BadArgumentError(f'lora: {whole} has no "{target}"' + close_match(target, linear))
     return LoraConfig(
         r=options["r"],
         lora_alpha=options["alpha"],
@@ -72,7 +72,7 @@ _TOWERS = ("image_tower.", "text_tower.")
 def _adapted(model: ZooModel, lora: Mapping[str, Any]) -> Any:
     towers = {name[:-1]: model.get_submodule(name[:-1]) for name in _TOWERS if hasattr(model, name[:-1])}
     if not towers:
-        raise BadInputError(f"lora: {model.card.name} has neither an image tower nor a text tower")
+        raise BadArgumentError(f"lora: {model.card.name} has neither an image tower nor a text tower")
     config = lora_config(lora, towers, model.card.name)
     from peft import LoraModel
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import MobileNetV1Config, MobileNetV1ForImageClassification, MobileNetV1Model
 
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -97,7 +97,7 @@ def convert(weights: Weights, table: dict[str, str], shapes: dict[str, torch.Siz
     _require(weights, table.values())
     left_over = sorted(set(weights) - set(table.values()))
     if left_over:
-        raise BadInputError(f"weights left over: {', '.join(left_over)}; no known layer has them")
+        raise BadDataError(f"weights left over: {', '.join(left_over)}; no known layer has them")
     state: dict[str, torch.Tensor] = {}
     wrong = []
     for name, shape in shapes.items():
@@ -111,14 +111,14 @@ def convert(weights: Weights, table: dict[str, str], shapes: dict[str, torch.Siz
         if state[name].shape != shape:
             wrong.append(f"{table[name]} gives {list(state[name].shape)}, expected {list(shape)}")
     if wrong:
-        raise BadInputError(f"weights of the wrong shape: {'; '.join(wrong)}")
+        raise BadDataError(f"weights of the wrong shape: {'; '.join(wrong)}")
     return state
 
 
 def _require(weights: Weights, names: Any) -> None:
     missing = sorted(set(names) - set(weights))
     if missing:
-        raise BadInputError(f"weights missing: {', '.join(missing)}")
+        raise BadDataError(f"weights missing: {', '.join(missing)}")
 
 
 def _to_torch(array: NDArray[np.float32], *, depthwise: bool) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4")}
 QUANTISED_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
@@ -40,13 +40,13 @@ def read_tfjs(folder: Path) -> TfjsModel:
     """
     manifest_file = folder / "model.json"
     if not folder.is_dir():
-        raise BadInputError(f"no folder {folder}; expected a folder with model.json and its weight shards")
+        raise BadArgumentError(f"no folder {folder}; expected a folder with model.json and its weight shards")
     if not manifest_file.is_file():
-        raise BadInputError(f"no model.json in {folder}; expected a TensorFlow.js layers model")
+        raise BadArgumentError(f"no model.json in {folder}; expected a TensorFlow.js layers model")
     try:
         model = json.loads(manifest_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInputError(f"{manifest_file} is not JSON: {error}") from error
+        raise BadDataError(f"{manifest_file} is not JSON: {error}") from error
     try:
         layer_list = _layer_list(model["modelTopology"])
         layers = tuple((layer["class_name"], layer["config"]) for layer in layer_list)
@@ -54,11 +54,11 @@ def read_tfjs(folder: Path) -> TfjsModel:
         for group in model["weightsManifest"]:
             for name, array in _read_group(folder, group):
                 if name in weights:
-                    raise BadInputError(f"{manifest_file} lists the weight {name!r} twice; expected it once")
+                    raise BadDataError(f"{manifest_file} lists the weight {name!r} twice; expected it once")
                 weights[name] = array
     except (KeyError, TypeError, AttributeError) as error:
         message = f"{manifest_file} is not a TensorFlow.js layers model: {type(error).__name__} {error}"
-        raise BadInputError(f"{message}; expected modelTopology and weightsManifest") from error
+        raise BadDataError(f"{message}; expected modelTopology and weightsManifest") from error
     return TfjsModel(layers, weights)
 
 
@@ -79,28 +79,28 @@ def _read_group(folder: Path, group: dict[str, Any]) -> Iterator[tuple[str, NDAr
         count = _count(spec)
         end = start + count * stored.itemsize
         if end > len(blob):
-            raise BadInputError(f"{shards} holds {len(blob)} bytes; {spec['name']!r} ends at {end}")
+            raise BadDataError(f"{shards} holds {len(blob)} bytes; {spec['name']!r} ends at {end}")
         values = np.frombuffer(blob, stored, count, start).reshape(spec["shape"])
         yield spec["name"], _dequantise(values, spec)
         start = end
     if start != len(blob):
-        raise BadInputError(f"{shards} holds {len(blob)} bytes; the weights listed for it take {start}")
+        raise BadDataError(f"{shards} holds {len(blob)} bytes; the weights listed for it take {start}")
 
 
 def _read_shard(folder: Path, name: str) -> bytes:
     path = folder / name
     # The manifest is a downloaded file: it must not be able to name a file elsewhere on the disk.
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise BadInputError(f"weight shard {name!r} lies outside {folder}; expected a file inside it")
+        raise BadDataError(f"weight shard {name!r} lies outside {folder}; expected a file inside it")
     if not path.is_file():
-        raise BadInputError(f"no weight shard {name!r} in {folder}; model.json lists it")
+        raise BadDataError(f"no weight shard {name!r} in {folder}; model.json lists it")
     return path.read_bytes()
 
 
 def _count(spec: dict[str, Any]) -> int:
     shape = spec["shape"]
     if not isinstance(shape, list) or any(not isinstance(size, int) or size < 0 for size in shape):
-        raise BadInputError(f"weight {spec['name']!r} has shape {shape!r}; expected a list of sizes")
+        raise BadDataError(f"weight {spec['name']!r} has shape {shape!r}; expected a list of sizes")
     return int(np.prod(shape, dtype=np.int64))
 
 
@@ -108,13 +108,13 @@ def _stored_dtype(spec: dict[str, Any]) -> np.dtype[Any]:
     """Return the type of the bytes on disk: the quantised one where there is one."""
     if spec["dtype"] not in FLOAT_DTYPES:
         known = ", ".join(FLOAT_DTYPES)
-        raise BadInputError(f"weight {spec['name']!r} has dtype {spec['dtype']!r}; expected {known}")
+        raise BadDataError(f"weight {spec['name']!r} has dtype {spec['dtype']!r}; expected {known}")
     quantisation = spec.get("quantization")
     if quantisation is None:
         return FLOAT_DTYPES[spec["dtype"]]
     if quantisation["dtype"] not in QUANTISED_DTYPES:
         known = ", ".join(QUANTISED_DTYPES)
-        raise BadInputError(f"weight {spec['name']!r} is stored as {quantisation['dtype']!r}; expected {known}")
+        raise BadDataError(f"weight {spec['name']!r} is stored as {quantisation['dtype']!r}; expected {known}")
     return QUANTISED_DTYPES[quantisation["dtype"]]
 
 

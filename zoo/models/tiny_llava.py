@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import ClipImageTower, clip_config
 
@@ -83,9 +83,9 @@ def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable
     for text in known:
         back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
         if back != text:
-            raise BadInputError(f"the tokenizer does not know {text!r}: it reads it as {back!r}")
+            raise BadArgumentError(f"the tokenizer does not know {text!r}: it reads it as {back!r}")
     if image.resize != "shortest_edge_crop" or image.interpolation != "bicubic":
-        raise BadInputError(f"{clip.card.name}: a LLaVA's images are resized as CLIP's are, not by {image.resize}")
+        raise BadArgumentError(f"{clip.card.name}: a LLaVA's images are resized as CLIP's are, not by {image.resize}")
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": image.size},
@@ -121,12 +121,12 @@ def build_tiny_llava(
     """
     tower, tokenizer = _tower(clip), processor.tokenizer
     if len(tokenizer) > vocabulary_size:
-        raise BadInputError(f"the tokenizer has {len(tokenizer)} tokens, vocabulary_size is only {vocabulary_size}")
+        raise BadArgumentError(f"the tokenizer has {len(tokenizer)} tokens, vocabulary_size is only {vocabulary_size}")
     vision = clip_config(clip.card).vision_config
     depth, built = vision.num_hidden_layers, len(tower.vision_model.encoder.layers)
     read = depth - 1 - built - 1
     if read > -1:
-        raise BadInputError(f"{clip.card.name}: carries {built} of {depth} layers; a LLaVA reads number {depth - 1}")
+        raise BadArgumentError(f"{clip.card.name}: carries {built} of {depth} layers; a LLaVA reads number {depth - 1}")
     vision.num_hidden_layers = built
     text = LlamaConfig(
         vocab_size=vocabulary_size,
@@ -161,5 +161,7 @@ def build_tiny_llava(
 def _tower(clip: DualEncoder) -> ClipImageTower:
     tower = getattr(clip, "image_tower", None)
     if not isinstance(tower, ClipImageTower):
-        raise BadInputError(f"{clip.card.name}: a LLaVA needs a CLIP vision transformer, as safeclip_tiny.zeroshot has")
+        raise BadArgumentError(
+            f"{clip.card.name}: a LLaVA needs a CLIP vision transformer, as safeclip_tiny.zeroshot has"
+        )
     return tower

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.resize import Normalise
 
 
@@ -37,11 +37,11 @@ class ClipImageTower(nn.Module):
     ) -> None:
         super().__init__()
         if card.image is None:
-            raise BadInputError(f"{card.name}: an image tower needs a card with an image input")
+            raise BadArgumentError(f"{card.name}: an image tower needs a card with an image input")
         vision: CLIPVisionConfig = config.vision_config if isinstance(config, CLIPConfig) else config
         depth = vision.num_hidden_layers
         if not -depth - 1 <= layer <= -1:
-            raise BadInputError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
+            raise BadArgumentError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
         self.normalise = Normalise(card.image)
         self.vision_model = CLIPVisionModel(vision)
         # hidden_states[-1 - k] is what comes out when the last k layers are left away: build only what is used.
@@ -80,7 +80,7 @@ def clip_config(card: ModelCard) -> CLIPConfig:
     """transformers' configuration of the CLIP that a card's `hparams`, image and text inputs describe."""
     h: dict[str, Any] = card.hparams
     if card.image is None or card.text is None:
-        raise BadInputError(f"{card.name}: CLIP needs an image and a text input on its card")
+        raise BadArgumentError(f"{card.name}: CLIP needs an image and a text input on its card")
     text = {
         "hidden_size": h["text_width"],
         "intermediate_size": 4 * h["text_width"],
@@ -103,7 +103,7 @@ def vision_config(card: ModelCard) -> CLIPVisionConfig:
 
 def _vision(card: ModelCard) -> dict[str, Any]:
     if card.image is None:
-        raise BadInputError(f"{card.name}: CLIP's vision transformer needs an image input on its card")
+        raise BadArgumentError(f"{card.name}: CLIP's vision transformer needs an image input on its card")
     h: dict[str, Any] = card.hparams
     return {
         "hidden_size": h["vision_width"],
@@ -128,7 +128,7 @@ def copy_tower(state: Mapping[str, Tensor], tower: nn.Module) -> None:
         if key not in state or state[key].shape != value.shape
     )
     if wrong:
-        raise BadInputError(f"the pretrained CLIP does not fit the architecture: {', '.join(wrong[:4])}")
+        raise BadDataError(f"the pretrained CLIP does not fit the architecture: {', '.join(wrong[:4])}")
     tower.load_state_dict({key: state[key] for key in wanted})
 
 

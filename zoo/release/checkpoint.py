@@ -10,7 +10,7 @@ import torch
 
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.models.lora import merge_adapters
 from zoo.registry import build
 from zoo.release.store import write_release
@@ -31,7 +31,7 @@ def release_checkpoint(
     loaded = _read(checkpoint)
     stored = loaded.get(CHECKPOINT_KEY)
     if stored is None:
-        raise BadInputError(f"{checkpoint}: carries no card, so safety-zoo did not write it")
+        raise BadDataError(f"{checkpoint}: carries no card, so safety-zoo did not write it")
     model = build(ModelCard.from_dict(stored["card"], f"{checkpoint}, card"))
     weights = {key.removeprefix("model."): v for key, v in loaded["state_dict"].items() if key.startswith("model.")}
     try:
@@ -40,7 +40,7 @@ def release_checkpoint(
         else:
             merge_adapters(model, stored["lora"], weights)
     except RuntimeError as problem:
-        raise BadInputError(f"{checkpoint}: its weights do not fit {model.card.name}: {problem}") from None
+        raise BadDataError(f"{checkpoint}: its weights do not fit {model.card.name}: {problem}") from None
     model.tokenizer_json = stored["tokenizer"]
     return write_release(
         model.eval(), policy or Policy.from_dict(stored["policy"], f"{checkpoint}, policy"), out, overwrite=overwrite
@@ -49,15 +49,15 @@ def release_checkpoint(
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_file():
-        raise BadInputError(f"{checkpoint}: no such checkpoint file")
+        raise BadArgumentError(f"{checkpoint}: no such checkpoint file")
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise BadInputError(
+        raise BadDataError(
             f"{checkpoint}: is a pickle with more than tensors and plain data in it, which could run code; refused"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as problem:
-        raise BadInputError(f"{checkpoint}: not readable as a checkpoint: {problem}") from None
+        raise BadDataError(f"{checkpoint}: not readable as a checkpoint: {problem}") from None
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
-        raise BadInputError(f"{checkpoint}: is no Lightning checkpoint (no state_dict)")
+        raise BadDataError(f"{checkpoint}: is no Lightning checkpoint (no state_dict)")
     return loaded

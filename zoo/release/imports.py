@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, TamperedFileError, ZooError, close_match
+from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match
 from zoo.files import hashes
 from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
@@ -63,7 +63,7 @@ def import_release(
     Raises BadInputError naming the option, file or tensor that is wrong, TamperedFileError for an unknown sha256.
     """
     if kind not in KINDS:
-        raise BadInputError(f'"{kind}" is no kind of published weights' + close_match(kind, KINDS))
+        raise BadArgumentError(f'"{kind}" is no kind of published weights' + close_match(kind, KINDS))
     given = {
         "tower": tower,
         "sha256": sha256,
@@ -73,7 +73,9 @@ def import_release(
     }
     for option, value in given.items():
         if value is not None and option not in KINDS[kind]:
-            raise BadInputError(f"{kind} takes no {option}, got {value}; it takes {', '.join(KINDS[kind]) or 'none'}")
+            raise BadArgumentError(
+                f"{kind} takes no {option}, got {value}; it takes {', '.join(KINDS[kind]) or 'none'}"
+            )
     if kind == "nsfwjs":
         model = _nsfwjs(Path(source))
     elif kind == "clip":
@@ -94,7 +96,7 @@ def _nsfwjs(source: Path) -> ZooModel:
 def _clip(source: str, name: str | None, projection_from: str | None, hparams: Mapping[str, Any]) -> ZooModel:
     known = list_models("safeclip_*")
     if name not in known:
-        raise BadInputError(f'name must be that of a safeclip model, got "{name}"' + close_match(str(name), known))
+        raise BadArgumentError(f'name must be that of a safeclip model, got "{name}"' + close_match(str(name), known))
     card = _card(name, hparams)
     image = read_clip(source, with_text=projection_from is None)
     rest = image if projection_from is None else read_clip(projection_from, with_text=True)
@@ -131,7 +133,7 @@ def _card(name: str, hparams: Mapping[str, Any]) -> ModelCard:
     for key, value in hparams.items():
         if key in registered and type(value) is not type(registered[key]):
             wanted = type(registered[key]).__name__
-            raise BadInputError(f"{name}: {key} must be of type {wanted}, as {registered[key]!r} is, got {value!r}")
+            raise BadArgumentError(f"{name}: {key} must be of type {wanted}, as {registered[key]!r} is, got {value!r}")
     return model_card(name, **hparams)
 
 
@@ -141,7 +143,7 @@ def _build(card: ModelCard) -> ZooModel:
     except ZooError:
         raise
     except (ValueError, StrictDataclassError) as problem:  # transformers, of sizes that do not go together
-        raise BadInputError(f"{card.name} cannot be built with these sizes: {problem}") from None
+        raise BadArgumentError(f"{card.name} cannot be built with these sizes: {problem}") from None
 
 
 def read_clip(source: str, *, with_text: bool) -> ClipWeights:
@@ -153,25 +155,25 @@ def read_clip(source: str, *, with_text: bool) -> ClipWeights:
     if (folder / CARD).is_file() or source.startswith(HUB):
         return clip_of(load_release(source).model, source if source.startswith(HUB) else folder.name)
     if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise BadInputError(f"{source}: no such directory, and no Hub id (organisation/name)")
+        raise BadArgumentError(f"{source}: no such directory, and no Hub id (organisation/name)")
     return published_clip(source, with_text=with_text)
 
 
 def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file, as float32, and its sha256, once it is the one that was tested or is vouched for."""
     if not file.is_file():
-        raise BadInputError(f"{file}: no such file; it is made from {upstream.source}")
+        raise BadArgumentError(f"{file}: no such file; it is made from {upstream.source}")
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise BadInputError(f'sha256 must be 64 hexadecimal digits, got "{sha256}"')
+        raise BadArgumentError(f'sha256 must be 64 hexadecimal digits, got "{sha256}"')
     content = file.read_bytes()
     if content[8:9] != b"{":  # after the length of the header, every safetensors file goes on with JSON
         if content.startswith((b"PK\x03\x04", b"\x80")):
             line = CONVERT.format(file, file.with_suffix(".safetensors"))
-            raise BadInputError(
+            raise BadDataError(
                 f"{file}: is a pickle, which can run code when it is read, so only safetensors is. Convert it, without "
                 f'running code of its, with: python -c "{line}" (and then name its sha256)'
             )
-        raise BadInputError(f"{file}: is no safetensors file")
+        raise BadDataError(f"{file}: is no safetensors file")
     found = hashlib.sha256(content).hexdigest()
     if found != (sha256 or upstream.sha256).lower():
         given = "the one given" if sha256 else f"that of the tested file, {upstream.source} converted to safetensors,"
@@ -182,7 +184,7 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
     try:
         tensors = load(content)
     except (SafetensorError, ValueError) as problem:
-        raise BadInputError(f"{file}: not readable as safetensors: {problem}") from None
+        raise BadDataError(f"{file}: not readable as safetensors: {problem}") from None
     return tensors, found
 
 
@@ -212,5 +214,5 @@ def _load_exactly(head: nn.Module, tensors: dict[str, Tensor], file: Path) -> No
         if keys
     ]
     if wrong:
-        raise BadInputError(f"{file}: does not hold the weights of this head. " + ". ".join(wrong))
+        raise BadDataError(f"{file}: does not hold the weights of this head. " + ". ".join(wrong))
     head.load_state_dict(counters | tensors)

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.contract.panel import AnyPolicy, read_policy
-from zoo.errors import BadInputError, MissingDependencyError, NoWeightsError, UnknownModelError
+from zoo.errors import (
+    BadArgumentError,
+    BadDataError,
+    MissingDependencyError,
+    NoWeightsError,
+    UnknownModelError,
+)
 from zoo.judging.panel import bind
 from zoo.judging.scorer import Scorer
 from zoo.models.banks import text_banks
@@ -64,7 +70,7 @@ def load_release(source: str | Path) -> Release:
     if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
         return _read_release(_download(name.removeprefix(HUB)))
     if "/" in name:
-        raise BadInputError(f"{name}: no such release directory")
+        raise BadArgumentError(f"{name}: no such release directory")
     model_entry(name)  # raises UnknownModelError with the close matches
     raise UnknownModelError(name)
 
@@ -84,7 +90,7 @@ def _read_release(folder: Path) -> Release:
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as problem:
-        raise BadInputError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
+        raise BadDataError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
     if card.text is not None:
         model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
         model.codec()
@@ -129,5 +135,5 @@ def _download(repository: str) -> Path:
     try:
         folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise BadInputError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+        raise BadArgumentError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
     return Path(folder)

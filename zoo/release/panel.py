@@ -10,7 +10,7 @@ from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import VISION, Combine, Reading, one_policy, panel_card, panel_policy, reading_of
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.registry import list_models, model_card
 from zoo.release.load import load_release
 from zoo.release.store import Release
@@ -37,7 +37,7 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
 
     towers = [name.removesuffix(".panel") for name in list_models("*.panel")]
     if tower not in towers:
-        raise BadInputError(f'no tower is named "{tower}"' + close_match(tower, towers))
+        raise BadArgumentError(f'no tower is named "{tower}"' + close_match(tower, towers))
     releases = _named([_load(member) for member in members])
     cards = {name: release.card for name, release in releases.items()}
     states = {name: _state(release) for name, release in releases.items()}
@@ -64,14 +64,16 @@ def _load(member: Member) -> Release:
     source, policy = member if isinstance(member, tuple) else (member, None)
     release = load_release(source)
     if release.card.task == "panel":
-        raise BadInputError(f"{source} is itself a panel: name its heads instead")
+        raise BadArgumentError(f"{source} is itself a panel: name its heads instead")
     if isinstance(policy, (str, Path)):
         policy = Policy.read(find_asset(policy))
     if policy is not None:
         release = Release(release.model, release.card, policy)
     model = release.model
     if not isinstance(model, (DualEncoder, EmbeddingClassifier)) or not isinstance(model.image_tower, ClipImageTower):
-        raise BadInputError(f"{source} ({release.card.name}) is no head on the embedding of a CLIP vision transformer")
+        raise BadArgumentError(
+            f"{source} ({release.card.name}) is no head on the embedding of a CLIP vision transformer"
+        )
     return release
 
 
@@ -82,7 +84,7 @@ def _named(releases: list[Release]) -> dict[str, Release]:
     for release, name in zip(releases, names, strict=True):
         unique = f"{name}/{release.policy.name}" if names.count(name) > 1 else name
         if unique in found:
-            raise BadInputError(f"the panel has {unique} twice")
+            raise BadArgumentError(f"the panel has {unique} twice")
         found[unique] = release
     return found
 
@@ -100,7 +102,7 @@ def _same_tower(name: str, state: dict[str, Tensor], other_name: str, other: dic
         if not key.startswith(_VISION) or _POST in key:  # the final LayerNorm counts only where it is used
             continue
         if key not in state or state[key].shape != value.shape or not bool((state[key] == value).all()):
-            raise BadInputError(
+            raise BadDataError(
                 f"{name} and {other_name} have different image towers ({key}): on one tower one of them would judge "
                 "embeddings that it was never made for"
             )
@@ -122,7 +124,7 @@ def _readings(
     name = next(iter(final), "")
     for other in final:
         if any(not torch.equal(one, two) for one, two in zip(final[name], final[other], strict=True)):
-            raise BadInputError(f"{name} and {other} have different image towers (the final LayerNorm)")
+            raise BadDataError(f"{name} and {other} have different image towers (the final LayerNorm)")
     for name, card in cards.items():
         base = reading_of(card)
         for number in range(len(cards)):
@@ -139,7 +141,7 @@ def _same_sizes(tower: str, hparams: dict[str, object]) -> None:
     wrong = [key for key in VISION if hparams[key] != expected[key]]
     if wrong:
         key = wrong[0]
-        raise BadInputError(f"the members are no {tower}: {key} is {hparams[key]}, expected {expected[key]}")
+        raise BadArgumentError(f"the members are no {tower}: {key} is {hparams[key]}, expected {expected[key]}")
 
 
 def _panel_state(
@@ -168,5 +170,5 @@ def _panel_state(
     for name, text in texts.items():
         same = all(bool((value == texts[first][key]).all()) for key, value in text.items())
         if not same or releases[name].model.tokenizer_json != releases[first].model.tokenizer_json:
-            raise BadInputError(f"{first} and {name} have different text towers, and a panel has one")
+            raise BadDataError(f"{first} and {name} have different text towers, and a panel has one")
     return found | texts.get(first, {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
-from zoo.errors import BadCardError, BadInputError
+from zoo.errors import BadCardError, BadDataError
 from zoo.files import check_hashes, hashes, new_directory
 from zoo.judging.panel import bind
 
@@ -51,7 +51,7 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
 def checked_card(folder: Path) -> ModelCard:
     """Read a release's card and compare every file with its sha256; raises TamperedFileError on a difference."""
     if not (folder / CARD).is_file():
-        raise BadInputError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release CKPT --out DIR`)")
+        raise BadDataError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release CKPT --out DIR`)")
     card = ModelCard.read(folder / CARD)
     for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
         if required not in card.files:

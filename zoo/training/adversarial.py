@@ -16,7 +16,7 @@ from zoo.adversary.inner.pixels import scaled, training_threat
 from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.training.attacked import rows_of, spaced_rows, warm_share
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
@@ -68,18 +68,18 @@ class Adversarial(Classification):
         super().__init__(model, **kwargs)
         card = self.model.card
         if method is None and text is None:
-            raise BadInputError("adversarial training attacks something: give method, text or both")
+            raise BadArgumentError("adversarial training attacks something: give method, text or both")
         if (method is None) != (threat is None):
-            raise BadInputError(f"method and threat go together, got {method} and {threat}")
+            raise BadArgumentError(f"method and threat go together, got {method} and {threat}")
         if method is not None and card.image is None:
-            raise BadInputError(f'{model} reads no image: method "{method}" has nothing to attack')
+            raise BadArgumentError(f'{model} reads no image: method "{method}" has nothing to attack')
         if text is not None and not card.reads_text:
-            raise BadInputError(f"{model} reads no text: leave text out")
+            raise BadArgumentError(f"{model} reads no text: leave text out")
         for name, share in (("eps_warmup", eps_warmup), ("clean_share", clean_share)):
             if not 0 <= share <= 1:
-                raise BadInputError(f"{name} is a share in [0, 1], got {share}")
+                raise BadArgumentError(f"{name} is a share in [0, 1], got {share}")
         if beta <= 0:
-            raise BadInputError(f"beta must be above 0, got {beta}")
+            raise BadArgumentError(f"beta must be above 0, got {beta}")
         self.method, self.beta, self.eps_warmup, self.clean_share = method, beta, eps_warmup, clean_share
         self.threat = None if threat is None else training_threat(threat, single_step=method == "fast")
         self.text = None if text is None else TextHardening.from_dict(text)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 
 class RandomView(nn.Module):
@@ -19,7 +19,7 @@ class RandomView(nn.Module):
     def __init__(self, *, flip: bool = False, min_crop: float = 1.0) -> None:
         super().__init__()
         if not 0 < min_crop <= 1:
-            raise BadInputError(f"min_crop is a share of the area in (0, 1], got {min_crop}")
+            raise BadArgumentError(f"min_crop is a share of the area in (0, 1], got {min_crop}")
         self.flip, self.min_crop = flip, min_crop
 
     def forward(self, pixels: Tensor) -> Tensor:

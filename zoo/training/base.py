@@ -19,7 +19,7 @@ import zoo
 from zoo.assets import find_asset
 from zoo.contract.card import Training
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge
 from zoo.models.base import ZooModel
@@ -47,7 +47,9 @@ class Base(lightning.LightningModule):
     ) -> None:
         super().__init__()
         if model_entry(model).card.task == "panel":
-            raise BadInputError(f"{model} is a panel: train or import its heads, then put them together by `zoo panel`")
+            raise BadArgumentError(
+                f"{model} is a panel: train or import its heads, then put them together by `zoo panel`"
+            )
         self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
         self.model: ZooModel
         if init_from:
@@ -105,7 +107,9 @@ class Base(lightning.LightningModule):
         unused = [p for p in self.lr_factors if not any(n.startswith(p) for n, _ in self.model.named_parameters())]
         if unused:
             names = {n.rsplit(".", depth)[0] for n, _ in self.model.named_parameters() for depth in (1, 2, 3)}
-            raise BadInputError(f'lr_factors: no parameter begins with "{unused[0]}"' + close_match(unused[0], names))
+            raise BadArgumentError(
+                f'lr_factors: no parameter begins with "{unused[0]}"' + close_match(unused[0], names)
+            )
         return [
             {"params": parameters, "lr": self.lr * factor, "weight_decay": self.weight_decay if matrix else 0.0}
             for (factor, matrix), parameters in groups.items()
@@ -159,7 +163,7 @@ class Base(lightning.LightningModule):
         """Take the tokenizer of the checkpoint: ids must mean what they meant in training."""
         stored = checkpoint.get(CHECKPOINT_KEY)
         if stored is None:
-            raise BadInputError("this checkpoint was not written by safety-zoo: it carries no card")
+            raise BadDataError("this checkpoint was not written by safety-zoo: it carries no card")
         if stored["tokenizer"] is not None:
             self.model.tokenizer_json = stored["tokenizer"]
             self._codec = self.model.codec()
@@ -169,7 +173,7 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
     """A loaded model under the name of what it is to become: another tag of its architecture, or the same."""
     found, wanted = start.card, model_entry(name).card
     if found.architecture != wanted.architecture or model_entry(found.name).builder != model_entry(name).builder:
-        raise BadInputError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
+        raise BadArgumentError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
     text = found.text
     if text is not None and wanted.text is not None:
         text = dataclasses.replace(text, deobfuscate=wanted.text.deobfuscate)

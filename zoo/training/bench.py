@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.training.cli import ZooCLI, run
 
 #: Steps that are run and not counted: the first ones pay for what is set up once.
@@ -70,10 +70,10 @@ def measure(recipe: Path, steps: int, changes: Sequence[str] = ()) -> StepCost:
     without an attack, or cannot run.
     """
     if steps < 2:
-        raise BadInputError(f"steps must be at least 2, got {steps}")
+        raise BadArgumentError(f"steps must be at least 2, got {steps}")
     for change in changes:
         if "=" not in change:
-            raise BadInputError(f'--set takes key=value, got "{change}"')
+            raise BadArgumentError(f'--set takes key=value, got "{change}"')
     watch = _Stopwatch()
 
     class Bench(ZooCLI):
@@ -91,7 +91,7 @@ def measure(recipe: Path, steps: int, changes: Sequence[str] = ()) -> StepCost:
         def _run_subcommand(self, subcommand: str) -> None:
             if not hasattr(self.model, "plain_loss"):
                 name = type(self.model).__name__
-                raise BadInputError(f"{recipe}: {name} attacks nothing in training, so there is nothing to compare")
+                raise BadArgumentError(f"{recipe}: {name} attacks nothing in training, so there is nothing to compare")
             super()._run_subcommand(subcommand)
 
     run(["fit", "--config", str(recipe), *(f"--{change}" for change in changes)], Bench)

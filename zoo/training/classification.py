@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.models.clip_weights import fill_towers
 from zoo.models.lora import add_adapters
 from zoo.release.checkpoint import CHECKPOINT_KEY
@@ -81,9 +81,9 @@ class Classification(Base):
         self.save_hyperparameters()
         card = self.model.card
         if card.task != "classification":
-            raise BadInputError(f"{model} is zero-shot and has no labels to train on: use Contrastive")
+            raise BadArgumentError(f"{model} is zero-shot and has no labels to train on: use Contrastive")
         if (image_dropout or text_dropout) and (card.requires or not card.reads_text):
-            raise BadInputError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
+            raise BadArgumentError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
         self._start_from(image_weights, text_weights)
         if clip_weights:
             clip = read_clip(clip_weights, with_text=True)
@@ -164,7 +164,7 @@ class Classification(Base):
         text_there = torch.tensor([text is not None for text in texts], device=self.device)
         for kind, there in (("image", image_there), ("text", text_there)):
             if kind in card.requires and not there.all():
-                raise BadInputError(f"{card.name} needs an {kind} in every row of the manifest")
+                raise BadDataError(f"{card.name} needs an {kind} in every row of the manifest")
         if drop:
             chance = torch.rand(count, device=self.device)
             both = image_there & text_there
@@ -192,14 +192,14 @@ class Classification(Base):
         judged = batch.get("judged") or [None] * len(rows)
         for name in sorted({name for row in [*rows, *judged] for name in row or ()}):
             if self._label(name) not in labels:
-                raise BadInputError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
+                raise BadDataError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
         if self.model.card.score == "sigmoid":
             hot = torch.tensor([[float(label in map(self._label, row)) for label in labels] for row in rows])
             known = [[row is None or label in map(self._label, row) for label in labels] for row in judged]
             return hot.masked_fill(~torch.tensor(known), torch.nan).to(self.device)
         wrong = next((row for row in rows if len(row) != 1), None)
         if wrong is not None:
-            raise BadInputError(f"{self.model.card.name} wants exactly one label a row, found {list(wrong)}")
+            raise BadDataError(f"{self.model.card.name} wants exactly one label a row, found {list(wrong)}")
         return torch.tensor([labels.index(self._label(row[0])) for row in rows], device=self.device)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.judging.banks import policy_bank
 from zoo.metrics import auroc, recall_at_k
 from zoo.models.dual_encoder import DualEncoder
@@ -60,7 +60,7 @@ class Contrastive(Base):
         super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup, lr_factors)
         self.save_hyperparameters()
         if not isinstance(self.model, DualEncoder):
-            raise BadInputError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
+            raise BadArgumentError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
         self._start_from(image_weights, text_weights)
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
@@ -109,7 +109,7 @@ class Contrastive(Base):
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases."""
         if "pixels" not in batch or not batch["image_present"].all():
-            raise BadInputError(f"{self.model.card.name} needs an image in every row of the manifest")
+            raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
         logits: Tensor = self.model(batch["pixels"], self._bank if self._bank is not None else self.bank())
         return logits.softmax(dim=-1)
 
@@ -129,13 +129,13 @@ class Contrastive(Base):
 
     def _embed_images(self, batch: Batch) -> Tensor:
         if "pixels" not in batch or not batch["image_present"].all():
-            raise BadInputError("contrastive training needs an image in every row of the manifest")
+            raise BadDataError("contrastive training needs an image in every row of the manifest")
         return self.model.encode_image(batch["pixels"]) if self.locked is None else self.locked.embed(batch["pixels"])
 
     def _captions(self, batch: Batch) -> list[str]:
         texts = [text for text in batch.get("texts", ()) if text is not None]
         if len(texts) < len(batch["labels"]):
-            raise BadInputError("contrastive training needs a text in every row of the manifest")
+            raise BadDataError("contrastive training needs a text in every row of the manifest")
         return texts
 
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.contract.card import ImageInput
 from zoo.data.manifest import Row, Split, assign_splits, fingerprint, read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
 from zoo.training.augment import RandomView
@@ -87,7 +87,7 @@ class ManifestData(lightning.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         if batch_size < 2:
-            raise BadInputError(f"batch_size must be at least 2, got {batch_size}")
+            raise BadArgumentError(f"batch_size must be at least 2, got {batch_size}")
         self.manifest, self.batch_size, self.num_workers = manifest, batch_size, num_workers
         self.image_root = Path(image_root) if image_root else None
         self.columns, self.one_caption_per_image = columns, one_caption_per_image
@@ -151,7 +151,7 @@ class ManifestData(lightning.LightningDataModule):
 
     def _image_spec(self) -> ImageInput | None:
         if self.trainer is None:
-            raise BadInputError("ManifestData takes the image size from the model: use it with a Trainer")
+            raise BadArgumentError("ManifestData takes the image size from the model: use it with a Trainer")
         model: Any = self.trainer.lightning_module.model
         spec: ImageInput | None = model.card.image
         return spec
@@ -186,7 +186,7 @@ class ManifestData(lightning.LightningDataModule):
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Batch]:
         rows = self.by_split[split]
         if not rows:
-            raise BadInputError(f'{self.manifest}: no rows for the split "{split}"')
+            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
         if shuffle and self.one_caption_per_image:
             by_image: dict[Path | int, list[Row]] = defaultdict(list)
             for row in rows:
@@ -195,7 +195,7 @@ class ManifestData(lightning.LightningDataModule):
         else:
             items = [[row] for row in rows]
         if shuffle and len(items) < self.batch_size:
-            raise BadInputError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
+            raise BadDataError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
         lengths = [max(len(row.text or "") for row in item) for item in items]
         similar = SimilarLengths(lengths, self.batch_size) if shuffle and self.by_length else None
         return DataLoader(
@@ -214,7 +214,7 @@ def _train_rows(manifest: Path) -> list[Row]:
     """The rows of a manifest whose split is train. Raises BadInputError when none is."""
     rows = [row for row in read_manifest(manifest) if row.split == "train"]
     if not rows:
-        raise BadInputError(f'{manifest}: mix adds rows whose split is "train", and there are none')
+        raise BadDataError(f'{manifest}: mix adds rows whose split is "train", and there are none')
     return rows
 
 
@@ -236,7 +236,7 @@ def report_unreadable(
         writer.writerows(unreadable)
     log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, path)
     if len(unreadable) == total:
-        raise BadInputError(f"{manifest}: no row is readable; first: {unreadable[0]}")
+        raise BadDataError(f"{manifest}: no row is readable; first: {unreadable[0]}")
 
 
 class ImageStore:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.guard.detector import Detector
 from zoo.inputs.image import decode
 
@@ -47,7 +47,7 @@ class TowerFeatures:
             states, cls = self._encode(pixels["pixel_values"])
             size = states[0].numel() * states.element_size() * (len(self._number) + len(new)) / 1e9
             if size > self.max_gigabytes:
-                raise BadInputError(
+                raise BadArgumentError(
                     f"the features of {len(new)} images take {size:.1f} GB, more than max_cache_gb {self.max_gigabytes}"
                 )
             if self._detector is not None and cls is not None:

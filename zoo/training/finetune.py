@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 from zoo.models.base import ZooModel
 
 
@@ -22,7 +22,7 @@ def freeze(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ())
     known = {name for name in (*modules, *parameters) if name}
     for name in (*frozen, *unfrozen):
         if name not in known:
-            raise BadInputError(f'freeze: {model.card.name} has no part "{name}"' + close_match(name, known))
+            raise BadArgumentError(f'freeze: {model.card.name} has no part "{name}"' + close_match(name, known))
     for name, parameter in parameters.items():
         if _is_frozen(name, frozen, unfrozen):
             parameter.requires_grad_(False)
@@ -36,7 +36,7 @@ def freeze_norms(model: ZooModel) -> None:
     """
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
-        raise BadInputError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
+        raise BadArgumentError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
     _keep_in_eval(model, norms)
 
 
@@ -51,7 +51,7 @@ def checkpoint_gradients(model: ZooModel) -> None:
         if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
     ]
     if not towers:
-        raise BadInputError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
+        raise BadArgumentError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the new name is not in all versions that we allow
         for tower in towers:

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.models.conv_clip import ConvImageTower
 from zoo.models.dual_encoder import DualEncoder
 from zoo.models.towers import unit
@@ -28,7 +28,7 @@ class LockedTower:
 
     def __init__(self, model: DualEncoder, views: int) -> None:
         if not isinstance(model.image_tower, ConvImageTower):
-            raise BadInputError(f"{model.card.name}: only convolutional image towers can be locked")
+            raise BadArgumentError(f"{model.card.name}: only convolutional image towers can be locked")
         self.tower, self.views = model.image_tower, views
         finetune.freeze(model, ["image_tower.backbone"])
         self._fast: nn.Module | None = None
@@ -38,7 +38,7 @@ class LockedTower:
         """Compute the features `[views, images, width]`; the first view is the whole image."""
         store = data.images
         if store.pixels is None:
-            raise BadInputError("locked_views needs the images in memory: raise max_cache_gb")
+            raise BadArgumentError("locked_views needs the images in memory: raise max_cache_gb")
         device = next(self.tower.parameters()).device
         wanted = sorted({store.number[row.image] for row in data.by_split["train"] if row.image})
         steps = [(view, start) for view in range(self.views) for start in range(0, len(wanted), CHUNK)]

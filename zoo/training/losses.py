@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 
 class Criterion(nn.Module):
@@ -43,13 +43,13 @@ class Criterion(nn.Module):
         super().__init__()
         for label, weight in (weights or {}).items():
             if label not in card.labels:
-                raise BadInputError(f'class_weights: no label "{label}"' + close_match(label, card.labels))
+                raise BadArgumentError(f'class_weights: no label "{label}"' + close_match(label, card.labels))
             if not weight > 0:
-                raise BadInputError(f"class_weights: a weight is above 0, got {weight} for {label}")
+                raise BadArgumentError(f"class_weights: a weight is above 0, got {weight} for {label}")
         if not focal_gamma >= 0:
-            raise BadInputError(f"focal_gamma is 0 or more, got {focal_gamma}")
+            raise BadArgumentError(f"focal_gamma is 0 or more, got {focal_gamma}")
         if not 0 <= smoothing < 1:
-            raise BadInputError(f"label_smoothing is a share in [0, 1), got {smoothing}")
+            raise BadArgumentError(f"label_smoothing is a share in [0, 1), got {smoothing}")
         self.softmax = card.score == "softmax"
         self.gamma, self.smoothing = focal_gamma, smoothing
         factors = [(weights or {}).get(label, 1.0) for label in card.labels]

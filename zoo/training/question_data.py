@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.manifest import Row, Split, assign_splits, fingerprint
 from zoo.data.questions import Question, read_questions
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.guard.texts import REFUSAL
 from zoo.inputs.image import decode
 from zoo.training.data import report_unreadable
@@ -68,9 +68,11 @@ class QuestionData(lightning.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         if batch_size < 1 or turns < 1 or evaluated < 0:
-            raise BadInputError(f"need batch_size, turns >= 1, evaluated >= 0; got {batch_size}, {turns}, {evaluated}")
+            raise BadArgumentError(
+                f"need batch_size, turns >= 1, evaluated >= 0; got {batch_size}, {turns}, {evaluated}"
+            )
         if not 0 <= instructed <= 1:
-            raise BadInputError(f"instructed is a share in [0, 1], got {instructed}")
+            raise BadArgumentError(f"instructed is a share in [0, 1], got {instructed}")
         self.manifest, self.batch_size, self.turns = questions, batch_size, turns
         self.image_root = Path(image_root) if image_root else None
         self.instructed, self.evaluated = instructed, evaluated
@@ -113,7 +115,7 @@ class QuestionData(lightning.LightningDataModule):
         for question in self.by_split["train"]:
             by_image[question.image].append(question)
         if len(by_image) < self.batch_size:
-            raise BadInputError(f"{len(by_image)} training images do not fill a batch of {self.batch_size}")
+            raise BadDataError(f"{len(by_image)} training images do not fill a batch of {self.batch_size}")
         items = _Conversations(list(by_image.values()), self.turns, self.instructed)
         return DataLoader(items, self.batch_size, shuffle=True, drop_last=True, collate_fn=list)  # type: ignore[arg-type]
 
@@ -136,7 +138,7 @@ class QuestionData(lightning.LightningDataModule):
     def _evaluation(self, split: Split) -> DataLoader[list[Conversation]]:
         questions = list(self.by_split[split])
         if not questions:
-            raise BadInputError(f'{self.manifest}: no rows for the split "{split}"')
+            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
         random.Random(self.split_seed).shuffle(questions)
         asked = questions[: self.evaluated or None]
         items = [conversation([question], instructed) for instructed in (False, True) for question in asked]

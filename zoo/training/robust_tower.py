@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.dual_encoder import DualEncoder
 from zoo.training import finetune
@@ -70,16 +70,16 @@ class RobustTower(Base):
         super().__init__(model, None, policy, init_from, lr, weight_decay, warmup, lr_factors)
         self.save_hyperparameters()
         if not isinstance(self.model, DualEncoder):
-            raise BadInputError(f"{model} has no text tower to keep to; see `zoo list --task zero_shot`")
+            raise BadArgumentError(f"{model} has no text tower to keep to; see `zoo list --task zero_shot`")
         if not 0 <= eps_warmup <= 1:
-            raise BadInputError(f"eps_warmup is a share in [0, 1], got {eps_warmup}")
+            raise BadArgumentError(f"eps_warmup is a share in [0, 1], got {eps_warmup}")
         self.method, self.eps_warmup, self.val_attack_batches = method, eps_warmup, val_attack_batches
         self.threat = training_threat(PUBLISHED if threat is None else threat)
         self.label_names = label_names or {}
         names = [category.name for category in self.policy.categories]
         for name in self.label_names.values():
             if name not in names:
-                raise BadInputError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
+                raise BadArgumentError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
         finetune.freeze(self.model, ["text_tower", "logit_scale"])
         # In a list, so that it is no submodule: a checkpoint need not carry what the release holds.
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
@@ -137,7 +137,7 @@ class RobustTower(Base):
 
     def _pixels(self, batch: Batch) -> Tensor:
         if "pixels" not in batch or not batch["image_present"].all():
-            raise BadInputError(f"{self.model.card.name} needs an image in every row of the manifest")
+            raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
         return batch["pixels"]
 
     def _loss_of(self, clean: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
@@ -196,7 +196,7 @@ class RobustTower(Base):
         found = self._names(row)
         if len(found) != 1:
             names = ", ".join(category.name for category in self.policy.categories)
-            raise BadInputError(
+            raise BadDataError(
                 f"TeCoA wants exactly one category of the policy a row ({names}), found the labels {list(row)}; "
                 "label_names says which category a label is"
             )

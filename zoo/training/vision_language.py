@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 
 from zoo.assets import find_asset
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 from zoo.files import new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.guard import Guard
@@ -79,13 +79,15 @@ class VisionLanguage(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if (clip is None) == (lvlm is None):
-            raise BadInputError(f"give either clip (build a tiny LLaVA) or lvlm (fine-tune one), got {clip=}, {lvlm=}")
+            raise BadArgumentError(
+                f"give either clip (build a tiny LLaVA) or lvlm (fine-tune one), got {clip=}, {lvlm=}"
+            )
         for name, given, known in (("lora", lora, LORA), ("guard", guard, GUARD)):
             for key in given or {}:
                 if key not in known:
-                    raise BadInputError(f'{name}: no key "{key}"' + close_match(key, known))
+                    raise BadArgumentError(f'{name}: no key "{key}"' + close_match(key, known))
         if guard is not None and not guard.get("detector"):
-            raise BadInputError("guard: needs a detector, a safeclip_* release or its directory")
+            raise BadArgumentError("guard: needs a detector, a safeclip_* release or its directory")
         self.out, self.overwrite = Path(out), overwrite
         self.lr, self.weight_decay, self.warmup, self.max_new_tokens = lr, weight_decay, warmup, max_new_tokens
         self.lvlm: Any = None
@@ -98,10 +100,10 @@ class VisionLanguage(lightning.LightningModule):
         if self.lvlm is not None:
             return
         if stage == "fit" and self.out.exists() and not self.overwrite and any(self.out.iterdir()):
-            raise BadInputError(f"{self.out}: exists and is not empty; name another out, or set overwrite")
+            raise BadArgumentError(f"{self.out}: exists and is not empty; name another out, or set overwrite")
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, QuestionData):
-            raise BadInputError("VisionLanguage takes its conversations from a zoo.training.QuestionData")
+            raise BadArgumentError("VisionLanguage takes its conversations from a zoo.training.QuestionData")
         data.setup(stage)
         h: Any = self.hparams
         self.lvlm, self.processor = self._build(data) if h.clip else load_lvlm(h.lvlm, h.dtype)
@@ -208,7 +210,7 @@ class VisionLanguage(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another tokenizer: ids must mean what they meant in training."""
         if checkpoint.get(TOKENIZER_KEY) != self.processor.tokenizer.backend_tokenizer.to_str():
-            raise BadInputError("the checkpoint has another tokenizer: it was trained on other questions")
+            raise BadDataError("the checkpoint has another tokenizer: it was trained on other questions")
 
     def _example(self, row: Conversation) -> Example:
         verdict = self.features.verdicts.get(row.image)
@@ -224,7 +226,7 @@ class VisionLanguage(lightning.LightningModule):
         sizes = {"vocabulary_size": 768, **(h.language or {})}
         clip = load_model(h.clip)
         if not isinstance(clip, DualEncoder):
-            raise BadInputError(f"clip {h.clip} is a {clip.card.name}, a LLaVA needs a safeclip_* release")
+            raise BadArgumentError(f"clip {h.clip} is a {clip.card.name}, a LLaVA needs a safeclip_* release")
         # The template's own words too, and the instruction as often as a common word: it must not fall to bytes.
         texts = [*data.train_texts(), *[f"USER: \n{INSTRUCTION}\n ASSISTANT:"] * 100]
         tokenizer = train_llava_tokenizer(texts, sizes["vocabulary_size"])
@@ -232,7 +234,7 @@ class VisionLanguage(lightning.LightningModule):
         try:
             return build_tiny_llava(clip, processor, **sizes), processor
         except TypeError as problem:
-            raise BadInputError(f"language: {problem}") from None
+            raise BadArgumentError(f"language: {problem}") from None
 
     def _report(self, stage: str) -> None:
         figures = {f"{stage}/{name}": sum(found) / len(found) for name, found in self._tally.items()}
@@ -250,13 +252,15 @@ def load_lvlm(source: str, dtype: str | None = None) -> tuple[Any, Any]:
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "llava":
-            raise BadInputError(f"{source}: is a {kind}; what can be trained here is a LlavaForConditionalGeneration")
+            raise BadArgumentError(
+                f"{source}: is a {kind}; what can be trained here is a LlavaForConditionalGeneration"
+            )
         model = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto")
         return model, AutoProcessor.from_pretrained(source)
     except BadInputError:
         raise
     except (OSError, ValueError) as problem:
-        raise BadInputError(f"{source}: cannot be loaded as a LLaVA: {problem}") from None
+        raise BadArgumentError(f"{source}: cannot be loaded as a LLaVA: {problem}") from None
 
 
 def add_lora(lvlm: Any, lora: dict[str, Any]) -> Any:

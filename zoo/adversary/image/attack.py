@@ -18,7 +18,7 @@ from zoo.adversary.image.result import AttackRecord, AttackResult
 from zoo.adversary.image.square import square
 from zoo.adversary.image.target import Batch, Model, Target, evaluation_mode, misjudged
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 #: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.
 TOLERANCE = 1e-6
@@ -223,28 +223,32 @@ def allowed_images(found: Tensor, clean: Tensor, threat: Threat) -> Tensor:
 
 def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size: int) -> None:
     if pixels.ndim != 4 or not len(pixels) or pixels.dtype != torch.float32:
-        raise BadInputError(f"pixels must be [N, C, H, W] float32 in [0, 1], got {list(pixels.shape)} {pixels.dtype}")
+        raise BadArgumentError(
+            f"pixels must be [N, C, H, W] float32 in [0, 1], got {list(pixels.shape)} {pixels.dtype}"
+        )
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
-        raise BadInputError(f"pixels must be in [0, 1], got {low:g} to {high:g}: normalisation belongs into the model")
+        raise BadArgumentError(
+            f"pixels must be in [0, 1], got {low:g} to {high:g}: normalisation belongs into the model"
+        )
     if labels.shape != (len(pixels),) or labels.is_floating_point() or labels.is_complex():
-        raise BadInputError(f"labels must be [{len(pixels)}] integers, got {list(labels.shape)} {labels.dtype}")
+        raise BadArgumentError(f"labels must be [{len(pixels)}] integers, got {list(labels.shape)} {labels.dtype}")
     for number, extra in enumerate(extras):
         if len(extra) != len(pixels):
-            raise BadInputError(f"extras[{number}] has {len(extra)} rows for {len(pixels)} images")
+            raise BadArgumentError(f"extras[{number}] has {len(extra)} rows for {len(pixels)} images")
     if batch_size < 1:
-        raise BadInputError(f"batch_size must be at least 1, got {batch_size}")
+        raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
     if labels.min() < 0 or labels.max() >= classes:
         found = f"{int(labels.min())} to {int(labels.max())}"
-        raise BadInputError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
+        raise BadArgumentError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
 
 
 def _finite(parts: list[Tensor]) -> Tensor:
     logits = torch.cat(parts)
     wrong = (~logits.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if wrong:
-        raise BadInputError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
+        raise BadDataError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
     return logits

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.attack import attack
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError, MissingDependencyError
+from zoo.errors import BadDataError, MissingDependencyError
 
 INSTALL = "pip install --no-deps --target DIR torchattacks scipy requests tqdm"
 
@@ -119,7 +119,7 @@ def mnist(folder: Path, network: Literal["fgsm", "pgd_madry"], count: int) -> tu
         data = np.load(folder / "test.npz")
         images, labels = data["images"][:count], data["labels"][:count]
     except (OSError, KeyError) as problem:
-        raise BadInputError(
+        raise BadDataError(
             f"{folder}: needs {network}.safetensors, test.npz with images and labels: {problem}"
         ) from None
     return model.eval(), torch.from_numpy(images).float()[:, None] / 255, torch.from_numpy(labels).long()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.judging.judge import Judge
 from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
@@ -27,14 +27,14 @@ class OneLogit(nn.Module):
     def __init__(self, model: Callable[..., Tensor], threshold: float = 0.5) -> None:
         super().__init__()
         if not 0 < threshold < 1:
-            raise BadInputError(f"threshold must be in (0, 1), got {threshold}")
+            raise BadArgumentError(f"threshold must be in (0, 1), got {threshold}")
         self.model, self.limit = model, _log_odds(threshold)
 
     def forward(self, pixels: Tensor, *extras: Tensor) -> Tensor:
         """Logits `[B, 2]`: 0, and the model's own less that of the threshold."""
         logits = self.model(pixels, *extras)
         if logits.shape not in ((len(pixels),), (len(pixels), 1)):
-            raise BadInputError(f"expected one logit for each of {len(pixels)} images, got {list(logits.shape)}")
+            raise BadArgumentError(f"expected one logit for each of {len(pixels)} images, got {list(logits.shape)}")
         flagged = logits.reshape(-1).float() - self.limit
         return torch.stack([torch.zeros_like(flagged), flagged], dim=1)
 
@@ -52,7 +52,7 @@ class Judged(nn.Module):
     def __init__(self, model: ZooModel, policy: Policy, threshold: float | None = None) -> None:
         super().__init__()
         if model.card.task == "panel":
-            raise BadInputError(f"{model.card.name} is a panel: attack its heads one by one")
+            raise BadArgumentError(f"{model.card.name} is a panel: attack its heads one by one")
         judge = Judge(model.card, policy)
         self.model, self.banks = model, text_banks(model, policy)
         self.members, self.pooling = judge.members, policy.pooling

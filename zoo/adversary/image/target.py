@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 #: Pixels `[B, C, H, W]` float32 in [0, 1], and whatever else goes with each image, to logits `[B, K]`, K >= 2.
 Model: TypeAlias = Callable[..., Tensor]
@@ -83,7 +83,7 @@ class Target:
         logits = self.model(pixels, *(extra[batch.rows] for extra in self.extras))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] < 2:
             found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise BadInputError(
+            raise BadArgumentError(
                 f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {found}; "
                 "zoo.adversary.image.judged makes two logits of one, or of a policy"
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 #: Pixels `[B, C, H, W]` to what the attack raises: a scalar, to which each image contributes a summand of its own.
 Objective: TypeAlias = Callable[[Tensor], Tensor]
@@ -36,9 +36,9 @@ def training_threat(fields: Mapping[str, Any], *, single_step: bool = False) -> 
         del given["attacks"]
     for name in given:
         if name not in FIELDS:
-            raise BadInputError(f'threat: training attacks by PGD and knows no "{name}"' + close_match(name, FIELDS))
+            raise BadArgumentError(f'threat: training attacks by PGD and knows no "{name}"' + close_match(name, FIELDS))
     if single_step and given.get("steps", 1) != 1:
-        raise BadInputError(f"threat: a single-step method takes 1 step, got {given['steps']}")
+        raise BadArgumentError(f"threat: a single-step method takes 1 step, got {given['steps']}")
     given = {"steps": 1 if single_step else 10, **given}
     threat = Threat.from_dict({"schema_version": 1, "attacks": ["pgd"], **given})
     if single_step and threat.step_size is None:
@@ -96,6 +96,6 @@ def pixel_gradient(objective: Objective, pixels: Tensor) -> Tensor:
         leaf = pixels.detach().requires_grad_()
         value = objective(leaf)
         if not value.requires_grad:
-            raise BadInputError("the model's loss has no gradient in the pixels: there is nothing to train against")
+            raise BadArgumentError("the model's loss has no gradient in the pixels: there is nothing to train against")
         (gradient,) = torch.autograd.grad(value, leaf)
     return gradient

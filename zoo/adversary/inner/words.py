@@ -19,7 +19,7 @@ from zoo.adversary.text.budget import TextBudget
 from zoo.adversary.text.edits import KINDS, character_edits, drawing, perturb
 from zoo.adversary.text.tokens import Pieces
 from zoo.contract import schema
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -77,7 +77,7 @@ class WordSwaps:
         free = np.array([surface.casefold() not in kept for surface in pieces.surface], dtype=np.bool_)
         words = [token for token in pieces.whole_words() if free[token] and token < size]
         if not words:
-            raise BadInputError("the tokenizer knows no whole words to exchange: train it on texts first")
+            raise BadDataError("the tokenizer knows no whole words to exchange: train it on texts first")
         self.embedding = embedding
         #: The tokens `[W]` that may be brought in.
         self.words = torch.tensor(words)

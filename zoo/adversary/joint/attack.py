@@ -25,7 +25,7 @@ from zoo.adversary.text.budget import count_banned
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import TextModel
 from zoo.adversary.text.threat import TextThreat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.text import TextCodec
 
 #: A margin at or below this is a misjudgement: a tie of logits is none.
@@ -108,9 +108,9 @@ def attack_jointly(
     labels, texts or logits that make no sense.
     """
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
-        raise BadInputError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
+        raise BadArgumentError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
     if pixels.dtype != torch.float32 or not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise BadInputError(
+        raise BadArgumentError(
             f"pixels must be float32 in [0, 1], got {pixels.dtype}, {pixels.min():g} to {pixels.max():g}"
         )
     with evaluation_mode(model, *modules), Progress(disable=not progress, transient=True) as bar:
@@ -140,10 +140,10 @@ class _Joint:
         self.target = Target(model)
         logits = self._logits()
         if not logits.isfinite().all():
-            raise BadInputError("the logits of clean inputs are not finite: nothing to attack there")
+            raise BadDataError("the logits of clean inputs are not finite: nothing to attack there")
         classes = logits.shape[1]
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes:
-            raise BadInputError(f"labels must be 0 to {classes - 1}, got {sorted(set(self.labels.tolist()))}")
+            raise BadArgumentError(f"labels must be 0 to {classes - 1}, got {sorted(set(self.labels.tolist()))}")
         self.correct = ~misjudged(logits, self.labels)
         self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
         self.banned = [count_banned(text, threat.banned) for text in texts]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.models.towers import Encoded
 
 #: Pixels `[B, C, H, W]` in [0, 1], ids and mask `[B, T]` int64, to logits `[B, K]`, K >= 2.
@@ -27,7 +27,7 @@ class BothInputs(nn.Module):
     def __init__(self, model: nn.Module, card: ModelCard) -> None:
         super().__init__()
         if "image" not in card.input_names or not card.reads_text:
-            raise BadInputError(f"{card.name} judges {list(card.input_names)}, not an image with a text")
+            raise BadArgumentError(f"{card.name} judges {list(card.input_names)}, not an image with a text")
         self.model = model
         self.names = card.input_names
 

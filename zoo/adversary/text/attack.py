@@ -12,7 +12,7 @@ from zoo.adversary.text.model import TextModel
 from zoo.adversary.text.result import ItemScore, TextResult
 from zoo.adversary.text.search import search_items
 from zoo.adversary.text.threat import GRADIENT_ATTACKS, TextThreat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 _Attack = Callable[[list[str], list[int]], list[TextResult]]
 
@@ -79,12 +79,12 @@ def _plan(
         plan.append(searching(None))
     if "synonyms" in threat.attacks:
         if synonyms is None:
-            raise BadInputError("the attack `synonyms` needs the neighbours of words: give `synonyms`")
+            raise BadArgumentError("the attack `synonyms` needs the neighbours of words: give `synonyms`")
         plan.append(searching(synonyms))
     for method in GRADIENT_ATTACKS:
         if method in threat.attacks:
             if not isinstance(model, TextModel):
-                raise BadInputError(f"the attack `{method}` needs a gradient: give the model as a TextModel")
+                raise BadArgumentError(f"the attack `{method}` needs a gradient: give the model as a TextModel")
             plan.append(_substituting(model, threat, method, threshold, batch_size, progress))
     return plan
 

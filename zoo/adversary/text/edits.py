@@ -12,7 +12,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 
 from zoo.adversary.text.budget import TextBudget, split_words
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 
 #: What stands around a word in a text and is no part of it.
 _EDGE = string.whitespace + string.punctuation
@@ -98,7 +98,7 @@ def character_edits(kinds: Sequence[str] = tuple(KINDS)) -> Variants:
     """All variants of these kinds as one function. Raises BadInputError for an unknown kind, with the close match."""
     for kind in kinds:
         if kind not in KINDS:
-            raise BadInputError(f'no character attack is named "{kind}"' + close_match(kind, KINDS))
+            raise BadArgumentError(f'no character attack is named "{kind}"' + close_match(kind, KINDS))
     return lambda word: _other(word, [variant for kind in kinds for variant in KINDS[kind](word)])
 
 

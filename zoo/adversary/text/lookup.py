@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 
 @dataclass
@@ -24,7 +24,7 @@ class LookedUp:
         Raises BadInputError when the value does not go through the embedding.
         """
         if not self.parts:
-            raise BadInputError(
+            raise BadArgumentError(
                 "the model's loss does not go through the token embedding: there are no words to attack"
             )
         found = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)

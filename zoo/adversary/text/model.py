@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zoo.adversary.text.lookup import watched
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.text import TextCodec
 from zoo.models.dual_encoder import PhraseEncoder
 
@@ -51,7 +51,7 @@ class TextModel:
             places = torch.tensor([item], device=device)
             score = self.token_score(ids[None].to(device), mask[None].to(device), places)
         if not looked_up.parts:
-            raise BadInputError("the model's score does not go through the embedding that was named")
+            raise BadArgumentError("the model's score does not go through the embedding that was named")
         if not score.requires_grad:
             return torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
         gradient, _ = looked_up.gradient(score.sum(), ids[None].shape)
@@ -84,5 +84,5 @@ def input_embedding(module: nn.Module) -> nn.Embedding:
             if isinstance(embedding, nn.Embedding):
                 found[id(embedding)] = embedding
     if len(found) != 1:
-        raise BadInputError(f"{type(module).__name__} holds {len(found)} language models of transformers, expected 1")
+        raise BadDataError(f"{type(module).__name__} holds {len(found)} language models of transformers, expected 1")
     return next(iter(found.values()))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from zoo.adversary.text.budget import count_banned
 from zoo.adversary.text.threat import TextThreat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 #: Texts to one number each, `[B]`: how sure the model is of what the attacker wants to hide.
 Score: TypeAlias = Callable[[list[str]], Any]
@@ -53,9 +53,9 @@ def checked_scores(scores: Any, count: int) -> NDArray[np.float64]:
         scores = scores.detach().cpu().float()
     found = np.asarray(scores, dtype=np.float64)
     if found.shape != (count,):
-        raise BadInputError(f"the attacked model must give one score per text, [{count}], got {list(found.shape)}")
+        raise BadArgumentError(f"the attacked model must give one score per text, [{count}], got {list(found.shape)}")
     if not np.isfinite(found).all():
-        raise BadInputError("the attacked model gave a score that is NaN or infinite: nothing was judged")
+        raise BadDataError("the attacked model gave a score that is NaN or infinite: nothing was judged")
     return found
 
 

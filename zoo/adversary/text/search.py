@@ -24,7 +24,7 @@ from zoo.adversary.text.edits import Variants, character_edits, drawing, perturb
 from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import ItemScore, Score, TextResult, confirmed, score_all
 from zoo.adversary.text.threat import TextThreat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 
 #: Asks for the scores of texts, gets them, returns what it found.
 _Search: TypeAlias = Generator[list[str], NDArray[np.float64], TextResult]
@@ -73,10 +73,10 @@ def search_items(
     exchanged = variants is not None
     if variants is None:
         if not threat.kinds:
-            raise BadInputError(f"the attacks {list(threat.attacks)} need their variants: give `variants`")
+            raise BadArgumentError(f"the attacks {list(threat.attacks)} need their variants: give `variants`")
         variants = character_edits(threat.kinds)
     if batch_size < 1:
-        raise BadInputError(f"batch_size must be at least 1, got {batch_size}")
+        raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
     kept = _keeping(variants, threat, exchanged)
     searches = [_greedy(text, kept, threat, threshold) for text in texts]
     found = _side_by_side(searches, score, batch_size, progress)

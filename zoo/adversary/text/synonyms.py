@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.adversary.text.tokens import Pieces
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 #: What the input embeddings are called in transformers' weights of BERT and of CLIP.
 _EMBEDDINGS = ("word_embeddings.weight", "token_embedding.weight")
@@ -31,7 +31,7 @@ class Synonyms:
 
     def __init__(self, words: Sequence[str], vectors: Tensor, count: int = 12, least: float = 0.35) -> None:
         if len(words) != len(vectors) or not len(words):
-            raise BadInputError(f"synonyms need one vector per word, got {len(words)} words, {len(vectors)} vectors")
+            raise BadArgumentError(f"synonyms need one vector per word, got {len(words)} words, {len(vectors)} vectors")
         centred = vectors.detach().float() - vectors.detach().float().mean(dim=0)
         self._vectors = torch.nn.functional.normalize(centred, dim=1)
         self._words, self._places = list(words), {word: place for place, word in enumerate(words)}
@@ -55,10 +55,10 @@ class Synonyms:
             weights = load_file(folder / "model.safetensors")
             tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         except OSError as problem:
-            raise BadInputError(f"{folder}: no model to take synonyms from: {problem}") from None
+            raise BadDataError(f"{folder}: no model to take synonyms from: {problem}") from None
         found = [value for name, value in weights.items() if name.endswith(_EMBEDDINGS)]
         if len(found) != 1:
-            raise BadInputError(f"{folder / 'model.safetensors'}: holds {len(found)} tables of input embeddings, not 1")
+            raise BadDataError(f"{folder / 'model.safetensors'}: holds {len(found)} tables of input embeddings, not 1")
         return cls.from_embedding(tokenizer, found[0], count, least)
 
     def neighbours(self, word: str) -> list[str]:

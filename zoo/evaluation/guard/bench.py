@@ -28,7 +28,7 @@ from torch import Tensor
 from zoo.assets import find_asset
 from zoo.contract import schema
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.evaluation.guard.report import overhead_table
 from zoo.evaluation.guard.run import AnswerTime, Overhead, ratios, synchronise, timed
 from zoo.guard.detector import Detector
@@ -59,7 +59,7 @@ class Size:
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads) < 1 or self.width % (2 * self.heads):
-            raise BadInputError(
+            raise BadArgumentError(
                 f"need at least 1 layer, and a width that is an even multiple of the heads, got {self.layers} layers, "
                 f"width {self.width}, {self.heads} heads"
             )
@@ -77,7 +77,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
 
     clip = create_model(size.clip)
     if not isinstance(clip, DualEncoder):
-        raise BadInputError(f"clip {size.clip}: the tower of a LLaVA comes from a safeclip_* model")
+        raise BadArgumentError(f"clip {size.clip}: the tower of a LLaVA comes from a safeclip_* model")
     processor = tiny_llava_processor(clip, train_llava_tokenizer([INSTRUCTION, REFUSAL, QUESTION], 600))
     vision = clip_config(clip.card).vision_config
     config = LlavaConfig(
@@ -138,7 +138,7 @@ def check_memory(needed: int, device: torch.device) -> None:
     """Raise BadInputError when `needed` bytes of weights, with some room, are not free; better than to be killed."""
     free, where = _free_memory(device)
     if free is not None and needed + MARGIN > free:
-        raise BadInputError(
+        raise BadArgumentError(
             f"{needed / 1e9:.1f} GB of weights and {MARGIN / 1e9:.1f} GB beside them do not fit into the "
             f"{free / 1e9:.1f} GB that are free ({where}): take fewer layers, a smaller width, or bfloat16"
         )
@@ -204,10 +204,10 @@ def bench_guard(
     Raises BadInputError for sizes that make no model, and when the memory for the weights is not there.
     """
     if rounds < 3 or new_tokens < 2 or threads < 1:
-        raise BadInputError(f"need at least 3 rounds, 2 tokens, 1 thread; got {rounds}, {new_tokens}, {threads}")
+        raise BadArgumentError(f"need at least 3 rounds, 2 tokens, 1 thread; got {rounds}, {new_tokens}, {threads}")
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise BadInputError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
+        raise BadArgumentError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     torch.set_num_threads(threads)
     model, guard, parameters = build(size, place, getattr(torch, dtype))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))

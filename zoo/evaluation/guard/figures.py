@@ -10,7 +10,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.evaluation.guard.run import GuardOutcome, Overhead, Reply, ratios
 from zoo.evaluation.report import EvaluationReport
 from zoo.metrics import Draws, Interval, wilson
@@ -143,7 +143,7 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement | None
     Raises BadInputError for lists of different length.
     """
     if len(first) != len(second):
-        raise BadInputError(f"{len(first)} and {len(second)} ratings: rating i of both lists belongs to item i")
+        raise BadArgumentError(f"{len(first)} and {len(second)} ratings: rating i of both lists belongs to item i")
     count = len(first)
     if not count:
         return None

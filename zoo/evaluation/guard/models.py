@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 #: LLaVA-1.5's, for processors without a chat template.
 TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
@@ -36,7 +36,7 @@ class VisionLanguageModel:
         """The prompt of one question about one image. Raises BadInputError for a question with an image token in it."""
         token = self.processor.image_token
         if token in question:
-            raise BadInputError(f'the question holds the image token "{token}": {question[:80]!r}')
+            raise BadArgumentError(f'the question holds the image token "{token}": {question[:80]!r}')
         if self.template is not None:
             return self.template.replace("{image}", token).replace("{question}", question)
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -63,21 +63,21 @@ def load_lvlm(
 
     name = str(source)
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise BadInputError(f"{name}: no such directory, and no Hub id either (ORG/NAME)")
+        raise BadArgumentError(f"{name}: no such directory, and no Hub id either (ORG/NAME)")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInputError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
+        raise BadArgumentError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as problem:
-        raise BadInputError(f"{name}: cannot be loaded as a vision-language model: {problem}") from None
+        raise BadArgumentError(f"{name}: cannot be loaded as a vision-language model: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadInputError(f"{name}: its weights are incomplete, without {absent}")
+        raise BadDataError(f"{name}: its weights are incomplete, without {absent}")
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_token"):
-        raise BadInputError(f"{name}: holds no processor of images and texts, but a {type(processor).__name__}")
+        raise BadDataError(f"{name}: holds no processor of images and texts, but a {type(processor).__name__}")
     return VisionLanguageModel(model.to(device).eval(), processor, _checked(template, processor))
 
 
@@ -87,7 +87,7 @@ def _checked(template: str | None, processor: Any) -> str | None:
     whole = template.replace("\\n", "\n").replace("{image}", processor.image_token)
     for part in ("{question}", processor.image_token):
         if whole.count(part) != 1:
-            raise BadInputError(
+            raise BadArgumentError(
                 f"prompt template {template!r}: needs {part} once; such as {TEMPLATE!r}, \\n being a line break"
             )
     return whole
@@ -120,17 +120,17 @@ class RefusalJudge:
             )
             self._tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, RuntimeError, KeyError) as problem:
-            raise BadInputError(f"judge {source}: cannot be loaded as a causal language model: {problem}") from None
+            raise BadArgumentError(f"judge {source}: cannot be loaded as a causal language model: {problem}") from None
         if report["missing_keys"]:
             absent = ", ".join(sorted(report["missing_keys"])[:4])
-            raise BadInputError(f"judge {source}: its weights are incomplete, without {absent}")
+            raise BadDataError(f"judge {source}: its weights are incomplete, without {absent}")
         self._model: Any = model.to(device).eval()
         # Behind "Reply:" a word begins with a space, at the beginning of a turn it does not.
         gap = "" if self._tokenizer.chat_template else " "
         self._yes = [self._ids(gap + word) for word in ("yes", "Yes")]
         self._no = [self._ids(gap + word) for word in ("no", "No")]
         if any(yes == no for yes in self._yes for no in self._no):
-            raise BadInputError(f'judge {source}: its tokenizer cannot tell "yes" from "no"')
+            raise BadDataError(f'judge {source}: its tokenizer cannot tell "yes" from "no"')
 
     @torch.inference_mode()
     def log_odds(self, question: str, answer: str) -> float:
@@ -142,12 +142,14 @@ class RefusalJudge:
         prompt = self._prompt(question, answer)
         room = getattr(self._model.config, "max_position_embeddings", None)
         if room is not None and len(prompt) + 4 > room:
-            raise BadInputError(f"judge {self.name}: the question takes {len(prompt)} tokens, its context holds {room}")
+            raise BadArgumentError(
+                f"judge {self.name}: the question takes {len(prompt)} tokens, its context holds {room}"
+            )
         yes = torch.logsumexp(torch.stack([self._log_probability(prompt, word) for word in self._yes]), dim=0)
         no = torch.logsumexp(torch.stack([self._log_probability(prompt, word) for word in self._no]), dim=0)
         odds = float(yes - no)
         if odds != odds:
-            raise BadInputError(f"judge {self.name}: gave NaN on the answer {answer[:80]!r}")
+            raise BadDataError(f"judge {self.name}: gave NaN on the answer {answer[:80]!r}")
         return odds
 
     def _prompt(self, question: str, answer: str) -> list[int]:

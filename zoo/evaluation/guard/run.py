@@ -25,7 +25,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
-from zoo.errors import BadInputError, GuardError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError, GuardError
 from zoo.evaluation.guard.models import VisionLanguageModel
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.detector import load_detector
@@ -176,23 +176,23 @@ def queries_of(
     mute = [row.line for row in rows if not (question or row.text)]
     if mute:
         lines = ", ".join(map(str, mute[:8])) + (", ..." if len(mute) > 8 else "")
-        raise BadInputError(f"{len(mute)} rows have no question (lines {lines}): give a question to ask of every image")
+        raise BadDataError(f"{len(mute)} rows have no question (lines {lines}): give a question to ask of every image")
     queries = [Query(row.line, row.image, question or row.text or "", labelling.label([row])) for row in rows]
     known: dict[Path, Query] = {}
     for query in queries:
         first = known.setdefault(query.image, query) if query.image else query
         if first.label != query.label:
-            raise BadInputError(
+            raise BadDataError(
                 f"{query.image}: labelled {first.label} on line {first.line} and {query.label} on line {query.line}; "
                 "a label here is of the image"
             )
     if limit is not None:
         if limit < 1:
-            raise BadInputError(f"limit must be at least 1, got {limit}")
+            raise BadArgumentError(f"limit must be at least 1, got {limit}")
         kept = sorted(random.Random(seed).sample(range(len(queries)), min(limit, len(queries))))
         queries = [queries[index] for index in kept]
     if not queries:
-        raise BadInputError("there are no rows to ask about")
+        raise BadDataError("there are no rows to ask about")
     return queries
 
 
@@ -218,7 +218,7 @@ def run(
     on every image that could be read: then there is nothing to measure.
     """
     if max_new_tokens < 1:
-        raise BadInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        raise BadArgumentError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     outcomes: list[GuardOutcome] = []
     warm = False
@@ -286,7 +286,7 @@ def _answer(
 
 def _picture(query: Query) -> Image.Image:
     if query.image is None:
-        raise BadInputError("the row names no image")
+        raise BadDataError("the row names no image")
     return decode(query.image)
 
 

@@ -20,7 +20,7 @@ from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import TextModel, input_embedding
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.evaluation.robustness.attempt import Attempt, Example, towards_clean
 from zoo.evaluation.robustness.items import Items
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
@@ -33,11 +33,11 @@ def check_threat(victim: Victim, threat: AnyThreat) -> None:
     """Raises BadInputError where a model does not read what the threat changes."""
     card = victim.card
     if isinstance(threat, Threat | JointThreat) and card.image is None:
-        raise BadInputError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
+        raise BadArgumentError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
     if isinstance(threat, TextThreat | JointThreat) and not card.reads_text:
-        raise BadInputError(f"{card.name} judges no text, which this threat changes: give a threat on images")
+        raise BadArgumentError(f"{card.name} judges no text, which this threat changes: give a threat on images")
     if victim.by_label and not isinstance(threat, Threat):
-        raise BadInputError("--target labels goes with a threat on images")
+        raise BadArgumentError("--target labels goes with a threat on images")
 
 
 def open_to(victim: Victim, items: Items, threat: AnyThreat) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 
 
 def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
@@ -17,12 +17,12 @@ def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
     be flagged at 5 %, and the threshold would be the highest of them, whatever the rate.
     """
     if not 0 < fpr < 1:
-        raise BadInputError(f"--fpr is a share in (0, 1), got {fpr}")
+        raise BadArgumentError(f"--fpr is a share in (0, 1), got {fpr}")
     if not len(heights):
-        raise BadInputError("no safe item to find the threshold on: --fpr needs rows that are not unsafe")
+        raise BadDataError("no safe item to find the threshold on: --fpr needs rows that are not unsafe")
     allowed = math.floor(fpr * len(heights) + 1e-9)
     if not allowed:
-        raise BadInputError(
+        raise BadDataError(
             f"{len(heights)} safe items are too few for a false positive rate of {fpr:g}: at least "
             f"{math.ceil(1 / fpr)} are needed; give more data, a higher --fpr, or --points policy"
         )

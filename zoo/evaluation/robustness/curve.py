@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.adversary.read import AnyThreat
 from zoo.adversary.threat import ATTACKS, Threat
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, close_match
 from zoo.evaluation.robustness.attacks import Campaign
 from zoo.evaluation.robustness.report import Curve, CurvePoint
 from zoo.metrics import Draws
@@ -28,24 +28,28 @@ def read_eps(text: str) -> tuple[float, ...]:
         try:
             value = float(Fraction(part))
         except (ValueError, ZeroDivisionError):
-            raise BadInputError(f'--eps: expected numbers or fractions such as 0,1/255,4/255, got "{part}"') from None
+            raise BadArgumentError(
+                f'--eps: expected numbers or fractions such as 0,1/255,4/255, got "{part}"'
+            ) from None
         if not (math.isfinite(value) and value >= 0):
-            raise BadInputError(f"--eps: a budget is at least 0, got {part}")
+            raise BadArgumentError(f"--eps: a budget is at least 0, got {part}")
         found.append(value)
     if not found:
-        raise BadInputError("--eps names no budget; expected numbers or fractions such as 0,1/255,4/255")
+        raise BadArgumentError("--eps names no budget; expected numbers or fractions such as 0,1/255,4/255")
     return tuple(sorted(set(found)))
 
 
 def check_eps(threat: AnyThreat, eps: Sequence[float], attacks: Sequence[str]) -> None:
     """Raises BadInputError for a curve of a threat that has no such budget, or for an unknown attack."""
     if (eps or attacks) and not isinstance(threat, Threat):
-        raise BadInputError("--eps draws the budget on pixels, so it goes with a threat on images")
+        raise BadArgumentError("--eps draws the budget on pixels, so it goes with a threat on images")
     for attack in attacks:
         if attack not in ATTACKS:
-            raise BadInputError(f'--eps-attacks: no attack is called "{attack}"' + close_match(attack, ATTACKS))
+            raise BadArgumentError(f'--eps-attacks: no attack is called "{attack}"' + close_match(attack, ATTACKS))
     if isinstance(threat, Threat) and threat.norm == "Linf" and max(eps, default=0) > 1:
-        raise BadInputError(f"--eps is on pixels in [0, 1], got {max(eps):g}; for grey levels write {max(eps):g}/255")
+        raise BadArgumentError(
+            f"--eps is on pixels in [0, 1], got {max(eps):g}; for grey levels write {max(eps):g}/255"
+        )
 
 
 def robustness_curve(

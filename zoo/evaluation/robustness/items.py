@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row, read_manifest
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 from zoo.evaluation.labelling import Labelling, items_of
 from zoo.inputs.image import load
 from zoo.inputs.text import clean
@@ -113,14 +113,14 @@ def read_items(
     groups = items_of(list(rows), by_image=not card.reads_text)
     if limit is not None:
         if limit < 1:
-            raise BadInputError(f"--limit must be at least 1, got {limit}")
+            raise BadArgumentError(f"--limit must be at least 1, got {limit}")
         drawn = sorted(random.Random(seed).sample(range(len(groups)), min(limit, len(groups))))
         groups = [groups[place] for place in drawn]
     reader = _Reader(card, labelling)
     for group in track(groups, "Reading items", transient=True):
         reader.add(group)
     if not reader.items:
-        raise BadInputError(f"{selection.data}: none of {len(groups)} items can be judged: {reader.details}")
+        raise BadDataError(f"{selection.data}: none of {len(groups)} items can be judged: {reader.details}")
     pixels = torch.from_numpy(np.stack(reader.pixels)).permute(0, 3, 1, 2) if reader.pixels else None
     present = torch.tensor([row is not None for row in reader.images])
     columns = _columns(selection, reader.items)
@@ -175,10 +175,10 @@ class _Reader:
             return None
         name, more = sorted(names)[0], sorted(names)[1:]
         if more:
-            raise BadInputError(f"line {group[0].line}: has the labels {sorted(names)}, and one class is attacked")
+            raise BadDataError(f"line {group[0].line}: has the labels {sorted(names)}, and one class is attacked")
         if name not in self.card.labels:
             known = close_match(name, self.card.labels)
-            raise BadInputError(f'line {group[0].line}: {self.card.name} has no label "{name}"{known}')
+            raise BadDataError(f'line {group[0].line}: {self.card.name} has no label "{name}"{known}')
         return self.card.labels.index(name)
 
 
@@ -187,6 +187,6 @@ def _columns(selection: Selection, items: Sequence[Item]) -> dict[str, list[str]
     known = items[0].row.record
     for name in selection.by:
         if name not in known:
-            raise BadInputError(f'--by: {selection.data} has no column "{name}"' + close_match(name, known))
+            raise BadArgumentError(f'--by: {selection.data} has no column "{name}"' + close_match(name, known))
     names = [name for name in dict.fromkeys(("kind", *selection.by)) if name in known]
     return {name: [item.row.record.get(name) or "" for item in items] for name in names}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.contract import schema
-from zoo.errors import BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.evaluation.robustness.report import RobustnessReport
 from zoo.metrics import Estimate
@@ -26,12 +26,12 @@ def read_reports(paths: Iterable[Path]) -> list[RobustnessReport]:
         if path.is_dir():
             inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)]
             if not inside:
-                raise BadInputError(f"{path}: holds no robustness report (made by `zoo evaluate robustness --out`)")
+                raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness --out`)")
             found += [RobustnessReport.read(one) for one in inside]
         else:
             found.append(RobustnessReport.read(path))
     if not found:
-        raise BadInputError("no robustness report was named")
+        raise BadArgumentError("no robustness report was named")
     return found
 
 
@@ -76,7 +76,7 @@ def leaderboard(reports: Sequence[RobustnessReport], sort: str = "asr_at_fpr") -
     """
     keys = {key: (value, more) for key, _, value, more in COLUMNS}
     if sort not in (*keys, "model"):
-        raise BadInputError(f'--sort: no column "{sort}"' + close_match(sort, [*keys, "model"]))
+        raise BadArgumentError(f'--sort: no column "{sort}"' + close_match(sort, [*keys, "model"]))
     groups: dict[str, list[RobustnessReport]] = {}
     for report in reports:
         groups.setdefault(_group(report), []).append(report)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError
 from zoo.evaluation.page import COLOURS, DASHES, MARKERS
 from zoo.evaluation.robustness.report import Curve, RobustnessReport
 
@@ -25,10 +25,12 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
 
     drawn = [report for report in reports if report.curves]
     if not drawn:
-        raise BadInputError("no report holds a curve: measure with `zoo evaluate robustness --eps 0,1/255,2/255,4/255`")
+        raise BadArgumentError(
+            "no report holds a curve: measure with `zoo evaluate robustness --eps 0,1/255,2/255,4/255`"
+        )
     norms = sorted({curve.norm for report in drawn for curve in report.curves})
     if len(norms) > 1:
-        raise BadInputError(f"the curves are of the norms {norms}: one figure shows one norm")
+        raise BadArgumentError(f"the curves are of the norms {norms}: one figure shows one norm")
     columns = [name for name in POINTS if any(curve.point == name for report in drawn for curve in report.curves)]
     recall = any(at.robust_recall for report in drawn for curve in report.curves for at in curve.points)
     rows = ["robust accuracy", "robust unsafe recall"] if recall else ["robust accuracy"]

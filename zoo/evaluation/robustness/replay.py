@@ -18,7 +18,7 @@ from zoo.contract import schema
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 from zoo.evaluation.report import EvaluationReport, versions
 from zoo.evaluation.robustness.stored import ABOUT, MANIFEST, StoredExamples, passes
 from zoo.evaluation.robustness.table import percent
@@ -75,12 +75,12 @@ def replay(
     Raises BadInputError for a folder without examples or whose examples are of labels, and as `load_scorer`.
     """
     if not (folder / ABOUT).is_file():
-        raise BadInputError(f"{folder}: holds no {ABOUT}, so no examples (`zoo evaluate robustness --save DIR`)")
+        raise BadDataError(f"{folder}: holds no {ABOUT}, so no examples (`zoo evaluate robustness --save DIR`)")
     about = StoredExamples.from_dict(schema.read_json(folder / ABOUT), str(folder / ABOUT))
     if about.target == "labels":
-        raise BadInputError(f"{folder}: its examples turn labels, and a replay judges by a policy")
+        raise BadDataError(f"{folder}: its examples turn labels, and a replay judges by a policy")
     if not about.examples:
-        raise BadInputError(f"{folder}: holds no examples, as no attack succeeded")
+        raise BadDataError(f"{folder}: holds no examples, as no attack succeeded")
     rows = read_manifest(folder / MANIFEST)
     records = [row.record for row in rows]
     labels = [int(record["unsafe"]) for record in records]

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
 from zoo.contract.card import Measurement
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError
 from zoo.evaluation.report import EvaluationReport
 from zoo.evaluation.robustness.figures import PointFigures
 from zoo.metrics import Estimate
@@ -89,7 +89,7 @@ class RobustnessReport(EvaluationReport):
         data = schema.read_json(path)
         kind = data.get("report") if isinstance(data, dict) else None
         if kind != "robustness":
-            raise BadInputError(f"{path}: is no robustness report (made by `zoo evaluate robustness`), but {kind!r}")
+            raise BadDataError(f"{path}: is no robustness report (made by `zoo evaluate robustness`), but {kind!r}")
         return cls.from_dict(data, str(path))
 
     def measurements(self) -> list[Measurement]:

@@ -20,7 +20,7 @@ from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.threat import Threat
 from zoo.data.manifest import Row
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import versions
 from zoo.evaluation.robustness.attacks import Campaign, check_threat, open_to
@@ -95,14 +95,14 @@ def evaluate_robustness(
     check_threat(victim, threat)
     check_eps(threat, options.eps, options.curve_attacks)
     if options.direction == "both" and not isinstance(threat, Threat):
-        raise BadInputError("--direction both goes with a threat on images: texts are only attacked to pass as safe")
+        raise BadArgumentError("--direction both goes with a threat on images: texts are only attacked to pass as safe")
     labelling = None if victim.by_label else options.labelling
     by_split = rows_by_split(selection)
     split, rows = _rows_of(by_split, options.split, selection.data, options.say)
     items = read_items(rows, victim.card, selection, labelling, limit=options.limit, seed=options.seed)
     items, clean = _judged(victim, items, options)
     if labelling is not None and not bool((items.labels == 1).any()):
-        raise BadInputError(f"{selection.data}, {split}: no item is unsafe by {_wanted(labelling)}: nothing to attack")
+        raise BadDataError(f"{selection.data}, {split}: no item is unsafe by {_wanted(labelling)}: nothing to attack")
     fixed = None
     if not victim.by_label and options.points != "policy":
         fixed = _fixed(victim, by_split, selection, items, clean, split, options)
@@ -137,9 +137,9 @@ def _rows_of(
         say(f"{data} names no splits: all rows are attacked")
         return "all rows", every
     if None in by_split:
-        raise BadInputError(f"{data}: line {by_split[None][0].line} names no split, others do: fill the column")
+        raise BadDataError(f"{data}: line {by_split[None][0].line} names no split, others do: fill the column")
     if split not in by_split:
-        raise BadInputError(f'{data}: no rows of the split "{split}"; it has {sorted(map(str, by_split))}')
+        raise BadDataError(f'{data}: no rows of the split "{split}"; it has {sorted(map(str, by_split))}')
     return split, by_split[split]
 
 
@@ -149,7 +149,7 @@ def _judged(victim: Victim, items: Items, options: Options) -> tuple[Items, Tens
     good = clean.isfinite().all(dim=1)
     lost = {**items.lost, "invalid_scores": int((~good).sum())}
     if not good.any():
-        raise BadInputError(f"{victim.card.name}: the logits of all {len(items)} items are NaN or infinite")
+        raise BadDataError(f"{victim.card.name}: the logits of all {len(items)} items are NaN or infinite")
     kept = items.take(good.nonzero()[:, 0])
     return dataclasses.replace(kept, lost=lost, details=items.details), clean[good]
 

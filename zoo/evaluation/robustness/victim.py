@@ -16,7 +16,7 @@ from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
 from zoo.contract.panel import PanelPolicy
 from zoo.contract.policy import Policy
-from zoo.errors import BadInputError, BadPolicyError
+from zoo.errors import BadArgumentError, BadPolicyError
 from zoo.evaluation.robustness.items import Items
 from zoo.release.store import Release
 
@@ -49,9 +49,11 @@ class Victim:
         card = release.card
         if card.task == "panel":
             heads = ", ".join(card.heads)
-            raise BadInputError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
+            raise BadArgumentError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
         if labels and (not card.labels or card.image is None or card.reads_text):
-            raise BadInputError(f"--target labels is for classifiers of images; {card.name} is none: attack its policy")
+            raise BadArgumentError(
+                f"--target labels is for classifiers of images; {card.name} is none: attack its policy"
+            )
         own = policy or release.policy
         if isinstance(own, PanelPolicy):
             raise BadPolicyError(f'policy "{own.name}" is that of a panel, and {card.name} is one model')

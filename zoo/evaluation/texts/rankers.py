@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from zoo.data.manifest import Row, read_manifest
-from zoo.errors import BadInputError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
 from zoo.inputs.text import TextCodec
 from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
@@ -63,11 +63,11 @@ def read_text_rows(data: Path, categories: Sequence[str]) -> dict[str, TextRows]
             continue
         for name in (*row.labels, *(row.judged or ())):
             if name not in categories:
-                raise BadInputError(
+                raise BadDataError(
                     f'{data}, line {row.line}: the model has no output "{name}"' + close_match(name, categories)
                 )
         if row.split is None:
-            raise BadInputError(f"{data}, line {row.line}: names no split, and test rows must not be trained on")
+            raise BadDataError(f"{data}, line {row.line}: names no split, and test rows must not be trained on")
         kept.setdefault(row.split, []).append(row)
     return {
         split: TextRows(
@@ -129,7 +129,7 @@ class ReleaseRanker:
         self.model: ZooModel = load_release(source).model
         card = self.model.card
         if card.input_names != ("input_ids", "attention_mask"):
-            raise BadInputError(f"{source} is a {card.name}, which does not judge texts alone")
+            raise BadArgumentError(f"{source} is a {card.name}, which does not judge texts alone")
         self.name, self.labels = card.name, card.labels
         self.columns = list(range(len(card.labels)))
         self._codec = self.model.codec()
@@ -194,7 +194,7 @@ def encode_texts(
             ids, mask = (torch.from_numpy(part[chosen, :longest]) for part in (tokens.ids, tokens.mask))
             parts.append(module(ids, mask).double().numpy())
     if not parts:
-        raise BadInputError("no texts to score")
+        raise BadArgumentError("no texts to score")
     result = np.concatenate(parts)
     result[order] = result.copy()
     return result
@@ -205,7 +205,7 @@ def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
     try:
         config = BertConfig.from_pretrained(source)
     except (OSError, ValueError) as problem:
-        raise BadInputError(f"baseline {source} cannot be loaded: {problem}") from None
+        raise BadDataError(f"baseline {source} cannot be loaded: {problem}") from None
     model = create_model(
         "prompt_minilm.multilabel",
         context_length=min(BASELINE_CONTEXT, config.max_position_embeddings),
@@ -222,7 +222,9 @@ def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
 
 def _part(rows: dict[str, TextRows], split: str) -> TextRows:
     if split not in rows:
-        raise BadInputError(f'the baseline is fitted on train and chosen on val, and the data have no split "{split}"')
+        raise BadArgumentError(
+            f'the baseline is fitted on train and chosen on val, and the data have no split "{split}"'
+        )
     return rows[split]
 
 
@@ -237,7 +239,7 @@ def _fitted(
     judged = [known != UNKNOWN for known in labels]
     (x, y), (held_x, held_y) = ((f[k], known[k]) for f, known, k in zip(features, labels, judged, strict=True))
     if len(set(y.tolist())) < 2:
-        raise BadInputError(f'the training rows of the category "{name}" are all of one kind: nothing to fit')
+        raise BadDataError(f'the training rows of the category "{name}" are all of one kind: nothing to fit')
     best: tuple[float, Any, float] | None = None
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)

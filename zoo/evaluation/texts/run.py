@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zoo.adversary.text.edits import KINDS, character_edits, perturb
 from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.threat import TextThreat
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.report import versions
 from zoo.evaluation.texts.rankers import (
     BASELINE,
@@ -123,16 +123,16 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
     begin = time.perf_counter()
     character_edits(options.attacks)  # refuses an unknown kind by name
     if baseline is not None and not baseline.startswith(BASELINE):
-        raise BadInputError(f'baseline "{baseline}": must be {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
+        raise BadArgumentError(f'baseline "{baseline}": must be {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
     ranker = ReleaseRanker(model)
     by_split = read_text_rows(data, ranker.labels)
     if options.split not in by_split:
-        raise BadInputError(f'{data}: no texts of the split "{options.split}", there are {", ".join(sorted(by_split))}')
+        raise BadDataError(f'{data}: no texts of the split "{options.split}", there are {", ".join(sorted(by_split))}')
     rows = _limited(by_split[options.split], options)
     ranker.columns = [c for c in ranker.columns if {YES, NO} <= set(rows.labels[:, c].tolist())]
     categories = [ranker.labels[column] for column in ranker.columns]
     if not categories:
-        raise BadInputError(f"{data}, {options.split}: no category has texts of both kinds")
+        raise BadDataError(f"{data}, {options.split}: no category has texts of both kinds")
     style = style_tests(by_split[options.split], ranker.labels)
     by_split = {split: part.of(ranker.columns) for split, part in by_split.items()}
     rows = rows.of(ranker.columns)
@@ -219,7 +219,7 @@ def _limited(rows: TextRows, options: TextOptions) -> TextRows:
     if options.limit is None or options.limit >= len(rows):
         return rows
     if options.limit < 1:
-        raise BadInputError(f"limit must be at least 1, got {options.limit}")
+        raise BadArgumentError(f"limit must be at least 1, got {options.limit}")
     return rows.take(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
 
 
