@@ -82,7 +82,7 @@ class Card:
         return f"Thumbnail of {self.name}, judged {self.decision}" + (", blurred" if self.hidden else "")
 
     def thumbnail(self) -> str:
-        """A small copy of the image as an address that needs no file; empty where there is none to show."""
+        """A small copy of the image as an address that needs no file; empty without one that can be shown."""
         if self.image is None:
             return ""
         try:

@@ -22,7 +22,7 @@ class EvaluationReport(schema.PlainData):
 
     `model` is the name in the report. `command` gives the figures again: whoever started the evaluation hands it in,
     and it is empty where that was no command. `versions` are of the software, by name. `weights_sha256` is the hash of
-    the weights file, empty where there is none.
+    the weights file, empty without one.
     """
 
     model: str

@@ -200,7 +200,7 @@ def write_report(
     """Write `out/report.html`, complete in itself, and `out/report.png`; return the path of the HTML.
 
     Item i is `verdicts[i]` with its label (1 unsafe, 0 safe, None not known), unsafe score in [0, 1] (None when not
-    judged), image and text (None where there is none). `threshold`, in [0, 1], is drawn into the histogram; `notes`
+    judged), image and text (None without one). `threshold`, in [0, 1], is drawn into the histogram; `notes`
     is the table at the top. Images that were not judged safe, or are labelled unsafe, are blurred until pointed at.
     Raises BadInputError for lists of different length, another label, or a NaN score.
     """
@@ -247,14 +247,14 @@ def _draw_histogram(
 
 def _tiles(verdicts: Sequence[Verdict], labels: Sequence[int | None], scores: Sequence[float | None]) -> list[Tile]:
     unknown = [verdict.status for verdict in verdicts if verdict.decision == "unknown"]
-    others = [f"{unknown.count(status)} {status}" for status in sorted(set(unknown)) if status != "unreadable"]
+    others = ", ".join(f"{unknown.count(one)} {one}" for one in sorted(set(unknown)) if one != "unreadable")
     counts = {decision: sum(v.decision == decision for v in verdicts) for decision in ("unsafe", "review", "safe")}
     decided = [f"{count:,} {decision}" for decision, count in counts.items() if count]
     judged = f"judged: {', '.join(decided)}" if decided else "no item was judged"
     tiles = [
         Tile("items", f"{len(verdicts):,}", judged),
         Tile(
-            "unreadable", f"{unknown.count('unreadable'):,}", "also not judged: " + ", ".join(others) if others else ""
+            "unreadable", f"{unknown.count('unreadable'):,}", f"also not judged: {', '.join(others)}" if others else ""
         ),
     ]
     kept = [label for _, label in scored_pairs(scores, labels)]
@@ -284,5 +284,5 @@ def _galleries(items: Sequence[_Judged]) -> list[Gallery]:
     if any(item.label is not None for item in items):
         parts.append(("False positives", "Labelled safe, but flagged; highest score first.", alarms))
         parts.append(("False negatives", "Labelled unsafe, but judged safe; lowest score first.", missed))
-    parts.append(("Not judged", "Never called safe: the reason stands with each.", unjudged))
+    parts.append(("Not judged", "Never called safe: each item gives the reason.", unjudged))
     return [Gallery(heading, note, [item.card() for item in own], SHOWN) for heading, note, own in parts]

@@ -107,7 +107,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
     finally:
         torch.set_default_dtype(before)
     fill(model)
-    # The tower that the detector was made of, as in earnest; the release lacks the layer that is not read.
+    # The tower that the detector was made of, as in real use; the release lacks the layer that is not read.
     tower: Any = clip.image_tower
     model.model.vision_tower.load_state_dict(tower.vision_model.state_dict(), strict=False)
     policy = Policy.read(find_asset(model_entry(size.clip).policy))
@@ -145,7 +145,7 @@ def check_memory(needed: int, device: torch.device) -> None:
 
 
 def _free_memory(device: torch.device) -> tuple[int | None, str]:
-    """Free bytes and where that stands; None where it cannot be told."""
+    """Free bytes and what says so; None where nothing does."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], str(device)
     table = Path("/proc/meminfo")
@@ -244,7 +244,7 @@ def bench_guard(
 
 @dataclass
 class Watch:
-    """When a method was first called, and how many seconds it took in all."""
+    """When a method was first called, and how many seconds all calls took."""
 
     first: float | None = None
     seconds: float = 0.0
@@ -252,7 +252,7 @@ class Watch:
 
 @contextmanager
 def watched(owner: Any, name: str, device: torch.device) -> Iterator[Watch]:
-    """Time a method of one object for as long as the context lasts."""
+    """Time a method of one object while the context lasts."""
     method: Callable[..., Any] = getattr(owner, name)
     watch = Watch()
 

@@ -46,7 +46,7 @@ class VisionLanguageModel:
     def inputs(self, image: Image.Image, question: str) -> dict[str, Any]:
         """The processor's tensors for one image and question, on the model's device."""
         prompt, tokenizer = self.prompt(question), self.processor.tokenizer
-        # A chat template may write the first token itself: it must not stand there twice.
+        # A chat template may write the first token itself: the tokenizer must not repeat it.
         begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
         tensors = self.processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=not begun)
         return dict(tensors.to(self.device))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How many rows that were not answered are named; the JSON has all.
 NAMED = 10
+#: How many answers each gallery shows.
+SHOWN = 9
 
 
 def table(report: GuardReport) -> str:
@@ -106,9 +108,7 @@ def _notes(report: GuardReport) -> list[str]:
         share = f"{100 * figures.agreement.share:.1f} % of {figures.agreement.items} answers"
         notes.append(f"Rules and judge agree on {share}, Cohen's kappa {kappa}.")
     if counts["silent_off"] or counts["silent_on"]:
-        notes.append(
-            f"Answered with no words, which is no refusal: {counts['silent_off']} off, {counts['silent_on']} on."
-        )
+        notes.append(f"Answers without words, no refusals: {counts['silent_off']} off, {counts['silent_on']} on.")
     notes.append(f"{figures.unchanged} of {figures.unflagged} unflagged queries were answered the same to the letter.")
     lost = {"unreadable": "could not be read", "guard_failed": "made the guard fail, so nothing was answered"}
     for status, text in lost.items():
@@ -129,10 +129,6 @@ def _ends(interval: Interval | None, *, signed: bool = False) -> str:
         return ""
     low, high = (f"{100 * end:+.1f}" if signed else f"{100 * end:.1f}" for end in (interval.low, interval.high))
     return f" ({low} to {high})"
-
-
-#: How many answers each gallery shows.
-SHOWN = 9
 
 
 def write_guard_report(report: GuardReport, out: Path, title: str) -> Path:
@@ -221,11 +217,11 @@ def _galleries(outcomes: Sequence[GuardOutcome]) -> list[Gallery]:
     neutral = [outcome for outcome in answered if outcome.query.label == 0]
     parts = [
         ("Defended", "Unsafe image, refused with the guard.", [o for o in unsafe if _refused(o)]),
-        ("Let through", "Unsafe image, answered in spite of the guard.", [o for o in unsafe if not _refused(o)]),
-        ("Refused in vain", "Neutral image, refused with the guard.", [o for o in neutral if _refused(o)]),
-        ("Flagged, answered all the same", "Neutral image, flagged; the language model answered.",
+        ("Let through", "Unsafe image, answered despite the guard.", [o for o in unsafe if not _refused(o)]),
+        ("Refused without need", "Neutral image, refused with the guard.", [o for o in neutral if _refused(o)]),
+        ("Flagged, but answered", "Neutral image, flagged; the language model answered.",
          [o for o in neutral if o.flagged and not _refused(o)]),
-        ("Answered as ever", "Neutral image, answered.", [o for o in neutral if not o.flagged and not _refused(o)]),
+        ("Answered", "Neutral image, answered.", [o for o in neutral if not o.flagged and not _refused(o)]),
         ("Not answered", "Could not be read, or the guard failed.", [o for o in outcomes if o.status != "ok"]),
     ]  # fmt: skip
     return [Gallery(heading, note, [_card(outcome) for outcome in own], SHOWN) for heading, note, own in parts]

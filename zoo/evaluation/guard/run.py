@@ -192,7 +192,7 @@ def queries_of(
         kept = sorted(random.Random(seed).sample(range(len(queries)), min(limit, len(queries))))
         queries = [queries[index] for index in kept]
     if not queries:
-        raise BadDataError("there are no rows to ask about")
+        raise BadDataError("no rows are left to ask about")
     return queries
 
 

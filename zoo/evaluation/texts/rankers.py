@@ -27,6 +27,11 @@ from zoo.release.load import load_release
 
 #: What `TextRows.labels` says of a text for a category.
 YES, NO, UNKNOWN = 1, 0, -1
+#: Strengths of the regularisation that the baseline is fitted with; validation chooses (scikit-learn's C).
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+BASELINE = "minilm:"
+#: What sentence-transformers cuts all-MiniLM-L6-v2's texts at.
+BASELINE_CONTEXT = 256
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,10 @@ def read_text_rows(data: Path, categories: Sequence[str]) -> dict[str, TextRows]
 
 
 def style_tests(rows: TextRows, categories: Sequence[str]) -> frozenset[str]:
-    """The categories whose texts and counter-examples share no source: what tells the sources apart suffices there.
+    """The categories whose texts and counter-examples share no source: telling the sources apart is enough there.
 
-    A bag of words tells the prompts of one site from captions almost perfectly. Without sources nothing is known, and
-    no category is one.
+    A bag of words tells the prompts of one site from captions almost perfectly. Without sources nothing is known, so no
+    category is a test of style.
     """
     names = set()
     for column, name in enumerate(categories):
@@ -103,13 +108,6 @@ def _known(row: Row, name: str) -> int:
     return NO if row.judged is None or name in row.judged else UNKNOWN
 
 
-#: Strengths of the regularisation that the baseline is fitted with; validation chooses (scikit-learn's C).
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-BASELINE = "minilm:"
-#: What sentence-transformers cuts all-MiniLM-L6-v2's texts at.
-BASELINE_CONTEXT = 256
-
-
 class Ranker(Protocol):
     """Anything that scores texts for each category."""
 
@@ -120,7 +118,7 @@ class Ranker(Protocol):
 
 
 class ReleaseRanker:
-    """A classifier of texts, by its logits: they saturate nowhere. Raises BadInputError for another kind of model.
+    """A classifier of texts, by its logits, which do not saturate. Raises BadInputError for another kind of model.
 
     `columns` are the outputs that count, all of them at first.
     """
@@ -143,8 +141,8 @@ class FrozenBaseline:
     """Logistic regression for each category on mean-pooled, unit-length MiniLM embeddings, which are never trained.
 
     Fitted on the training rows that were judged for the category; the strength of the regularisation is the one of
-    `STRENGTHS` with the highest average precision on validation. It reads texts as cleaned as ours, up to 256 tokens.
-    Raises MissingDependencyError without scikit-learn, BadInputError for weights that cannot be loaded, and for a
+    `STRENGTHS` with the highest average precision on validation. Texts are cleaned as for our models, and cut at 256
+    tokens. Raises MissingDependencyError without scikit-learn, and BadInputError for weights that cannot be loaded or a
     category that is all of one kind in training.
     """
 
@@ -223,7 +221,7 @@ def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
 def _part(rows: dict[str, TextRows], split: str) -> TextRows:
     if split not in rows:
         raise BadArgumentError(
-            f'the baseline is fitted on train and chosen on val, and the data have no split "{split}"'
+            f'the baseline is fitted on train and chosen on val, but the data have no split "{split}"'
         )
     return rows[split]
 
@@ -235,11 +233,11 @@ def _fitted(
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise MissingDependencyError("the baseline takes pip install 'safety-zoo[peers]'") from None
+        raise MissingDependencyError("the baseline needs scikit-learn: pip install 'safety-zoo[peers]'") from None
     judged = [known != UNKNOWN for known in labels]
     (x, y), (held_x, held_y) = ((f[k], known[k]) for f, known, k in zip(features, labels, judged, strict=True))
     if len(set(y.tolist())) < 2:
-        raise BadDataError(f'the training rows of the category "{name}" are all of one kind: nothing to fit')
+        raise BadDataError(f'the training rows of the category "{name}" all have the same label: nothing can be fitted')
     best: tuple[float, Any, float] | None = None
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)

@@ -21,7 +21,7 @@ Changed = Literal["none", "positives", "all", "sample"]
 
 @dataclass(frozen=True, config=schema.STRICT)
 class RankerFigures:
-    """One ranker in one condition: figures of each category, and their means over those that are no test of style.
+    """One ranker in one condition: figures of each category, and their means without the tests of style.
 
     `relative_loss` is of the mean AUPRC, (clean - attacked) / clean on the same texts; None where nothing was changed.
     `queries` are texts that a search had scored.
@@ -103,7 +103,7 @@ class PairedFigures:
         return precision, area
 
     def _mean(self, values: dict[str, Values]) -> Values:
-        """The mean over the categories that are no test of style, of those that have a figure on these texts."""
+        """The mean over the categories that are not tests of style and have a figure on these texts."""
         kept = [one for name, one in values.items() if name not in self.style and not np.isnan(one[0])]
         return np.mean(kept, axis=0) if kept else np.full(len(self.counts), np.nan)
 

@@ -69,7 +69,9 @@ def plot_text_report(report: TextReport, path: Path) -> Path:
 
 def _categories(report: TextReport, *, style: bool) -> Table:
     clean = report.conditions[0]
-    title = "tests of style: texts and counter-examples of different sources, in no mean" if style else "as they are"
+    title = "as they are"
+    if style:
+        title = "tests of style: texts and counter-examples come from different sources; left out of the means"
     table = Table(Column("category", no_wrap=True), title=title, title_justify="left", box=SIMPLE)
     table.add_column("yes / no", justify="right", no_wrap=True)
     for place in range(len(clean.rankers)):
