@@ -26,7 +26,7 @@ from zoo.data.manifest import read_manifest
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import EvaluationReport, versions
-from zoo.evaluation.verdicts import SHOWN, evaluate, write_report
+from zoo.evaluation.verdicts import SHOWN, Evaluation, evaluate
 from zoo.files import sha256
 from zoo.release.load import load_release
 from zoo.release.store import write_release
@@ -75,14 +75,16 @@ def _verdict(score: float, source: str = "") -> Verdict:
 
 def _write(out: Path, scores: list[float | None], labels: list[int | None], **other: Any) -> tuple[_Page, str]:
     given: dict[str, Any] = {
-        "title": "A test",
+        "model": "m.t",
+        "policy": "p@1",
+        "data": "a test",
+        "figures": {},
         "verdicts": [UNREADABLE if score is None or np.isnan(score) else _verdict(score) for score in scores],
         "images": [None] * len(scores),
         "texts": [None] * len(scores),
         "threshold": 0.6,
-        "notes": {"model": "m.t"},
     }
-    path = write_report(out, scores=scores, labels=labels, **(given | other))
+    path = Evaluation(scores=scores, labels=labels, **(given | other)).write_page(out)
     assert path == out / "report.html"
     source = path.read_text(encoding="utf-8")
     page = _Page(source)
@@ -145,11 +147,13 @@ def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
         tmp_path / "out",
         [0.9, None],
         [0, None],
-        title=evil,
+        model=evil,
+        policy=evil,
+        data=evil,
+        command=evil,
         verdicts=verdicts,
         images=[picture, None],
         texts=[evil, evil],
-        notes={evil: evil},
     )
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b onmouseover"})
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
@@ -194,6 +198,12 @@ def test_with_nothing_judged_it_says_so(tmp_path: Path, count: int) -> None:
     assert "TPR" not in page.text
 
 
+def test_what_else_was_not_judged_is_counted_by_its_reason(tmp_path: Path) -> None:
+    broken = unjudged("invalid_scores", "NaN", policy="p", model="m")
+    page, _ = _write(tmp_path, [0.9, None, None, None], [1] * 4, verdicts=[_verdict(0.9), broken, broken, UNREADABLE])
+    assert "unreadable 1 also not judged: 2 invalid_scores" in page.text
+
+
 def test_unreadable_and_missing_images_get_a_placeholder(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     images = [tmp_path / "broken.jpg", tmp_path / "absent.jpg", None]
@@ -209,7 +219,7 @@ def test_odd_titles_and_file_names_do_not_break_it(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")  # Latin-1 on disk: no valid UTF-8
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        page, _ = _write(tmp_path, [0.9], [1], title="$x_{ costs $5 \\frac", verdicts=[_verdict(0.9, name)])
+        page, _ = _write(tmp_path, [0.9], [1], data="$x_{ costs $5 \\frac", verdicts=[_verdict(0.9, name)])
     assert "caf?.jpg" in page.text
     assert "$x_{ costs $5" in page.text
 

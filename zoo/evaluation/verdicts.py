@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 from rich.progress import Progress
 
-from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.verdict import Verdict
@@ -40,11 +39,13 @@ if TYPE_CHECKING:
 SHOWN = 18
 
 
-@dataclass(frozen=True, config=schema.STRICT)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Evaluation(EvaluationReport):
-    """Verdicts of N items with their labels, unsafe scores in [0, 1], images and texts, and the figures by name.
+    """Verdicts of N items and the figures by name.
 
-    `model` is what was given to be loaded. `threshold` is the policy's, where it has a single one.
+    `model` is what was given to be loaded. Item i is `verdicts[i]` with its label (1 unsafe, 0 safe, None unknown),
+    unsafe score in [0, 1] (None when not judged), image and text (None without one). `threshold`, in [0, 1], is the
+    policy's, where it has a single one.
     """
 
     data: str
@@ -58,23 +59,92 @@ class Evaluation(EvaluationReport):
     figures: dict[str, float | int]
 
     def write_page(self, folder: Path) -> Path:
-        """Write report.html and report.png into a folder; returns the path of the former."""
-        return write_report(
-            folder,
-            title=f"{self.verdicts[0].model if self.verdicts else self.model} on {self.data}",
-            verdicts=self.verdicts,
-            labels=self.labels,
-            scores=self.scores,
-            images=self.images,
-            texts=self.texts,
-            threshold=self.threshold,
-            notes={"model": self.model, "policy": self.policy, "data": self.data, "command": self.command},
-        )
+        """Write `report.html`, complete in itself, and `report.png` into a folder; return the path of the HTML.
+
+        Images that were not judged safe, or are labelled unsafe, are blurred until pointed at. Raises BadInputError
+        for lists of different length, another label, or a NaN score.
+        """
+        columns = (self.verdicts, self.labels, self.scores, self.images, self.texts)
+        lengths = {len(column) for column in columns}
+        if len(lengths) != 1:
+            raise BadArgumentError(
+                f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}"
+            )
+        area = auroc(self.scores, self.labels)  # refuses what nothing can be computed from, before anything is written
+        charts = [Chart("Scores by label", self._draw_histogram)]
+        if area is not None:
+            charts.insert(
+                0, Chart("ROC curve", lambda axes: draw_roc(axes, self.verdicts, self.labels, self.scores, area))
+            )
+        title = f"{self.verdicts[0].model if self.verdicts else self.model} on {self.data}"
+        notes = {"model": self.model, "policy": self.policy, "data": self.data, "command": self.command}
+        items = [_Judged(*row) for row in zip(*columns, strict=True)]
+        return Page(title, notes, self._tiles(area), charts, _galleries(items)).write(folder)
 
     def measurements(self) -> list[Measurement]:
         """All figures, of this data under this policy."""
         data = f"{self.data}, policy {self.policy}"
         return [Measurement(k, float(v), data, len(self.verdicts), self.command) for k, v in self.figures.items()]
+
+    def _tiles(self, area: float | None) -> list[Tile]:
+        unknown = [verdict.status for verdict in self.verdicts if verdict.decision == "unknown"]
+        others = ", ".join(f"{unknown.count(one)} {one}" for one in sorted(set(unknown)) if one != "unreadable")
+        counts = {
+            decision: sum(v.decision == decision for v in self.verdicts) for decision in ("unsafe", "review", "safe")
+        }
+        decided = [f"{count:,} {decision}" for decision, count in counts.items() if count]
+        judged = f"judged: {', '.join(decided)}" if decided else "no item was judged"
+        tiles = [
+            Tile("items", f"{len(self.verdicts):,}", judged),
+            Tile("unreadable", f"{unknown.count('unreadable'):,}", f"also not judged: {others}" if others else ""),
+        ]
+        kept = [label for _, label in scored_pairs(self.scores, self.labels)]
+        positives, negatives = kept.count(1), kept.count(0)
+        classes = f"{positives:,} positives (unsafe), {negatives:,} negatives (safe)"
+        if area is not None:
+            tiles.append(Tile("AUROC", f"{area:.4f}", classes))
+        elif kept:
+            tiles.append(Tile("AUROC", "undefined", f"needs both classes, but there are {classes}"))
+        else:
+            tiles.append(Tile("AUROC", "–", "no item has both a label and a score"))
+        point = rates(self.verdicts, self.labels)
+        if point.tpr is not None:
+            tiles.append(
+                Tile("TPR", f"{point.tpr:.3f}", f"{point.true_positives:,} of {point.positives:,} unsafe flagged")
+            )
+        if point.fpr is not None:
+            tiles.append(
+                Tile("FPR", f"{point.fpr:.3f}", f"{point.false_positives:,} of {point.negatives:,} safe flagged")
+            )
+        return tiles
+
+    def _draw_histogram(self, axes: Axes) -> None:
+        kinds = ((0, "labelled safe", SAFE_COLOUR, "//"), (1, "labelled unsafe", UNSAFE_COLOUR, "\\\\"))
+        drawn = False
+        for label, name, colour, hatch in (*kinds, (None, "no label", PLAIN_COLOUR, "..")):
+            values = [
+                score for score, own in zip(self.scores, self.labels, strict=True) if score is not None and own == label
+            ]
+            if values:
+                counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
+                legend = f"{name} ({len(values):,})"
+                axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
+                # By itself: an SVG fills the pattern of a hatch with the colour behind it.
+                axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
+                drawn = True
+        if self.threshold is not None and drawn:
+            legend = f"threshold {self.threshold:.3g}"
+            axes.axvline(self.threshold, color="black", linestyle="--", linewidth=1.8, label=legend)
+        if drawn:
+            axes.set_yscale("symlog", linthresh=10)  # a few mistakes stay visible beside thousands of right answers
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+        else:
+            axes.text(0.5, 0.5, "no item was judged", ha="center", va="center", transform=axes.transAxes, fontsize=14)
+            axes.set_yticks([])
+        axes.set(xlim=(-0.01, 1.01), title="Scores", xlabel="unsafe score (0 to 1)")
+        axes.set(ylabel="items per bin (linear to 10, then logarithmic)")
+        if drawn:
+            axes.legend(loc="upper center")
 
 
 def evaluate(
@@ -160,8 +230,7 @@ def _figures(verdicts: list[Verdict], labels: list[int | None], scores: list[flo
     return figures | {name: value for name, value in named.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class _Judged:
+class _Judged(NamedTuple):
     """One item with its verdict; what was not judged has no score."""
 
     verdict: Verdict
@@ -183,95 +252,6 @@ class _Judged:
         shown = [Line(kind, text) for kind, text in lines.items()]
         hidden = not self.verdict.is_safe or self.label == 1
         return Card(name, self.verdict.decision, self.score, shown, self.image, hidden)
-
-
-def write_report(
-    out: Path,
-    *,
-    title: str,
-    verdicts: Sequence[Verdict],
-    labels: Sequence[int | None],
-    scores: Sequence[float | None],
-    images: Sequence[Path | None],
-    texts: Sequence[str | None],
-    threshold: float | None,
-    notes: Mapping[str, str],
-) -> Path:
-    """Write `out/report.html`, complete in itself, and `out/report.png`; return the path of the HTML.
-
-    Item i is `verdicts[i]` with its label (1 unsafe, 0 safe, None not known), unsafe score in [0, 1] (None when not
-    judged), image and text (None without one). `threshold`, in [0, 1], is drawn into the histogram; `notes`
-    is the table at the top. Images that were not judged safe, or are labelled unsafe, are blurred until pointed at.
-    Raises BadInputError for lists of different length, another label, or a NaN score.
-    """
-    lengths = {len(column) for column in (verdicts, labels, scores, images, texts)}
-    if len(lengths) != 1:
-        raise BadArgumentError(
-            f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}"
-        )
-    area = auroc(scores, labels)  # refuses what nothing can be computed from, before anything is written
-    charts = [Chart("Scores by label", lambda axes: _draw_histogram(axes, labels, scores, threshold))]
-    if area is not None:
-        charts.insert(0, Chart("ROC curve", lambda axes: draw_roc(axes, verdicts, labels, scores, area)))
-    items = [_Judged(*row) for row in zip(verdicts, labels, scores, images, texts, strict=True)]
-    return Page(title, notes, _tiles(verdicts, labels, scores), charts, _galleries(items)).write(out)
-
-
-def _draw_histogram(
-    axes: Axes, labels: Sequence[int | None], scores: Sequence[float | None], threshold: float | None
-) -> None:
-    kinds = ((0, "labelled safe", SAFE_COLOUR, "//"), (1, "labelled unsafe", UNSAFE_COLOUR, "\\\\"))
-    drawn = False
-    for label, name, colour, hatch in (*kinds, (None, "no label", PLAIN_COLOUR, "..")):
-        values = [score for score, own in zip(scores, labels, strict=True) if score is not None and own == label]
-        if values:
-            counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
-            legend = f"{name} ({len(values):,})"
-            axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
-            # By itself: an SVG fills the pattern of a hatch with the colour behind it.
-            axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
-            drawn = True
-    if threshold is not None and drawn:
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.8, label=f"threshold {threshold:.3g}")
-    if drawn:
-        axes.set_yscale("symlog", linthresh=10)  # a few mistakes stay visible beside thousands of right answers
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-    else:
-        axes.text(0.5, 0.5, "no item was judged", ha="center", va="center", transform=axes.transAxes, fontsize=14)
-        axes.set_yticks([])
-    axes.set(xlim=(-0.01, 1.01), title="Scores", xlabel="unsafe score (0 to 1)")
-    axes.set(ylabel="items per bin (linear to 10, then logarithmic)")
-    if drawn:
-        axes.legend(loc="upper center")
-
-
-def _tiles(verdicts: Sequence[Verdict], labels: Sequence[int | None], scores: Sequence[float | None]) -> list[Tile]:
-    unknown = [verdict.status for verdict in verdicts if verdict.decision == "unknown"]
-    others = ", ".join(f"{unknown.count(one)} {one}" for one in sorted(set(unknown)) if one != "unreadable")
-    counts = {decision: sum(v.decision == decision for v in verdicts) for decision in ("unsafe", "review", "safe")}
-    decided = [f"{count:,} {decision}" for decision, count in counts.items() if count]
-    judged = f"judged: {', '.join(decided)}" if decided else "no item was judged"
-    tiles = [
-        Tile("items", f"{len(verdicts):,}", judged),
-        Tile(
-            "unreadable", f"{unknown.count('unreadable'):,}", f"also not judged: {', '.join(others)}" if others else ""
-        ),
-    ]
-    kept = [label for _, label in scored_pairs(scores, labels)]
-    area, positives, negatives = auroc(scores, labels), kept.count(1), kept.count(0)
-    classes = f"{positives:,} positives (unsafe), {negatives:,} negatives (safe)"
-    if area is not None:
-        tiles.append(Tile("AUROC", f"{area:.4f}", classes))
-    elif kept:
-        tiles.append(Tile("AUROC", "undefined", f"needs both classes, but there are {classes}"))
-    else:
-        tiles.append(Tile("AUROC", "–", "no item has both a label and a score"))
-    point = rates(verdicts, labels)
-    if point.tpr is not None:
-        tiles.append(Tile("TPR", f"{point.tpr:.3f}", f"{point.true_positives:,} of {point.positives:,} unsafe flagged"))
-    if point.fpr is not None:
-        tiles.append(Tile("FPR", f"{point.fpr:.3f}", f"{point.false_positives:,} of {point.negatives:,} safe flagged"))
-    return tiles
 
 
 def _galleries(items: Sequence[_Judged]) -> list[Gallery]:
