@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.commands import bench, bundle, matrix, onnx, openvino, policy, tensorrt, triton, verify
+from export.commands import bench, bundle, onnx, openvino, policy, tensorrt, triton, verify
 from zoo.commands.common import Commands, add_command
 
 
@@ -11,7 +11,7 @@ def add_export(commands: Commands) -> None:
     text = "export a model to a bundle that runs without torch"
     parser = add_command(commands, "export", onnx.export, text, "zoo export onnx --model releases/x --out bundles/x")
     formats: Commands = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
-    for module in (onnx, openvino, tensorrt, triton, matrix):
+    for module in (onnx, openvino, tensorrt, triton):
         module.add(formats)
     bundle.add(commands)
     policy.add(commands)

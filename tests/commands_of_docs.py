@@ -66,12 +66,16 @@ def parser() -> argparse.ArgumentParser:
 
 def refusal(command: list[str]) -> str:
     """What the real parser says against a command: nothing where it takes it."""
+    from zoo.cli import moved
+
     program, *args = command
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
         try:
             if program == "lightning" or args[0] in ("fit", "validate", "test", "predict"):
                 _bind(args)
+            elif problem := moved(args):
+                return problem
             else:
                 parser().parse_args(args)
         except SystemExit as end:

@@ -19,6 +19,16 @@ TRAINING = {
     "predict": "judge the test rows of a recipe, verdicts to predictions.jsonl",
 }
 
+#: What only maintainers run moved out of the commands: an old call names the new one. Dropped after one release.
+MOVED = {
+    ("attacks", "bench"): "tests.benchmarks.attacks",
+    ("bench", "--heads"): "tests.benchmarks.heads",
+    ("bench", "--overhead"): "tests.benchmarks.overhead",
+    ("bench", "--startup"): "tests.benchmarks.startup",
+    ("export", "matrix"): "tests.benchmarks.matrix",
+    ("recipes", "bench"): "tests.benchmarks.recipe_step",
+}
+
 EPILOG = """
 train    zoo fit --config recipes/quickstart.yaml    (the same as: lightning fit, python -m zoo fit)
 release  zoo release runs/quickstart/checkpoints/best.ckpt --out releases/signs
@@ -59,6 +69,9 @@ def run(args: list[str]) -> int:
 
         training.run(args)
         return 0
+    if problem := moved(args):
+        print(problem, file=sys.stderr)
+        return 2
     options = build_parser().parse_args(args)
     options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
@@ -71,6 +84,14 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def moved(args: list[str]) -> str | None:
+    """What replaces a command that moved to the benchmarks of the repository; None for all others."""
+    for (command, word), module in MOVED.items():
+        if args[:1] == [command] and word in args[1:]:
+            return f"zoo {command} {word} is now `python -m {module}`, in a clone of the repository"
+    return None
 
 
 def build_parser() -> argparse.ArgumentParser:

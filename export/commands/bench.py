@@ -24,12 +24,7 @@ def add(commands: Commands) -> None:
     """Declare the subcommand."""
     text = "time the engines of a bundle and the same model in other libraries, in turns in one run"
     parser = add_command(commands, "bench", _bench, text, EXAMPLES)
-    parser.add_argument("bundle", type=Path, nargs="?", help="bundle directory; with --overhead of any model")
-    parser.add_argument("--startup", action="store_true", help="instead: time how fast the commands start")
-    parser.add_argument(
-        "--overhead", action="store_true", help="instead: what the runtime adds to the bare engine, of any bundle"
-    )
-    parser.add_argument("--heads", metavar="PANEL", help="instead: time each head of a registered panel and its tower")
+    parser.add_argument("bundle", type=Path, help="bundle directory")
     parser.add_argument(
         "--against", default="transformers", metavar="PEERS", help="peers, by comma (default: transformers)"
     )
@@ -53,28 +48,7 @@ def add(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if [options.bundle is not None, options.startup, options.heads is not None].count(True) != 1:
-        raise BadArgumentError("zoo bench takes a bundle directory, or --startup, or --heads PANEL")
-    if options.startup:
-        from export.bench.startup import bench_startup
-
-        print(bench_startup(options.rounds))
-        return 0
     batches = [_whole(size, "--batch", "1,8,32") for size in names(options.batch)]
-    if options.heads:
-        from export.bench.heads import bench_heads
-
-        for batch in batches:
-            print(bench_heads(options.heads, batch, options.threads, options.rounds) + "\n")
-        return 0
-    if options.overhead:
-        from export.bench.overhead import bench_overhead
-
-        if len(options.engine) > 1:
-            raise BadArgumentError("--overhead times one engine: give --engine once, or leave it out for the best")
-        engine = options.engine[0] if options.engine else None
-        print(bench_overhead(options.bundle, batches, options.threads, options.rounds, engine))
-        return 0
     if options.out and options.out.exists() and not options.out.is_dir():
         raise BadArgumentError(f"{options.out} is a file, and --out takes a folder: figures, table and plot go into it")
     from export.bench.compare import bench

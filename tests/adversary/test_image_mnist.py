@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.benchmarks.attacks import mnist
 from zoo.adversary.image.attack import allowed_images, attack, transfer
-from zoo.adversary.image.bench import mnist
 from zoo.adversary.image.result import AttackResult
 from zoo.adversary.threat import Threat
 

@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.benchmarks import recipe_step
+from tests.benchmarks.common import answered
 from tests.trainers import quiet_trainer
 from zoo.adversary.inner.pixels import perturb, training_threat
-from zoo.cli import run as zoo_run
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import train_tokenizer
 from zoo.training import Adversarial, Classification, ManifestData
@@ -416,14 +417,14 @@ def test_the_bench_compares_a_step_with_a_plain_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = _recipe(tmp_path, "Adversarial", method="pgd", threat=LINF)
-    assert zoo_run(["recipes", "bench", str(recipe), "--steps", "2", "--set", "model.init_args.threat.steps=6"]) == 0
+    assert recipe_step.main([str(recipe), "--steps", "2", "--set", "model.init_args.threat.steps=6"]) == 0
     found = re.search(r"a step costs ([\d.]+) plain steps .* medians of 2 pairs", capsys.readouterr().out)
     assert found is not None
     assert float(found[1]) > 1.5
     assert not list(tmp_path.rglob("config.yaml"))
     plain = _recipe(tmp_path, "Classification")
     with pytest.raises(SystemExit, match="attacks nothing in training"):
-        zoo_run(["recipes", "bench", str(plain), "--steps", "2"])
-    assert zoo_run(["recipes", "bench", str(recipe), "--steps", "1"]) == 1
-    assert zoo_run(["recipes", "bench", str(recipe), "--set", "steps"]) == 1
-    assert zoo_run(["recipes", "bench", str(tmp_path / "mien.yaml")]) == 1
+        recipe_step.main([str(plain), "--steps", "2"])
+    assert answered(recipe_step.main, [str(recipe), "--steps", "1"]) == 1
+    assert answered(recipe_step.main, [str(recipe), "--set", "steps"]) == 1
+    assert answered(recipe_step.main, [str(tmp_path / "mien.yaml")]) == 1

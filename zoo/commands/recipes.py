@@ -1,4 +1,4 @@
-"""`zoo recipes`: list the shipped recipes, copy one to edit, check one without running it, time its step."""
+"""`zoo recipes`: list the shipped recipes, copy one to edit, check one without running it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zoo.errors import BadArgumentError, close_match
 def add(commands: Commands) -> None:
     """Declare the subcommand."""
     example = "zoo recipes copy quickstart --to mine && zoo recipes check mine/recipes/quickstart.yaml"
-    parser = add_command(commands, "recipes", _list, "list, copy, check and time training recipes", example)
-    actions = parser.add_subparsers(metavar="{copy,check,bench}")
+    parser = add_command(commands, "recipes", _list, "list, copy and check training recipes", example)
+    actions = parser.add_subparsers(metavar="{copy,check}")
     copy = actions.add_parser("copy", help="copy a recipe and the fragments that it names, to edit them")
     copy.add_argument("name", help="name of a shipped recipe")
     copy.add_argument("--to", type=Path, default=Path(), help="folder to copy into (default: here)")
@@ -24,17 +24,6 @@ def add(commands: Commands) -> None:
     check = actions.add_parser("check", help="bind every class and argument of recipes, without running them")
     check.add_argument("files", nargs="+", type=Path, help="recipe files")
     check.set_defaults(run=_check)
-    bench = actions.add_parser(
-        "bench",
-        help="what a step of adversarial training costs against a plain one",
-        description="Times a recipe's training step (attack, forward, backward) and a plain step of the same model on "
-        "the same batch, in turns. It needs the recipe's data.",
-        epilog="example: zoo recipes bench recipes/cifar10_pgd.yaml --set model.init_args.threat.steps=10",
-    )
-    bench.add_argument("recipe", type=Path, help="recipe file of an adversarial training")
-    bench.add_argument("--steps", type=int, default=10, help="pairs of steps to time (default: 10)")
-    bench.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable")
-    bench.set_defaults(run=_bench)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -73,13 +62,4 @@ def _check(options: argparse.Namespace) -> int:
     for path in options.files:
         found = check(path)
         print(f"{path}: ok, {' with '.join(found.values())}", file=sys.stdout)
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    if not options.recipe.is_file():
-        raise BadArgumentError(f"{options.recipe}: no such recipe file" + close_match(options.recipe.stem, recipes()))
-    from zoo.training.bench import measure
-
-    print(f"{options.recipe}: {measure(options.recipe, options.steps, options.set)}")
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.matrix.cell import COLUMNS, Cell, Store
-from export.matrix.rows import all_rows
 from export.precision.names import COUNTED_AS
+from tests.benchmarks.matrix.cell import COLUMNS, Cell, Store
+from tests.benchmarks.matrix.rows import all_rows
 
 #: What a column of an engine is called.
 ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}

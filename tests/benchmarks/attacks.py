@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.benchmarks.common import answered, parser
+from tests.benchmarks.shapes import shapes_model
 from zoo.adversary.image.attack import attack
 from zoo.adversary.threat import Threat
 from zoo.errors import BadDataError, MissingDependencyError
@@ -123,3 +127,52 @@ def mnist(folder: Path, network: Literal["fgsm", "pgd_madry"], count: int) -> tu
             f"{folder}: needs {network}.safetensors, test.npz with images and labels: {problem}"
         ) from None
     return model.eval(), torch.from_numpy(images).float()[:, None] / 255, torch.from_numpy(labels).long()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    given = _parser().parse_args(arguments)
+    if given.peers:
+        torchattacks()  # before anything is trained
+    if given.mnist:
+        model, pixels, labels = mnist(given.mnist, given.network, given.images)
+    else:
+        model, pixels, labels = shapes_model(given.images, seed=given.seed)
+    defaults = (0.3, 2.0) if given.mnist else (4 / 255, 0.5)
+    sizes = {"Linf": given.eps_linf or defaults[0], "L2": given.eps_l2 or defaults[1]}
+    effort = {"steps": given.steps, "queries": given.queries, "seed": given.seed, "schema_version": 1}
+    threats = [
+        Threat.from_dict({"norm": norm, "eps": sizes[norm], "attacks": [name], **effort})
+        for name in given.attacks.split(",")
+        for norm in (("Linf", "L2") if given.norm == "both" else (given.norm,))
+    ]
+    print(f"{len(pixels)} images, {given.steps} steps, {given.queries} queries; times in CPU seconds, ours / theirs")
+    print(f"{'attack':8} {'norm':5} {'ours':>8} {'theirs':>8} {'seconds':>8}  ratio (range of {given.rounds} rounds)")
+    for row in bench(model, pixels, labels, threats, given.rounds, peers=given.peers):
+        print(row.line, flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    text = (
+        "Robust accuracy and CPU time of our attacks on images, with --peers beside those of torchattacks on the same\n"
+        "model and images, in turns. Without --mnist a small network is trained on drawn shapes first.\n"
+        "torchattacks: pip install --no-deps --target DIR torchattacks scipy requests tqdm, then PYTHONPATH=DIR\n"
+        "(with its dependencies it brings torchvision, which replaces torch). The reference, autoattack, is not on\n"
+        "PyPI: what is compared are torchattacks' versions of its four attacks. Set OMP_NUM_THREADS=1."
+    )
+    options = parser("tests.benchmarks.attacks", text, "--attacks pgd,square --norm L2")
+    options.add_argument("--mnist", type=Path, metavar="DIR", help="folder with test.npz and the hardened networks")
+    options.add_argument("--network", choices=("fgsm", "pgd_madry"), default="fgsm", help="of --mnist (default: fgsm)")
+    options.add_argument("--peers", action="store_true", help="compare with torchattacks")
+    options.add_argument("--attacks", default="fgsm,pgd,apgd-ce,apgd-t,fab-t,square", help="which, with commas")
+    options.add_argument("--norm", choices=("Linf", "L2", "both"), default="both", help="bound (default: both)")
+    for name in ("linf", "l2"):
+        options.add_argument(f"--eps-{name}", type=float, help="eps (MNIST: 0.3, 2; shapes: 4/255, 0.5)")
+    for name, count in (("images", 200), ("steps", 10), ("queries", 500), ("rounds", 3), ("seed", 0)):
+        options.add_argument(f"--{name}", type=int, default=count, help=f"(default: {count})")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

@@ -18,10 +18,6 @@ import onnx
 import zoo
 from export.bundle import Bundle, Engine, Kind, Manifest
 from export.bundle.add import load
-from export.matrix.cell import Cell, Column, Depth, Outcome
-from export.matrix.drawn import draw_inputs
-from export.matrix.latency import machine, median_ms
-from export.matrix.rows import Row
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
 from export.openvino.export import image_shapes, write_openvino
@@ -37,6 +33,10 @@ from export.tensorrt.package import load_package
 from export.verify.check import Check
 from export.verify.compare import verify_engine
 from export.verify.reference import Reference
+from tests.benchmarks.matrix.cell import Cell, Column, Depth, Outcome
+from tests.benchmarks.matrix.drawn import draw_inputs
+from tests.benchmarks.matrix.latency import machine, median_ms
+from tests.benchmarks.matrix.rows import Row
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.judging.scorer import Feeds
 from zoo.release.store import Release

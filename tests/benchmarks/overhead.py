@@ -1,9 +1,10 @@
-"""`zoo bench --overhead`: what the runtime and the batching service add to the bare engine, `session.run` say."""
+"""What the runtime and the batching service add to the bare engine, such as `session.run`."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from export.bench.turns import check_figures
 from export.runtime import OnnxEngine, RunningEngine, load
 from export.runtime.service import Service
 from export.verify.probes import image_probes, text_probes
+from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.judging.scorer import Feeds, Scorer
 
 
@@ -97,3 +99,20 @@ def _row(batch: int, road: str, times: dict[str, NDArray[np.float64]]) -> str:
         f"| {np.median(added):+.1%} ({low:+.1%} to {high:+.1%}) | {1000 * np.median(outside):.3f} "
         f"| {np.median(share):.2%} ({spread[0]:.2%} to {spread[1]:.2%}) |"
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    text = "Time an engine alone, the runtime and the batching service on the same items in turns."
+    options = parser("tests.benchmarks.overhead", text, "bundles/vit_b32 --batch 1,32 --engine onnx-int8")
+    options.add_argument("bundle", type=Path, help="bundle directory of any model")
+    options.add_argument("--engine", metavar="NAME", help="engine to time (default: the best that runs on the CPU)")
+    add_sizes(options)
+    add_rounds(options, 20)
+    given = options.parse_args(arguments)
+    print(bench_overhead(given.bundle, given.batch, given.threads, given.rounds, given.engine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.matrix.cell import DEPTHS, Cell, Column, Depth, Store, reach
-from export.matrix.make import Settings, make_row
-from export.matrix.rows import Row, usual_depth
-from export.matrix.table import shown
+from tests.benchmarks.matrix.cell import DEPTHS, Cell, Column, Depth, Store, reach
+from tests.benchmarks.matrix.make import Settings, make_row
+from tests.benchmarks.matrix.rows import Row, usual_depth
+from tests.benchmarks.matrix.table import shown
 
 
 @dataclass(frozen=True)

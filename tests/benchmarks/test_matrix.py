@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 import zoo.registry
-from export.matrix.cell import COLUMNS, Cell, Column, Depth, Store
-from export.matrix.drawn import draw_inputs
-from export.matrix.make import Settings
-from export.matrix.rows import Row, registered_rows, usual_depth
-from export.matrix.run import run_matrix
-from export.matrix.table import shown, table
 from export.verify.check import Check
 from export.verify.probes import image_probes, text_probes
-from zoo.cli import run
+from tests.benchmarks.common import answered
+from tests.benchmarks.matrix.__main__ import main
+from tests.benchmarks.matrix.cell import COLUMNS, Cell, Column, Depth, Store
+from tests.benchmarks.matrix.drawn import draw_inputs
+from tests.benchmarks.matrix.make import Settings
+from tests.benchmarks.matrix.rows import Row, registered_rows, usual_depth
+from tests.benchmarks.matrix.run import run_matrix
+from tests.benchmarks.matrix.table import shown, table
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import read_manifest, read_records
 from zoo.inputs.image import load
@@ -104,9 +105,9 @@ def test_a_cell_that_fails_is_kept_with_its_error_and_the_rest_goes_on(
     monkeypatch.setitem(zoo.registry._entries, card.name, ModelEntry(card, broken, model_entry(BERT).policy, "random"))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- export-matrix -->\nold\n<!-- /export-matrix -->\nafter\n", encoding="utf-8")
-    arguments = ["export", "matrix", "test_[ap]*", "--engine", "onnx", "--precision", "fp32", "--depth", "parse"]
+    arguments = ["test_[ap]*", "--engine", "onnx", "--precision", "fp32", "--depth", "parse"]
     arguments += ["--out", str(tmp_path / "cells")]
-    assert run([*arguments, "--into", str(page)]) == 1
+    assert answered(main, [*arguments, "--into", str(page)]) == 1
     said = capsys.readouterr()
     assert "1 cells failed" in said.err
     text = page.read_text(encoding="utf-8")
@@ -116,10 +117,10 @@ def test_a_cell_that_fails_is_kept_with_its_error_and_the_rest_goes_on(
     assert _line(text, card.name)[0] == "FAILED: RuntimeError: this builder \\| builds nothing"
     assert _line(text, BERT)[0].startswith("exported ")
     assert said.out.index(f"{card.name} onnx-fp32") < said.out.index(f"{BERT} onnx-fp32")
-    assert run([*arguments, "--again"]) == 1
+    assert answered(main, [*arguments, "--again"]) == 1
     said = capsys.readouterr()
     assert said.out.index(f"{BERT} onnx-fp32") < said.out.index(f"{card.name} onnx-fp32")  # it has its turn last now
-    assert run([*arguments, "--render"]) == 0
+    assert answered(main, [*arguments, "--render"]) == 0
 
 
 def test_what_was_cut_off_is_shown_and_made_last(tmp_path: Path) -> None:
@@ -174,8 +175,10 @@ def test_scales_are_found_on_other_inputs_than_those_that_are_verified(
 def test_a_run_that_is_terminated_leaves_a_mark_and_no_graph(tmp_path: Path) -> None:
     scratch, store = tmp_path / "scratch", Store(tmp_path / "cells")
     scratch.mkdir()
-    arguments = ["export", "matrix", BERT, "--engine", "onnx", "--depth", "verify", "--out", str(store.folder)]
-    process = subprocess.Popen([sys.executable, "-m", "zoo", *arguments], env={**os.environ, "TMPDIR": str(scratch)})
+    arguments = [BERT, "--engine", "onnx", "--depth", "verify", "--out", str(store.folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.matrix", *arguments], env={**os.environ, "TMPDIR": str(scratch)}
+    )
     try:
         while process.poll() is None and not store.was_cut(BERT, ("onnx", "fp32")):
             time.sleep(0.05)
@@ -217,8 +220,8 @@ def test_the_trained_weights_of_a_release_have_a_row_of_their_own(
 ) -> None:
     found = load_release(LAION)
     write_release(found.model, found.policy, tmp_path / "release")
-    arguments = ["export", "matrix", "--model", str(tmp_path / "release"), "--engine", "onnx", "--precision", "fp32"]
-    assert run([*arguments, "--out", str(tmp_path / "cells"), "--depth", "parse"]) == 0
+    arguments = ["--model", str(tmp_path / "release"), "--engine", "onnx", "--precision", "fp32"]
+    assert answered(main, [*arguments, "--out", str(tmp_path / "cells"), "--depth", "parse"]) == 0
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith(f"| `{LAION}`")]
     assert f"`{LAION}`, trained (" in line
@@ -264,16 +267,16 @@ def test_how_far_a_model_is_taken_goes_by_its_size(name: str, depth: Depth | Non
 
 def test_bad_arguments_are_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "cells")]
-    assert run(["export", "matrix", LAION, *out, "--into", str(tmp_path / "page.md")]) == 1
+    assert answered(main, [LAION, *out, "--into", str(tmp_path / "page.md")]) == 1
     assert "has no lines <!-- export-matrix -->" in capsys.readouterr().err
-    assert run(["export", "matrix", "nothing*", *out]) == 1
+    assert answered(main, ["nothing*", *out]) == 1
     assert 'no registered model matches "nothing*"' in capsys.readouterr().err
-    assert run(["export", "matrix", LAION, *out, "--images", str(tmp_path / "photos")]) == 1
+    assert answered(main, [LAION, *out, "--images", str(tmp_path / "photos")]) == 1
     assert "no such folder of images" in capsys.readouterr().err
-    assert run(["export", "matrix", LAION, *out, "--engine", "tensorrt", "--precision", "int8"]) == 1
+    assert answered(main, [LAION, *out, "--engine", "tensorrt", "--precision", "int8"]) == 1
     assert "no such cells" in capsys.readouterr().err
     broken = tmp_path / "cells" / LAION / "onnx-fp32.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{}", encoding="utf-8")
-    assert run(["export", "matrix", *out, "--render"]) == 1
+    assert answered(main, [*out, "--render"]) == 1
     assert "remove it" in capsys.readouterr().err

@@ -1,14 +1,16 @@
-"""`zoo bench --startup`: how long the commands take to start, against `import torch`, as whole processes in turn."""
+"""How long the commands take to start, against `import torch`, as whole processes in turns."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from export.bench.turns import in_turns
+from tests.benchmarks.common import add_rounds, answered, parser
 
 PEER = "import torch"
 COMMANDS = {
@@ -33,3 +35,17 @@ def bench_startup(rounds: int) -> str:
 
 def _run(arguments: list[str]) -> None:
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    options = parser(
+        "tests.benchmarks.startup", "Time how fast the commands start, beside `import torch`.", "--rounds 10"
+    )
+    add_rounds(options, 20)
+    print(bench_startup(options.parse_args(arguments).rounds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

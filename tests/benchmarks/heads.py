@@ -1,8 +1,9 @@
-"""`zoo bench --heads`: what each head of a panel costs beside the image tower that all of them share."""
+"""What each head of a panel costs beside the image tower that all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from export.bench.turns import check_figures, in_turns
+from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.errors import BadArgumentError
 from zoo.judging.panel import zero_shot_policies
 from zoo.models.panel import Panel, ZeroShotHead
@@ -79,3 +81,20 @@ def _heads(panel: Panel, name: str, batch: int) -> dict[str, Callable[[], object
         bank = torch.randn(next(counts), hparams["embedding_dim"]) if isinstance(module, ZeroShotHead) else None
         found[head_name] = head(number, bank)
     return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    text = "Time the image tower of a registered panel and each of its heads in turns, with random weights."
+    options = parser("tests.benchmarks.heads", text, "clip_vit_l14.panel --batch 1")
+    options.add_argument("panel", help="registered name of a panel")
+    add_sizes(options)
+    add_rounds(options, 20)
+    given = options.parse_args(arguments)
+    for batch in given.batch:
+        print(bench_heads(given.panel, batch, given.threads, given.rounds) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

@@ -1,4 +1,4 @@
-"""`zoo export matrix`."""
+"""`python -m tests.benchmarks.matrix`: the table of every model in every engine and precision."""
 
 from __future__ import annotations
 
@@ -6,48 +6,47 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 from export.bundle import Kind
-from export.matrix.cell import COLUMNS, DEPTHS, Column, Store
-from export.matrix.rows import SHIPPED, registered_rows, release_row
-from export.matrix.table import table
 from export.precision.names import Precision
-from zoo.commands.common import Commands, add_command
+from tests.benchmarks.common import answered, parser
+from tests.benchmarks.matrix.cell import COLUMNS, DEPTHS, Column, Store
+from tests.benchmarks.matrix.rows import SHIPPED, registered_rows, release_row
+from tests.benchmarks.matrix.table import table
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError
 
 #: Between these lines `--into` puts the table.
 START, END = "<!-- export-matrix -->\n", "<!-- /export-matrix -->"
 
 
-def add(formats: Commands) -> None:
-    """Declare the subcommand."""
-    text = "a table: every model in every engine and precision, made, verified and timed"
-    parser = add_command(formats, "matrix", _matrix, text, "zoo export matrix 'safeclip_vit_b32.*' --depth verify")
-    parser.add_argument("pattern", nargs="?", default=SHIPPED, help="wildcard pattern (default: all but test models)")
-    parser.add_argument(
+def _parser() -> argparse.ArgumentParser:
+    text = "Make a table: every model in every engine and precision, exported, verified and timed."
+    options = parser("tests.benchmarks.matrix", text, "'safeclip_vit_b32.*' --depth verify")
+    options.add_argument("pattern", nargs="?", default=SHIPPED, help="wildcard pattern (default: all but test models)")
+    options.add_argument(
         "--model", action="append", default=[], metavar="RELEASE", help="a release instead, for flips that mean more"
     )
-    parser.add_argument(
+    options.add_argument(
         "--depth",
         choices=DEPTHS,
         help="parse: graphs are written and read by TensorRT; build: they start and are timed, and plans are built; "
         "verify: the answers on the CPU are compared too (default: verify up to 50 million weights, parse up to 200 "
         "million, and larger models not at all)",
     )
-    parser.add_argument("--engine", action="append", choices=get_args(Kind), default=[], help="only this (repeatable)")
-    parser.add_argument(
+    options.add_argument("--engine", action="append", choices=get_args(Kind), default=[], help="only this (repeatable)")
+    options.add_argument(
         "--precision", action="append", choices=get_args(Precision), default=[], help="only this (repeatable)"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="verify on these images too, beside the drawn ones")
-    parser.add_argument(
+    options.add_argument("--images", type=Path, metavar="DIR", help="verify on these images too, beside the drawn ones")
+    options.add_argument(
         "--calibrate", type=Path, metavar="PATH", help="int8_qdq: inputs to find the scales on (default: drawn ones)"
     )
-    parser.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
-    parser.add_argument(
+    options.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
+    options.add_argument(
         "--out",
         type=Path,
         default=Path("runs/matrix"),
@@ -55,14 +54,17 @@ def add(formats: Commands) -> None:
         help="where each cell is kept as soon as it is done; the next call makes only what is missing, failed, or was "
         "made by other versions or of another graph (default: runs/matrix)",
     )
-    parser.add_argument("--again", action="store_true", help="make all these cells again")
-    parser.add_argument("--render", action="store_true", help="make none, only the table of those that are there")
-    parser.add_argument(
+    options.add_argument("--again", action="store_true", help="make all these cells again")
+    options.add_argument("--render", action="store_true", help="only print the table of results so far")
+    options.add_argument(
         "--into", type=Path, metavar="FILE", help=f"put the table there, between {START.strip()} and its end"
     )
+    return options
 
 
-def _matrix(options: argparse.Namespace) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    options = _parser().parse_args(arguments)
     if options.into:
         put(options.into, None)  # before the work, not after it
     if options.images is not None and not options.images.is_dir():
@@ -79,7 +81,7 @@ def _matrix(options: argparse.Namespace) -> int:
     if options.into:
         put(options.into, text)
     if failed:
-        print(f"zoo: {failed} cells failed; {options.out} has the errors", file=sys.stderr)
+        print(f"{failed} cells failed; {options.out} has the errors", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -95,9 +97,9 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _run(options: argparse.Namespace, store: Store) -> int:
     """Make what is missing; how many cells failed."""
-    from export.matrix.make import Settings
-    from export.matrix.run import run_matrix
     from export.verify.check import Check
+    from tests.benchmarks.matrix.make import Settings
+    from tests.benchmarks.matrix.run import run_matrix
 
     rows = [release_row(source) for source in options.model] or registered_rows(options.pattern)
     if not rows:
@@ -115,9 +117,7 @@ def _columns(options: argparse.Namespace) -> list[Column]:
     engines = options.engine or get_args(Kind)
     found = [(kind, what) for kind, what in COLUMNS if kind in engines and what in (options.precision or [what])]
     if not found:
-        raise BadArgumentError(
-            "no such cells: OpenVINO has fp32 and int8_qdq, and TensorRT all but int8 (see `zoo export matrix --help`)"
-        )
+        raise BadArgumentError("no such cells: OpenVINO has fp32 and int8_qdq, and TensorRT all but int8 (see --help)")
     named = [*options.engine, *(["tensorrt"] if options.package else [])]
     for kind, load in (("openvino", openvino), ("tensorrt", lambda: load_package(options.package))):
         try:
@@ -139,3 +139,7 @@ def put(file: Path, text: str | None) -> None:
         raise BadDataError(f"{file}: has no lines {START.strip()} and {END} for the table to stand between")
     if text is not None:
         file.write_text(f"{page[: found.end(1)]}{text}\n{page[found.start(2) :]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from export.bench import startup
-from zoo.cli import run
+from tests.benchmarks import heads, startup
+from tests.benchmarks.common import answered
+from zoo.cli import MOVED, run
 from zoo.registry import model_card
 
 CLIP = "test_safeclip.random"
@@ -15,12 +19,12 @@ def test_startup_table_names_every_command(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(startup, "COMMANDS", {startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
     table = startup.bench_startup(2)
     assert [line.split(" | ")[0].strip("| `") for line in table.splitlines()[2:]] == [startup.PEER, "other"]
-    assert run(["bench"]) == 1
-    assert "--startup" in capsys.readouterr().err
+    assert startup.main(["--rounds", "1"]) == 0
+    assert f"share of `{startup.PEER}`" in capsys.readouterr().out
 
 
 def test_every_head_of_a_panel_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "--heads", "test_clip.panel", "--batch", "1,2", "--threads", "1", "--rounds", "5"]) == 0
+    assert heads.main(["test_clip.panel", "--batch", "1,2", "--threads", "1", "--rounds", "5"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     parts = ["part", "image tower", *model_card("test_clip.panel").heads]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == parts * 2
@@ -30,7 +34,17 @@ def test_every_head_of_a_panel_is_timed(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_is_no_panel_has_no_heads_to_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "--heads", CLIP]) == 1
+    assert answered(heads.main, [CLIP]) == 1
     assert "test_safeclip.random is no panel; panels are clip_tiny.panel" in capsys.readouterr().err
-    assert run(["bench", "--heads", "test_clip.panel", "--rounds", "4"]) == 1
+    assert answered(heads.main, ["test_clip.panel", "--rounds", "4"]) == 1
     assert "need at least 5 rounds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "module"), MOVED.items())
+def test_the_old_command_lines_name_the_new_ones(
+    words: tuple[str, str], module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "anything", "--rounds", "3"]) == 2
+    assert f"is now `python -m {module}`" in capsys.readouterr().err
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert f"usage: python -m {module}" in done.stdout

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli import run
+from tests.benchmarks import overhead
+from tests.benchmarks.common import answered
 
 
 @pytest.mark.parametrize("name", ["test_safeclip.random", "test_multimodal_nsfw.fusion"])
 def test_each_road_is_timed_against_the_session(
     bundles: dict[str, Path], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    options = ["--overhead", "--batch", "1,3", "--threads", "1", "--rounds", "5"]
-    assert run(["bench", str(bundles[name]), *options]) == 0
+    options = ["--batch", "1,3", "--threads", "1", "--rounds", "5"]
+    assert overhead.main([str(bundles[name]), *options]) == 0
     shown = capsys.readouterr().out
     rows = [re.split(r" *\| *", line.strip("| ")) for line in shown.splitlines() if re.match(r"\| \d", line)]
     assert [(row[0], row[1]) for row in rows] == [(b, road) for b in "13" for road in ("runtime", "service")]
@@ -27,9 +28,10 @@ def test_each_road_is_timed_against_the_session(
 
 
 def test_figures_that_mean_nothing_are_refused(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", str(bundles["test_safeclip.random"]), "--overhead", "--rounds", "4"]) == 1
+    assert answered(overhead.main, [str(bundles["test_safeclip.random"]), "--rounds", "4"]) == 1
     assert "need at least 5 rounds" in capsys.readouterr().err
-    assert run(["bench", str(bundles["test_safeclip.random"]), "--overhead", "--engine", "onnx-fp23"]) == 1
+    assert answered(overhead.main, [str(bundles["test_safeclip.random"]), "--engine", "onnx-fp23"]) == 1
     assert "onnx-fp32" in capsys.readouterr().err
-    assert run(["bench", "--overhead"]) == 1
-    assert "takes a bundle directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        overhead.main([])
+    assert "the following arguments are required: bundle" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 import lightning
 import torch
 
+from tests.benchmarks.common import answered, parser
+from zoo.assets import find_asset
 from zoo.errors import BadArgumentError
 from zoo.training.cli import ZooCLI, run
 
@@ -102,3 +105,26 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with these arguments, by default those of the command line."""
+    text = (
+        "Time the training step of an adversarial recipe (attack, forward, backward) and a plain step of the same\n"
+        "model on the same batch, in turns. It needs the data of the recipe."
+    )
+    example = "recipes/cifar10_pgd.yaml --set model.init_args.threat.steps=10"
+    options = parser("tests.benchmarks.recipe_step", text, example)
+    options.add_argument("recipe", help="recipe file of an adversarial training")
+    options.add_argument("--steps", type=int, default=10, help="pairs of steps to time (default: 10)")
+    options.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable"
+    )
+    given = options.parse_args(arguments)
+    recipe = find_asset(given.recipe)
+    print(f"{recipe}: {measure(recipe, given.steps, given.set)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answered(main))

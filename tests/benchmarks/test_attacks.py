@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.benchmarks.attacks import bench, main
+from tests.benchmarks.common import answered
+from tests.benchmarks.shapes import shapes_model
 from zoo import cli
-from zoo.adversary.image.bench import bench
 from zoo.adversary.sources import SOURCES
 from zoo.adversary.text.threat import TEXT_ATTACKS
 from zoo.adversary.threat import ATTACKS, Threat
-from zoo.training.shapes import shapes_model
 
 
 def test_every_attack_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,23 +67,23 @@ def test_another_implementation_is_measured_beside_ours(monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(importlib.util.find_spec("torchattacks") is not None, reason="torchattacks is installed")
 def test_without_torchattacks_it_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["attacks", "bench", "--peers"]) == 1
+    assert answered(main, ["--peers"]) == 1
     assert "pip install --no-deps --target DIR torchattacks scipy requests tqdm" in capsys.readouterr().err
 
 
 def test_a_folder_without_the_networks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["attacks", "bench", "--mnist", str(tmp_path)]) == 1
+    assert answered(main, ["--mnist", str(tmp_path)]) == 1
     assert "needs fgsm.safetensors" in capsys.readouterr().err
 
 
 def test_the_help_says_what_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.run(["attacks", "bench", "--help"])
+        main(["--help"])
     assert "autoattack, is not on" in capsys.readouterr().out
 
 
 def test_the_bench_runs_for_everybody(capsys: pytest.CaptureFixture[str]) -> None:
-    command = "attacks bench --attacks fgsm,square --norm L2 --images 20 --queries 20 --rounds 1"
-    assert cli.run(command.split()) == 0
+    command = "--attacks fgsm,square --norm L2 --images 20 --queries 20 --rounds 1"
+    assert main(command.split()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[2:]] == [["fgsm", "L2"], ["square", "L2"]]

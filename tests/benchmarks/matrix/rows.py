@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.matrix.cell import Depth
+from tests.benchmarks.matrix.cell import Depth
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
 from zoo.registry import create_model, default_policy, list_models, model_entry

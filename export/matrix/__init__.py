@@ -1,1 +1,0 @@
-"""`zoo export matrix`: every model in every engine and precision, made, verified and timed; kept cell by cell."""
