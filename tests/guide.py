@@ -132,12 +132,28 @@ def part(file: str, name: str) -> tuple[int, int]:
     return match.span()
 
 
+def write(file: str, name: str, text: str) -> None:
+    """Replace the text of one part."""
+    start, end = part(file, name)
+    whole = (REPOSITORY / file).read_text(encoding="utf-8")
+    (REPOSITORY / file).write_text(whole[:start] + text + "\n" + whole[end:], encoding="utf-8")
+
+
+def quickstart_output(log: str) -> str:
+    """The end of what `make quickstart` prints: the table of verdicts and the figures, in a code block."""
+    lines = [line for line in log.splitlines() if not line.startswith((".venv/", "make"))]
+    first = max(index for index, line in enumerate(lines) if ", policy quickstart@" in line)
+    last = max(index for index, line in enumerate(lines) if line.startswith("report "))
+    shown = [line.rstrip() for line in lines[first : last + 1] if "━━ " not in line]
+    return "\n".join(["```", *shown, "```"])
+
+
 def main() -> None:
-    """Write every generated part."""
+    """Write every generated part; `make quickstart > LOG` first, then `python tests/guide.py LOG`, its output too."""
     for (file, name), make in PARTS.items():
-        start, end = part(file, name)
-        text = (REPOSITORY / file).read_text(encoding="utf-8")
-        (REPOSITORY / file).write_text(text[:start] + make() + "\n" + text[end:], encoding="utf-8")
+        write(file, name, make())
+    for log in sys.argv[1:]:
+        write("README.md", "quickstart-output", quickstart_output(Path(log).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
