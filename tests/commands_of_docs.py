@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import re
 import shlex
 from functools import cache
 from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: Code blocks of shell commands carry no language, or one of these.
@@ -31,12 +34,12 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The `zoo` and `lightning` commands of a Markdown text as arguments, shell variables of a block expanded."""
+    """The commands of a Markdown text as arguments (`zoo`, `lightning`, benchmarks), shell variables expanded."""
     return [command for language, block in blocks(text) if language in SHELL for command in commands_of(block)]
 
 
 def commands_of(block: str) -> list[list[str]]:
-    """The `zoo` and `lightning` commands among shell lines. A line may be continued, and join several by `&&`."""
+    """The commands of `commands_in` among shell lines. A line may be continued, and join several by `&&`."""
     variables: dict[str, str] = {}
     commands = []
     for line in re.sub(r"\\\n\s*", " ", block).splitlines():
@@ -48,12 +51,10 @@ def commands_of(block: str) -> list[list[str]]:
             line = line.replace(f"${name}", value)
         # A note in brackets after two blanks is the header's own form of a comment.
         for part in re.split(r"\s+&&\s+", re.sub(r"\s{2,}\(.*\)$", "", line.strip())):
-            if re.match(r"(?:\w+=\S+ )*(?:zoo|lightning) ", part):
-                words = shlex.split(part, comments=True)
-                commands.append([word for index, word in enumerate(words) if index or "=" not in word])
-    return [
-        command[next(i for i, word in enumerate(command) if word in ("zoo", "lightning")) :] for command in commands
-    ]
+            ours = re.match(r"(?:\w+=\S+ )*((?:zoo|lightning|python -m tests\.benchmarks\.\w+)(?: .*)?$)", part)
+            if ours:
+                commands.append(shlex.split(ours[1], comments=True))
+    return commands
 
 
 @cache
@@ -74,6 +75,8 @@ def refusal(command: list[str]) -> str:
         try:
             if program == "lightning" or args[0] in ("fit", "validate", "test", "predict"):
                 _bind(args)
+            elif program == "python":
+                _parse_benchmark(args[1], args[2:])
             elif problem := moved(args):
                 return problem
             else:
@@ -82,6 +85,22 @@ def refusal(command: list[str]) -> str:
             if end.code not in (0, None):
                 return printed.getvalue() or str(end.code)
     return ""
+
+
+def _parse_benchmark(module: str, args: list[str]) -> None:
+    """Let a benchmark parse its arguments, and stop there."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        parse(self, *given)
+        raise SystemExit(0)
+
+    home = importlib.import_module(module)
+    if hasattr(home, "__path__"):
+        home = importlib.import_module(f"{module}.__main__")
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        home.main(args)
+    raise AssertionError(f"{module} did not parse its arguments")
 
 
 def _bind(args: list[str]) -> None:

@@ -118,6 +118,8 @@ def test_command_lines_of_recipe_headers_parse(name: str) -> None:
 
 def test_commands_within_sentences_have_these_options() -> None:
     for file, text in PROSE.items():
+        if file == "CHANGELOG.md":  # names what is gone, too
+            continue
         for words in re.findall(r"`zoo ([a-z][^`]*)`", text):
             options = known_options(words.split())
             assert options is not None, (file, f"zoo {words}")
