@@ -82,7 +82,7 @@ def test_the_id_changes_with_any_threshold_and_with_nothing_else() -> None:
         (_with(_category(), _category()), r"more than once: \['gore'\]"),
         (_with({"name": "n", "action": "allow"}), "everything would be called safe"),
         (_with(categories=[]), "everything would be called safe"),
-        (_with(schema_version=9), "9 is newer than 1"),
+        (_with(schema_version=9), "9 is newer than 2"),
         (_with(rule="most"), "got 'most'"),
         (_with(version=2), '"version".*got 2'),
         (["not", "a", "mapping"], "expected a mapping of fields, got list"),

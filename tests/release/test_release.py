@@ -107,10 +107,10 @@ def test_a_hash_that_is_left_out_or_points_elsewhere_is_refused(release: Path) -
 
 
 def test_a_changed_card_is_refused(release: Path) -> None:
-    _edit_card(release, schema_version=2)
-    with pytest.raises(BadCardError, match="2 is newer than 1"):
+    _edit_card(release, schema_version=3)
+    with pytest.raises(BadCardError, match="3 is newer than 2"):
         load_release(release)
-    _edit_card(release, schema_version=1, labels=["unsafe", "safe", "other"])
+    _edit_card(release, schema_version=2, labels=["unsafe", "safe", "other"])
     with pytest.raises(BadInputError, match=r"model\.safetensors does not fit"):
         load_release(release)
     _edit_card(release, labels=["unsafe", "safe"], name="nobody.knows")

@@ -60,6 +60,8 @@ class Measurement:
     """One measured figure, with what it was measured on and the command that gives it again.
 
     `threat` names the attack and its budget where the figure is one of robustness, else it is empty.
+    `bounds` is the interval around `value` at `confidence`, `data_sha256` and `split` say which rows were measured;
+    each is empty where that was not recorded.
     """
 
     metric: str
@@ -68,6 +70,13 @@ class Measurement:
     count: int
     command: str
     threat: str = ""
+    bounds: tuple[float, float] | None = None
+    confidence: float | None = None
+    data_sha256: str = ""
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        schema.check_bounds(self.value, self.bounds, self.confidence)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -93,6 +102,7 @@ class ModelCard(schema.PlainData):
     """
 
     _where = "card"
+    _reads = (1,)
 
     name: str
     task: Task
@@ -110,7 +120,7 @@ class ModelCard(schema.PlainData):
     training: Training = field(default_factory=Training)
     measurements: tuple[Measurement, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
-    schema_version: Literal[1] = 1
+    schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
         if self.name.count(".") != 1 or not all(self.name.split(".")):

@@ -41,7 +41,7 @@ class PanelPolicy(PolicyFile):
     summary: str
     combine: Combine
     heads: tuple[HeadPolicy, ...]
-    schema_version: Literal[1] = 1
+    schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
         names = [entry.head for entry in self.heads]

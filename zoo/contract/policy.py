@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic.dataclasses import dataclass
@@ -15,7 +15,12 @@ from zoo.errors import BadPolicyError
 
 @dataclass(frozen=True, config=schema.STRICT)
 class OperatingPoint:
-    """A threshold found on data: `metric` (fpr, tpr, precision) held at `target`, with what was measured."""
+    """A threshold found on data: `metric` (fpr, tpr, precision) held at `target`, with what was measured.
+
+    `bounds` is the interval around `measured` at `confidence`; `data_sha256` and `split` say which rows were measured.
+    All four are a record. `weights_sha256` and `views` would restrict where the threshold holds: this version does
+    not check them, so it refuses a policy that sets them.
+    """
 
     metric: Literal["fpr", "tpr", "precision"]
     target: float
@@ -23,6 +28,18 @@ class OperatingPoint:
     data: str
     positives: int
     negatives: int
+    bounds: tuple[float, float] | None = None
+    confidence: float | None = None
+    data_sha256: str = ""
+    split: str = ""
+    weights_sha256: str = ""
+    views: str = ""
+
+    def __post_init__(self) -> None:
+        schema.check_bounds(self.measured, self.bounds, self.confidence)
+        for name in ("weights_sha256", "views"):
+            if getattr(self, name):
+                raise ValueError(f'this safety-zoo does not check "{name}" of an operating point: leave it out')
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -71,6 +88,7 @@ class PolicyFile(schema.YamlData):
 
     _where = "policy"
     _error = BadPolicyError
+    _reads = (1,)
 
     name: str
     version: str
@@ -78,12 +96,34 @@ class PolicyFile(schema.YamlData):
     @property
     def id(self) -> str:
         """`name@version#hash`: the hash is of the content, so that any change of a threshold shows in verdicts."""
-        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        content = json.dumps(_as_version_1(self.to_dict()), sort_keys=True, ensure_ascii=False)
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_yaml(self) -> str:
         """The text of a `policy.yaml` that is read back to an equal policy."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+
+#: What version 2 added, with the defaults: at these it stays out of a policy's hash, so that its id stays the same.
+ADDED = {
+    "unseen": "allow",
+    "bounds": None,
+    "confidence": None,
+    "data_sha256": "",
+    "split": "",
+    "weights_sha256": "",
+    "views": "",
+}
+
+
+def _as_version_1(value: Any) -> Any:
+    """The plain data of a policy without the added fields that stand at their defaults, for the hash."""
+    if isinstance(value, list):
+        return [_as_version_1(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _as_version_1(one) for key, one in value.items() if key not in ADDED or one != ADDED[key]}
+    return kept | {"schema_version": 1} if "schema_version" in kept else kept
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -95,6 +135,12 @@ class Policy(PolicyFile):
     its phrases or labels: `sum` (probabilities of exclusive outputs), `mean`, `max`, or, for phrases, `logsumexp`:
     a softmax over the categories' log-mean-exp of logits, so that a category gains nothing by having more phrases.
     `temperature` divides a zero-shot model's logits before the softmax: above 1 the scores are more even.
+    `unseen` says how much of an input may go unseen. This version judges as `allow` says, and refuses tolerances.
+
+    >>> block = Category("violence", "block", Threshold(0.5), descriptors=("a photo of a fight",))
+    >>> policy = Policy("mine", "1", "Fights", (block, Category("other", "allow", descriptors=("a photo",))))
+    >>> Policy.from_dict(policy.to_dict()) == policy
+    True
     """
 
     name: str
@@ -104,9 +150,12 @@ class Policy(PolicyFile):
     rule: Literal["argmax", "each"] = "each"
     pooling: Literal["sum", "mean", "logsumexp", "max"] = "sum"
     temperature: float = 1.0
-    schema_version: Literal[1] = 1
+    unseen: Literal["allow"] | dict[str, float] = "allow"
+    schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
+        if self.unseen != "allow":
+            raise ValueError(f'this safety-zoo enforces no tolerance: unseen must be "allow", got {self.unseen}')
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         names = [category.name for category in self.categories]

@@ -1,6 +1,7 @@
 """Strict reading and writing of the plain-data classes: card, policy, verdict, manifest.
 
-Unknown, missing and mistyped fields are refused by name; a newer schema is refused with the versions.
+Unknown, missing and mistyped fields are refused by name. A newer schema is refused with the versions.
+An older schema is read where the class says that it differs only by fields with defaults.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+#: `schema_version` of a class whose version 2 adds fields with defaults: version 1 is read and becomes 2, also where
+#: the class is part of another one. Set `_reads = (1,)` on that class.
+VersionTwo = Annotated[Literal[2], BeforeValidator(lambda version: 2 if version == 1 else version)]
 
 T = TypeVar("T")
 
@@ -39,10 +44,14 @@ def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = Ba
 
 
 class PlainData:
-    """The dictionary form that every plain-data class has, strict both ways; `_where` names it in messages."""
+    """The dictionary form that every plain-data class has, strict both ways.
+
+    `_where` names the class in messages; `_reads` holds the older schema versions that are read, too.
+    """
 
     _where: ClassVar[str] = "data"
     _error: ClassVar[type[BadCardError]] = BadCardError
+    _reads: ClassVar[tuple[int, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (dict, list, str, numbers) that `from_dict` reads back to an equal value."""
@@ -74,6 +83,16 @@ def dump(value: object) -> dict[str, Any]:
     return plain
 
 
+def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: float | None) -> None:
+    """Raise ValueError unless bounds and confidence go together, and the bounds hold the value."""
+    if (bounds is None) != (confidence is None):
+        raise ValueError(f"bounds and confidence go together, got {bounds} and {confidence}")
+    if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        raise ValueError(f"bounds must hold the value {value}, got {bounds}")
+    if confidence is not None and not 0 < confidence < 1:
+        raise ValueError(f"confidence lies in (0, 1), got {confidence}")
+
+
 def read_yaml(path: Path) -> object:
     """Read one YAML file. Raises BadInputError when it is missing or is not YAML."""
     try:
@@ -98,16 +117,16 @@ def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type
     supported = {f.name: f.default for f in dataclasses.fields(cls)}.get("schema_version")
     if supported is None:
         return
-    found = data.get("schema_version")
-    if found is None:
+    version = data.get("schema_version")
+    if version is None:
         raise error(f'{where}: missing field "schema_version" (this version of safety-zoo writes {supported})')
-    if isinstance(found, int) and isinstance(supported, int) and found > supported:
+    if isinstance(version, int) and isinstance(supported, int) and version > supported:
         raise error(
-            f"{where}: schema_version {found} is newer than {supported}, the newest that this safety-zoo reads; "
+            f"{where}: schema_version {version} is newer than {supported}, the newest that this safety-zoo reads; "
             "upgrade with `pip install --upgrade safety-zoo`"
         )
-    if found != supported:
-        raise error(f"{where}: schema_version {found!r}, expected {supported}")
+    if version != supported and version not in getattr(cls, "_reads", ()):
+        raise error(f"{where}: schema_version {version!r}, expected {supported}")
 
 
 def _explain(cls: type, entry: dict[str, Any]) -> str:

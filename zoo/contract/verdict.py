@@ -14,6 +14,21 @@ Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
+class Unseen:
+    """How much of an input no model looked at: `amount` of `total`, or of an unknown total when that is None.
+
+    A share has the total 1: `Unseen(0.41, 1)`; a count its own: `Unseen(5, 6)` for 5 of 6 frames.
+    """
+
+    amount: float
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.amount <= 0 or (self.total is not None and self.amount > self.total):
+            raise ValueError(f"what is unseen is above 0 and at most the total, got {self.amount} of {self.total}")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
 class Verdict(schema.PlainData):
     """What the model and the policy say of one item.
 
@@ -23,9 +38,16 @@ class Verdict(schema.PlainData):
     `text_truncated` says that a part of the text was cut off and so not judged. `detail` explains a status.
     A panel's scores and category are those of its heads (their risks, see `PanelPolicy`); `heads` holds the verdict
     of each, and `disagreement` lies between 0 (all heads agree) and 1 (half of them flag the item).
+    `unseen` says by cause (`border`, `frames`) what no model looked at. None means that this was not measured, as
+    now by every scorer; an empty mapping means that the whole input was seen.
+
+    >>> verdict = Verdict("ok", "safe", "neutral", {"neutral": 0.9}, "mine@1#0a1b2c3d", "safeclip_tiny.zeroshot")
+    >>> verdict.is_safe
+    True
     """
 
     _where = "verdict"
+    _reads = (1,)
 
     status: Status
     decision: Decision
@@ -38,7 +60,8 @@ class Verdict(schema.PlainData):
     detail: str = ""
     heads: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
-    schema_version: Literal[1] = 1
+    unseen: dict[str, Unseen] | None = None
+    schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
         if (self.status == "ok") == (self.decision == "unknown"):
