@@ -49,11 +49,11 @@ def golden() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def traced_once() -> Iterator[None]:
     """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
-    import export.bundle.add
+    import export.make
     import export.onnx.export
     import export.openvino.export
-    from export.bundle.add import weights_hash
     from export.onnx.graph import served_graph, text_encoder_graph
+    from export.source import weights_hash
 
     kept: dict[object, ModelProto] = {}
 
@@ -73,7 +73,7 @@ def traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.onnx.export, "served_graph", served)
         patch.setattr(export.openvino.export, "served_graph", served)
-        patch.setattr(export.bundle.add, "text_encoder_graph", encoder)
+        patch.setattr(export.make, "text_encoder_graph", encoder)
         yield
 
 

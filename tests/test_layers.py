@@ -66,11 +66,33 @@ def _imports(name: str, *, module_level: bool = False) -> set[str]:
     return found
 
 
-def _layer(name: str) -> int:
-    for number, members in enumerate(LAYERS):
-        if any(name == member or name.startswith(member + ".") for member in members):
-            return number
-    raise AssertionError(f"{name} belongs to no layer: add it to LAYERS")
+#: The same of what makes and runs bundles. The bundle is the format only; what loads, builds, verifies and places an
+#: engine is one way through: source, writers, verify, make.
+EXPORT_LAYERS = (
+    ("export.bundle", "export.precision.names"),
+    ("export.tensorrt.package", "export.tensorrt.report"),  # which TensorRT there is, and what an engine is made of
+    ("export.runtime",),
+    ("export.source", "export.onnx.graph"),
+    ("export.precision",),
+    ("export.verify",),
+    ("export.precision.calibration",),  # on the inputs that verification draws
+    ("export.make",),
+    ("export.onnx", "export.openvino", "export.tensorrt", "export.triton", "export.bench"),
+    ("export.commands",),
+    ("export.cli",),
+)
+
+
+def _layer(name: str, layers: tuple[tuple[str, ...], ...] = LAYERS) -> int:
+    """The layer of the longest name that stands for a module."""
+    places = [
+        (len(member), number)
+        for number, members in enumerate(layers)
+        for member in members
+        if name == member or name.startswith(member + ".")
+    ]
+    assert places, f"{name} belongs to no layer: add it to LAYERS"
+    return max(places)[1]
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("zoo.")))
@@ -78,6 +100,54 @@ def test_a_module_imports_only_from_its_layer_and_below(name: str) -> None:
     ours = {module for module in _imports(name) if module.startswith("zoo.")}
     above = {module for module in ours if _layer(module) > _layer(name)}
     assert not above, f"{name} reaches up to {sorted(above)}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("export.")))
+def test_a_module_of_export_imports_only_from_its_layer_and_below(name: str) -> None:
+    ours = {module for module in _imports(name) if module.startswith("export.")}
+    above = {module for module in ours if _layer(module, EXPORT_LAYERS) > _layer(name, EXPORT_LAYERS)}
+    assert not above, f"{name} reaches up to {sorted(above)}"
+
+
+def test_what_serves_sees_plain_data_judging_and_inputs_alone() -> None:
+    serving = [name for name in MODULES if name.startswith(("export.runtime", "export.bundle"))]
+    seen = {module for name in serving for module in _imports(name)}
+    allowed = ("zoo.contract", "zoo.judging", "zoo.inputs", "zoo.errors", "zoo.files", "zoo.assets")
+    assert [module for module in sorted(seen) if module.startswith("zoo.") and not module.startswith(allowed)] == []
+
+
+def _cycles() -> list[list[str]]:
+    """Groups of modules that import each other in a circle, imports inside functions counted, by Tarjan's algorithm."""
+    graph = {name: sorted(_imports(name) & MODULES.keys() - {name}) for name in MODULES}
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    circles: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in number:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == number[name]:
+            circle = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(circle) > 1:
+                circles.append(sorted(circle))
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return circles
+
+
+def test_nothing_imports_in_a_circle_but_the_registry_and_what_it_registers() -> None:
+    circles = _cycles()
+    others = [c for c in circles if not all(m == "zoo.registry" or m.startswith("zoo.models.catalogue") for m in c)]
+    assert others == []
 
 
 def test_zoo_itself_imports_nothing_when_it_is_imported() -> None:

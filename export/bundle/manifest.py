@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic.dataclasses import dataclass
 
+from export.bundle.budget import Budget
 from export.bundle.signature import signature_path
 from export.precision.names import Precision
-from export.verify.budget import Budget
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
 

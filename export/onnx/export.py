@@ -9,8 +9,8 @@ from typing import Unpack
 import onnx
 
 from export.bundle import Device, Engine, Manifest, Profile
-from export.bundle.add import Placing, add_engine
 from export.bundle.command import given
+from export.make import Placing, add_engine
 from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
 from export.precision.calibration import calibration, what_to_give
 from export.precision.half import HALVES, in_half

@@ -12,9 +12,9 @@ import onnx
 from onnx import numpy_helper
 
 from export.bundle import Engine, Manifest, Profile, Shapes
-from export.bundle.add import Placing, add_engine
 from export.bundle.banks import write_banks
 from export.bundle.command import given
+from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, scales_from
 from export.onnx.graph import OPSET, save, served_graph
 from export.precision.cpu import skip_resize

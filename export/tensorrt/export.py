@@ -12,9 +12,9 @@ from typing import Literal, Unpack
 from onnx import numpy_helper
 
 from export.bundle import Engine, Gpu, Manifest, Profile
-from export.bundle.add import Placing, add_engine
 from export.bundle.banks import write_banks
 from export.bundle.command import given
+from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
 from export.precision.names import Precision
 from export.precision.products import check_products

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.bundle import Given
+from export.bundle.budget import Budget, budget_of
 from export.bundle.command import given
 from export.precision.names import Precision
-from export.verify.budget import Budget, budget_of
 from zoo.errors import BadArgumentError
 
 #: Fewer inputs prove nothing about flips.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from export.bundle import Bundle, Device, Engine, read_bundle
-from export.bundle.add import load, weights_hash
 from export.onnx.graph import save
 from export.precision.rounding import rounded_float32
 from export.runtime import text_banks as fed_banks
@@ -21,6 +20,7 @@ from export.runtime.choice import module_of, obstacle
 from export.runtime.cuda import local_gpu
 from export.runtime.engine import RunningEngine
 from export.runtime.onnx import OnnxEngine
+from export.source import load, weights_hash
 from export.verify.check import Check
 from export.verify.inputs import BATCH, Inputs
 from export.verify.probes import image_probes, placed_at_threshold

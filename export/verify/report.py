@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Difference, Engine, Given, Manifest, Verification
-from export.verify.budget import Budget
+from export.bundle.budget import Budget
 from zoo.errors import ParityError
 
 #: How many flipped inputs are named.

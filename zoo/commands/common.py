@@ -9,6 +9,7 @@ from typing import TypeAlias
 from zoo.assets import find_asset
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.panel import read_policy as read_policy_file
+from zoo.errors import BadArgumentError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -36,3 +37,14 @@ def names(text: str | None) -> tuple[str, ...]:
 def read_policy(path: str | None) -> AnyPolicy | None:
     """The policy of a `--policy` option, as given or as shipped; None where the option was left out."""
     return read_policy_file(find_asset(path)) if path else None
+
+
+def renamed(columns: str) -> dict[str, str]:
+    """The roles and columns of `--columns text=caption,label=nsfw`. Raises BadInputError for an entry without "="."""
+    roles = {}
+    for pair in filter(None, columns.split(",")):
+        role, sign, name = pair.partition("=")
+        if not sign:
+            raise BadArgumentError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
+        roles[role.strip()] = name.strip()
+    return roles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, renamed
 
 SIGNS = "zoo data signs --out runs/signs"
 FOLDER = "zoo data folder photos --out photos/manifest.csv"
@@ -92,7 +92,6 @@ def _proxy(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from zoo.commands.evaluate import renamed
     from zoo.data.proxy import KINDS, write_proxy
 
     table = write_proxy(

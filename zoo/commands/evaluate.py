@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
-from zoo.commands.common import Commands, add_command, names, read_policy
+from zoo.commands.common import Commands, add_command, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.release.load import is_bundle
 
@@ -35,17 +35,6 @@ def add(commands: Commands) -> None:
     actions = parser.add_subparsers(title="other evaluations", metavar=others, prog="zoo evaluate")
     for module in (evaluate_guard, evaluate_robustness, evaluate_texts):
         module.add(actions)
-
-
-def renamed(columns: str) -> dict[str, str]:
-    """The roles and columns of `--columns text=caption,label=nsfw`. Raises BadInputError for an entry without "="."""
-    roles = {}
-    for pair in filter(None, columns.split(",")):
-        role, sign, name = pair.partition("=")
-        if not sign:
-            raise BadArgumentError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
-        roles[role.strip()] = name.strip()
-    return roles
 
 
 def _evaluate(options: argparse.Namespace) -> int:

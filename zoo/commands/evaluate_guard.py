@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, renamed
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError
 
@@ -59,7 +59,6 @@ def add(actions: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if getattr(options, "model", None):
         raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
-    from zoo.commands.evaluate import renamed
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
     from zoo.evaluation.guard.models import RefusalJudge, load_lvlm

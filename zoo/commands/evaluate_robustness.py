@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, names, read_policy
+from zoo.commands.common import Commands, add_command, names, read_policy, renamed
 from zoo.contract.panel import one_policy
 from zoo.errors import BadArgumentError
 from zoo.release.load import is_bundle
@@ -93,7 +93,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _replay(options)
     _check(options)
     from zoo.adversary.read import read_threat
-    from zoo.commands.evaluate import renamed
     from zoo.evaluation.robustness.items import Selection
     from zoo.evaluation.robustness.run import evaluate_robustness
     from zoo.evaluation.robustness.victim import Victim

@@ -17,7 +17,6 @@ import onnx
 
 import zoo
 from export.bundle import Bundle, Engine, Kind, Manifest
-from export.bundle.add import load
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
 from export.openvino.export import image_shapes, write_openvino
@@ -27,6 +26,7 @@ from export.precision.products import check_products
 from export.runtime.choice import module_of, obstacle
 from export.runtime.onnx import installed_version
 from export.runtime.openvino import openvino
+from export.source import load
 from export.tensorrt.build import parse
 from export.tensorrt.export import Options, build_graph
 from export.tensorrt.package import load_package

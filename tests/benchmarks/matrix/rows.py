@@ -58,7 +58,7 @@ def registered_rows(pattern: str = "*") -> list[Row]:
 
 def release_row(source: str) -> Row:
     """The row of a release: a directory or a Hub name, as `--model` takes it. Raises what `load_release` raises."""
-    from export.bundle.add import load, weights_hash
+    from export.source import load, weights_hash
 
     release = load(source)
     weights = weights_hash(release.model)

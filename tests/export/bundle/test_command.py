@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 
 from export.bundle import Engine, Manifest, read_bundle
+from export.bundle.budget import budget_of
 from export.bundle.command import given, rebuild, rebuild_all, runs_anywhere
 from export.commands.options import engine_options
 from export.onnx.export import export_onnx
-from export.verify.budget import budget_of
 from export.verify.probes import image_probes
 from zoo.cli import build_parser, run
 from zoo.errors import BadInputError, TamperedFileError

@@ -21,7 +21,6 @@ import export.runtime.choice
 import zoo
 from export import runtime
 from export.bundle import Bundle, Engine, Verification, read_bundle
-from export.bundle.add import load, weights_hash
 from export.bundle.policy import use_policy
 from export.bundle.signature import sign
 from export.onnx.export import engine_name, export_onnx
@@ -30,6 +29,7 @@ from export.precision.products import check_products, count_products
 from export.precision.rounding import rounded_float32
 from export.runtime.choice import open_best
 from export.runtime.cpu import clamps_int8
+from export.source import load, weights_hash
 from export.verify.check import Check
 from tests.verdicts import same_verdict
 from zoo.cli import run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import export.bundle.add
+import export.make
 import export.onnx.export
 import export.onnx.graph
 from export.bundle import MANIFEST, TEXT_ENCODER, read_bundle

@@ -19,9 +19,9 @@ from PIL import Image
 
 from export import runtime
 from export.bundle import Engine, Shapes, Verification, read_bundle
+from export.bundle.budget import Budget, budget_of
 from export.precision.names import Precision
 from export.runtime import OnnxEngine
-from export.verify.budget import Budget, budget_of
 from export.verify.check import MINIMUM, Check
 from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.golden import golden_images

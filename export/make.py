@@ -1,9 +1,8 @@
-"""Put an engine into a bundle, new or existing: whole or not at all, and only beside engines of the same weights."""
+"""Build an engine, verify it, and place it in a bundle, new or existing: whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,12 @@ from export.bundle.edit import edited
 from export.bundle.read import read_manifest
 from export.bundle.signature import signature_path
 from export.onnx.graph import contract, save, text_encoder_graph
+from export.source import load, weights_hash
 from export.verify.check import Check
+from export.verify.compare import verify_engine
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import hashes, new_directory
-from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import PhraseEncoder
-from zoo.registry import create_model, default_policy, model_entry
-from zoo.release.load import load_release
 from zoo.release.store import Release, write_card
 
 #: Writes an engine's files into the folder and says what they are.
@@ -82,8 +80,6 @@ def add_engine(
         manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
-            from export.verify.compare import verify_engine
-
             report = verify_engine(read_bundle(folder), engines[name], release, check)
             report.raise_if_failed()
             manifest = report.noted(manifest)
@@ -96,25 +92,6 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
     found |= {package: version(package) for package in ("torch", "transformers")}
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
-
-
-def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:
-    """The release of a source; with `untrained`, a registered architecture with seeded random weights."""
-    if untrained is None:
-        return load_release(source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = create_model(str(source), **untrained)
-    return Release(model, model.card, default_policy(model_entry(str(source))))
-
-
-def weights_hash(model: ZooModel) -> str:
-    """The sha256 of a model's weights, by name, and of its tokenizer: what all engines of a bundle have in common."""
-    found = hashlib.sha256((model.tokenizer_json or "").encode())
-    for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:

@@ -1,0 +1,33 @@
+"""What is exported: a release by any of its names, and the hash of its weights that all its engines share."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.models.base import ZooModel
+from zoo.registry import create_model, default_policy, model_entry
+from zoo.release.load import load_release
+from zoo.release.store import Release
+
+
+def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:
+    """The release of a source; with `untrained`, a registered architecture with seeded random weights."""
+    if untrained is None:
+        return load_release(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(str(source), **untrained)
+    return Release(model, model.card, default_policy(model_entry(str(source))))
+
+
+def weights_hash(model: ZooModel) -> str:
+    """The sha256 of a model's weights, by name, and of its tokenizer: what all engines of a bundle have in common."""
+    found = hashlib.sha256((model.tokenizer_json or "").encode())
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
