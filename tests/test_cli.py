@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
+from zoo.errors import ClosedError
 from zoo.registry import list_models
-from zoo.release.load import load_release
+from zoo.release.load import load_release, load_scorer
 from zoo.release.store import write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
@@ -335,3 +337,63 @@ def test_retrieval_is_for_zero_shot_models(tmp_path: Path, capsys: pytest.Captur
     assert float(found["text_to_image_r1"]) <= float(found["text_to_image_r5"]) <= 1
     assert run([*arguments, NSFWJS]) == 1
     assert "retrieval is for zero-shot models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["scroe"], 'unknown command "scroe"; did you mean "score"?'),
+        (["export", "onxx"], 'unknown command "onxx"; did you mean "onnx"?'),
+        (["score", "--modle", "x", "a.png"], 'unknown option "--modle"; did you mean "--model"'),
+        (["list", "--tsk=panel"], 'unknown option "--tsk"; did you mean "--task"'),
+        (["bench", "b", "--input", "jpg"], "invalid choice: 'jpg'; did you mean \"jpeg\"?"),
+        (["list", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_what_is_unknown_names_its_close_match(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(args)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_text_that_begins_with_dashes_is_no_option(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["score", "--model", FUSION, photo, "--text", "--no such option", "--json"]) in (0, 3)
+    assert json.loads(capsys.readouterr().out)["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "zoo: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "zoo: /x/y: Permission denied"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), 'zoo: the package "rich" is not installed'),
+        (RecursionError("maximum recursion depth exceeded"), "zoo: the input is nested too deeply"),
+    ],
+)
+def test_what_the_system_refuses_ends_in_one_line(
+    problem: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(options: object) -> str:
+        raise problem
+
+    monkeypatch.setattr("zoo.commands.recipes.recipes", lambda: refuse(None))
+    assert run(["recipes"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert said.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.commands.recipes.recipes", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(["recipes"])
+
+
+def test_a_closed_scorer_says_so(photo: str) -> None:
+    with load_scorer(NSFWJS) as scorer:
+        assert scorer.verdict(photo).status == "ok"
+    with pytest.raises(ClosedError, match="this scorer is closed"):
+        scorer.verdicts([photo])

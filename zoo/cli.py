@@ -6,11 +6,12 @@ import argparse
 import shlex
 import sys
 from importlib.metadata import entry_points
+from typing import cast
 
 import zoo
 from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
-from zoo.commands.common import Commands
-from zoo.errors import ZooError
+from zoo.commands.common import Commands, Parser
+from zoo.errors import close_match, refusal
 
 TRAINING = {
     "fit": "train a model by its recipe",
@@ -56,7 +57,7 @@ def lightning() -> None:
     print("The same commands stand under `zoo`, with all others. `lightning fit --help` lists the keys.")
     if not args or args[0] in ("-h", "--help"):
         sys.exit(0)
-    sys.exit(f'lightning: no command "{args[0]}"')
+    sys.exit(f'lightning: no command "{args[0]}"' + close_match(args[0], TRAINING))
 
 
 def run(args: list[str]) -> int:
@@ -69,20 +70,23 @@ def run(args: list[str]) -> int:
 
         training.run(args)
         return 0
-    if problem := moved(args):
-        print(problem, file=sys.stderr)
+    if (replacement := moved(args)) is not None:
+        print(replacement, file=sys.stderr)
         return 2
     options = build_parser().parse_args(args)
     options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
         status: int = options.run(options)
-    except ZooError as problem:
-        print(f"zoo: {problem}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # `zoo list | head`
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as problem:
+        message = refusal(problem)
+        if message is None:
+            raise
+        print(f"zoo: {message}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -96,14 +100,14 @@ def moved(args: list[str]) -> str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; those of other packages come through the entry points `safety_zoo.commands`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zoo",
         description="Safety Zoo: image and prompt safety models whose checkpoints deploy.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"safety-zoo {zoo.__version__}")
-    commands: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = cast("Commands", parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
     for module in (models, recipes, data, release, panel, score, evaluate, guard, attacks, leaderboard):

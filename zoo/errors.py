@@ -70,11 +70,29 @@ class EngineError(ServiceError):
 
 
 class ClosedError(ServiceError):
-    """The service was closed before it judged the request."""
+    """The service or scorer was closed before it judged the request."""
 
 
 class MissingDependencyError(ZooError, ImportError):
     """An optional package is needed for this; the message names the extra that brings it."""
+
+
+def refusal(problem: BaseException | None) -> str | None:
+    """What to tell a user in one line of an error that is no bug of ours; None for all others.
+
+    Follows `__cause__` to an error of the zoo. Besides these it knows a full disk and what else the system refuses, a
+    missing package, and input that is nested too deeply.
+    """
+    cause = problem
+    while cause is not None and not isinstance(cause, ZooError):
+        cause = cause.__cause__
+    if cause is not None:
+        return str(cause)
+    if isinstance(problem, OSError) and problem.strerror:
+        return ": ".join([*(str(name) for name in [problem.filename] if name is not None), problem.strerror])
+    if isinstance(problem, ModuleNotFoundError) and (problem.name or "zoo").split(".")[0] not in ("zoo", "export"):
+        return f'the package "{problem.name}" is not installed; pip install --upgrade safety-zoo brings what it needs'
+    return "the input is nested too deeply" if isinstance(problem, RecursionError) else None
 
 
 def close_match(word: str, known: Iterable[str]) -> str:

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from zoo.assets import find_asset
 from zoo.contract.panel import AnyPolicy
 from zoo.contract.panel import read_policy as read_policy_file
-from zoo.errors import BadArgumentError
+from zoo.errors import BadArgumentError, close_match
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the close match of an unknown command, option or choice, at every depth."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; an option that this command does not have ends here, where its own options are known."""
+        options = [option for action in self._actions for option in action.option_strings]
+        commands = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        if not commands:  # before argparse asks for the required option that was misspelt
+            words = itertools.takewhile(lambda word: word != "--", args or ())
+            for name in (word.partition("=")[0] for word in words if word.startswith("--") and " " not in word):
+                if not any(option.startswith(name) for option in options):
+                    self.error(f'unknown option "{name}"' + close_match(name, options))
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = close_match(str(value), map(str, action.choices))
+            if isinstance(action, argparse._SubParsersAction):
+                raise argparse.ArgumentError(None, f'unknown command "{value}"{near}')
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near}")
 
 
 def add_command(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadArgumentError, BadInputError
+from zoo.errors import BadArgumentError, BadInputError, ClosedError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
@@ -62,6 +62,7 @@ class Scorer:
         self.card: ModelCard = judge.card
         self._codec = codec if self.card.reads_text else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._closed = False
 
     @property
     def why(self) -> str:
@@ -91,6 +92,8 @@ class Scorer:
     ) -> Iterator[list[Verdict]]:
         """As `verdicts`, a list for each batch as it is done."""
         items = self._items(images, texts)
+        if self._closed:
+            raise ClosedError("this scorer is closed; load it again to judge more")
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
         waiting: list[Future[Ready]] = []
         for number, batch in enumerate(batches):
@@ -136,7 +139,8 @@ class Scorer:
         return [answer for answer in answers if answer is not None]
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """End the decoding threads; `stream` and `verdicts` raise ClosedError from then on."""
+        self._closed = True
         self._pool.shutdown()
 
     def __enter__(self) -> Scorer:

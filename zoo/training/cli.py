@@ -16,7 +16,7 @@ import lightning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from zoo.errors import ZooError, close_match
+from zoo.errors import close_match, refusal
 
 
 class Parser(LightningArgumentParser):
@@ -90,12 +90,10 @@ def run(args: list[str], kind: type[ZooCLI] = ZooCLI) -> None:
             "zoo: --ckpt_path is a pickle with more than tensors and plain data in it, which could run code; refused"
         )
     except Exception as problem:
-        refusal: BaseException | None = problem
-        while refusal is not None and not isinstance(refusal, ZooError):
-            refusal = refusal.__cause__  # jsonargparse wraps what a constructor raises
-        if refusal is None:
+        message = refusal(problem)  # jsonargparse wraps what a constructor raises
+        if message is None:
             raise
-        sys.exit(f"zoo: {refusal}")
+        sys.exit(f"zoo: {message}")
 
 
 def check(recipe: Path) -> dict[str, str]:
