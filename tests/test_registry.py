@@ -165,7 +165,7 @@ def test_test_models_are_small_and_the_same_everywhere(name: str, tmp_path: Path
         feeds |= {"input_ids": tokens.ids, "attention_mask": tokens.mask}
     if "image_present" in release.card.input_names:
         feeds["image_present"] = np.array([True, False])
-    scores = ServedRun(release.model, text_banks(release.model, release.policy))(feeds)
+    scores = ServedRun(release.model, text_banks(release.model, release.judge))(feeds)
     recorded = [[round(float(score), 5) for score in row[:3]] for row in scores]
     assert name in GOLDEN, f'record the scores: "{name}": {recorded},'
     expected = np.array(GOLDEN[name])

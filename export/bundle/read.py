@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.bundle.command import rebuild, rebuild_all, use_policy
@@ -14,17 +14,21 @@ from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
 from zoo.files import check_hashes
-from zoo.judging.panel import bind
+from zoo.judging.panel import AnyJudge, bind
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were found to be the ones that its manifest names."""
+    """A bundle whose files are the ones that its manifest names, with its policy bound to its model once."""
 
     folder: Path
     manifest: Manifest
     card: ModelCard
     policy: AnyPolicy
+    judge: AnyJudge = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judge", bind(self.card, self.policy))
 
     def path(self, engine: Engine) -> Path:
         """The file of an engine that is to be loaded."""
@@ -49,9 +53,7 @@ def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequ
     card = ModelCard.read(folder / CARD)
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
-    policy = read_policy(folder / POLICY)
-    bind(card, policy)
-    return Bundle(folder, manifest, card, policy)
+    return Bundle(folder, manifest, card, read_policy(folder / POLICY))
 
 
 def is_bundle(folder: str | Path) -> bool:

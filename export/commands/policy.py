@@ -40,19 +40,20 @@ def _embed(options: argparse.Namespace) -> int:
     from zoo.assets import find_asset
     from zoo.contract.panel import read_policy
     from zoo.judging.banks import cache_folder
-    from zoo.judging.panel import zero_shot_policies
+    from zoo.judging.panel import bind
 
     policy = read_policy(find_asset(options.policy))
     if is_bundle(Path(options.model)):
         from export.runtime import text_bank
 
         bundle = read_bundle(options.model)
-        shapes = [text_bank(bundle, one).shape for one in zero_shot_policies(bundle.card, policy)]
+        shapes = [text_bank(bundle, one).shape for one in bind(bundle.card, policy).zero_shot_policies]
     else:
         from zoo.models.banks import text_banks
         from zoo.release.load import load_release
 
-        shapes = [tuple(bank.shape) for bank in text_banks(load_release(options.model).model, policy)]
+        model = load_release(options.model).model
+        shapes = [tuple(bank.shape) for bank in text_banks(model, bind(model.card, policy))]
     rows = ", ".join(f"{rows} phrases of {width} numbers" for rows, width in shapes) or "no phrases to embed"
     print(f"{policy.id}: {rows}, kept in {cache_folder() / 'text_banks'}")
     return 0

@@ -93,7 +93,7 @@ def write_onnx(
     if traced is not None and precision.startswith("int8"):
         proto = traced
     else:
-        proto = served_graph(model, text_banks(release.model, release.policy), opset=opset_of(precision))
+        proto = served_graph(model, text_banks(release.model, release.judge), opset=opset_of(precision))
     if precision.startswith("int8"):
         from export.precision.cpu import patches_as_products, skip_resize
         from export.precision.int8 import quantise_dynamic, quantise_static

@@ -90,7 +90,7 @@ def write_openvino(
     `export_openvino` does.
     """
     batches = scales_from(release, precision, calibrate)
-    proto = traced or served_graph(release.model, text_banks(release.model, release.policy), opset=OPSET)
+    proto = traced or served_graph(release.model, text_banks(release.model, release.judge), opset=OPSET)
     if batches:
         onnxruntime()  # whose quantizer it is
         from export.precision.int8 import quantise_static

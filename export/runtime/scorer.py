@@ -21,7 +21,7 @@ from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
 from zoo.judging.banks import cached_bank, policy_bank
-from zoo.judging.panel import bind, zero_shot_policies
+from zoo.judging.panel import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 
 
@@ -102,9 +102,9 @@ class BundleScorer(Scorer):
         batch_size: int,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
-        judge = bind(bundle.card, policy)
+        judge = bundle.judge if policy is bundle.policy else bind(bundle.card, policy)
         codec = read_codec(bundle) if bundle.card.reads_text else None
-        bound = engine.with_banks(text_banks(bundle, engine, policy, threads))
+        bound = engine.with_banks(text_banks(bundle, engine, judge, threads))
         super().__init__(judge, codec, bound, limits=limits, batch_size=batch_size, threads=threads or 2)
         self.bundle, self._threads = bundle, threads
 
@@ -119,17 +119,17 @@ class BundleScorer(Scorer):
         """
         other = copy.copy(self)
         other.judge = bind(self.card, policy)
-        other.engine = self.engine.with_banks(text_banks(self.bundle, self.engine, policy, self._threads))
+        other.engine = self.engine.with_banks(text_banks(self.bundle, self.engine, other.judge, self._threads))
         return other
 
 
 def text_banks(
-    bundle: Bundle, engine: RunningEngine, policy: AnyPolicy, threads: int | None = None
+    bundle: Bundle, engine: RunningEngine, judge: AnyJudge, threads: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """The banks to feed an engine for a policy, by input name; none where its own are those of that policy."""
-    if policy.id == engine.spec.embedded:
+    """The banks to feed an engine for a judge's policy, by input name; none where its own are of that policy."""
+    if judge.policy_id == engine.spec.embedded:
         return {}
-    banks = [text_bank(bundle, one, threads=threads) for one in zero_shot_policies(bundle.card, policy)]
+    banks = [text_bank(bundle, one, threads=threads) for one in judge.zero_shot_policies]
     return dict(zip(bundle.card.bank_names, banks, strict=True))
 
 

@@ -31,7 +31,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import new_directory
-from zoo.judging.panel import bind, zero_shot_policies
+from zoo.judging.panel import bind
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
@@ -249,7 +249,7 @@ def _write_with_banks(bundle: Bundle, engine: Engine, policy: AnyPolicy, path: P
             f'engine "{engine.name}" has the phrases of {engine.embedded} built in, and {policy.id} was asked '
             "for: export a bundle of a release with that policy, and build the engine in it"
         )
-    policies = zero_shot_policies(bundle.card, policy)
+    policies = bind(bundle.card, policy).zero_shot_policies
     banks = {name: text_bank(bundle, one) for name, one in zip(bundle.card.bank_names, policies, strict=True)}
     graph = onnx.load(bundle.path(engine), load_external_data=False)
     kept = [tensor for tensor in graph.graph.initializer if tensor.name not in banks]

@@ -28,7 +28,7 @@ from export.verify.reference import Reference
 from export.verify.report import Report, difference
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judging.judge import Judge
-from zoo.judging.panel import PanelJudge, bind
+from zoo.judging.panel import PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
 from zoo.release.store import Release
@@ -61,7 +61,7 @@ def verify(
     if obstacles and (engines or len(obstacles) == len(wanted)):
         raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
     reports = []
-    reference = Reference(release.model, bundle.policy)
+    reference = Reference(release.model, bundle.judge)
     for spec in wanted:
         if spec.name not in obstacles:
             reports.append(verify_engine(bundle, spec, release, check or Check(), reference))
@@ -80,7 +80,7 @@ def verify_engine(
     of the release's model and the bundle's policy where several engines are compared with it.
     """
     budget = check.budget_of(spec.precision)
-    pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.policy))
+    pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.judge))
     report = Report(
         bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options, bundle.policy.id
     )
@@ -97,9 +97,9 @@ class _Pair:
 
     def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference) -> None:
         self.card = release.card
-        self.judge = bind(release.card, bundle.policy)
+        self.judge = bundle.judge
         engine, self.device = _open(bundle, spec)
-        self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.policy))
+        self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.judge))
         self.eager = reference.run
         codec = release.model.codec() if release.card.reads_text else None
         self.inputs = Inputs(release.card, codec, check)

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract.panel import AnyPolicy
+from zoo.judging.panel import AnyJudge
 from zoo.judging.scorer import Feeds
 from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
@@ -22,8 +22,8 @@ class Reference:
     All engines of one model are compared on much the same inputs, and the model takes longer over them than they do.
     """
 
-    def __init__(self, model: ZooModel, policy: AnyPolicy) -> None:
-        self._run = ServedRun(model, text_banks(model, policy)).run
+    def __init__(self, model: ZooModel, judge: AnyJudge) -> None:
+        self._run = ServedRun(model, text_banks(model, judge)).run
         self._known: dict[bytes, Answers] = {}
 
     def run(self, feeds: Feeds) -> Answers:

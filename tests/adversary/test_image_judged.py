@@ -15,6 +15,7 @@ from zoo.adversary.threat import Threat
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge
+from zoo.judging.panel import bind
 from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
 from zoo.registry import create_model
@@ -86,7 +87,7 @@ def test_a_zero_shot_model_is_flagged_exactly_where_its_judge_flags(rule: Rule, 
     size = model.image_size
     pixels = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        assert torch.equal(judged(pixels), judged.judge(model(pixels, *text_banks(model, policy))))
+        assert torch.equal(judged(pixels), judged.judge(model(pixels, *text_banks(model, bind(model.card, policy)))))
 
 
 def test_saturated_scores_still_have_a_gradient() -> None:

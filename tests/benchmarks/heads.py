@@ -13,7 +13,7 @@ from torch import Tensor
 from export.bench.turns import check_figures, in_turns
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.errors import BadArgumentError
-from zoo.judging.panel import zero_shot_policies
+from zoo.judging.panel import bind
 from zoo.models.panel import Panel, ZeroShotHead
 from zoo.registry import create_model, default_policy, list_models, model_entry
 
@@ -61,7 +61,7 @@ def _repeated(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def _heads(panel: Panel, name: str, batch: int) -> dict[str, Callable[[], object]]:
-    policies = zero_shot_policies(panel.card, default_policy(model_entry(name)))
+    policies = bind(panel.card, default_policy(model_entry(name))).zero_shot_policies
     counts = iter([sum(len(category.descriptors) for category in policy.categories) for policy in policies])
     tower, hparams = panel.image_tower, panel.card.hparams
     cls = torch.randn(batch, hparams["vision_width"])

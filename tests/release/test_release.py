@@ -26,6 +26,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.inputs.text import train_tokenizer
+from zoo.judging.panel import bind
 from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
 from zoo.models.dual_encoder import DualEncoder
@@ -47,7 +48,7 @@ def _logits(model: ZooModel, policy: AnyPolicy) -> Tensor:
         given += [torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)]
     if "image_present" in model.card.input_names:
         given.append(torch.tensor([True, False]))
-    banks = text_banks(model, policy)
+    banks = text_banks(model, bind(model.card, policy))
     with torch.inference_mode():
         logits: Tensor = model(*given, *banks)
     return logits

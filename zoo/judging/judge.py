@@ -50,6 +50,11 @@ class Judge:
         #: The one threshold that all categories share, if they do.
         self.threshold = limits.pop() if len(limits) == 1 else None
 
+    @property
+    def zero_shot_policies(self) -> list[Policy]:
+        """The policy whose phrases are embedded, in a list as a panel's; none for a classifier."""
+        return [self.policy] if self.card.task == "zero_shot" else []
+
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from zoo.errors import BadArgumentError, BadPolicyError, close_match
 from zoo.judging.judge import Judge, Scores
 
 
-def bind(card: ModelCard, policy: AnyPolicy) -> Judge | PanelJudge:
+def bind(card: ModelCard, policy: AnyPolicy) -> AnyJudge:
     """The judge of a model and a policy. Raises BadPolicyError when they do not fit together."""
     if isinstance(policy, PanelPolicy):
         return PanelJudge(card, policy)
@@ -28,11 +28,8 @@ def bind(card: ModelCard, policy: AnyPolicy) -> Judge | PanelJudge:
     return Judge(card, policy)
 
 
-def zero_shot_policies(card: ModelCard, policy: AnyPolicy) -> list[Policy]:
-    """The policies whose phrases are embedded, in the order of `card.bank_names`."""
-    judge = bind(card, policy)
-    judges = judge.judges.values() if isinstance(judge, PanelJudge) else [judge]
-    return [one.policy for one in judges if one.card.task == "zero_shot"]
+#: A policy bound to a model, or the policies of a panel to its heads.
+AnyJudge: TypeAlias = "Judge | PanelJudge"
 
 
 class PanelJudge:
@@ -56,6 +53,11 @@ class PanelJudge:
         self.judges = {name: Judge(head, policies[name]) for name, head in heads.items()}
         self.outputs = tuple(f"{name}: {out}" for name, judge in self.judges.items() for out in judge.outputs)
         self.threshold: float | None = None if policy.combine == "majority" else 0.5
+
+    @property
+    def zero_shot_policies(self) -> list[Policy]:
+        """The policies whose phrases are embedded, in the order of `card.bank_names`."""
+        return [policy for judge in self.judges.values() for policy in judge.zero_shot_policies]
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Output scores `[B, N]` of all heads in turn to category scores `[B, C]` of all heads in turn."""

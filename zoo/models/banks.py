@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract.panel import AnyPolicy
 from zoo.contract.policy import Policy
 from zoo.judging.banks import cached_bank, policy_bank
-from zoo.judging.panel import bind, zero_shot_policies
+from zoo.judging.panel import AnyJudge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
     from zoo.models.dual_encoder import PhraseEncoder
 
 
-def text_banks(model: ZooModel, policy: AnyPolicy) -> tuple[Tensor, ...]:
-    """The banks that a model takes with this policy, in the order of `card.bank_names`; none for a classifier."""
+def text_banks(model: ZooModel, judge: AnyJudge) -> tuple[Tensor, ...]:
+    """The banks that a model takes with the policy of this judge, in the order of `card.bank_names`; () without any."""
     from zoo.models.dual_encoder import PhraseEncoder
 
     if not isinstance(model, PhraseEncoder):
-        bind(model.card, policy)
         return ()
-    policies = zero_shot_policies(model.card, policy)
+    policies = judge.zero_shot_policies
     encoder = _encoder_hash(model) if policies else ""
     return tuple(_bank(model, one, encoder) for one in policies)
 

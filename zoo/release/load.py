@@ -14,7 +14,7 @@ from zoo.errors import (
     NoWeightsError,
     UnknownModelError,
 )
-from zoo.judging.panel import bind
+from zoo.judging.panel import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.models.banks import text_banks
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
@@ -38,8 +38,8 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, *
         scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
         return scorer
     release = source if isinstance(source, Release) else load_release(source)
-    device = options.pop("device", "cpu")
-    return model_scorer(release.model.to(device), policy or release.policy, **options)
+    judge = release.judge if policy is None else bind(release.card, policy)
+    return _scorer(release.model.to(options.pop("device", "cpu")), judge, **options)
 
 
 def is_bundle(source: str | Path) -> bool:
@@ -49,11 +49,14 @@ def is_bundle(source: str | Path) -> bool:
 
 def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
     """Bind a model that is in memory to a policy, on its own device. The model is put in evaluation mode."""
+    return _scorer(model, bind(model.card, policy), **options)
+
+
+def _scorer(model: ZooModel, judge: AnyJudge, **options: Any) -> Scorer:
     from zoo.models.served import ServedRun
 
-    judge = bind(model.card, policy)
     codec = model.codec() if model.card.reads_text else None
-    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, policy)), **options)
+    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, judge)), **options)
 
 
 def load_release(source: str | Path) -> Release:
@@ -84,9 +87,8 @@ def _read_release(folder: Path) -> Release:
     from safetensors.torch import load_file
 
     card = checked_card(folder)
-    policy = read_policy(folder / POLICY)
-    bind(card, policy)
     model = build(card)
+    release = Release(model.eval(), card, read_policy(folder / POLICY))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as problem:
@@ -94,7 +96,7 @@ def _read_release(folder: Path) -> Release:
     if card.text is not None:
         model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
         model.codec()
-    return Release(model.eval(), card, policy)
+    return release
 
 
 def _published(entry: ModelEntry) -> Release:

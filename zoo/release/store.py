@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
 from zoo.errors import BadCardError, BadDataError
 from zoo.files import check_hashes, hashes, new_directory
-from zoo.judging.panel import bind
+from zoo.judging.panel import AnyJudge, bind
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
@@ -21,11 +21,18 @@ HUB = "hf-hub:"
 
 @dataclass(frozen=True)
 class Release:
-    """A model with weights (in evaluation mode), its card and the policy that judges it."""
+    """A model with weights (in evaluation mode), its card and the policy that judges it, bound to each other once.
+
+    Raises BadPolicyError when policy and model do not fit.
+    """
 
     model: ZooModel
     card: ModelCard
     policy: AnyPolicy
+    judge: AnyJudge = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judge", bind(self.card, self.policy))
 
 
 def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: bool = False) -> ModelCard:

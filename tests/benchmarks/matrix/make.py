@@ -124,7 +124,7 @@ class _Subject:
     def __init__(self, row: Row) -> None:
         self.row = row
         self.release = load(row.source, row.untrained)
-        self.reference = Reference(self.release.model, self.release.policy)
+        self.reference = Reference(self.release.model, self.release.judge)
 
 
 class _Graph:

@@ -91,7 +91,7 @@ def test_the_default_text_bank_is_that_of_the_policy(bundles: dict[str, Path]) -
     release = load_release(CLIP)
     proto = onnx.load(bundles[CLIP] / MODEL)
     (stored,) = [numpy_helper.to_array(w) for w in proto.graph.initializer if w.name == "text_bank"]
-    (wanted,) = text_banks(release.model, release.policy)
+    (wanted,) = text_banks(release.model, release.judge)
     assert np.array_equal(stored, wanted.numpy())
 
 

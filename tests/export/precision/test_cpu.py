@@ -27,7 +27,7 @@ def graphs() -> dict[str, tuple[onnx.ModelProto, int]]:
     for name in (VIT, CONVOLUTIONS):
         release = load_release(name)
         assert release.card.image is not None
-        found[name] = served_graph(release.model, text_banks(release.model, release.policy)), release.card.image.size
+        found[name] = served_graph(release.model, text_banks(release.model, release.judge)), release.card.image.size
     return found
 
 

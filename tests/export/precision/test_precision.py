@@ -83,7 +83,7 @@ def _check(release: Release, precision: Precision, path: Path, files: tuple[str,
     spec = Engine("e", "onnx", precision, files, "latency", (1, 8, 64), RUNS_ON[precision], counts, "")
     engine = OnnxEngine(path, spec, "cpu", 1)
     feeds = _feeds(release)
-    eager = ServedRun(release.model, text_banks(release.model, release.policy))
+    eager = ServedRun(release.model, text_banks(release.model, release.judge))
     assert np.abs(engine(feeds) - eager(feeds)).max() < TOLERANCE[precision]
 
 
@@ -124,7 +124,7 @@ def test_the_conversion_itself_changes_nothing(name: str) -> None:
     """Folded BatchNorms and the attention written out: in float32 the converted model is the model."""
     release = load_release(name)
     feeds = _feeds(release)
-    banks = text_banks(release.model, release.policy)
+    banks = text_banks(release.model, release.judge)
     before = {key: value.clone() for key, value in release.model.state_dict().items()}
     found = ServedRun(in_half(release.model, torch.float32), banks).run(feeds)[0]
     assert np.abs(found - ServedRun(release.model, banks).run(feeds)[0]).max() < 1e-4

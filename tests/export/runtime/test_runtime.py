@@ -161,7 +161,7 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
     noise = np.random.default_rng(0).integers(0, 256, (3, *size, 3))
     feeds = _feeds(release.card, noise.astype(np.uint8))
     logits, scores = open_best(read_bundle(bundles[name]), threads=1).run(feeds)
-    wanted = ServedRun(release.model, text_banks(release.model, release.policy)).run(feeds)
+    wanted = ServedRun(release.model, text_banks(release.model, release.judge)).run(feeds)
     assert np.abs(logits - wanted[0]).max() < 1e-4
     assert np.abs(scores - wanted[1]).max() < 1e-4
 

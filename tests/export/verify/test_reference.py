@@ -12,7 +12,7 @@ from zoo.release.load import load_release
 
 def test_the_same_inputs_are_answered_from_memory_and_others_are_not() -> None:
     release = load_release("test_laion_nsfw.random")
-    reference, passes = Reference(release.model, release.policy), []
+    reference, passes = Reference(release.model, release.judge), []
     first = next(module for module in release.model.modules() if not list(module.children()))
     first.register_forward_hook(lambda *_: passes.append(1))
     assert release.card.image is not None
@@ -24,7 +24,7 @@ def test_the_same_inputs_are_answered_from_memory_and_others_are_not() -> None:
     for one, other in zip(answers, reference.run({"image": pixels.copy()}), strict=True):
         assert np.array_equal(one, other)
     assert len(passes) == once
-    fresh = ServedRun(release.model, text_banks(release.model, release.policy)).run
+    fresh = ServedRun(release.model, text_banks(release.model, release.judge)).run
     turned = pixels.reshape(2, 2 * side, side, 3)  # the same bytes, another picture
     for others in (turned, pixels[:1], 255 - pixels):
         for one, other in zip(reference.run({"image": others}), fresh({"image": others}), strict=True):

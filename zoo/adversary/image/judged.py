@@ -54,7 +54,7 @@ class Judged(nn.Module):
         if model.card.task == "panel":
             raise BadArgumentError(f"{model.card.name} is a panel: attack its heads one by one")
         judge = Judge(model.card, policy)
-        self.model, self.banks = model, text_banks(model, policy)
+        self.model, self.banks = model, text_banks(model, judge)
         self.members, self.pooling = judge.members, policy.pooling
         self.argmax = policy.rule == "argmax" and threshold is None
         self.softmax = model.card.score == "softmax"
