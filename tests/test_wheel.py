@@ -131,6 +131,7 @@ def _link(package: importlib.metadata.Distribution, links: Path) -> None:
 
 def test_the_wheel_holds_what_is_shipped_and_nothing_else(published: tuple[Path, Path]) -> None:
     _, wheel = published
+    assert wheel.name.endswith("-py3-none-any.whl")  # for every processor and system
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("recipes", "configs"):
         shipped = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).rglob("*.yaml")}

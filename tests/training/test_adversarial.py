@@ -299,7 +299,8 @@ def test_adversarial_training_hardens_where_plain_training_does_not(tmp_path: Pa
     assert hard[0] > 0.8
     assert plain[1] < 0.3
     assert hard[1] > plain[1] + 0.3
-    assert float(hard[2]["val/robust_accuracy"]) == pytest.approx(hard[1], abs=0.15)
+    # Its own attack is one of few steps: hardly worse than that of twenty, and no better than none.
+    assert hard[1] - 0.1 <= float(hard[2]["val/robust_accuracy"]) <= hard[0] + 0.1
     assert 0 <= float(hard[2]["val/robust_auroc"]) <= 1
 
 
