@@ -10,7 +10,7 @@ from typing import cast
 
 import zoo
 from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
-from zoo.commands.common import Commands, Parser
+from zoo.commands.common import CommandParser, Commands
 from zoo.errors import close_match, refusal
 
 TRAINING = {
@@ -100,7 +100,7 @@ def moved(args: list[str]) -> str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; those of other packages come through the entry points `safety_zoo.commands`."""
-    parser = Parser(
+    parser = CommandParser(
         prog="zoo",
         description="Safety Zoo: image and prompt safety models whose checkpoints deploy.",
         epilog=EPILOG,

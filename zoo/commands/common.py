@@ -15,7 +15,7 @@ from zoo.errors import BadArgumentError, close_match
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser that names the close match of an unknown command, option or choice, at every depth."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
