@@ -29,7 +29,7 @@ from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
-from zoo.registry import create_model, model_card
+from zoo.registry import create_model, default_policy, model_card, model_entry
 from zoo.release.load import model_scorer
 from zoo.release.store import Release
 
@@ -296,7 +296,7 @@ def test_data_and_threats_that_do_not_fit_are_refused(data: Path, tmp_path: Path
         evaluate_robustness(victim, "", Selection(safe), FGSM, "fgsm8", how)
     panel = create_model("test_clip.panel")
     with pytest.raises(BadInputError, match="attack the models of its heads one by one"):
-        Victim(Release(panel, panel.card, POLICY))
+        Victim(Release(panel, panel.card, default_policy(model_entry("test_clip.panel"))))
 
 
 def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -> None:
