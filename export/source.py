@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo.models.base import ZooModel
+from zoo.models.base import ZooModel, weights_sha256
 from zoo.registry import create_model, default_policy, model_entry
 from zoo.release.load import load_release
 from zoo.release.store import Release
@@ -26,8 +25,4 @@ def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release
 
 def weights_hash(model: ZooModel) -> str:
     """The sha256 of a model's weights, by name, and of its tokenizer: what all engines of a bundle have in common."""
-    found = hashlib.sha256((model.tokenizer_json or "").encode())
-    for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+    return weights_sha256(model, sorted(model.state_dict().items()))

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from zoo.errors import BadArgumentError, TamperedFileError
 
+#: What a bundle has and a release does not.
+MANIFEST = "manifest.json"
+
+
+def is_bundle(source: str | Path) -> bool:
+    """Whether this is the folder of an exported bundle, rather than a release or a name: it has a manifest."""
+    return (Path(source) / MANIFEST).is_file()
+
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hex."""

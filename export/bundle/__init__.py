@@ -2,7 +2,6 @@
 
 from export.bundle.manifest import (
     CARD,
-    MANIFEST,
     POLICY,
     TEXT_ENCODER,
     TOKENIZER,
@@ -18,7 +17,8 @@ from export.bundle.manifest import (
     TensorSpec,
     Verification,
 )
-from export.bundle.read import Bundle, is_bundle, read_bundle
+from export.bundle.read import Bundle, read_bundle
+from zoo.files import MANIFEST, is_bundle
 
 __all__ = [
     "CARD",

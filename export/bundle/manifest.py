@@ -16,10 +16,11 @@ from export.bundle.signature import signature_path
 from export.precision.names import Precision
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
+from zoo.files import MANIFEST
 
 log = logging.getLogger("export.bundle.manifest")
 
-TEXT_ENCODER, MANIFEST = "text_encoder.onnx", "manifest.json"
+TEXT_ENCODER = "text_encoder.onnx"
 CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 
 Kind = Literal["onnx", "openvino", "tensorrt"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.bundle.command import rebuild, rebuild_all, use_policy
-from export.bundle.manifest import CARD, MANIFEST, POLICY, TOKENIZER, Engine, Manifest
+from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest
 from export.bundle.signature import check_signature
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
-from zoo.files import check_hashes
+from zoo.files import MANIFEST, check_hashes, is_bundle
 from zoo.judging.panel import AnyJudge, bind
 
 
@@ -54,11 +54,6 @@ def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequ
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
     return Bundle(folder, manifest, card, read_policy(folder / POLICY))
-
-
-def is_bundle(folder: str | Path) -> bool:
-    """Whether a path is a directory with a manifest."""
-    return (Path(folder) / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:

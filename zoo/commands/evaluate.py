@@ -8,7 +8,7 @@ from pathlib import Path
 from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
 from zoo.commands.common import Commands, add_command, names, read_policy, renamed
 from zoo.errors import BadArgumentError
-from zoo.release.load import is_bundle
+from zoo.files import is_bundle
 
 
 def add(commands: Commands) -> None:

@@ -11,7 +11,7 @@ from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, names, read_policy, renamed
 from zoo.contract.panel import one_policy
 from zoo.errors import BadArgumentError
-from zoo.release.load import is_bundle
+from zoo.files import is_bundle
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo.commands.common import Commands, add_command
 from zoo.errors import BadArgumentError
-from zoo.release.load import is_bundle
+from zoo.files import is_bundle
 
 EXAMPLE = (
     "zoo evaluate texts --model releases/prompts --data runs/text/manifest.csv \\\n"

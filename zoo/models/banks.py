@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,10 +51,6 @@ def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
 
 def _encoder_hash(model: PhraseEncoder) -> str:
     """A hash of text tower and tokenizer as they are in memory: weights that changed since they were loaded show."""
-    import torch
+    from zoo.models.base import weights_sha256
 
-    found = hashlib.sha256((model.tokenizer_json or "").encode())
-    for name, value in model.text_tower.state_dict().items():
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+    return weights_sha256(model, model.text_tower.state_dict().items())

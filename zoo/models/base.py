@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
 from zoo.inputs.text import TextCodec, train_tokenizer
+
+
+def weights_sha256(model: ZooModel, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The sha256 of a model's tokenizer and of named tensors of its, in this order: what they answer hangs on both."""
+    digest = hashlib.sha256((model.tokenizer_json or "").encode())
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class ZooModel(nn.Module):

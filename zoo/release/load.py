@@ -14,6 +14,7 @@ from zoo.errors import (
     NoWeightsError,
     UnknownModelError,
 )
+from zoo.files import is_bundle
 from zoo.judging.panel import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.models.banks import text_banks
@@ -40,11 +41,6 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, *
     release = source if isinstance(source, Release) else load_release(source)
     judge = release.judge if policy is None else bind(release.card, policy)
     return _scorer(release.model.to(options.pop("device", "cpu")), judge, **options)
-
-
-def is_bundle(source: str | Path) -> bool:
-    """Whether this is an exported bundle rather than a release or a name: it has a manifest."""
-    return (Path(source) / "manifest.json").is_file()
 
 
 def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:

@@ -64,7 +64,6 @@ class Contrastive(Base):
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
         self._start_from(image_weights, text_weights)
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
-        self._bank: Tensor | None = None
         self._images: dict[int, Tensor] = {}
         self._texts: list[tuple[Tensor, list[int], list[float]]] = []
 
@@ -107,10 +106,10 @@ class Contrastive(Base):
         self._report("test")
 
     def scores(self, batch: Batch) -> Tensor:
-        """Scores `[B, P]` of the policy's phrases."""
+        """Scores `[B, P]` of the policy's phrases, during prediction."""
         if "pixels" not in batch or not batch["image_present"].all():
             raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
-        logits: Tensor = self.model(batch["pixels"], self._bank if self._bank is not None else self.bank())
+        logits: Tensor = self.model(batch["pixels"], self._bank)
         return logits.softmax(dim=-1)
 
     def bank(self) -> Tensor:
@@ -121,11 +120,6 @@ class Contrastive(Base):
         """Embed the policy's phrases once: no weight changes during prediction."""
         super().on_predict_start()
         self._bank = self.bank()
-
-    def on_predict_end(self) -> None:
-        """Forget the text bank: training may go on."""
-        super().on_predict_end()
-        self._bank = None
 
     def _embed_images(self, batch: Batch) -> Tensor:
         if "pixels" not in batch or not batch["image_present"].all():
