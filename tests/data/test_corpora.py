@@ -13,7 +13,7 @@ from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.data.corpora import Corpora, normalised, write_corpora
 from zoo.data.manifest import Row, read_manifest
-from zoo.data.near_texts import hashed_splits, near_groups
+from zoo.data.splits import hashed_splits, near_groups
 from zoo.errors import BadCardError, BadInputError
 from zoo.registry import model_card
 

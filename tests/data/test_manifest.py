@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.data.manifest import Row, Split, assign_splits, fingerprint, read_manifest
+from zoo.data.manifest import Row, Split, read_manifest
+from zoo.data.splits import assign_splits, fingerprint
 from zoo.errors import BadInputError
 from zoo.evaluation.labelling import Labelling
 

@@ -23,8 +23,8 @@ from zoo.release.checkpoint import release_checkpoint
 from zoo.release.load import load_release
 from zoo.release.store import write_release
 from zoo.training import Classification, ManifestData
+from zoo.training.classification import Criterion
 from zoo.training.data import Batch
-from zoo.training.losses import Criterion
 
 FUSION, CONV = "test_multimodal_nsfw.fusion", "test_multimodal_conv.fusion"
 SOFTMAX, SIGMOID = model_card(FUSION), model_card(CONV)  # 2 labels, 3 labels

@@ -18,8 +18,7 @@ from PIL import Image
 from tests.trainers import quiet_trainer
 from zoo.errors import BadInputError
 from zoo.training import Classification, Contrastive, ManifestData
-from zoo.training.augment import RandomView
-from zoo.training.data import Batch
+from zoo.training.data import Batch, RandomView
 
 FUSION, CLIP = "test_multimodal_nsfw.fusion", "test_safeclip.random"
 

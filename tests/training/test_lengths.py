@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from zoo.training.lengths import SimilarLengths
+from zoo.training.data import SimilarLengths
 
 
 def test_every_item_once_and_little_padding() -> None:

@@ -31,8 +31,7 @@ from zoo.release.load import load_model
 from zoo.release.store import write_release
 from zoo.training import QuestionData, VisionLanguage
 from zoo.training.cli import run
-from zoo.training.features import TowerFeatures
-from zoo.training.vision_language import load_lvlm
+from zoo.training.vision_language import TowerFeatures, load_lvlm
 
 SIZES = {"vocabulary_size": 400, "width": 32, "layers": 1, "heads": 2}
 

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
 from zoo.data.manifest import Split, read_records
-from zoo.data.near_texts import hashed_splits, near_groups
+from zoo.data.splits import hashed_splits, near_groups
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 from zoo.inputs.text import clean
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split, assign_splits, fingerprint
+from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split
+from zoo.data.splits import assign_splits, fingerprint
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import FORMATS, decode
 

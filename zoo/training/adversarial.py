@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,10 +18,9 @@ from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.threat import Threat
 from zoo.errors import BadArgumentError
-from zoo.training.attacked import rows_of, spaced_rows, warm_share
+from zoo.training.base import UnsafeRanking
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
-from zoo.training.ranking import UnsafeRanking
 
 Method = Literal["pgd", "trades", "fast"]
 
@@ -244,3 +244,29 @@ class Adversarial(Classification):
         self.robust_ranking.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
         name, metric = "val/robust_accuracy", self.robust_accuracy
         self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))
+
+
+def warm_share(module: lightning.LightningModule, warmup: float) -> float:
+    """The share in (0, 1] of eps that this step attacks with: rising for `warmup`, a share of all steps, then 1."""
+    warm = warmup * float(module.trainer.estimated_stepping_batches) if warmup else 0.0
+    return min(1.0, (module.global_step + 1) / max(1.0, warm))
+
+
+def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count: int) -> Tensor:
+    """Which of `count` rows `[B]` bool of a validation batch to attack: in all `batches` batches' worth of rows.
+
+    Evenly spaced over the whole split, for manifests are often sorted by label.
+    """
+    if batches < 1:
+        return torch.zeros(count, dtype=torch.bool)
+    stride = max(1, int(sum(trainer.num_val_batches)) // batches)
+    return (batch_idx * count + torch.arange(count)) % stride == 0
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch, in this order."""
+    picked = {
+        name: value[rows] if isinstance(value, Tensor) else [cast("list[object]", value)[row] for row in rows]
+        for name, value in batch.items()
+    }
+    return cast("Batch", picked)

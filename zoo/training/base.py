@@ -6,14 +6,19 @@ import dataclasses
 import json
 import logging
 import math
+import warnings
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from transformers import PreTrainedModel
 
 import zoo
 from zoo.assets import find_asset
@@ -22,6 +27,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge
+from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
@@ -193,3 +199,97 @@ def with_schedule(optimizer: torch.optim.Optimizer, warmup: float, total: int) -
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+class UnsafeRanking(Metric):
+    """AUROC and average precision of unsafe scores against labels, over all batches and processes.
+
+    torchmetrics' `BinaryAUROC` passes a batch through a sigmoid when any score of it leaves [0, 1], as pooled sums do
+    by rounding: its value then depends on the batch size. This one keeps the scores as they are.
+    """
+
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Add scores `[B]` and labels `[B]` of 1 (unsafe) or 0 (safe)."""
+        self.scores.append(scores)
+        self.labels.append(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`auroc` and `auprc` in [0, 1]; empty while a class is missing."""
+        if not self.scores:
+            return {}
+        scores, labels = dim_zero_cat(self.scores).tolist(), dim_zero_cat(self.labels).tolist()
+        figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)}
+        return {name: torch.tensor(value) for name, value in figures.items() if value is not None}
+
+    def finish(self, prefix: str, names: Sequence[str] = ("auroc", "auprc")) -> dict[str, Tensor]:
+        """These figures, named with a prefix (`val/`), and a new start."""
+        figures: dict[str, Tensor] = self.compute()
+        self.reset()
+        return {prefix + name: value for name, value in figures.items() if name in names}
+
+
+def freeze_parts(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ()) -> None:
+    """Freeze the parameters under these modules, but for those under others; the longest name counts.
+
+    Frozen modules get no gradients and stay in evaluation mode: no dropout, no new running statistics. Raises
+    BadInputError for a name that is no module or parameter of the model.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    known = {name for name in (*modules, *parameters) if name}
+    for name in (*frozen, *unfrozen):
+        if name not in known:
+            raise BadArgumentError(f'freeze: {model.card.name} has no part "{name}"' + close_match(name, known))
+    for name, parameter in parameters.items():
+        if _is_frozen(name, frozen, unfrozen):
+            parameter.requires_grad_(False)
+    _keep_in_eval(model, (name for name in modules if _is_frozen(name, frozen, unfrozen)))
+
+
+def freeze_norms(model: ZooModel) -> None:
+    """Keep the running statistics of all two-dimensional batch norms, those of convolutional backbones.
+
+    Scale and shift are still trained. Raises BadInputError for a model without such layers.
+    """
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        raise BadArgumentError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
+    _keep_in_eval(model, norms)
+
+
+def checkpoint_gradients(model: ZooModel) -> None:
+    """Let transformers' towers compute their activations again in the backward pass: less memory, the same gradients.
+
+    Raises BadInputError for a model without a tower that can.
+    """
+    towers = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
+    ]
+    if not towers:
+        raise BadArgumentError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in all versions that we allow
+        for tower in towers:
+            tower.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _keep_in_eval(model: ZooModel, names: Iterable[str]) -> None:
+    model.stays_in_eval |= frozenset(names)
+    model.train(model.training)
+
+
+def _is_frozen(name: str, frozen: Sequence[str], unfrozen: Sequence[str]) -> bool:
+    def longest(prefixes: Sequence[str]) -> int:
+        return max((len(p) for p in prefixes if name == p or name.startswith(p + ".")), default=-1)
+
+    return longest(frozen) > longest(unfrozen)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.models.clip_weights import fill_towers
 from zoo.models.lora import add_adapters
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.imports import read_clip
-from zoo.training import finetune
-from zoo.training.base import Base
+from zoo.training.base import Base, UnsafeRanking, checkpoint_gradients, freeze_norms, freeze_parts
 from zoo.training.data import Batch
-from zoo.training.losses import Criterion
-from zoo.training.ranking import UnsafeRanking
 
 
 class Classification(Base):
@@ -44,7 +43,7 @@ class Classification(Base):
         lora: `{r, alpha, dropout, target_modules}`: of the towers train nothing but low-rank adapters (Hu et al. 2021,
             arXiv 2106.09685) on these linear layers; `zoo release` merges them.
         gradient_checkpointing: compute the activations of the transformers again in the backward pass, to save memory.
-        class_weights, focal_gamma, label_smoothing: of the loss, see `zoo.training.losses.Criterion`.
+        class_weights, focal_gamma, label_smoothing: of the loss, see `zoo.training.classification.Criterion`.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
         image_dropout: share of rows that train without their image, where the model can do without.
         text_dropout: share of rows that train without their text, likewise. No row loses both.
@@ -89,14 +88,14 @@ class Classification(Base):
             clip = read_clip(clip_weights, with_text=True)
             fill_towers(self.model, clip, clip)
             self._codec = self.model.codec()
-        finetune.freeze(self.model, freeze or (), unfreeze or ())
+        freeze_parts(self.model, freeze or (), unfreeze or ())
         if freeze_norm:
-            finetune.freeze_norms(self.model)
+            freeze_norms(self.model)
         self.lora = lora
         if lora is not None:
             add_adapters(self.model, lora)
         if gradient_checkpointing:
-            finetune.checkpoint_gradients(self.model)
+            checkpoint_gradients(self.model)
         self.criterion = Criterion(card, class_weights, focal_gamma, label_smoothing)
         self.label_names = label_names or {}
         self.image_dropout, self.text_dropout = image_dropout, text_dropout
@@ -205,3 +204,75 @@ class Classification(Base):
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = self.criterion(logits, target)
         return loss
+
+
+class Criterion(nn.Module):
+    """Logits `[B, L]` and targets to a mean loss, in float32 whatever the precision of the logits.
+
+    Softmax cards take class indices `[B]`: cross-entropy, as `F.cross_entropy` with `weight` and `label_smoothing`.
+    Sigmoid cards take `[B, L]` of 0, 1 and NaN (unknown): binary cross-entropy, the mean over what is known; 0 without
+    gradient where nothing is.
+
+    Args:
+        card: names the labels, and says softmax or sigmoid.
+        weights: factor of each class (softmax), or of the rows that have the label (sigmoid, `pos_weight` of
+            `F.binary_cross_entropy_with_logits`), by label; 1 for labels left out.
+        focal_gamma: exponent of the focal loss (Lin et al. 2017, arXiv 1708.02002, equation 4): the term of each class
+            is multiplied by (1 - p)^gamma, with p the probability given to it (to its absence, for the negative term).
+        smoothing: label smoothing (Szegedy et al. 2016, arXiv 1512.00567) in [0, 1): that share of the target is
+            spread evenly over all classes, or for sigmoid over the label and its absence.
+
+    Raises BadInputError for unknown labels, weights that are not positive, a negative gamma, smoothing out of range.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        card: ModelCard,
+        weights: Mapping[str, float] | None = None,
+        focal_gamma: float = 0.0,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for label, weight in (weights or {}).items():
+            if label not in card.labels:
+                raise BadArgumentError(f'class_weights: no label "{label}"' + close_match(label, card.labels))
+            if not weight > 0:
+                raise BadArgumentError(f"class_weights: a weight is above 0, got {weight} for {label}")
+        if not focal_gamma >= 0:
+            raise BadArgumentError(f"focal_gamma is 0 or more, got {focal_gamma}")
+        if not 0 <= smoothing < 1:
+            raise BadArgumentError(f"label_smoothing is a share in [0, 1), got {smoothing}")
+        self.softmax = card.score == "softmax"
+        self.gamma, self.smoothing = focal_gamma, smoothing
+        factors = [(weights or {}).get(label, 1.0) for label in card.labels]
+        self.register_buffer("weight", torch.tensor(factors), persistent=False)  # it is in the recipe
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._exclusive(logits.float(), target) if self.softmax else self._each(logits.float(), target)
+
+    def _exclusive(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=1)
+        wanted = F.one_hot(target, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
+        terms = -wanted * self.weight * log_p
+        if self.gamma:
+            terms = terms * _power(1 - log_p.exp(), self.gamma)
+        return terms.sum() / self.weight[target].sum()
+
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        wanted = target.nan_to_num() * (1 - self.smoothing) + self.smoothing / 2
+        there, absent = -F.logsigmoid(logits) * self.weight, -F.logsigmoid(-logits)
+        if self.gamma:
+            p = logits.sigmoid()
+            there, absent = there * _power(1 - p, self.gamma), absent * _power(p, self.gamma)
+        losses = wanted * there + (1 - wanted) * absent
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """Power of a probability; below exponent 1 its derivative at 0 is infinite, so 0 is kept away."""
+    return base.clamp(min=1e-6) ** exponent

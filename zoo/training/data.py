@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,18 +15,18 @@ from typing import Any, TypedDict
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.contract.card import ImageInput
-from zoo.data.manifest import Row, Split, assign_splits, fingerprint, read_manifest
+from zoo.data.manifest import Row, Split, read_manifest
+from zoo.data.splits import assign_splits, fingerprint
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
-from zoo.training.augment import RandomView
-from zoo.training.lengths import SimilarLengths
 
 log = logging.getLogger("zoo.data")
 
@@ -307,3 +307,64 @@ def _collate(images: ImageStore) -> Callable[[list[Row]], dict[str, Any]]:
         return batch
 
     return collate
+
+
+class RandomView(nn.Module):
+    """`[B, 3, S, S]` to the same shape: a random crop of at least `min_crop` of the area, and a mirror image.
+
+    Each image gets its own crop; the crop keeps the aspect ratio within 3:4 and 4:3. With `min_crop` 1 and no
+    `flip` the batch is returned as it is.
+    """
+
+    def __init__(self, *, flip: bool = False, min_crop: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < min_crop <= 1:
+            raise BadArgumentError(f"min_crop is a share of the area in (0, 1], got {min_crop}")
+        self.flip, self.min_crop = flip, min_crop
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Draw one view of each image."""
+        if self.min_crop == 1 and not self.flip:
+            return pixels
+        count, device = len(pixels), pixels.device
+        if self.min_crop == 1:
+            mirrored = torch.rand(count, device=device) < 0.5
+            return torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        area = torch.empty(count, device=device).uniform_(self.min_crop, 1.0)
+        ratio = torch.empty(count, device=device).uniform_(-0.2877, 0.2877).exp()  # log(4 / 3)
+        width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+        left, top = (torch.rand(count, device=device) * 2 - 1 for _ in range(2))
+        sign = torch.ones(count, device=device)
+        if self.flip:
+            sign = torch.where(torch.rand(count, device=device) < 0.5, -sign, sign)
+        theta = torch.zeros(count, 2, 3, device=device)
+        theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
+        theta[:, 0, 2], theta[:, 1, 2] = left * (1 - width), top * (1 - height)
+        grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+        return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+class SimilarLengths(Sampler[int]):
+    """Draws every item once, so that each run of `batch_size` items has similar lengths.
+
+    Items are shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again: what stands
+    together changes with every epoch. The batch that the items do not fill comes last.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, pool: int = 50) -> None:
+        self.lengths, self.batch_size, self.pool = lengths, batch_size, pool
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order: list[int] = torch.randperm(len(self.lengths)).tolist()
+        whole = len(order) - len(order) % self.batch_size
+        size = self.pool * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, whole, size):
+            pool = sorted(order[start : min(start + size, whole)], key=lambda index: self.lengths[index])
+            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
+        for number in torch.randperm(len(batches)).tolist():
+            yield from batches[number]
+        yield from order[whole:]

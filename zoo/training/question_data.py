@@ -14,8 +14,9 @@ import numpy as np
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.data.manifest import Row, Split, assign_splits, fingerprint
+from zoo.data.manifest import Row, Split
 from zoo.data.questions import Question, read_questions
+from zoo.data.splits import assign_splits, fingerprint
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.guard.texts import REFUSAL
 from zoo.inputs.image import decode

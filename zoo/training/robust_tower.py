@@ -16,11 +16,9 @@ from zoo.adversary.threat import Threat
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.dual_encoder import DualEncoder
-from zoo.training import finetune
-from zoo.training.attacked import spaced_rows, warm_share
-from zoo.training.base import Base
+from zoo.training.adversarial import spaced_rows, warm_share
+from zoo.training.base import Base, UnsafeRanking, freeze_parts
 from zoo.training.data import Batch
-from zoo.training.ranking import UnsafeRanking
 
 #: Linf 4/255 by ten steps of 1/255, as FARE and TeCoA are published.
 PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
@@ -80,7 +78,7 @@ class RobustTower(Base):
         for name in self.label_names.values():
             if name not in names:
                 raise BadArgumentError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
-        finetune.freeze(self.model, ["text_tower", "logit_scale"])
+        freeze_parts(self.model, ["text_tower", "logit_scale"])
         # In a list, so that it is no submodule: a checkpoint need not carry what the release holds.
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
         self._bank: Tensor | None = None
