@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,6 @@ import torch
 
 import zoo
 from export.bundle import MANIFEST, POLICY, TEXT_ENCODER, TOKENIZER, Bundle, Engine, Manifest, is_bundle, read_bundle
-from export.bundle.edit import edited
 from export.bundle.read import read_manifest
 from export.bundle.signature import signature_path
 from export.onnx.graph import contract, save, text_encoder_graph
@@ -22,7 +23,7 @@ from export.source import load, weights_hash
 from export.verify.check import Check
 from export.verify.compare import verify_engine
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files import hashes, new_directory
+from zoo.files import edited_directory, hashes, new_directory, write_file
 from zoo.models.dual_encoder import PhraseEncoder
 from zoo.release.store import Release, write_card
 
@@ -113,8 +114,17 @@ def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
 
 @contextmanager
 def _folder(out: Path, overwrite: bool, existing: bool) -> Iterator[Path]:
-    with edited(out) if existing else new_directory(out, overwrite=overwrite) as folder:
+    ours = (MANIFEST, signature_path(out / MANIFEST).name, *(_listed(out) if overwrite else ()))
+    with edited_directory(out) if existing else new_directory(out, overwrite=overwrite, ours=ours) as folder:
         yield folder
+
+
+def _listed(out: Path) -> tuple[str, ...]:
+    """The files that a manifest lists, of whatever schema: what may be overwritten with the bundle."""
+    try:
+        return tuple(map(glob.escape, json.loads((out / MANIFEST).read_bytes())["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def _write_common(release: Release, folder: Path) -> None:
@@ -122,6 +132,6 @@ def _write_common(release: Release, folder: Path) -> None:
     if isinstance(release.model, PhraseEncoder) and release.card.bank_names:
         save(text_encoder_graph(release.model), folder / TEXT_ENCODER)
     write_card(release.card, folder)
-    (folder / POLICY).write_text(release.policy.to_yaml(), encoding="utf-8")
+    write_file(folder / POLICY, release.policy.to_yaml())
     if release.model.tokenizer_json is not None:
-        (folder / TOKENIZER).write_text(release.model.tokenizer_json, encoding="utf-8")
+        write_file(folder / TOKENIZER, release.model.tokenizer_json)

@@ -1,18 +1,31 @@
-"""Directories that are written whole or not at all, and hashes that are checked on every load. No torch."""
+"""Files and directories that are written whole or not at all, and hashes that are checked on every load. No torch."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fnmatch
+import glob
 import hashlib
+import os
+import secrets
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from zoo.errors import BadArgumentError, TamperedFileError
 
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed run left is not cleaned there
+    fcntl = None  # type: ignore[assignment]
+
 #: What a bundle has and a release does not.
 MANIFEST = "manifest.json"
+_PARTIAL, _OLD = ".partial", ".old"
 
 
 def is_bundle(source: str | Path) -> bool:
@@ -39,31 +52,79 @@ def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
             raise TamperedFileError(f"{name}: a hash may only name a file of {folder} itself")
         if not path.is_file():
             raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
-        found = sha256(path)
-        if found != wanted:
-            raise TamperedFileError(f"{path}: sha256 is {found[:16]}..., expected {wanted[:16]}...; it was changed")
+        actual = sha256(path)
+        if actual != wanted:
+            raise TamperedFileError(f"{path}: sha256 is {actual[:16]}..., expected {wanted[:16]}...; it was changed")
 
 
 @contextmanager
-def new_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` on success and vanishes on failure; `options` are those of `open`.
+
+    Text is UTF-8. A link keeps pointing to the file that is replaced. A device or a pipe is written directly.
+    """
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        with target.open(mode, **options) as stream:  # /dev/stdout, or a folder, whose error says so
+            yield stream
+        return
+    _clean(target)
+    partial = _beside(target, _PARTIAL)
+    try:
+        with partial.open(mode.replace("w", "x"), **options) as stream:
+            _lock(stream.fileno())
+            if target.exists():
+                shutil.copymode(target, partial)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            partial.replace(target)
+        _sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file by one of this content (text as UTF-8), whole or not at all."""
+    with new_file(path, "w" if isinstance(content, str) else "wb") as stream:
+        stream.write(content)
+
+
+@contextmanager
+def new_directory(out: Path, *, overwrite: bool = False, ours: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out` on success and vanishes on failure.
 
-    Raises BadInputError when `out` is a file, or is not empty and `overwrite` is false.
+    With `overwrite` it replaces a folder of which every file matches one of the patterns `ours`, the first of which
+    must be there: it is the mark of what this command writes. Raises BadArgumentError when `out` is a file, is the
+    current folder or one around it, is not empty without `overwrite`, or holds anything else.
     """
-    if out.exists() and not out.is_dir():
+    target = out.resolve()
+    if target.exists() and not target.is_dir():
         raise BadArgumentError(f"{out}: is a file, expected a directory to write")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise BadArgumentError(f"{out}: exists and is not empty; give another --out, or --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp keeps others out, a release is for them too
-    try:
+    if Path.cwd().is_relative_to(target):
+        raise BadArgumentError(f"{out}: the current folder cannot be replaced; name a new one inside it")
+    _clean(target)
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise BadArgumentError(f"{out}: exists and is not empty; name another folder, or overwrite it")
+        _refuse_foreign(out, ours)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(target) as folder:
         yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def edited_directory(folder: Path) -> Iterator[Path]:
+    """Yield a copy of a directory that replaces it on success and vanishes on failure.
+
+    Files are linked, not copied: replace a file that is to change (`write_file`), never write into it.
+    """
+    target = folder.resolve()
+    with _replacing(target) as work:
+        shutil.copytree(target, work, copy_function=_link, dirs_exist_ok=True)
+        yield work
 
 
 def hub_file(repository: str, name: str) -> Path:
@@ -72,3 +133,109 @@ def hub_file(repository: str, name: str) -> Path:
 
     local = Path(repository) / name
     return local if local.is_file() else Path(hf_hub_download(repository, name))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _refuse_foreign(out: Path, ours: tuple[str, ...]) -> None:
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or path.is_file())
+    foreign = [name for name in files if not any(_matches(name, pattern) for pattern in ours)]
+    if foreign:
+        raise BadArgumentError(
+            f"{out}: not overwritten, for this command did not write {foreign[0]}"
+            f"{f' and {len(foreign) - 1} more files' if foreign[1:] else ''} in it; name another folder"
+        )
+    if not ours or not (out / ours[0]).is_file():
+        raise BadArgumentError(f"{out}: not overwritten, for it holds no {ours[0] if ours else 'file of this command'}")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target` that takes its place in one step. What was there is deleted last."""
+    _clean(target)
+    work = _beside(target, _PARTIAL)
+    work.mkdir()
+    held = _lock(os.open(work, os.O_RDONLY)) if fcntl else None
+    try:
+        if target.exists():
+            shutil.copymode(target, work)
+        yield work
+        for path in [*work.rglob("*"), work]:
+            _sync(path)
+        if target.exists():
+            _exchange(work, target)
+        else:
+            work.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two directories: a kill at any moment leaves one of the two, whole, at the place of `old`."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    source, target = os.fsencode(new), os.fsencode(old)
+    with suppress(AttributeError):  # a C library without the call
+        if sys.platform == "linux" and libc and libc.renameat2(-100, source, -100, target, 2) == 0:
+            return
+        if sys.platform == "darwin" and libc and libc.renamex_np(source, target, 2) == 0:
+            return
+        if libc and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    aside = _beside(old, _OLD)  # `_clean` puts it back if the run is killed before the next line
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f".{target.name[:200]}-{secrets.token_hex(4)}{ending}")
+
+
+def _clean(target: Path) -> None:
+    """Remove what killed runs left of this file or folder. A running one holds a lock on its own."""
+    if fcntl is None or not target.parent.is_dir():
+        return
+    for path in target.parent.glob(f".{glob.escape(target.name[:200])}-????????.*"):
+        if path.suffix == _OLD and not target.exists():
+            path.rename(target)
+        elif path.suffix in (_PARTIAL, _OLD):
+            with suppress(OSError):  # held by a running process, or removed by another one
+                held = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                finally:
+                    os.close(held)
+
+
+def _lock(descriptor: int) -> int:
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or the entries of a folder to the disk, as far as the system offers it."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

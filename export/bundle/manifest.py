@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,7 +15,7 @@ from export.bundle.signature import signature_path
 from export.precision.names import Precision
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
-from zoo.files import MANIFEST
+from zoo.files import MANIFEST, write_file
 
 log = logging.getLogger("export.bundle.manifest")
 
@@ -171,7 +170,4 @@ class Manifest:
         if signature_path(path).is_file():
             log.warning("%s: its signature was that of the manifest as it was; sign it again: zoo bundle sign", folder)
             signature_path(path).unlink()
-        # Never in place: the file may be linked into a copy of the bundle that is being edited.
-        fresh = folder / f"{MANIFEST}.new"
-        fresh.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")

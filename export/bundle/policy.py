@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from export.bundle.edit import edited
 from export.bundle.manifest import CARD, POLICY
 from export.bundle.read import check_files, read_manifest
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
-from zoo.files import sha256
+from zoo.files import edited_directory, sha256, write_file
 from zoo.judging.panel import bind
 
 
@@ -23,7 +22,6 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
     manifest = read_manifest(folder)
     check_files(folder, manifest, but=(POLICY,))
     bind(ModelCard.read(folder / CARD), policy)
-    with edited(folder) as work:
-        (work / POLICY).unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
-        (work / POLICY).write_text(policy.to_yaml(), encoding="utf-8")
+    with edited_directory(folder) as work:
+        write_file(work / POLICY, policy.to_yaml())
         dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)

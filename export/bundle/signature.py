@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.errors import BadDataError, MissingDependencyError, TamperedFileError
+from zoo.files import write_file
 
 #: Where a public key is configured for every bundle that is read: the path of a PEM file.
 VARIABLE = "SAFETY_ZOO_PUBLIC_KEY"
@@ -28,7 +29,7 @@ def sign(manifest: Path, private_key: Path) -> Path:
     Raises BadInputError for another kind of key, MissingDependencyError without `cryptography`.
     """
     path = signature_path(manifest)
-    path.write_bytes(_key(private_key, "private").sign(manifest.read_bytes()))
+    write_file(path, _key(private_key, "private").sign(manifest.read_bytes()))
     return path
 
 

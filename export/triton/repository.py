@@ -78,7 +78,7 @@ def export_triton(
         with new_directory(model / str(version)) as one:
             config.write_version(one)
         return model
-    with new_directory(model, overwrite=overwrite) as whole:
+    with new_directory(model, overwrite=overwrite, ours=(CONFIG, LABELS, "[0-9]*/*")) as whole:
         (whole / CONFIG).write_text(text, encoding="utf-8")
         (whole / LABELS).write_text(config.labels, encoding="utf-8")
         (whole / str(version)).mkdir()

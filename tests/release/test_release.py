@@ -135,9 +135,11 @@ def test_a_folder_that_is_not_empty_needs_overwrite(release: Path) -> None:
     found = load_release(release)
     with pytest.raises(BadInputError, match="exists and is not empty"):
         write_release(found.model, found.policy, release)
-    (release / "left_over.txt").touch()
+    (release / "notes.txt").touch()
+    with pytest.raises(BadInputError, match=r"did not write notes\.txt"):
+        write_release(found.model, found.policy, release, overwrite=True)
+    (release / "notes.txt").unlink()
     write_release(found.model, found.policy, release, overwrite=True)
-    assert not (release / "left_over.txt").exists()
     assert load_release(release).card == found.card
     with pytest.raises(BadInputError, match="is a file"):
         write_release(found.model, found.policy, release / "card.json")

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match
+from zoo.files import write_file
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -60,7 +61,7 @@ class PlainData:
     def write_json(self, path: Path, indent: int = 1) -> None:
         """Write a file that `read_json` and `from_dict` read back, in a folder that is made where there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(self.to_dict(), indent=indent, ensure_ascii=False) + "\n")
 
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> Self:

@@ -44,7 +44,7 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
     from safetensors.torch import save_file
 
     bind(model.card, policy)
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, overwrite=overwrite, ours=(CARD, WEIGHTS, POLICY, TOKENIZER)) as folder:
         tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)
         (folder / POLICY).write_text(policy.to_yaml(), encoding="utf-8")

@@ -36,6 +36,13 @@ from zoo.training.question_data import Conversation, QuestionData
 
 TOKENIZER_KEY = "safety_zoo_tokenizer"
 
+#: What transformers writes for a model with its processor: a folder of nothing else may be overwritten.
+_FILES = (
+    "config.json",
+    *("generation_config.json", "model*.safetensors", "model.safetensors.index.json", "*processor_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*", "vocab.*", "merges.txt"),
+)
+
 
 class VisionLanguage(lightning.LightningModule):
     """Teaches a LLaVA to answer questions about images. Its vision tower stays frozen, and sees each image once.
@@ -204,7 +211,7 @@ class VisionLanguage(lightning.LightningModule):
             return
         if self._peft:
             self.lvlm, self._peft = self._peft[0].merge_and_unload(), ()
-        with new_directory(self.out, overwrite=True) as folder:
+        with new_directory(self.out, overwrite=True, ours=_FILES) as folder:
             self.lvlm.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 

@@ -1,0 +1,200 @@
+"""Writing that loses nothing: kills, full disks, other people's files, links."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from zoo import files
+from zoo.errors import BadArgumentError
+from zoo.files import edited_directory, new_directory, new_file, write_file
+
+OURS = ("card.json", "model.*")
+
+
+def _release(folder: Path, content: str = "old") -> Path:
+    folder.mkdir(parents=True)
+    for name in ("card.json", "model.safetensors"):
+        (folder / name).write_text(content)
+    return folder
+
+
+def _write(out: Path, content: str = "new") -> None:
+    with new_directory(out, overwrite=True, ours=OURS) as folder:
+        for name in ("card.json", "model.safetensors"):
+            (folder / name).write_text(content)
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_release_is_overwritten_and_nothing_else_is_left(tmp_path: Path) -> None:
+    out = _release(tmp_path / "release")
+    _write(out)
+    assert _content(out) == {"card.json": "new", "model.safetensors": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("foreign", ["thesis.docx", "chapters/model.1", ".hidden"])
+def test_a_folder_with_somebody_elses_file_is_not_overwritten(tmp_path: Path, foreign: str) -> None:
+    out = _release(tmp_path / "release")
+    (out / foreign).parent.mkdir(exist_ok=True)
+    (out / foreign).write_text("years of work")
+    with pytest.raises(BadArgumentError, match=f"did not write {foreign}"):
+        _write(out)
+    assert (out / foreign).read_text() == "years of work"
+    assert (out / "card.json").read_text() == "old"
+
+
+def test_a_link_to_somebody_elses_folder_counts_as_a_file(tmp_path: Path) -> None:
+    out, other = _release(tmp_path / "release"), tmp_path / "other"
+    other.mkdir()
+    (out / "link").symlink_to(other)
+    with pytest.raises(BadArgumentError, match="did not write link"):
+        _write(out)
+
+
+def test_a_folder_without_the_mark_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    out.mkdir()
+    (out / "model.bin").write_text("trained for weeks")
+    with pytest.raises(BadArgumentError, match=r"holds no card\.json"):
+        _write(out)
+    assert (out / "model.bin").is_file()
+
+
+@pytest.mark.parametrize("name", [".", "..", "../.."])
+def test_the_current_folder_and_those_around_it_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    inside = tmp_path / "a" / "b"
+    _release(inside)
+    monkeypatch.chdir(inside)
+    with pytest.raises(BadArgumentError, match="current folder"):
+        _write(Path(name))
+    assert (inside / "card.json").read_text() == "old"
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    real = _release(tmp_path / "disk" / "release-7")
+    link = tmp_path / "release"
+    link.symlink_to(real)
+    _write(link)
+    assert link.is_symlink()
+    assert _content(real)["card.json"] == "new"
+    file = tmp_path / "current.json"
+    file.symlink_to(real / "card.json")
+    write_file(file, "newest")
+    assert file.is_symlink()
+    assert (real / "card.json").read_text() == "newest"
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    out = _release(tmp_path / "release")
+    file = out / "card.json"
+
+    def fill_the_disk() -> None:
+        with (
+            new_directory(out, overwrite=True, ours=OURS) as new,
+            edited_directory(out) as edited,
+            new_file(file) as stream,
+        ):
+            (new / "card.json").write_text("half")
+            write_file(edited / "card.json", "half")
+            stream.write("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fill_the_disk()
+    assert _content(out) == {"card.json": "old", "model.safetensors": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+def test_a_device_is_written_directly() -> None:
+    with pytest.raises(OSError, match="No space"):
+        write_file(Path("/dev/full"), "text")
+    write_file(Path(os.devnull), "text")
+    assert not Path(os.devnull).is_file()
+
+
+def test_an_edit_links_what_it_leaves_and_never_changes_the_old_files(tmp_path: Path) -> None:
+    out = _release(tmp_path / "bundle")
+    (out / "sub").mkdir()
+    (out / "sub" / "engine").write_text("engine")
+    kept, before = (out / "sub" / "engine").stat().st_ino, (out / "card.json").open()
+    with before, edited_directory(out) as folder:
+        write_file(folder / "card.json", "new")
+        assert before.read() == "old"
+    assert (out / "card.json").read_text() == "new"
+    assert (out / "sub" / "engine").stat().st_ino == kept
+
+
+def test_modes_are_kept_and_new_files_are_readable(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    file.write_text("old")
+    file.chmod(0o600)
+    write_file(file, "new")
+    assert file.stat().st_mode & 0o777 == 0o600
+    write_file(tmp_path / "card.json", "new")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "card.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("swap", ["in one step", "by two renames"])
+def test_old_or_new_is_there_after_a_kill_at_any_moment(tmp_path: Path, swap: str) -> None:
+    """A child overwrites a release again and again; each kill leaves a whole one, and the next run cleans up."""
+    out = _release(tmp_path / "release", "0")
+    program = textwrap.dedent(f"""
+        import sys, itertools
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(files.__file__).parents[1])!r})
+        from zoo import files
+        if {swap == "by two renames"}:
+            files.sys = type("Elsewhere", (), {{"platform": "win32"}})
+        print("go", flush=True)
+        for number in itertools.count():
+            with files.new_directory(Path({str(out)!r}), overwrite=True, ours={OURS!r}) as folder:
+                for name in ("card.json", "model.safetensors"):
+                    (folder / name).write_text(str(number) * 2000)
+            files.write_file(Path({str(tmp_path / "report.json")!r}), str(number) * 2000)
+    """)
+    for delay in (0.0, 0.003, 0.007, 0.011, 0.02, 0.05):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"go\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(delay)
+            child.send_signal(signal.SIGKILL)
+        if swap == "by two renames":
+            files._clean(out)  # as the next run does
+        assert len(set(_content(out).values())) == 1
+        report = tmp_path / "report.json"
+        assert not report.exists() or (len(set(report.read_text())) <= 10 and report.stat().st_size % 2000 == 0)
+    _write(out)
+    write_file(tmp_path / "report.json", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "report.json"]
+
+
+def test_the_work_of_a_running_process_is_not_cleaned(tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    with new_directory(out) as folder:
+        files._clean(out)
+        assert folder.is_dir()
+        (folder / "card.json").write_text("new")
+    assert _content(out) == {"card.json": "new"}
+
+
+def test_what_was_moved_aside_before_a_kill_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    _release(tmp_path / ".release-0a1b2c3d.old")
+    with pytest.raises(BadArgumentError, match="not empty"), new_directory(out):
+        raise AssertionError
+    assert _content(out)["card.json"] == "old"
