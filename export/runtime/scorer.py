@@ -111,6 +111,11 @@ class BundleScorer(Scorer):
     def __enter__(self) -> Self:
         return self
 
+    def same_model(self, other: Scorer) -> bool:
+        """Whether both answer by the same card and the same weights."""
+        weights = other.bundle.manifest.weights if isinstance(other, BundleScorer) else None
+        return super().same_model(other) and weights == self.bundle.manifest.weights
+
     def with_policy(self, policy: AnyPolicy) -> Self:
         """A scorer that judges by another policy, on the same loaded engine and the same decoding threads.
 

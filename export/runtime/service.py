@@ -6,13 +6,14 @@ batch, waits a moment for more, and runs the engine. No torch.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ FAILING_AFTER = 3
 LATENCIES = 1024
 
 _CLOSED = "the service was closed before it judged this request"
+_DEAD = "the thread of the engine has ended, so nothing is judged any more: serve the bundle again"
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,15 @@ class Health:
     """How a service fares.
 
     `state` is `starting` until a batch has succeeded, `failing` after three failed batches in a row (each new batch is
-    still tried, and the first that succeeds makes it `ready` again), and `closed` from the call of `close`.
+    still tried, and the first that succeeds makes it `ready` again), `dead` when the engine's thread has ended or the
+    process was forked since (`last_error` says which; requests are refused), and `closed` from the call of `close`.
     `waiting` counts accepted requests without an answer, `limit` is their bound. `served` counts verdicts, `unjudged`
     those among them whose status is not `ok`; `overloads` refused requests; `engine_errors` failed batches.
     `latency_ms` are quantiles of the latest answers, from `submit` to the verdict. `batch_age_s` is how long the engine
     has been at its present batch, 0 when it is idle: a number that only grows is an engine that hangs.
     """
 
-    state: Literal["starting", "ready", "failing", "closed"]
+    state: Literal["starting", "ready", "failing", "dead", "closed"]
     waiting: int
     limit: int
     served: int
@@ -60,14 +63,31 @@ class Health:
         return self.state == "ready"
 
 
+class _Answer(Future[Verdict]):
+    """A future whose callbacks run on threads of their own: one that blocks or exits costs no other caller."""
+
+    def __init__(self, callbacks: Executor) -> None:
+        super().__init__()
+        self._callbacks_run_on = callbacks
+
+    def add_done_callback(self, fn: Callable[[Future[Verdict]], Any]) -> None:
+        def hand_over(future: Future[Verdict]) -> None:
+            try:
+                self._callbacks_run_on.submit(fn, future)
+            except RuntimeError:  # the service is closed
+                fn(future)
+
+        super().add_done_callback(hand_over)
+
+
 @dataclass(eq=False)
 class _Request:
     image: ImageSource | None
     text: str | None
-    since: float
+    future: _Answer
+    since: float = field(default_factory=time.perf_counter)
     item: Ready | None = None
     ready_at: float = 0.0
-    future: Future[Verdict] = field(default_factory=Future)
 
 
 @dataclass
@@ -115,7 +135,9 @@ class Service:
         self._last_batch = 0
         self._batch_since: float | None = None
         self._counts = _Counts()
+        self._process = os.getpid()
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._callbacks = ThreadPoolExecutor(decoders, thread_name_prefix="callback")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,7 +150,7 @@ class Service:
         TimeoutError when the answer came too late (the request is then cancelled), BadInputError for an input that this
         model never reads.
         """
-        future = self.submit(image, text)
+        future = self._submit(image, text)
         try:
             return future.result(timeout)
         except TimeoutError:
@@ -138,9 +160,16 @@ class Service:
     def submit(self, image: ImageSource | None = None, text: str | None = None) -> Future[Verdict]:
         """As `verdict`, without waiting: the verdict, or the error, of a future that can be cancelled until then.
 
-        Raises OverloadError when the queue is full and ClosedError after `close`.
+        An array is copied, so the caller may reuse it at once. Callbacks of the future run on threads of their own.
+        In asyncio: `await asyncio.wrap_future(service.submit(image))`. Raises OverloadError when the queue is full,
+        ClosedError after `close`, and ServiceError when the engine's thread has ended or the process was forked.
         """
-        request = _Request(image, text, time.perf_counter())
+        return self._submit(image.copy() if isinstance(image, np.ndarray) else image, text)
+
+    def _submit(self, image: ImageSource | None, text: str | None) -> Future[Verdict]:
+        request = _Request(image, text, _Answer(self._callbacks))
+        if dead := self._dead():
+            raise ServiceError(dead)
         with self._lock:
             if self._closed:
                 raise ClosedError("the service is closed")
@@ -158,8 +187,14 @@ class Service:
         """From the next batch on, judge by this scorer: one of another policy, say (`BundleScorer.with_policy`).
 
         Nothing that waits is lost, and every verdict names the policy that it was judged by. The scorer before it is
-        not closed, since the two may share their engine.
+        not closed, since the two may share their engine. Raises BadArgumentError for a scorer of another model: what
+        waits was prepared for this one.
         """
+        if not scorer.same_model(self.scorer):
+            raise BadArgumentError(
+                f"the service judges by {self.scorer.card.name}, and the new scorer has other weights or inputs "
+                f"({scorer.card.name}); only the policy can change: serve the other model by a service of its own"
+            )
         self.scorer = scorer
 
     def warm_up(self) -> None:
@@ -176,12 +211,17 @@ class Service:
 
     def health(self) -> Health:
         """How the service fares just now."""
+        dead = self._dead()
+        if self._process != os.getpid():
+            self._lock = threading.Lock()  # another thread may have held it when the process was forked
         with self._lock:
             counts, since = self._counts, self._batch_since
             latencies = np.array(counts.latencies)
-            state: Literal["starting", "ready", "failing", "closed"] = "ready" if counts.batches else "starting"
+            state: Literal["starting", "ready", "failing", "dead", "closed"] = "ready" if counts.batches else "starting"
             if counts.failed_in_a_row >= FAILING_AFTER:
                 state = "failing"
+            if dead:
+                state = "dead"
             p50, p90, p99 = (1000 * np.percentile(latencies, [50, 90, 99])).tolist() if len(latencies) else [0.0] * 3
             return Health(
                 state="closed" if self._closed else state,
@@ -195,15 +235,18 @@ class Service:
                 mean_batch=counts.judged / max(counts.batches, 1),
                 latency_ms={"p50": p50, "p90": p90, "p99": p99},
                 batch_age_s=0.0 if since is None else time.perf_counter() - since,
-                last_error=counts.last_error,
+                last_error=dead or counts.last_error,
             )
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, answer those that wait, end the threads and close the scorer.
 
         With `drain=False` the waiting requests raise ClosedError instead; a batch that is running is still answered.
-        Not to be called from a future's callback, which runs on the service's own threads.
+        In a forked child, which has none of the threads, there is nothing to end.
         """
+        if self._process != os.getpid():
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             self._dropping = self._dropping or not drain
@@ -214,6 +257,7 @@ class Service:
             self._wake.notify_all()
         self._decoders.shutdown()
         self._thread.join()
+        self._callbacks.shutdown(wait=False)  # this may be one of them
         self.scorer.close()
 
     def __enter__(self) -> Service:
@@ -224,6 +268,8 @@ class Service:
 
     def _decode(self, request: _Request) -> None:
         try:
+            if not self._thread.is_alive():
+                raise ServiceError(_DEAD)
             if self._dropping or request.future.cancelled():  # of what was cancelled, nobody will see the error
                 raise ClosedError(_CLOSED)
             item = self.scorer.prepare(request.image, request.text)
@@ -243,7 +289,25 @@ class Service:
             self._ready.append(request)
             self._wake.notify()
 
+    def _dead(self) -> str:
+        """Why nothing can be judged any more, though the service was not closed; "" when it can."""
+        if self._process != os.getpid():
+            return (
+                f"the service was started in process {self._process} and does not live on in a forked one: "
+                "serve the bundle again in each process"
+            )
+        return "" if self._thread.is_alive() or self._closed else _DEAD
+
     def _run(self) -> None:
+        try:
+            self._judge_batches()
+        finally:
+            if not self._stopped:  # a fault of this very loop: what waits is refused, health() says `dead`
+                with self._lock:
+                    left = [self._ready.popleft() for _ in range(len(self._ready))]
+                self._settle(left, [ServiceError(_DEAD) for _ in left])
+
+    def _judge_batches(self) -> None:
         while batch := self._next_batch():
             live = [request for request in batch if not (self._dropping or request.future.cancelled())]
             gone = [request for request in batch if request not in live]

@@ -69,6 +69,10 @@ class Scorer:
         """Which engine runs, where, and why that one; "" where the engine does not say."""
         return str(getattr(self.engine, "why", ""))
 
+    def same_model(self, other: Scorer) -> bool:
+        """Whether what one of the two has prepared can be judged by the other: the same card, hence weights."""
+        return self.card == other.card
+
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
         return self.judge_ready([self.prepare(image, text)])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import os
@@ -352,3 +353,135 @@ def test_what_was_cancelled_or_came_too_late_is_not_judged(gated: tuple[Scorer, 
 def test_sizes_that_make_no_sense_are_refused(gated: tuple[Scorer, Gate], options: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match="must be at least 1"):
         Service(gated[0], **options)
+
+
+def test_a_frame_buffer_can_be_reused_as_soon_as_it_is_submitted(gated: tuple[Scorer, Gate]) -> None:
+    scorer, gate = gated
+    pictures = _pictures(12)
+    wanted = [scorer.verdict(picture) for picture in pictures]
+    with Service(scorer, decoders=1) as service:
+        busy = gate.hold(service, PICTURE)
+        futures = []
+        for picture in pictures:
+            frame = picture.copy()
+            futures.append(service.submit(frame))
+            frame[:] = 0
+        gate.open.set()
+        busy.result(PATIENCE)
+        assert all(_alike(future.result(PATIENCE), one) for future, one in zip(futures, wanted, strict=True))
+
+
+@pytest.mark.parametrize("fault", [ValueError("mine"), SystemExit(3), KeyboardInterrupt()])
+def test_a_callback_that_fails_or_exits_costs_nobody_else(gated: tuple[Scorer, Gate], fault: BaseException) -> None:
+    scorer, gate = gated
+    called = threading.Event()
+
+    def callback(_: Any) -> None:
+        called.set()
+        raise fault
+
+    with Service(scorer) as service:
+        future = gate.hold(service, PICTURE)
+        future.add_done_callback(callback)
+        gate.open.set()
+        assert called.wait(PATIENCE)
+        assert service.verdict(PICTURE, timeout=PATIENCE).status == "ok"
+        assert service.health().state == "ready"
+
+
+def test_a_callback_that_blocks_costs_nobody_else_and_may_close_the_service(gated: tuple[Scorer, Gate]) -> None:
+    scorer, gate = gated
+    released, closed = threading.Event(), threading.Event()
+    service = Service(scorer)
+    first, second = gate.hold(service, PICTURE), service.submit(PICTURE)
+    first.add_done_callback(lambda _: released.wait(PATIENCE))
+    gate.open.set()
+    assert service.verdict(PICTURE, timeout=PATIENCE).status == "ok"
+
+    def close(_: Any) -> None:
+        service.close()
+        closed.set()
+
+    second.add_done_callback(close)
+    assert closed.wait(PATIENCE)
+    released.set()
+    late = threading.Event()
+    first.add_done_callback(lambda _: late.set())  # after the end, too, a callback is called
+    assert late.wait(PATIENCE)
+
+
+def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
+    gated: tuple[Scorer, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, gate = gated
+    service = Service(scorer)
+    busy = gate.hold(service, PICTURE)
+    waiting = service.submit(PICTURE)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def die() -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(service, "_next_batch", die)
+    gate.open.set()
+    assert busy.result(PATIENCE).status == "ok"
+    with pytest.raises(ServiceError, match="has ended"):
+        waiting.result(PATIENCE)
+    service._thread.join(PATIENCE)
+    health = service.health()
+    assert (health.state, health.ready) == ("dead", False)
+    assert "has ended" in health.last_error
+    with pytest.raises(ServiceError, match="has ended"):
+        service.verdict(PICTURE, timeout=PATIENCE)
+    service.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_seen_and_refuses_instead_of_waiting_for_threads_it_has_not(gated: tuple[Scorer, Gate]) -> None:
+    with Service(gated[0]) as service:
+        assert service.verdict(PICTURE, timeout=PATIENCE).status == "ok"
+        with service._lock:  # as another thread may hold it at the moment of the fork
+            child = os.fork()
+            if not child:
+                answer = 1
+                try:
+                    health = service.health()
+                    service.submit(PICTURE)
+                except ServiceError as problem:
+                    answer = 0 if health.state == "dead" and "forked" in f"{problem} {health.last_error}" else 2
+                finally:
+                    service.close()
+                    os._exit(answer)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert service.verdict(PICTURE, timeout=PATIENCE).status == "ok"
+
+
+def test_another_model_is_not_used(bundles: dict[str, Path]) -> None:
+    with (
+        runtime.serve(bundles[CLIP], threads=1) as service,
+        runtime.load(bundles[FUSION], threads=1) as other,
+        pytest.raises(BadInputError, match="only the policy can change"),
+    ):
+        service.use(other)
+
+
+def test_asyncio_awaits_many_and_cancels_one(gated: tuple[Scorer, Gate]) -> None:
+    scorer, gate = gated
+    pictures = _pictures(6)
+    wanted = [scorer.verdict(picture) for picture in pictures]
+
+    async def main(service: Service) -> list[Verdict]:
+        gate.hold(service, PICTURE)
+        late = asyncio.ensure_future(asyncio.wrap_future(service.submit(PICTURE)))
+        many = asyncio.gather(*(asyncio.wrap_future(service.submit(picture)) for picture in pictures))
+        await asyncio.sleep(0)
+        late.cancel()
+        await asyncio.sleep(0)  # the loop hands the cancelling on
+        gate.open.set()
+        return await asyncio.wait_for(many, PATIENCE)
+
+    with Service(scorer) as service:
+        found = asyncio.run(main(service))
+        assert all(_alike(*pair) for pair in zip(found, wanted, strict=True))
+        assert service.health().served == 7
