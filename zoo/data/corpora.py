@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from dataclasses import field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.data.manifest import Split, read_records
+from zoo.data.manifest import Split, need_columns, read_records, write_records
 from zoo.data.splits import hashed_splits, near_groups
-from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
+from zoo.errors import BadDataError, BadInputError, close_match
 from zoo.inputs.text import clean
 
 _LINK, _USER = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), re.compile(r"@\w+")
@@ -101,12 +100,6 @@ class CorporaReport:
     near_duplicates: int
 
 
-class _Labelled(NamedTuple):
-    text: str
-    answers: dict[str, bool]
-    source: str
-
-
 @dataclass
 class _Merged:
     """All rows of one text: what each category was answered, and by which sources."""
@@ -115,41 +108,39 @@ class _Merged:
     answers: dict[str, set[bool]] = field(default_factory=dict)
     sources: dict[str, None] = field(default_factory=dict)
 
+    @property
+    def agreed(self) -> dict[str, bool]:
+        """The answers of the categories that all rows answer alike."""
+        return {name: next(iter(said)) for name, said in self.answers.items() if len(said) == 1}
+
 
 def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> CorporaReport:
     """Write a manifest (text, labels, judged, source, split) of all sources, whose files lie in `root`.
 
-    Rows of the same text (as `normalised`) become one, which was judged for what any of them was; a category that they
-    answer both ways is unknown in it, and a text that is left without a judged category is left out. Splits are 80 %
+    Rows of the same text (as `normalised`) become one, which was judged for what any of them was. A category that they
+    answer both ways is unknown in it, and a text without a judged category is left out. Splits are 80 %
     train, 10 % val and 10 % test by a seeded hash; near-duplicates (see `near_groups`) share one. Raises BadInputError
-    for files, columns and values that are not there.
+    for files, columns and values that do not exist.
     """
     counts = {source.title: SourceReport() for source in corpora.sources}
     merged: dict[str, _Merged] = {}
     for source in corpora.sources:
-        count = counts[source.title]
-        for row in _rows(source, root / source.file):
-            count.rows += 1
-            try:
-                key = normalised(row.text)
-            except BadInputError:
-                key = ""
-            if not key:
-                count.unusable += 1
-                continue
-            count.merged += key in merged
-            one = merged.setdefault(key, _Merged(row.text))
-            one.sources[row.source] = None
-            for name, answer in row.answers.items():
-                one.answers.setdefault(name, set()).add(answer)
+        _merge(source, read_records(root / source.file), root / source.file, merged, counts[source.title])
     contradictions = Counter(n for one in merged.values() for n, said in one.answers.items() if len(said) > 1)
-    known = {key: one for key, one in merged.items() if any(len(said) == 1 for said in one.answers.values())}
+    known = {key: one for key, one in merged.items() if one.agreed}
     groups = near_groups(list(known))
     splits = hashed_splits(list(known), groups, seed)
-    report = CorporaReport(out, counts, {}, {}, dict(contradictions), len(merged) - len(known), 0)
-    report.near_duplicates = len(groups) - len(set(groups))
-    _write(list(known.values()), splits, report)
-    return report
+    positives: Counter[tuple[str, Split]] = Counter()
+    judged: Counter[tuple[str, Split]] = Counter()
+    table = []
+    for row, split in zip(known.values(), splits, strict=True):
+        labels = [name for name, answer in row.agreed.items() if answer]
+        judged.update((name, split) for name in row.agreed)
+        positives.update((name, split) for name in labels)
+        table.append((row.text, "|".join(labels), "|".join(row.agreed), "|".join(row.sources), split))
+    write_records(out, ("text", "labels", "judged", "source", "split"), table)
+    near, unlabelled = len(groups) - len(set(groups)), len(merged) - len(known)
+    return CorporaReport(out, counts, dict(positives), dict(judged), dict(contradictions), unlabelled, near)
 
 
 def normalised(text: str) -> str:
@@ -158,43 +149,31 @@ def normalised(text: str) -> str:
     return " ".join(plain.split())
 
 
-def _rows(source: Source, path: Path) -> list[_Labelled]:
-    records = read_records(path)
-    columns = list(records[0])
-    for column in (source.text, *(mark.column for mark in source.categories if mark.column)):
-        if column not in columns:
-            raise BadArgumentError(f'{path}: no column "{column}"' + close_match(column, columns))
+def _merge(
+    source: Source, records: list[dict[str, str]], path: Path, merged: dict[str, _Merged], count: SourceReport
+) -> None:
+    """Add the rows of a source to those of equal text, and count what becomes of them."""
+    need_columns(path, records, [source.text, *(mark.column for mark in source.categories if mark.column)])
     for mark in source.categories:
-        found = {record[mark.column] for record in records} if mark.column else set()
+        said = {record[mark.column] for record in records} if mark.column else set(mark.values)
         for value in mark.values:
-            if value not in found:
+            if value not in said:
                 raise BadDataError(
-                    f'{path}: the column "{mark.column}" never says "{value}"' + close_match(value, found)
+                    f'{path}: the column "{mark.column}" never says "{value}"' + close_match(value, said)
                 )
-    return [
-        _Labelled(
-            record[source.text] or "",
-            {
-                mark.name: record[mark.column] in mark.values if mark.column else mark.every == "positive"
-                for mark in source.categories
-            },
-            source.title,
-        )
-        for record in records
-    ]
-
-
-def _write(rows: list[_Merged], splits: list[Split], report: CorporaReport) -> None:
-    report.manifest.parent.mkdir(parents=True, exist_ok=True)
-    positives: Counter[tuple[str, Split]] = Counter()
-    judged: Counter[tuple[str, Split]] = Counter()
-    with report.manifest.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["text", "labels", "judged", "source", "split"])
-        for row, split in zip(rows, splits, strict=True):
-            agreed = {name: next(iter(said)) for name, said in row.answers.items() if len(said) == 1}
-            labels = [name for name, answer in agreed.items() if answer]
-            judged.update((name, split) for name in agreed)
-            positives.update((name, split) for name in labels)
-            writer.writerow([row.text, "|".join(labels), "|".join(agreed), "|".join(row.sources), split])
-    report.positives, report.judged = dict(positives), dict(judged)
+    for record in records:
+        count.rows += 1
+        text = record[source.text] or ""
+        try:
+            key = normalised(text)
+        except BadInputError:
+            key = ""
+        if not key:
+            count.unusable += 1
+            continue
+        count.merged += key in merged
+        one = merged.setdefault(key, _Merged(text))
+        one.sources[source.title] = None
+        for mark in source.categories:
+            answer = record[mark.column] in mark.values if mark.column else mark.every == "positive"
+            one.answers.setdefault(mark.name, set()).add(answer)

@@ -2,70 +2,56 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
-from rich.progress import track
 
-from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split
-from zoo.data.splits import assign_splits, fingerprint
-from zoo.errors import BadArgumentError, BadDataError, BadInputError
-from zoo.inputs.image import FORMATS, decode
+from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split, write_records
+from zoo.data.splits import assign_splits, fingerprints
+from zoo.errors import BadArgumentError, BadDataError
+from zoo.inputs.image import FORMATS
+
+#: Path, class and split of a file.
+_File = tuple[Path, str, Split | None]
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was written: images by (split, class), and files that are no images; split "" is left to training."""
+    """What was written: images by (split, class), and the files that are not images. Training assigns the split ""."""
 
     manifest: Path
     counts: dict[tuple[str, str], int]
     skipped: tuple[Path, ...]
 
 
-class _Found(NamedTuple):
-    """One file of a class folder."""
-
-    path: Path
-    label: str
-    split: Split | None
-
-
 def write_folder_manifest(root: Path, out: Path, *, val_share: float | None = None, seed: int = 0) -> FolderReport:
     """Write a manifest (image, label, split) of SPLIT/CLASS/image files, or of CLASS/image files.
 
-    Where there are splits and none of them is for validation, a share `val_share` (in [0, 1), by default 0.1) of
-    train is taken for it, by a seeded hash of what the images show: near-identical images stay together, and an image
-    does not move when others come or go. Without splits the column stays empty, and training assigns them. Images
-    beneath the manifest's folder are named relative to it, others by their full path. Files whose names do not end
-    as those of images do are left out and reported. Raises BadInputError for a tree of another form, for classes that
-    train lacks, and for `val_share` where there is nothing to divide.
+    If there are splits, but none for validation, a share `val_share` (in [0, 1), by default 0.1) of train becomes
+    validation, by a seeded hash of what the images show. Near-identical images stay together, and an image does not
+    move when others come or go. Without splits the column stays empty, and training assigns them. Images
+    beneath the manifest's folder are named relative to it, others by their full path. Files without the name ending
+    of an image are left out and reported. Raises BadInputError for a tree of another form, for classes that
+    train lacks, and for a `val_share` with nothing to divide.
     """
     if not root.is_dir():
         raise BadArgumentError(f"{root}: no such folder")
-    by_split = _splits(root)
-    found = [one for split, folder in by_split.items() for one in _classes(folder, split)]
-    images = [one for one in found if one.path.suffix.lower() in _image_suffixes()]
-    _check_classes(root, found, images)
-    rows = _with_validation(root, images, val_share, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files = [file for split, folder in _splits(root).items() for file in _files(folder, split)]
+    images = [(path, label, split) for path, label, split in files if _is_image(path)]
+    _check_classes(root, files, images)
+    rows = [Row(0, path, None, (label,), split) for path, label, split in images]
+    splits = _with_validation(root, rows, val_share, seed)
     base = out.parent.resolve()
-    with out.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image", "label", "split"])
-        for one in rows:
-            path = one.path.resolve()
-            name = path.relative_to(base) if path.is_relative_to(base) else path
-            writer.writerow([str(name), one.label, one.split or ""])
-    counts: Counter[tuple[str, str]] = Counter((one.split or "", one.label) for one in rows)
-    kept = {one.path for one in images}
-    return FolderReport(out, dict(counts), tuple(one.path for one in found if one.path not in kept))
+    places = [path.resolve() for path, _, _ in images]
+    names = [path.relative_to(base) if path.is_relative_to(base) else path for path in places]
+    labels = [label for _, label, _ in images]
+    write_records(out, ("image", "label", "split"), zip(names, labels, splits, strict=True))
+    skipped = tuple(path for path, _, _ in files if not _is_image(path))
+    return FolderReport(out, dict(Counter(zip(splits, labels, strict=True))), skipped)
 
 
 def _splits(root: Path) -> dict[Split | None, Path]:
@@ -91,7 +77,7 @@ def _splits(root: Path) -> dict[Split | None, Path]:
     return named
 
 
-def _classes(folder: Path, split: Split | None) -> Iterable[_Found]:
+def _files(folder: Path, split: Split | None) -> Iterator[_File]:
     classes = _folders(folder)
     if not classes:
         raise BadDataError(f"{folder}: holds no class folders; expected CLASS/image files in it")
@@ -103,53 +89,49 @@ def _classes(folder: Path, split: Split | None) -> Iterable[_Found]:
             if path.is_dir():
                 raise BadDataError(f"{path}: a folder inside of a class; a tree is SPLIT/CLASS/image or CLASS/image")
             if not path.name.startswith("."):
-                yield _Found(path, name, split)
+                yield path, name, split
 
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder. Raises BadInputError where images lie beside them: they would have no class."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    loose = [path for path in inside if path.is_file() and path.suffix.lower() in _image_suffixes()]
+    loose = [path for path in inside if path.is_file() and _is_image(path)]
     if loose:
         raise BadDataError(f"{loose[0]}: an image in no class folder ({len(loose)} such in {folder})")
     return [path for path in inside if path.is_dir()]
 
 
+@cache
 def _image_suffixes() -> set[str]:
     """The endings of the formats that can be read, in lower case with the dot."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
-def _check_classes(root: Path, found: list[_Found], images: list[_Found]) -> None:
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _image_suffixes()
+
+
+def _check_classes(root: Path, files: list[_File], images: list[_File]) -> None:
     if not images:
-        raise BadDataError(f"{root}: holds no images" + (f"; first file: {found[0].path}" if found else ""))
-    trained = {one.label for one in images if one.split in (None, "train")}
-    odd = sorted({one.label for one in images} - trained)
+        raise BadDataError(f"{root}: holds no images" + (f"; first file: {files[0][0]}" if files else ""))
+    odd = sorted({label for _, label, _ in images} - {label for _, label, split in images if split in (None, "train")})
     if odd:
         raise BadDataError(f'{root}: the class "{odd[0]}" has no images in train, so nothing could learn it')
 
 
-def _with_validation(root: Path, images: list[_Found], share: float | None, seed: int) -> list[_Found]:
+def _with_validation(root: Path, rows: list[Row], share: float | None, seed: int) -> list[str]:
+    """The split of each row, with validation drawn from train if there is none; "" where training assigns it."""
     if share is not None and not 0 <= share < 1:
         raise BadArgumentError(f"val_share lies in [0, 1), got {share}")
-    splits = {one.split for one in images}
+    splits = {row.split for row in rows}
     if splits == {None} or "val" in splits:
         if share is not None:
             why = "has a split for validation already" if "val" in splits else "has no splits, training assigns them"
             raise BadDataError(f"{root}: {why}, so val_share divides nothing")
-        return images
+        return [row.split or "" for row in rows]
     share = 0.1 if share is None else share
-    train = [number for number, one in enumerate(images) if one.split == "train"]
-    with ThreadPoolExecutor() as pool:
-        reading = pool.map(_print, [images[number].path for number in train])
-        prints = np.array(list(track(reading, "Reading images", total=len(train), transient=True)), dtype=np.uint64)
-    rows = [Row(0, images[number].path, None, (), None) for number in train]
-    drawn = dict(zip(train, assign_splits(rows, prints, (1 - share, share, 0.0), seed), strict=True))
-    return [one._replace(split=drawn.get(number, one.split)) for number, one in enumerate(images)]
-
-
-def _print(path: Path) -> int:
-    try:
-        return fingerprint(decode(path))
-    except BadInputError:
-        return 0  # training lists it as unreadable; here it has but its name
+    train = [replace(row, split=None) for row in rows if row.split == "train"]
+    # Training lists the unreadable images. Here they are drawn by their name.
+    prints, _ = fingerprints([row.image for row in train if row.image])
+    drawn = iter(assign_splits(train, prints, (1 - share, share, 0.0), seed))
+    return [next(drawn) if row.split == "train" else row.split or "" for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,18 +12,25 @@ from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, c
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-#: Other people's names for the validation split.
+#: Other names of the splits that manifests use.
 SAME_SPLIT = {"dev": "val", "valid": "val", "validation": "val", "training": "train"}
+_ROLES = ("image", "text", "label", "labels", "judged", "split")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example. `line` is its line in the manifest; `labels` are label names, several divided by `|`.
+    """One example.
 
-    `judged` are the labels that somebody looked for in this row, those that it has not among them: what is not named
-    there is unknown, neither there nor absent. None where the manifest does not say, and all were looked for.
-    `listed`: the manifest has a column of label lists, so that no labels means that none applies. `record` holds every
-    column of the file under its own name.
+    Args:
+        line: its line in the manifest.
+        image: path of the image, or None.
+        text: the text, or None.
+        labels: label names; a manifest separates several by `|`.
+        split: the split that the manifest names, or None.
+        judged: the labels that somebody looked for in this row. A label that is not among them is unknown. None: the
+            manifest does not say, and all labels were looked for.
+        listed: the manifest has a column of label lists, so an empty list means that no label applies.
+        record: every column of the file under its own name.
     """
 
     line: int
@@ -37,21 +44,17 @@ class Row:
 
 
 def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
-    """Read a manifest; image paths are relative to `image_root`, by default the manifest's own folder.
+    """Read a manifest. Image paths are relative to `image_root`, by default the manifest's own folder.
 
-    `columns` renames: {"text": "caption"} reads `text` from the column `caption`. `image` or `text` must be
-    there; `label`/`labels`, `judged` and `split` (train, val or dev, test) may be. Raises BadInputError naming the
+    `columns` renames: {"text": "caption"} reads `text` from the column `caption`. The file needs `image` or `text`;
+    `label` or `labels`, `judged` and `split` (train, val or dev, test) are optional. Raises BadInputError naming the
     file, the column or the line, and MissingDependencyError for Parquet without pyarrow.
     """
-    records = read_records(path)
-    names = {role: (columns or {}).get(role, role) for role in ("image", "text", "label", "labels", "judged", "split")}
-    unknown = set(columns or {}) - set(names)
-    if unknown:
-        word = sorted(unknown)[0]
+    records, columns = read_records(path), columns or {}
+    names = {role: columns.get(role, role) for role in _ROLES}
+    for word in sorted(set(columns) - set(names)):
         raise BadArgumentError(f'columns: no role "{word}"' + close_match(word, names))
-    for role, name in names.items():
-        if role in (columns or {}) and name not in records[0]:
-            raise BadArgumentError(f'{path}: no column "{name}"' + close_match(name, records[0]))
+    need_columns(path, records, columns.values())
     if names["image"] not in records[0] and names["text"] not in records[0]:
         raise BadDataError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
     root = image_root or path.parent
@@ -59,7 +62,7 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """All columns of a manifest as they stand in the file; the first record is that of line 2. Raises as above."""
+    """All columns of a manifest as the file has them; the first record is that of line 2. Raises as above."""
     if not path.is_file():
         raise BadArgumentError(f"{path}: no such manifest file")
     records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
@@ -68,21 +71,34 @@ def read_records(path: Path) -> list[dict[str, str]]:
     return records
 
 
+def need_columns(path: Path, records: Sequence[Mapping[str, str]], names: Iterable[str]) -> None:
+    """Raise BadArgumentError for the first column that the records of a file do not have."""
+    for name in names:
+        if name not in records[0]:
+            raise BadArgumentError(f'{path}: no column "{name}"' + close_match(name, records[0]))
+
+
+def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, and the folder that it lies in if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+
+
 def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, str], root: Path) -> Row:
     image, text = record.get(names["image"]) or None, record.get(names["text"]) or None
-    raw = record.get(names["labels"]) or record.get(names["label"]) or ""
     split = (record.get(names["split"]) or "").strip().lower()
     split = SAME_SPLIT.get(split, split)
     if split and split not in SPLITS:
         raise BadDataError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
-    labels, judged = _names(raw), None
+    labels, judged = _names(record.get(names["labels"]) or record.get(names["label"]) or ""), None
     if record.get(names["judged"]) is not None:
         judged = _names(record[names["judged"]])
         odd = next((label for label in labels if label not in judged), None)
         if odd is not None:
             raise BadDataError(f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}')
     place = root / image if image else None
-    return Row(line, place, text, labels, split if split else None, judged, names["labels"] in record, record)
+    return Row(line, place, text, labels, split or None, judged, names["labels"] in record, record)
 
 
 def _names(field: str) -> tuple[str, ...]:

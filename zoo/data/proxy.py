@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 import re
 from bisect import bisect
@@ -12,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.data.manifest import SPLITS, Row, Split, read_manifest
+from zoo.data.manifest import SPLITS, Row, Split, read_manifest, write_records
+from zoo.data.splits import draw
 from zoo.errors import BadArgumentError, BadDataError
 
 #: Where the concept is: in photo and prompt, in the photo alone, in the prompt alone, in neither.
@@ -62,23 +61,21 @@ def write_proxy(
     _divide(photos, test_share, seed)
     rings = {split: _Ring([photo for photo in photos if photo.split == split], seed) for split in SPLITS}
     table: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image", "text", "labels", "split", "kind"])
-        for photo in photos:
-            place = os.path.relpath(photo.path.resolve(), out.parent.resolve())
-            shown = any(concept.search(text) for text in photo.captions)
-            for number in range(rows_per_image if photo.split == "train" else 1):
-                key = f"{photo.path.name}:{number}"
-                elsewhere = _draw(f"mismatch:{key}", seed) < mismatch
-                source = rings[photo.split].another(photo, key) if elsewhere else photo
-                prompt = source.captions[int(_draw(f"caption:{key}", seed) * len(source.captions))]
-                asked = concept.search(prompt) is not None
-                labels = ["unsafe"] * (shown or asked) + ["in_image"] * shown + ["in_prompt"] * asked
-                kind = KINDS[2 * (not shown) + (not asked)]
-                writer.writerow([place, prompt, "|".join(labels), photo.split, kind])
-                table[photo.split][kind] += 1
+    rows = []
+    for photo in photos:
+        place = os.path.relpath(photo.path.resolve(), out.parent.resolve())
+        shown = any(concept.search(text) for text in photo.captions)
+        for number in range(rows_per_image if photo.split == "train" else 1):
+            key = f"{photo.path.name}:{number}"
+            elsewhere = draw(f"mismatch:{key}", seed) < mismatch
+            source = rings[photo.split].another(photo, key) if elsewhere else photo
+            prompt = source.captions[int(draw(f"caption:{key}", seed) * len(source.captions))]
+            asked = concept.search(prompt) is not None
+            labels = ["unsafe"] * (shown or asked) + ["in_image"] * shown + ["in_prompt"] * asked
+            kind = KINDS[2 * (not shown) + (not asked)]
+            rows.append((place, prompt, "|".join(labels), photo.split, kind))
+            table[photo.split][kind] += 1
+    write_records(out, ("image", "text", "labels", "split", "kind"), rows)
     return table
 
 
@@ -87,13 +84,13 @@ class _Ring:
 
     def __init__(self, photos: list[_Photo], seed: int) -> None:
         self.seed = seed
-        self.photos = sorted(photos, key=lambda photo: _draw(f"ring:{photo.path.name}", seed))
-        self.places = [_draw(f"ring:{photo.path.name}", seed) for photo in self.photos]
+        self.photos = sorted(photos, key=lambda photo: draw(f"ring:{photo.path.name}", seed))
+        self.places = [draw(f"ring:{photo.path.name}", seed) for photo in self.photos]
 
     def another(self, photo: _Photo, key: str) -> _Photo:
         if len(self.photos) < 2:
             raise BadDataError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
-        start = bisect(self.places, _draw(f"other:{key}", self.seed))
+        start = bisect(self.places, draw(f"other:{key}", self.seed))
         found = self.photos[start % len(self.photos)]
         return found if found is not photo else self.photos[(start + 1) % len(self.photos)]
 
@@ -125,10 +122,5 @@ def _divide(photos: list[_Photo], test_share: float, seed: int) -> None:
     if any(photo.split == "test" for photo in photos):
         return
     for photo in photos:
-        if photo.split == "val" and _draw(f"test:{photo.path.name}", seed) < test_share:
+        if photo.split == "val" and draw(f"test:{photo.path.name}", seed) < test_share:
             photo.split = "test"
-
-
-def _draw(key: str, seed: int) -> float:
-    """A number in [0, 1) from a seeded hash."""
-    return int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from zoo.data.manifest import Split, read_manifest
+from zoo.data.manifest import Split, need_columns, read_manifest
 from zoo.data.signs import PLACES, Signs, read_signs
-from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 
 Wording = Literal["plain", "new"]
 COLUMNS = ("image", "question", "answer", "label", "split", "kind", "reason")
@@ -126,23 +126,18 @@ def thing(signs: Signs) -> str:
 
 
 def read_questions(path: Path, image_root: Path | None = None) -> list[Question]:
-    """Read a manifest with the columns image, question, answer, and where there are such: label, split, kind, reason.
+    """Read a manifest with the columns image, question, answer; optional are label, split, kind and reason.
 
     Label 1 marks an unsafe picture. Raises BadInputError naming the column or the line, as `read_manifest` does.
     """
-    # One reading per text column, so that paths, splits and messages are those of every other manifest.
-    rows, answers = (read_manifest(path, image_root, {"text": column}) for column in ("question", "answer"))
-    extra: dict[str, list[str | None]] = {}
-    for column in ("kind", "reason"):
-        try:
-            extra[column] = [row.text for row in read_manifest(path, image_root, {"text": column})]
-        except BadInputError:  # no such column: anything else that is wrong was raised above
-            extra[column] = [None] * len(rows)
-    found = []
-    for row, other, kind, reason in zip(rows, answers, extra["kind"], extra["reason"], strict=True):
-        if row.image is None or row.text is None or other.text is None:
+    rows = read_manifest(path, image_root, {"text": "question"})
+    need_columns(path, [rows[0].record], ["answer"])
+    questions = []
+    for row in rows:
+        reply, kind, reason = (row.record.get(column) or "" for column in ("answer", "kind", "reason"))
+        if row.image is None or row.text is None or not reply:
             raise BadDataError(f"{path}, line {row.line}: needs an image, a question and an answer")
         if any(label not in ("0", "1") for label in row.labels):
             raise BadDataError(f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {'|'.join(row.labels)}")
-        found.append(Question(row.image, row.text, other.text, row.split, kind or "", reason or "", "1" in row.labels))
-    return found
+        questions.append(Question(row.image, row.text, reply, row.split, kind, reason, "1" in row.labels))
+    return questions

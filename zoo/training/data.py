@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,13 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.progress import track
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.contract.card import ImageInput
-from zoo.data.manifest import Row, Split, read_manifest
-from zoo.data.splits import assign_splits, fingerprint
+from zoo.data.manifest import Row, Split, read_manifest, write_records
+from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
@@ -112,7 +110,7 @@ class ManifestData(lightning.LightningDataModule):
         total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
         report_unreadable(self.unreadable, total, self.manifest, self.trainer)
-        splits = assign_splits(readable, self._prints(readable), self.fractions, self.split_seed)
+        splits = assign_splits(readable, self.images.prints, self.fractions, self.split_seed)
         self.rows = readable
         self.by_split: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
         for row, split in zip(readable, splits, strict=True):
@@ -156,15 +154,12 @@ class ManifestData(lightning.LightningDataModule):
         spec: ImageInput | None = model.card.image
         return spec
 
-    def _prints(self, rows: list[Row]) -> NDArray[np.uint64]:
-        return np.array([self.images.prints.get(row.image, 0) for row in rows], dtype=np.uint64)
-
     def _without_leaks(self, mixed: list[Row]) -> list[Row]:
         """The mixed rows that resemble no row of val or test; of the others it is said how many there were."""
         placed = [dataclasses.replace(row, split=split) for split, part in self.by_split.items() for row in part]
         every = [*placed, *(dataclasses.replace(row, split=None) for row in mixed)]
         # All shares to train: whatever ends elsewhere was drawn there by a row that it resembles.
-        splits = assign_splits(every, self._prints(every), (1.0, 0.0, 0.0), self.split_seed)[len(placed) :]
+        splits = assign_splits(every, self.images.prints, (1.0, 0.0, 0.0), self.split_seed)[len(placed) :]
         kept = [row for row, split in zip(mixed, splits, strict=True) if split == "train"]
         if len(kept) < len(mixed):
             log.warning("mix: %d of %d rows look like one of val or test; left out", len(mixed) - len(kept), len(mixed))
@@ -227,13 +222,8 @@ def report_unreadable(
     """
     if not unreadable:
         return
-    folder = Path(trainer.log_dir or ".") if trainer else Path()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "unreadable.csv"
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["line", "image", "reason"])
-        writer.writerows(unreadable)
+    path = Path((trainer and trainer.log_dir) or ".") / "unreadable.csv"
+    write_records(path, ("line", "image", "reason"), unreadable)
     log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, path)
     if len(unreadable) == total:
         raise BadDataError(f"{manifest}: no row is readable; first: {unreadable[0]}")
@@ -244,18 +234,11 @@ class ImageStore:
 
     def __init__(self, paths: list[Path], spec: ImageInput | None, max_gigabytes: float) -> None:
         self.spec = spec
-        self.refused: dict[Path, str] = {}
-        self.prints: dict[Path | None, int] = {}
         self.number = {path: number for number, path in enumerate(paths)}
         self.pixels: NDArray[np.uint8] | None = None
-        if spec is None or not paths:
-            return
-        shape = (len(paths), spec.size, spec.size, 3)
-        if np.prod(shape, dtype=np.float64) <= max_gigabytes * 1e9:
-            self.pixels = np.empty(shape, dtype=np.uint8)
-        with ThreadPoolExecutor() as pool:
-            for _ in track(pool.map(self._read, paths), "Reading images", total=len(paths), transient=True):
-                pass
+        if spec is not None and len(paths) * 3 * spec.size**2 <= max_gigabytes * 1e9:
+            self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
+        self.prints, self.refused = fingerprints(paths, self._keep)
 
     def get(self, path: Path) -> NDArray[np.uint8]:
         """The fitted pixels `[S, S, 3]` of a readable image."""
@@ -265,15 +248,8 @@ class ImageStore:
         assert self.spec is not None  # rows keep their image only where the model reads images
         return fit(decode(path), self.spec)
 
-    def _read(self, path: Path) -> None:
-        assert self.spec is not None
-        try:
-            image = decode(path)
-        except BadInputError as problem:
-            self.refused[path] = str(problem)
-            return
-        self.prints[path] = fingerprint(image)
-        if self.pixels is not None:
+    def _keep(self, path: Path, image: Image.Image) -> None:
+        if self.pixels is not None and self.spec is not None:
             self.pixels[self.number[path]] = fit(image, self.spec)
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.manifest import Row, Split
 from zoo.data.questions import Question, read_questions
-from zoo.data.splits import assign_splits, fingerprint
-from zoo.errors import BadArgumentError, BadDataError, BadInputError
+from zoo.data.splits import assign_splits, fingerprints
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.guard.texts import REFUSAL
-from zoo.inputs.image import decode
 from zoo.training.data import report_unreadable
 
 
@@ -86,19 +82,17 @@ class QuestionData(lightning.LightningDataModule):
         if self.by_split:
             return
         questions = read_questions(Path(self.manifest), self.image_root)
-        prints = self._fingerprints(sorted({question.image for question in questions}))
-        readable = []
-        for line, question in enumerate(questions, start=2):
-            reason = prints[question.image]
-            if isinstance(reason, str):
-                self.unreadable.append((line, str(question.image), reason))
-            else:
-                readable.append(question)
+        prints, refused = fingerprints(sorted({question.image for question in questions}))
+        self.unreadable = [
+            (line, str(question.image), refused[question.image])
+            for line, question in enumerate(questions, start=2)
+            if question.image in refused
+        ]
         report_unreadable(self.unreadable, len(questions), self.manifest, self.trainer)
+        readable = [question for question in questions if question.image in prints]
         rows = [Row(0, question.image, question.question, (), question.split) for question in readable]
-        hashes = np.array([prints[question.image] for question in readable], dtype=np.uint64)
         self.by_split = {"train": [], "val": [], "test": []}
-        for question, split in zip(readable, assign_splits(rows, hashes, self.fractions, self.split_seed), strict=True):
+        for question, split in zip(readable, assign_splits(rows, prints, self.fractions, self.split_seed), strict=True):
             self.by_split[split].append(question)
 
     def train_texts(self) -> list[str]:
@@ -144,19 +138,6 @@ class QuestionData(lightning.LightningDataModule):
         asked = questions[: self.evaluated or None]
         items = [conversation([question], instructed) for instructed in (False, True) for question in asked]
         return DataLoader(items, 64, collate_fn=list)  # type: ignore[arg-type]
-
-    def _fingerprints(self, paths: list[Path]) -> dict[Path, int | str]:
-        """The fingerprint of each image, or why it cannot be read."""
-
-        def look(path: Path) -> int | str:
-            try:
-                return fingerprint(decode(path))
-            except BadInputError as problem:
-                return str(problem)
-
-        with ThreadPoolExecutor() as pool:
-            found = track(pool.map(look, paths), "Reading images", total=len(paths), transient=True)
-            return dict(zip(paths, found, strict=True))
 
 
 def conversation(questions: list[Question], instructed: bool) -> Conversation:
