@@ -24,7 +24,7 @@ from export.verify.check import Check
 from export.verify.compare import verify_engine
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import edited_directory, hashes, new_directory, write_file
-from zoo.models.dual_encoder import PhraseEncoder
+from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 
 #: Writes an engine's files into the folder and says what they are.

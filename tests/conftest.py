@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which tests of plain data ne
     from torch import Tensor
 
     from zoo.models.base import ZooModel
-    from zoo.models.dual_encoder import PhraseEncoder
+    from zoo.models.clip import PhraseEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

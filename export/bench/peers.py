@@ -29,7 +29,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 from zoo.judging.judge import Judge
-from zoo.models.towers import clip_config, unit
+from zoo.models.clip import clip_config, unit
 
 #: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
 OPEN_CLIP = (

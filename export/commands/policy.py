@@ -49,7 +49,7 @@ def _embed(options: argparse.Namespace) -> int:
         bundle = read_bundle(options.model)
         shapes = [text_bank(bundle, one).shape for one in bind(bundle.card, policy).zero_shot_policies]
     else:
-        from zoo.models.banks import text_banks
+        from zoo.models.served import text_banks
         from zoo.release.load import load_release
 
         model = load_release(options.model).model

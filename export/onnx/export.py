@@ -19,7 +19,7 @@ from export.precision.products import check_products, count_products
 from export.runtime.onnx import installed_version
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Feeds
-from zoo.models.banks import text_banks
+from zoo.models.served import text_banks
 from zoo.release.store import Release
 
 #: Least, usual and largest batch.

@@ -20,7 +20,7 @@ from export.bundle import TensorSpec
 from zoo.contract.card import ModelCard
 from zoo.errors import IncompatibleBundleError
 from zoo.models.base import ZooModel
-from zoo.models.dual_encoder import PhraseEncoder
+from zoo.models.clip import PhraseEncoder
 from zoo.models.served import ServedModel
 
 #: 20 is what TensorRT for RTX builds in every precision; 23 (`Attention`) it refuses in float32.

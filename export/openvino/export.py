@@ -24,7 +24,7 @@ from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
-from zoo.models.banks import text_banks
+from zoo.models.served import text_banks
 from zoo.release.store import Release
 
 #: What OpenVINO calls the nodes of a compiled graph that multiply matrices, and types.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models.base import ZooModel
-from zoo.models.towers import Encoded
+from zoo.models.clip import Encoded
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

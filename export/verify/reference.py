@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from zoo.judging.panel import AnyJudge
 from zoo.judging.scorer import Feeds
-from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
-from zoo.models.served import ServedRun
+from zoo.models.served import ServedRun, text_banks
 
 Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
 

@@ -16,8 +16,8 @@ from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge
 from zoo.judging.panel import bind
-from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
+from zoo.models.served import text_banks
 from zoo.registry import create_model
 
 Rule = Literal["each", "argmax"]

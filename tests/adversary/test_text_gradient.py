@@ -17,7 +17,7 @@ from zoo.adversary.text.tokens import TokenEditor
 from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.models.dual_encoder import PhraseEncoder
+from zoo.models.clip import PhraseEncoder
 from zoo.registry import create_model
 
 TEXTS = ["a dog runs over the green grass", "Two dogs play, on the Beach", "a red car near the house"]

@@ -14,7 +14,7 @@ from export.bench.turns import check_figures, in_turns
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.errors import BadArgumentError
 from zoo.judging.panel import bind
-from zoo.models.panel import Panel, ZeroShotHead
+from zoo.models.heads import Panel, ZeroShotHead
 from zoo.registry import create_model, default_policy, list_models, model_entry
 
 #: A head takes microseconds: it is timed this many times in a row.

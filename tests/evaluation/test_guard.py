@@ -29,7 +29,7 @@ from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.release.load import load_release
 from zoo.release.store import write_release

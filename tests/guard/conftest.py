@@ -16,7 +16,7 @@ from zoo.contract.policy import Policy
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.release.load import load_release
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]

@@ -13,8 +13,8 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, phrases
-from zoo.models.banks import text_bank
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
+from zoo.models.served import text_bank
 from zoo.registry import create_model, model_card
 
 CLASSIFIER = model_card("test_nsfwjs.random")  # drawing, hentai, neutral, porn, sexy

@@ -24,8 +24,8 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge
 from zoo.judging.panel import PanelJudge, bind
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.panel import Panel
+from zoo.models.clip import DualEncoder
+from zoo.models.heads import Panel
 from zoo.registry import create_model, list_models, model_card
 from zoo.release.load import load_release
 from zoo.release.panel import create_panel

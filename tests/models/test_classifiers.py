@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from zoo.errors import BadInputError
+from zoo.models.classifiers import PromptClassifier
 from zoo.models.conv_clip import load_pretrained_text
-from zoo.models.prompt_classifier import PromptClassifier
 from zoo.registry import create_model
 
 

@@ -20,8 +20,7 @@ from torch.nn import functional
 from transformers import MobileNetV1ForImageClassification, MobileNetV1Model
 
 from zoo.errors import BadInputError
-from zoo.models.mobilenet import Weights, mobilenet_v1_config, mobilenet_v1_state
-from zoo.models.nsfwjs import NAME, Nsfwjs, nsfwjs_state
+from zoo.models.mobilenet import NSFWJS, Nsfwjs, Weights, mobilenet_v1_config, mobilenet_v1_state, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.registry import model_card
 
@@ -142,7 +141,7 @@ def test_mobilenet_v1_equals_the_keras_graph(shared: Path) -> None:
 @pytest.mark.shared_data
 def test_nsfwjs_equals_the_keras_graph(shared: Path) -> None:
     folder = shared / "nsfwjs_mobilenet_v2"
-    model = Nsfwjs(model_card(NAME)).eval()
+    model = Nsfwjs(model_card(NSFWJS)).eval()
     model.load_state_dict(nsfwjs_state(read_tfjs(folder).weights))
     pixels = _pixels()
     keras = _walk(folder, pixels)
@@ -200,7 +199,7 @@ def test_mobilenet_v1_without_its_first_layer_is_refused() -> None:
 
 def test_test_sized_models_are_small_and_run() -> None:
     torch.manual_seed(0)
-    card = model_card(NAME)
+    card = model_card(NSFWJS)
     tiny = card.hparams | {"depth_multiplier": 0.01, "channel_step": 2, "hidden": [8, 8]}
     model = Nsfwjs(dataclasses.replace(card, hparams=tiny)).eval()
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) < 100_000

@@ -18,8 +18,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.inputs.image import fit
 from zoo.inputs.text import TextCodec
-from zoo.models.dual_encoder import DualEncoder, build_safeclip
-from zoo.models.towers import ClipImageTower, clip_config
+from zoo.models.clip import ClipImageTower, DualEncoder, build_safeclip, clip_config
 from zoo.registry import create_model, model_card
 from zoo.release.load import load_scorer, model_scorer
 from zoo.release.store import write_release

@@ -21,7 +21,7 @@ from zoo.cli import run
 from zoo.errors import BadInputError, TamperedFileError, ZooError
 from zoo.files import sha256
 from zoo.inputs.text import train_tokenizer
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.models.heads import HEADS
 from zoo.models.upstream import KINDS, UPSTREAM
 from zoo.registry import create_model, list_models, model_card

@@ -27,9 +27,9 @@ from zoo.errors import (
 )
 from zoo.inputs.text import train_tokenizer
 from zoo.judging.panel import bind
-from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
+from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
 from zoo.release.load import load_clip, load_release, load_scorer
@@ -232,7 +232,7 @@ def clip_entries(monkeypatch: pytest.MonkeyPatch) -> None:
         changes = {"vision_layers": 3, "layer": layer, "post_layernorm": post}
         changes |= {"embedding_dim": 8} if tag == "wide" else {}
         card = model_card("test_safeclip.random", **changes).replace(name=f"saved_clip.{tag}")
-        register_model(card, policy="configs/policy/safeclip.yaml", builder="zoo.models.dual_encoder:build_safeclip")
+        register_model(card, policy="configs/policy/safeclip.yaml", builder="zoo.models.clip:build_safeclip")
 
 
 @pytest.mark.usefixtures("clip_entries")

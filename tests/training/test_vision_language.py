@@ -24,7 +24,7 @@ from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.inputs.image import decode, load
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.registry import create_model
 from zoo.release.load import load_model

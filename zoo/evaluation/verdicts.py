@@ -195,7 +195,7 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
     import torch
 
     from zoo.inputs.image import load
-    from zoo.models.dual_encoder import DualEncoder
+    from zoo.models.clip import DualEncoder
 
     encoder = load_release(model).model
     if not isinstance(encoder, DualEncoder) or encoder.card.image is None:

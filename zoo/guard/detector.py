@@ -18,9 +18,8 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, GuardError
 from zoo.guard.vision import tower_sample
 from zoo.judging.judge import Judge
-from zoo.models.banks import text_bank
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.towers import ClipImageTower
+from zoo.models.clip import ClipImageTower, DualEncoder
+from zoo.models.served import text_bank
 from zoo.release.load import load_release
 
 Tiles = Literal["max", "mean", "base"]

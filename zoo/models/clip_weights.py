@@ -12,8 +12,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import hub_file
 from zoo.models.base import ZooModel
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.towers import ClipImageTower, ClipTextTower, copy_tower
+from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
 
 #: What decides a transformer's output and shows in no shape: a mistake here would go unnoticed.
 _UNSEEN = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")

@@ -18,10 +18,9 @@ from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import hub_file
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 from zoo.models.tfjs import read_tfjs
-from zoo.models.towers import Encoded
 
 
 class Projection(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
+from zoo.models.clip import ClipImageTower, ClipTextTower, clip_config
 from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower, resnet_tower
-from zoo.models.towers import ClipImageTower, ClipTextTower, clip_config
 
 
 def _head(width: int, hidden: int, outputs: int) -> nn.Sequential:

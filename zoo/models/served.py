@@ -1,4 +1,7 @@
-"""The model as it is served: uint8 pixels and token ids in, logits and scores out. What eager and export share."""
+"""The model as it is served: uint8 pixels, token ids and text banks in, logits and scores out.
+
+Eager evaluation and export share it. The text banks are made here alone: the phrases of a policy, embedded.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zoo.contract.policy import Policy
 from zoo.inputs.resize import Resize
+from zoo.judging.banks import cached_bank, policy_bank
+from zoo.judging.panel import AnyJudge
 from zoo.judging.scorer import Feeds
-from zoo.models.base import ZooModel
+from zoo.models.base import ZooModel, weights_sha256
+from zoo.models.clip import PhraseEncoder
 
 
 class ServedModel(nn.Module):
@@ -65,3 +72,34 @@ class ServedRun:
         tensors = {name: torch.as_tensor(value).to(self.device) for name, value in feeds.items()}
         logits, scores = self.served(**tensors, text_banks=self.text_banks)
         return logits.cpu().numpy(), scores.cpu().numpy()
+
+
+def text_banks(model: ZooModel, judge: AnyJudge) -> tuple[Tensor, ...]:
+    """The banks that a model takes with the policy of this judge, in the order of `card.bank_names`; () without any."""
+    if not isinstance(model, PhraseEncoder):
+        return ()
+    policies = judge.zero_shot_policies
+    encoder = _encoder_hash(model) if policies else ""
+    return tuple(_bank(model, policy, encoder) for policy in policies)
+
+
+def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
+    """The embedded phrases `[P, D]` of a policy, unit norm over its temperature, on the model's device.
+
+    The embeddings are kept on disk (see `zoo.judging.banks`), by the content of text tower, tokenizer and phrases.
+    """
+    return _bank(model, policy, _encoder_hash(model))
+
+
+def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        embedded: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
+        return embedded
+
+    bank = policy_bank(policy, lambda words: cached_bank(encoder, words, embed))
+    return torch.from_numpy(bank).to(next(model.text_tower.parameters()))
+
+
+def _encoder_hash(model: PhraseEncoder) -> str:
+    """A hash of text tower and tokenizer as they are in memory: weights that changed since they were loaded show."""
+    return weights_sha256(model, model.text_tower.state_dict().items())

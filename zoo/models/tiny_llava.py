@@ -21,8 +21,7 @@ from transformers import (
 )
 
 from zoo.errors import BadArgumentError
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.towers import ClipImageTower, clip_config
+from zoo.models.clip import ClipImageTower, DualEncoder, clip_config
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 

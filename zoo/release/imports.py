@@ -26,8 +26,7 @@ from zoo.files import hashes
 from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
-from zoo.models.nsfwjs import NAME as NSFWJS
-from zoo.models.nsfwjs import nsfwjs_state
+from zoo.models.mobilenet import NSFWJS, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry

@@ -17,7 +17,6 @@ from zoo.errors import (
 from zoo.files import is_bundle
 from zoo.judging.panel import AnyJudge, bind
 from zoo.judging.scorer import Scorer
-from zoo.models.banks import text_banks
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
 from zoo.release.store import CARD, HUB, POLICY, TOKENIZER, WEIGHTS, Release, checked_card
 
@@ -49,7 +48,7 @@ def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
 
 
 def _scorer(model: ZooModel, judge: AnyJudge, **options: Any) -> Scorer:
-    from zoo.models.served import ServedRun
+    from zoo.models.served import ServedRun, text_banks
 
     codec = model.codec() if model.card.reads_text else None
     return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, judge)), **options)

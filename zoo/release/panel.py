@@ -18,7 +18,7 @@ from zoo.release.store import Release
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.models.panel import Panel
+    from zoo.models.heads import Panel
 
 #: A head: a release directory, Hub release or registry name; or one of these with a policy (or the file of one).
 Member = str | Path | tuple[str | Path, Policy | str | Path]
@@ -33,7 +33,7 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
     number of heads, so all members must hold the very same tower weights, as far as each reads them. Raises
     BadInputError where they do not, naming both, and what `load_release` raises.
     """
-    from zoo.models.panel import Panel
+    from zoo.models.heads import Panel
 
     towers = [name.removesuffix(".panel") for name in list_models("*.panel")]
     if tower not in towers:
@@ -57,9 +57,8 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
 
 
 def _load(member: Member) -> Release:
-    from zoo.models.dual_encoder import DualEncoder
+    from zoo.models.clip import ClipImageTower, DualEncoder
     from zoo.models.heads import EmbeddingClassifier
-    from zoo.models.towers import ClipImageTower
 
     source, policy = member if isinstance(member, tuple) else (member, None)
     release = load_release(source)

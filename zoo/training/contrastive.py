@@ -14,9 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.judging.banks import policy_bank
 from zoo.metrics import auroc, recall_at_k
+from zoo.models.clip import DualEncoder, unit
 from zoo.models.conv_clip import ConvImageTower
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.towers import unit
 from zoo.training.base import Base, freeze_parts
 from zoo.training.data import Batch, ManifestData
 

@@ -15,7 +15,7 @@ from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.threat import Threat
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.training.adversarial import spaced_rows, warm_share
 from zoo.training.base import Base, UnsafeRanking, freeze_parts
 from zoo.training.data import Batch

@@ -27,7 +27,7 @@ from zoo.guard.guard import Guard
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION
 from zoo.inputs.image import decode
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.release.load import load_model

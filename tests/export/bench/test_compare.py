@@ -20,8 +20,7 @@ from export.bundle import Verification, read_bundle
 from export.onnx.export import export_onnx
 from zoo.cli import run
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
-from zoo.models.dual_encoder import DualEncoder
-from zoo.models.towers import ClipImageTower
+from zoo.models.clip import ClipImageTower, DualEncoder
 from zoo.registry import create_model, model_card
 
 CLIP = "test_safeclip.random"

@@ -23,7 +23,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.panel import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files import hashes
-from zoo.models.banks import text_banks
+from zoo.models.served import text_banks
 from zoo.registry import list_models
 from zoo.release.load import load_release
 

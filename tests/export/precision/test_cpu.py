@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.onnx.graph import served_graph
 from export.precision.cpu import patches_as_products, skip_resize
 from export.precision.products import count_products
-from zoo.models.banks import text_banks
+from zoo.models.served import text_banks
 from zoo.release.load import load_release
 
 #: A ViT, and a network all of whose convolutions overlap.

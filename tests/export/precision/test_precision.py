@@ -22,8 +22,7 @@ from export.runtime.onnx import OnnxEngine
 from export.verify.probes import image_probes, text_probes
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
-from zoo.models.banks import text_banks
-from zoo.models.served import ServedRun
+from zoo.models.served import ServedRun, text_banks
 from zoo.registry import list_models, model_card
 from zoo.release.load import load_release
 from zoo.release.store import Release

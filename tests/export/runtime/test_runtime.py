@@ -29,8 +29,7 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
 from zoo.inputs.image import decode
 from zoo.judging.scorer import Feeds, Scorer
-from zoo.models.banks import text_banks
-from zoo.models.served import ServedRun
+from zoo.models.served import ServedRun, text_banks
 from zoo.registry import list_models, model_card
 from zoo.release.load import load_release
 from zoo.release.store import write_release

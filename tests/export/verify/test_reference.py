@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.verify.reference import Reference
-from zoo.models.banks import text_banks
-from zoo.models.served import ServedRun
+from zoo.models.served import ServedRun, text_banks
 from zoo.release.load import load_release
 
 

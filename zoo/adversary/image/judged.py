@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError
 from zoo.judging.judge import Judge
-from zoo.models.banks import text_banks
 from zoo.models.base import ZooModel
+from zoo.models.served import text_banks
 
 #: Log-odds beyond these are probabilities that float32 cannot tell from 0 and 1.
 _UTMOST = 100.0

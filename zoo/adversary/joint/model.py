@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
-from zoo.models.towers import Encoded
+from zoo.models.clip import Encoded
 
 #: Pixels `[B, C, H, W]` in [0, 1], ids and mask `[B, T]` int64, to logits `[B, K]`, K >= 2.
 JointModel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from zoo.adversary.text.lookup import watched
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.text import TextCodec
-from zoo.models.dual_encoder import PhraseEncoder
+from zoo.models.clip import PhraseEncoder
 
 #: Ids and mask `[N, T]` int64, and the place `[N]` of each text's item in the attacked set, to scores `[N]`: how sure
 #: the model is of what the attacker wants to hide.

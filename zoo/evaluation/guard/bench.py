@@ -34,9 +34,8 @@ from zoo.evaluation.guard.run import AnswerTime, Overhead, ratios, synchronise, 
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.texts import INSTRUCTION, REFUSAL
-from zoo.models.dual_encoder import DualEncoder
+from zoo.models.clip import DualEncoder, clip_config
 from zoo.models.tiny_llava import tiny_llava_processor, train_llava_tokenizer
-from zoo.models.towers import clip_config
 from zoo.registry import create_model, model_entry
 
 #: LLaVA-1.5's vision tower, and its projector's input: the last layer but one.

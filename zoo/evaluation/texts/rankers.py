@@ -19,9 +19,9 @@ from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, c
 from zoo.inputs.text import TextCodec
 from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
+from zoo.models.classifiers import PromptClassifier
+from zoo.models.clip import unit
 from zoo.models.conv_clip import BertTextTower, load_pretrained_text
-from zoo.models.prompt_classifier import PromptClassifier
-from zoo.models.towers import unit
 from zoo.registry import create_model
 from zoo.release.load import load_release
 

@@ -41,7 +41,7 @@ def _image_classifier(name: str, summary: str, hparams: dict[str, Any]) -> None:
             hparams=hparams,
             limits=("A small network for small pictures: to measure attacks and defences on, not to moderate with.",),
         ),
-        builder="zoo.models.image_classifier:ImageClassifier",
+        builder="zoo.models.classifiers:ImageClassifier",
         pretrained=RANDOM if name.startswith("test_") else None,
         policy="configs/policy/cifar10.yaml",
     )
@@ -82,7 +82,7 @@ def _prompt_classifier(
                 "more than contents, and the policy only shows them.",
             ),
         ),
-        builder="zoo.models.prompt_classifier:PromptClassifier",
+        builder="zoo.models.classifiers:PromptClassifier",
         pretrained=RANDOM if name.startswith("test_") else None,
         policy="configs/policy/prompts.yaml",
     )

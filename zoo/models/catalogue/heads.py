@@ -28,7 +28,7 @@ def _nsfwjs(name: str, size: tuple[float, int, list[int]], pretrained: str | Non
             hparams=dict(zip(("depth_multiplier", "channel_step", "hidden"), size, strict=True)),
             limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
         ),
-        builder="zoo.models.nsfwjs:Nsfwjs",
+        builder="zoo.models.mobilenet:Nsfwjs",
         pretrained=pretrained,
         policy="configs/policy/nsfwjs.yaml",
     )

@@ -18,7 +18,7 @@ def _panel(tower: str, size: str) -> None:
     heads = {name: model_card(name) for pattern in names for name in list_models(pattern)}
     register_model(
         panel_card(f"{tower}.panel", heads),
-        builder="zoo.models.panel:Panel",
+        builder="zoo.models.heads:Panel",
         pretrained=RANDOM if size == "test" else None,
         policy="",
     )

@@ -32,7 +32,7 @@ def _safeclip(size: str) -> None:
                 "Not the SafeCLIP of ICML 2024 (pre-training) nor the Safe-CLIP of ECCV 2024 (unlearning).",
             ),
         ),
-        builder="zoo.models.dual_encoder:build_safeclip",
+        builder="zoo.models.clip:build_safeclip",
         pretrained=pretrained,
         policy="configs/policy/safeclip.yaml",
     )

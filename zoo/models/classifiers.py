@@ -1,4 +1,4 @@
-"""A classifier of small images: the RegNet of transformers (Radosavovic et al. 2020, arXiv 2003.13678)."""
+"""Classifiers of one input: small images by the RegNet of transformers, and prompts by a BERT."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
 from zoo.inputs.resize import Normalise
 from zoo.models.base import ZooModel
+from zoo.models.conv_clip import BertTextTower
 
 
 class ImageClassifier(ZooModel):
@@ -48,4 +49,23 @@ class ImageClassifier(ZooModel):
         normalised = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
         features = self.backbone(normalised).pooler_output.flatten(1)
         logits: Tensor = self.classifier(features)
+        return logits
+
+
+class PromptClassifier(ZooModel):
+    """Judges texts alone; logits `[B, len(card.labels)]`, made to be read with a sigmoid each.
+
+    The average of the token states is how sentence encoders such as MiniLM pool (Reimers & Gurevych 2019, arXiv
+    1908.10084), so their weights start where they were trained.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.text_tower = BertTextTower(card, project=False)
+        self.dropout = nn.Dropout(card.hparams["dropout"])
+        self.classifier = nn.Linear(self.text_tower.width, len(card.labels))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, L]` of token ids and their mask, both int64 `[B, T]`."""
+        logits: Tensor = self.classifier(self.dropout(self.text_tower(input_ids, attention_mask).embedding))
         return logits
