@@ -24,9 +24,10 @@ from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard import run as evaluation
 from zoo.evaluation.guard.bench import Size, check_memory
 from zoo.evaluation.guard.figures import agreement, figures
-from zoo.evaluation.guard.models import PROMPT, RefusalJudge, load_lvlm
+from zoo.evaluation.guard.models import PROMPT, RefusalJudge
 from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
+from zoo.guard.lvlm import load_lvlm
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION, instructed
 from zoo.models.clip import DualEncoder

@@ -22,6 +22,7 @@ from zoo.data.questions import write_questions
 from zoo.data.signs import write_signs
 from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
+from zoo.guard.lvlm import load_lvlm
 from zoo.guard.texts import INSTRUCTION, REFUSAL
 from zoo.inputs.image import decode, load
 from zoo.models.clip import DualEncoder
@@ -31,7 +32,7 @@ from zoo.release.load import load_model
 from zoo.release.store import write_release
 from zoo.training import QuestionData, VisionLanguage
 from zoo.training.cli import run
-from zoo.training.vision_language import TowerFeatures, load_lvlm
+from zoo.training.vision_language import TowerFeatures
 
 SIZES = {"vocabulary_size": 400, "width": 32, "layers": 1, "heads": 2}
 
@@ -135,7 +136,8 @@ def test_what_cannot_become_a_llava_is_refused(home: Path) -> None:
 
 
 def test_kept_features_are_those_that_the_model_computes(trained: Path, home: Path) -> None:
-    model, processor = load_lvlm(str(trained))
+    lvlm = load_lvlm(trained)
+    model, processor = lvlm.model, lvlm.processor
     paths = sorted((home / "signs" / "images").glob("*.jpg"))[:5]
     guard = Guard(model, processor, home / "release")
     features = TowerFeatures(model, processor, guard.detector)
@@ -186,7 +188,7 @@ def test_the_written_model_answers_the_same_from_pixels(home: Path, trained: Pat
     texts = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert [text.strip() for text in texts] == module.answers(rows)
     # The same seed and data give the same model.
-    same = _state(load_lvlm(str(trained))[0])
+    same = _state(load_lvlm(trained).model)
     assert all(torch.equal(value, same[key]) for key, value in _state(model).items())
 
 
@@ -260,7 +262,7 @@ def _record(module: VisionLanguage, texts: list[str]) -> None:
 
 def test_lora_trains_adapters_alone_and_merges_them(home: Path, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    base = _state(load_lvlm(str(trained))[0])
+    base = _state(load_lvlm(trained).model)
     lora = {"r": 2, "alpha": 64, "target_modules": ["q_proj", "down_proj"]}
     module = VisionLanguage(str(tmp_path / "lora"), lvlm=str(trained), lora=lora, lr=0.05)
     data = _data(home)
@@ -283,7 +285,7 @@ def test_lora_trains_adapters_alone_and_merges_them(home: Path, trained: Path, t
     trainer.fit(module, data)
     assert names
     assert all(re.fullmatch(r"model\.language_model\..*(q|down)_proj\.lora_[AB].*", name) for name in names)
-    merged, _ = load_lvlm(str(tmp_path / "lora"))
+    merged = load_lvlm(tmp_path / "lora").model
     changed = {key for key, value in merged.state_dict().items() if not torch.equal(value, base[key])}
     assert changed == {key for key in base if "language_model" in key and re.search("(q|down)_proj", key)}
     again = VisionLanguage(str(tmp_path / "unused"), lvlm=str(tmp_path / "lora"))
@@ -377,8 +379,8 @@ def test_wrong_models_are_refused(home: Path, trained: Path, tmp_path: Path) -> 
     sizes = {"vocabulary_size": 400, "widht": 32}
     with pytest.raises(BadInputError, match="widht"):
         _fit(VisionLanguage(str(tmp_path / "x"), clip=str(home / "release"), language=sizes), _data(home))
-    with pytest.raises(BadInputError, match="cannot be loaded as a LLaVA"):
-        load_lvlm(str(tmp_path))
+    with pytest.raises(BadInputError, match="cannot be loaded as a vision-language model"):
+        _fit(VisionLanguage(str(tmp_path / "x"), lvlm=str(tmp_path)), _data(home))
     CLIPConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(BadInputError, match="is a clip; what can be trained here"):
-        load_lvlm(str(tmp_path / "clip"))
+    with pytest.raises(BadInputError, match="it is a clip, needed is a llava"):
+        _fit(VisionLanguage(str(tmp_path / "x"), lvlm=str(tmp_path / "clip")), _data(home))

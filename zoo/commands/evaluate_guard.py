@@ -61,10 +61,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
-    from zoo.evaluation.guard.models import RefusalJudge, load_lvlm
+    from zoo.evaluation.guard.models import RefusalJudge
     from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
     from zoo.evaluation.report import versions
+    from zoo.guard.lvlm import load_lvlm
 
     columns = renamed(options.columns)
     if not options.question:

@@ -13,17 +13,17 @@ import lightning
 import torch
 from rich.progress import track
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.assets import find_asset
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.files import new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
+from zoo.guard.lvlm import load_lvlm
 from zoo.guard.refusal import is_refusal
 from zoo.guard.texts import INSTRUCTION
 from zoo.inputs.image import decode
@@ -118,7 +118,11 @@ class VisionLanguage(lightning.LightningModule):
             raise BadArgumentError("VisionLanguage takes its conversations from a zoo.training.QuestionData")
         data.setup(stage)
         h: Any = self.hparams
-        self.lvlm, self.processor = self._build(data) if h.clip else load_lvlm(h.lvlm, h.dtype)
+        if h.clip:
+            self.lvlm, self.processor = self._build(data)
+        else:
+            loaded = load_lvlm(h.lvlm, dtype=h.dtype or "auto", model_type="llava")
+            self.lvlm, self.processor = loaded.model, loaded.processor
         self.collator = GuardedCollator(self.processor)
         detector = None
         if h.guard:
@@ -257,22 +261,6 @@ class VisionLanguage(lightning.LightningModule):
 
 #: Keys of `guard` and their defaults; `detector` must be given.
 GUARD: dict[str, Any] = {"detector": None, "policy": None, "instructed": 0.25}
-
-
-def load_lvlm(source: str, dtype: str | None = None) -> tuple[Any, Any]:
-    """A LlavaForConditionalGeneration with its processor, from a directory or the Hub. Raises BadInputError."""
-    try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "llava":
-            raise BadArgumentError(
-                f"{source}: is a {kind}; what can be trained here is a LlavaForConditionalGeneration"
-            )
-        model = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto")
-        return model, AutoProcessor.from_pretrained(source)
-    except BadInputError:
-        raise
-    except (OSError, ValueError) as problem:
-        raise BadArgumentError(f"{source}: cannot be loaded as a LLaVA: {problem}") from None
 
 
 def add_lora(lvlm: Any, lora: dict[str, Any]) -> Any:

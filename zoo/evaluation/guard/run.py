@@ -26,10 +26,10 @@ from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, GuardError
-from zoo.evaluation.guard.models import VisionLanguageModel
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
+from zoo.guard.lvlm import VisionLanguageModel
 from zoo.guard.refusal import is_refusal
 from zoo.inputs.image import decode
 
