@@ -137,8 +137,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _how(options: argparse.Namespace) -> Options:
     from zoo.evaluation.labelling import Labelling
-    from zoo.evaluation.robustness.curve import read_eps
-    from zoo.evaluation.robustness.run import Options
+    from zoo.evaluation.robustness.run import Options, read_eps
 
     return Options(
         labelling=Labelling(options.positive, names(options.words)),
@@ -161,9 +160,9 @@ def _how(options: argparse.Namespace) -> Options:
 
 def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selection: Selection) -> None:
     """Print the figures, and write what was asked for."""
-    from zoo.evaluation.robustness.plot import plot_curves
+    from zoo.evaluation.robustness.leaderboard import plot_curves
+    from zoo.evaluation.robustness.report import print_report
     from zoo.evaluation.robustness.stored import save_examples
-    from zoo.evaluation.robustness.table import print_report
 
     report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
     print_report(report)
@@ -180,7 +179,7 @@ def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selecti
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from zoo.evaluation.robustness.replay import print_replay, replay
+    from zoo.evaluation.robustness.stored import print_replay, replay
 
     given = [f"--{name}" for name in ("data", "threat", "save", "eps") if getattr(options, name)]
     if given or options.update_card or options.target == "labels":

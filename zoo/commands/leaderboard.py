@@ -34,7 +34,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
     if options.plot:
-        from zoo.evaluation.robustness.plot import plot_curves
+        from zoo.evaluation.robustness.leaderboard import plot_curves
 
         plot_curves(reports, options.plot)
     return 0

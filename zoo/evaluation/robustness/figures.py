@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.evaluation.robustness.attempt import Attempt, broken_by_any
+from zoo.evaluation.robustness.attacks import Attempt, broken_by_any
 from zoo.metrics import Draws, Estimate
 
 #: The name of the union of all attacks, in which an item is robust only when none of them broke it.

@@ -1,4 +1,4 @@
-"""The attacked model: what it is given for a set of items, and its two logits at an operating point."""
+"""The attacked model: its inputs for a set of items, its two logits at an operating point, a threshold by its FPR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
 from zoo.contract.panel import PanelPolicy
 from zoo.contract.policy import Policy
-from zoo.errors import BadArgumentError, BadPolicyError
+from zoo.errors import BadArgumentError, BadDataError, BadPolicyError
 from zoo.evaluation.robustness.items import Items
 from zoo.release.store import Release
 
@@ -127,3 +127,22 @@ class Victim:
         while found < 1 and math.log(found) - math.log1p(-found) < height:  # what the sigmoid rounded off
             found = math.nextafter(found, 1.0)
         return found
+
+
+def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
+    """The lowest height that at most a share `fpr` of safe items `[N]` lies above.
+
+    Raises BadInputError for a rate outside (0, 1), or for fewer safe items than make such a rate: of 10 items none can
+    be flagged at 5 %, and the threshold would be the highest of them, whatever the rate.
+    """
+    if not 0 < fpr < 1:
+        raise BadArgumentError(f"--fpr is a share in (0, 1), got {fpr}")
+    if not len(heights):
+        raise BadDataError("no safe item to find the threshold on: --fpr needs rows that are not unsafe")
+    allowed = math.floor(fpr * len(heights) + 1e-9)
+    if not allowed:
+        raise BadDataError(
+            f"{len(heights)} safe items are too few for a false positive rate of {fpr:g}: at least "
+            f"{math.ceil(1 / fpr)} are needed; give more data, a higher --fpr, or --points policy"
+        )
+    return float(np.sort(heights)[::-1][allowed])
