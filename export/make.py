@@ -16,12 +16,12 @@ import torch
 
 import zoo
 from export.bundle import MANIFEST, POLICY, TEXT_ENCODER, TOKENIZER, Bundle, Engine, Manifest, is_bundle, read_bundle
-from export.bundle.read import read_manifest
 from export.bundle.signature import signature_path
+from export.bundle.store import read_manifest
 from export.onnx.graph import contract, save, text_encoder_graph
 from export.source import load, weights_hash
-from export.verify.check import Check
 from export.verify.compare import verify_engine
+from export.verify.report import Check
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import edited_directory, hashes, new_directory, write_file
 from zoo.models.clip import PhraseEncoder

@@ -41,7 +41,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, bytes]:
     """Image files by name, of the kinds that decoders get wrong. What they show is in tests/inputs/test_image.py."""
-    from export.verify.golden import golden_images
+    from export.verify.inputs import golden_images
 
     return golden_images()
 

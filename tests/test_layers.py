@@ -69,8 +69,8 @@ def _imports(name: str, *, module_level: bool = False) -> set[str]:
 #: The same of what makes and runs bundles. The bundle is the format only; what loads, builds, verifies and places an
 #: engine is one way through: source, writers, verify, make.
 EXPORT_LAYERS = (
-    ("export.bundle", "export.precision.names"),
-    ("export.tensorrt.package", "export.tensorrt.report"),  # which TensorRT there is, and what an engine is made of
+    ("export.bundle",),
+    ("export.tensorrt.package",),  # which TensorRT there is, and what a plan was built for
     ("export.runtime",),
     ("export.source", "export.onnx.graph"),
     ("export.precision",),

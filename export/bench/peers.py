@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from export.bench.report import About
-from export.bench.side import Run, Side, Task
+from export.bench.sides import Run, Side, Task
 from export.bundle import Bundle
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy

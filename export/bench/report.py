@@ -1,13 +1,16 @@
-"""What a benchmark found: latencies and ratios with their spread, as Markdown and JSON."""
+"""What a benchmark measured: latencies and ratios with their spread, as Markdown, JSON and a figure."""
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zoo.evaluation.page import COLOURS, DASHES, MARKERS
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,6 @@ class Benchmark:
 
     def write(self, folder: Path) -> None:
         """Write `bench.json`, `bench.md` and the plot `bench.png` into a folder, made if need be."""
-        from export.bench.plot import plot_speed
-
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         (folder / "bench.md").write_text(self.text() + "\n", encoding="utf-8")
@@ -116,3 +117,32 @@ def ratios_of(times: dict[str, NDArray[np.float64]], batch: int, reference: str)
             medians = float(np.median(times[reference]) / np.median(found))
             ratios.append(Ratio(name, batch, medians, low, high))
     return ratios
+
+
+def plot_speed(benchmark: Benchmark) -> bytes:
+    """The figure as PNG bytes; up and to the left is better. Peers are dashed."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for place, side in enumerate(benchmark.sides):
+        rows = sorted((row for row in benchmark.rows if row.name == side.name), key=lambda row: row.batch)
+        across, up = [row.p50 for row in rows], [row.images_per_second for row in rows]
+        colour, mark = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        label = f"{side.name} (peer)" if side.peer else f"{side.name}, verified: {side.proof}"
+        axes.plot(across, up, color=colour, marker=mark, linestyle=DASHES[side.peer], label=label)
+        for row in rows:
+            place_of = (row.p50, row.images_per_second)
+            axes.annotate(str(row.batch), place_of, (4, 5), textcoords="offset points", color=colour, fontsize="small")
+    axes.set(xscale="log", xlabel="median latency of a batch, ms (each mark: its batch size)", ylabel="images a second")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")  # plain numbers in place of powers of ten
+    axes.xaxis.set_minor_formatter("")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{benchmark.setting['model']}\n{benchmark.setting['task']}", fontsize="medium", parse_math=False)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="best", fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -17,7 +17,7 @@ from export.bundle.manifest import (
     TensorSpec,
     Verification,
 )
-from export.bundle.read import Bundle, read_bundle
+from export.bundle.store import Bundle, read_bundle
 from zoo.files import MANIFEST, is_bundle
 
 __all__ = [

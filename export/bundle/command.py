@@ -40,7 +40,7 @@ def runs_anywhere(manifest: Manifest, folder: Path) -> str:
     return " ".join(["zoo export onnx", *_source(manifest), "--precision fp32 --out", shlex.quote(str(folder))])
 
 
-def use_policy(policy: Path, folder: Path) -> str:
+def policy_command(policy: Path, folder: Path) -> str:
     """The command that makes a file the policy of a bundle."""
     return f"zoo policy use {shlex.quote(str(policy))} --bundle {shlex.quote(str(folder))}"
 

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     from export.bundle.signature import check_signature
-    from export.runtime.choice import open_best
+    from export.runtime.engine import open_best
     from zoo.errors import ZooError
 
     bundle = read_bundle(options.bundle, public_key=options.public_key)

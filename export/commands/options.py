@@ -9,9 +9,8 @@ from typing import Any, get_args
 import yaml
 
 from export.bundle import Kind, Manifest, Profile
-from export.bundle.budget import Budget
-from export.precision.names import Precision
-from export.verify.check import Check
+from export.bundle.manifest import Budget, Precision
+from export.verify.report import Check
 from zoo.assets import find_asset
 from zoo.errors import BadArgumentError
 

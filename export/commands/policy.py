@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 
 def _use(options: argparse.Namespace) -> int:
-    from export.bundle.policy import use_policy
+    from export.bundle.store import use_policy
     from zoo.assets import find_asset
     from zoo.contract.panel import read_policy
 

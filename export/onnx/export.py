@@ -10,12 +10,12 @@ import onnx
 
 from export.bundle import Device, Engine, Manifest, Profile
 from export.bundle.command import given
+from export.bundle.manifest import Precision
 from export.make import Placing, add_engine
 from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
 from export.precision.calibration import calibration, what_to_give
 from export.precision.half import HALVES, in_half
-from export.precision.names import Precision
-from export.precision.products import check_products, count_products
+from export.precision.nodes import check_products, count_products
 from export.runtime.onnx import installed_version
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Feeds
@@ -95,8 +95,8 @@ def write_onnx(
     else:
         proto = served_graph(model, text_banks(release.model, release.judge), opset=opset_of(precision))
     if precision.startswith("int8"):
-        from export.precision.cpu import patches_as_products, skip_resize
         from export.precision.int8 import quantise_dynamic, quantise_static
+        from export.precision.nodes import patches_as_products, skip_resize
 
         proto = quantise_static(proto, batches) if batches else quantise_dynamic(patches_as_products(proto))
         if not batches and release.card.image is not None:

@@ -12,14 +12,13 @@ import onnx
 from onnx import numpy_helper
 
 from export.bundle import Engine, Manifest, Profile, Shapes
-from export.bundle.banks import write_banks
 from export.bundle.command import given
+from export.bundle.manifest import Precision
+from export.bundle.store import write_banks
 from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, scales_from
 from export.onnx.graph import OPSET, save, served_graph
-from export.precision.cpu import skip_resize
-from export.precision.names import Precision
-from export.precision.products import check_products
+from export.precision.nodes import check_products, skip_resize
 from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard

@@ -1,15 +1,27 @@
-"""What an engine is once it is loaded, whatever runs it. No torch."""
+"""What an engine is once it is loaded, and which engine of a bundle runs on this machine, and why. No torch.
+
+A module of `MODULES` knows how to run the engines of one kind. It has `obstacle(bundle, spec, device) -> str | None`
+(why such an engine cannot run here, or None; MissingDependencyError without its library) and
+`open_engine(bundle, spec, device, threads) -> RunningEngine`.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
+import logging
 from abc import ABC, abstractmethod
-from typing import Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Engine
+from export.bundle import Bundle, Device, Engine, Kind
+from export.bundle.command import rebuild, runs_anywhere
+from export.bundle.manifest import COUNTED_AS
+from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, close_match
 from zoo.judging.scorer import Feeds
 
 
@@ -39,3 +51,164 @@ class RunningEngine(ABC):
         other = copy.copy(self)
         other.text_banks = text_banks
         return other
+
+
+#: x86 instructions that add products of 8 bits up in 32. Those before them stop at 16 bits, and clamp what is more.
+_EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def told(key: str, cpuinfo: Path = CPUINFO) -> str | None:
+    """What Linux says of the first core: its `model name`, its `flags`; None where it says nothing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+
+
+def clamps_int8(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether sums of 8-bit products may be clamped on this CPU, so that a verification made elsewhere says little.
+
+    An x86 without VNNI does so (onnxruntime's documentation, "Quantize ONNX models"). False where Linux does not tell.
+    """
+    flags = told("flags", cpuinfo)
+    return flags is not None and not _EXACT.intersection(flags.split())
+
+
+log = logging.getLogger("export.runtime.engine")
+
+MODULES = {kind: f"export.runtime.{kind}" for kind in get_args(Kind)}
+
+#: What runs first, where it can and may. An int8 engine is for the kind of device that it was made for.
+PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
+    "cuda": (
+        ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "int8_qdq"), ("tensorrt", "fp32"),
+        ("onnx", "fp16"), ("onnx", "bf16"), ("onnx", "fp32"),
+    ),
+    "cpu": (("openvino", "int8_qdq"), ("onnx", "int8"), ("openvino", "fp32"), ("onnx", "fp32")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that can run here, on which device."""
+
+    spec: Engine
+    device: Device
+
+
+def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None, threads: int | None) -> RunningEngine:
+    """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
+
+    `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
+    fewer bits is taken by itself only when its verification passed (8 bits on a CPU without VNNI never), an fp32 one
+    unless it failed. Raises IncompatibleBundleError with the reason for each engine when none is left, and the command
+    that adds one, or MissingDependencyError where all that they lack are packages.
+    """
+    devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
+    if device not in devices:
+        raise BadArgumentError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
+    wanted = bundle.manifest.engine(engine) if engine is not None else None
+    passed_over: dict[str, str] = {}
+    for candidate in _candidates(bundle, devices[device], wanted, passed_over):
+        spec = candidate.spec
+        try:
+            running = module_of(spec).open_engine(bundle, spec, candidate.device, threads)
+        except IncompatibleBundleError as problem:
+            if wanted is not None or device != "auto":
+                raise
+            log.warning("%s does not start on %s: %s", spec.name, candidate.device, problem)
+            passed_over[f"{spec.name} on {candidate.device}"] = str(problem)
+            continue
+        chosen: RunningEngine = running
+        chosen.why = _why(chosen, bundle.policy.id, wanted is not None, passed_over)
+        return chosen
+    reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
+    if _lacks_package(bundle, wanted or _plain(bundle), devices[device]):
+        raise MissingDependencyError(f"{bundle.folder}: no engine can run here ({reasons})")
+    mend = "" if device == "cuda" else _mend(bundle)
+    raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}){mend}")
+
+
+def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
+    """Why an engine cannot run on a device of this machine; None when it can."""
+    if device not in spec.runs_on:
+        return f"made for {' and '.join(spec.runs_on)}"
+    try:
+        found: str | None = module_of(spec).obstacle(bundle, spec, device)
+    except MissingDependencyError as problem:  # an engine of another kind may do without it
+        return str(problem)
+    return found
+
+
+def module_of(spec: Engine) -> Any:
+    """The module that runs engines of this kind."""
+    return importlib.import_module(MODULES[spec.kind])
+
+
+def _candidates(
+    bundle: Bundle, devices: tuple[Device, ...], wanted: Engine | None, passed_over: dict[str, str]
+) -> list[Candidate]:
+    found = []
+    for device in devices:
+        ranks = {pair: rank for rank, pair in enumerate(PREFERENCE[device])}
+        specs = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) in ranks]
+        specs.sort(key=lambda spec: (ranks[spec.kind, spec.precision], spec.profile))
+        for spec in [wanted] if wanted is not None else specs:
+            reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec, device))
+            if reason is None:
+                found.append(Candidate(spec, device))
+            else:
+                passed_over[f"{spec.name} on {device}"] = reason
+    if not found and wanted is None:
+        for spec in bundle.manifest.engines:
+            if not any(key.startswith(f"{spec.name} on ") for key in passed_over):
+                passed_over[spec.name] = f"chosen only by name: engine={spec.name}"
+    return found
+
+
+def _plain(bundle: Bundle) -> Engine | None:
+    """The engine that runs on every machine with onnxruntime, where a bundle has it."""
+    return next((spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) == ("onnx", "fp32")), None)
+
+
+def _lacks_package(bundle: Bundle, spec: Engine | None, devices: tuple[Device, ...]) -> bool:
+    """Whether a package is all that an engine lacks to run here."""
+    try:
+        for device in devices:
+            if spec is not None and device in spec.runs_on:
+                module_of(spec).obstacle(bundle, spec, device)
+    except MissingDependencyError:
+        return True
+    return False
+
+
+def _mend(bundle: Bundle) -> str:
+    """The command that adds what runs on every machine, where the bundle has none or one that did not do."""
+    plain = _plain(bundle)
+    if plain is not None:
+        return f"; take {plain.name}, or export it again: {rebuild(bundle.manifest, plain, bundle.folder)}"
+    return f"; export one that can: {runs_anywhere(bundle.manifest, bundle.folder)}"
+
+
+def _distrust(spec: Engine, device: Device) -> str | None:
+    if device == "cpu" and COUNTED_AS[spec.precision] == "int8" and clamps_int8():
+        return f"this CPU has no VNNI, and may clamp its sums: verify it on one, and name it: engine={spec.name}"
+    if spec.verification is None:
+        return None if spec.precision == "fp32" else "not verified, and it has fewer bits: run `zoo verify`"
+    return None if spec.verification.passed else "its verification failed"
+
+
+def _why(engine: RunningEngine, policy: str, named: bool, passed_over: dict[str, str]) -> str:
+    spec = engine.spec
+    proof = "not verified yet"
+    if spec.verification is not None:
+        proof = "verified" if spec.verification.passed else "FAILED"
+        if spec.verification.policy not in ("", policy):
+            proof += f" by the policy {spec.verification.policy}, not by {policy}"
+    reason = "asked for by name" if named else "the first choice of those that can run here"
+    text = f"{spec.name} on {engine.device} by {engine.provider}, {proof}: {reason}"
+    return text + "".join(f"; not {name}: {why}" for name, why in passed_over.items())

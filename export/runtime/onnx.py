@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
-from export.precision.names import Precision
+from export.bundle.manifest import Precision
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.judging.banks import cache_folder

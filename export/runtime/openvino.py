@@ -1,4 +1,4 @@
-"""OpenVINO engines of a bundle, on the CPU (see `export.runtime.choice`). No torch."""
+"""OpenVINO engines of a bundle, on the CPU (see `export.runtime.engine`). No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Device, Engine
-from export.bundle.banks import read_banks
+from export.bundle.store import read_banks
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.judging.scorer import Feeds

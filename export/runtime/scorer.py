@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from export.bundle import TEXT_ENCODER, TOKENIZER, Bundle, read_bundle
 from export.bundle.command import rebuild, rebuild_all
-from export.runtime.choice import open_best
-from export.runtime.engine import RunningEngine
+from export.runtime.engine import RunningEngine, open_best
 from export.runtime.onnx import session
 from export.runtime.service import Service
 from zoo.contract.panel import AnyPolicy
@@ -38,7 +37,7 @@ def load(
 ) -> BundleScorer:
     """Load a bundle and bind it to a policy (its own when None; another one never needs an export).
 
-    The engine is the best that this machine can run (see `export.runtime.choice.open_best`), or the one that is named;
+    The engine is the best that this machine can run (see `export.runtime.engine.open_best`), or the one that is named;
     `scorer.engine.why` says why. `threads` bounds the engine's threads (all cores when None) and decodes images with as
     many. `batch_size` is the engine's usual one when None. Raises what `export.bundle.read_bundle` and `open_best`
     raise, MissingDependencyError without the engine's library, and BadInputError for a batch that the engine was not

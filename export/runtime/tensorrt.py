@@ -1,18 +1,229 @@
-"""TensorRT engines of a bundle (see `export.runtime.choice`). No torch."""
+"""TensorRT engines of a bundle: pinned buffers, a stream of their own, numpy in and out. No torch."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, Device, Engine
+from export.bundle import Bundle, Device, Engine, Shapes
 from export.bundle.command import rebuild
+from export.bundle.store import Banks, read_banks
+from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.runtime.engine import RunningEngine
-from export.runtime.plan import LoadedPlan, Mend, check_machine, read_report
-from zoo.errors import IncompatibleBundleError, MissingDependencyError
+from export.tensorrt.package import GRAPH, REPORT, LogLine, Package, Report, load_package
+from zoo.contract import schema
+from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judging.scorer import Feeds
+
+OUTPUTS = ("logits", "scores")
+#: Gives the command that makes a plan anew, with other options than its own: `mend(text_bank="input")`.
+Mend = Callable[..., str]
+
+
+class LoadedPlan:
+    """A plan on one GPU with one execution context. Thread-safe: callers take turns.
+
+    `banks` are the embedded phrases `[P, D]`, float32, that were the defaults of the graph.
+    """
+
+    def __init__(self, plan: Path, mend: Mend, device: int = 0) -> None:
+        """Load a plan with what lies beside it; `mend` gives the command that makes it anew, for messages.
+
+        Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
+        """
+        self.report = read_report(plan)
+        self._mend = mend
+        self._trt, self.gpu = check_machine(self.report, mend, device)
+        self.banks = read_banks(plan)
+        self._cuda, self._device = cudart(), device
+        self._lock = threading.Lock()
+        call(self._cuda.cudaSetDevice, device)
+        self._engine = self._load(plan)
+        self._context = self._create_context()
+        (self._stream,) = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        self._buffers = {name: Buffer() for name in names}
+        self._dtypes = {name: np.dtype(self._trt.module.nptype(self._engine.get_tensor_dtype(name))) for name in names}
+        # A refittable bank is in the plan from the start; one that is an input is uploaded when it is first needed.
+        self._current: dict[str, Any] = {name: self.banks.get(name) for name in self.report.refittable}
+
+    @property
+    def provider(self) -> str:
+        """The library that runs it, for people: `tensorrt_rtx 1.7.1.116`."""
+        return f"{self._trt.name} {self._trt.version}"
+
+    def run(self, feeds: Feeds, banks: Banks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores `[B, N]` of one batch; `banks` stand in for the plan's own.
+
+        Raises BadInputError for a shape that the profile does not hold, IncompatibleBundleError for a bank that cannot
+        replace the plan's own.
+        """
+        wanted = {**self.banks, **banks}
+        for name, value in {**feeds, **wanted}.items():
+            if name in self.report.refittable:
+                check_refit(name, value.shape, self.banks[name].shape, self._mend)
+            elif name in banks and name not in self.report.profiles:
+                mend = self._mend(text_bank="input")
+                raise IncompatibleBundleError(f'"{name}" is built into the plan; as an input it takes any: {mend}')
+            else:
+                check_shape(name, value.shape, self.report.profiles, self._mend)
+        with self._lock:
+            call(self._cuda.cudaSetDevice, self._device)  # CUDA keeps the chosen GPU for each thread
+            self._use_banks(wanted)
+            for name, value in feeds.items():
+                self._put(name, value)
+            return self._execute()
+
+    def close(self) -> None:
+        """Give the GPU's memory back. The plan answers no more."""
+        with self._lock:
+            for buffer in self._buffers.values():
+                buffer.close()
+            self._buffers = {}
+            self._context = self._engine = None
+            call(self._cuda.cudaStreamDestroy, self._stream)
+
+    def _execute(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        for name in OUTPUTS:
+            size = int(np.prod(self._context.get_tensor_shape(name))) * self._dtypes[name].itemsize
+            self._buffers[name].reserve(size)
+            self._context.set_tensor_address(name, self._buffers[name].device)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise IncompatibleBundleError(f"{self.provider} could not run a batch; is the GPU out of memory?")
+        pinned = [
+            self._buffers[name].download(tuple(self._context.get_tensor_shape(name)), self._dtypes[name], self._stream)
+            for name in OUTPUTS
+        ]
+        call(self._cuda.cudaStreamSynchronize, self._stream)
+        logits, scores = (array.copy() for array in pinned)
+        return logits, scores
+
+    def _put(self, name: str, value: NDArray[Any]) -> None:
+        buffer = self._buffers[name]
+        buffer.upload(np.asarray(value, dtype=self._dtypes[name]), self._stream)
+        self._context.set_input_shape(name, value.shape)
+        self._context.set_tensor_address(name, buffer.device)
+
+    def _use_banks(self, banks: Banks) -> None:
+        """Upload or refit the banks that are not those of the last batch."""
+        changed = {name: bank for name, bank in banks.items() if self._current.get(name) is not bank}
+        refit = {name: bank for name, bank in changed.items() if name in self.report.refittable}
+        for name in changed.keys() - refit.keys():
+            self._put(name, changed[name])
+        if refit:
+            self._refit(refit)
+        self._current |= changed
+
+    def _refit(self, banks: Banks) -> None:
+        with self._trt.listen() as log:
+            refitter = self._trt.module.Refitter(self._engine, self._trt.logger)
+            kept = {name: np.ascontiguousarray(bank, dtype=np.float32) for name, bank in banks.items()}
+            taken = [refitter.set_named_weights(name, self._trt.module.Weights(bank)) for name, bank in kept.items()]
+            if not all(taken) or not refitter.refit_cuda_engine():
+                raise IncompatibleBundleError(f"{self.provider} does not refit {sorted(banks)}: {_words(log)}")
+
+    def _load(self, plan: Path) -> Any:
+        with self._trt.listen() as log:
+            engine = self._trt.module.Runtime(self._trt.logger).deserialize_cuda_engine(plan.read_bytes())
+            if engine is None:
+                words = f"{self._trt.name} does not load it: {_words(log)}"
+                raise IncompatibleBundleError(f"{plan}: {words}: {self._mend()}")
+            if self.report.stripped:
+                graph = plan.with_suffix(GRAPH)
+                refitter = self._trt.module.Refitter(engine, self._trt.logger)
+                parser = self._trt.module.OnnxParserRefitter(refitter, self._trt.logger)
+                if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+                    raise IncompatibleBundleError(f"{plan}: not refitted from {graph}: {_words(log)}: {self._mend()}")
+        return engine
+
+    def _create_context(self) -> Any:
+        if self._trt.is_rtx:  # which records and replays CUDA graphs by itself
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = self._trt.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(config)
+        else:
+            context = self._engine.create_execution_context()
+        if context is None:
+            need = self.report.activation_bytes / 1e6
+            raise IncompatibleBundleError(f"no room on the GPU: one context needs {need:.0f} MB for its largest batch")
+        return context
+
+
+def read_report(plan: Path) -> Report:
+    """What a plan was built for. Raises TamperedFileError where that does not lie beside it, BadCardError."""
+    path = plan.with_suffix(REPORT)
+    if not plan.is_file() or not path.is_file():
+        raise TamperedFileError(f"{path if plan.is_file() else plan}: missing; a plan needs its report to be run")
+    return Report.from_dict(schema.read_json(path), str(path))
+
+
+def check_machine(report: Report, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
+    """The TensorRT and the GPU that run a plan; `mend` gives the command that makes it anew.
+
+    Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError where its version or
+    the GPU is another one than the plan was built with and for, or there is no GPU.
+    """
+    trt = load_package(report.package)
+    if trt.version != report.version:
+        raise IncompatibleBundleError(
+            f"the plan was built by {report.package} {report.version}, and {trt.version} is installed: {mend()}"
+        )
+    gpu = local_gpu(device)
+    check_gpu(report, gpu, mend)
+    return trt, gpu
+
+
+def check_gpu(report: Report, gpu: LocalGpu, mend: Mend) -> None:
+    """Raise IncompatibleBundleError where a plan was built for other GPUs than this one."""
+    if gpu.capability not in report.capabilities:
+        other = {"capability": (gpu.capability,)} if report.package == "tensorrt_rtx" else {}
+        built = ", ".join(report.capabilities)
+        raise IncompatibleBundleError(
+            f"the plan was built for {built}, and {gpu.name} is {gpu.capability}: {mend(**other)}"
+        )
+
+
+def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes], mend: Mend) -> None:
+    """Raise BadInputError where the plan has no such input, or not of that shape."""
+    if name not in profiles:
+        raise BadArgumentError(f'the plan has no input "{name}", it reads {sorted(profiles)}')
+    least, _, largest = profiles[name]
+    inside = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
+    if not inside:
+        raise BadArgumentError(
+            f'"{name}" is {list(shape)}, and the plan takes {list(least)} to {list(largest)}: '
+            + mend(**_wider(name, shape, profiles[name]))
+        )
+
+
+def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[int, int, int]]:
+    """The options of a plan that takes this shape too; none where that is no matter of batch or image size."""
+    least, usual, largest = built
+    if name not in ("image", "input_ids", "attention_mask", "image_present") or shape[3:] != least[3:]:
+        return {}
+    found = {"batch": (min(least[0], shape[0]), usual[0], max(largest[0], shape[0]))}
+    if name == "image":
+        found["image"] = (min(*least[1:3], *shape[1:3]), usual[1], max(*largest[1:3], *shape[1:3]))
+    return found
+
+
+def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend: Mend) -> None:
+    """Raise IncompatibleBundleError where a bank cannot replace the constant that is in the plan."""
+    if shape != built:
+        raise IncompatibleBundleError(
+            f'"{name}" is a constant of {list(built)} in the plan, which one of {list(shape)} cannot replace; as an '
+            f"input it takes any: {mend(text_bank='input')}"
+        )
+
+
+def _words(log: list[LogLine]) -> str:
+    return "; ".join(line.message for line in log if "ERROR" in line.severity) or "no reason given"
 
 
 class TensorRTEngine(RunningEngine):

@@ -1,11 +1,15 @@
 """An ONNX file to a TensorRT plan, by NVIDIA's `tensorrt` (10, 11) or `tensorrt_rtx`: strongly typed, layers inspected.
 
-The precision is that of the graph: strongly typed, TensorRT changes none.
+The precision is that of the graph: strongly typed, TensorRT changes none. Yet an "fp16" build can end as an fp32 engine
+with no more than a warning, so the products are counted in the finished engine's own list of layers. TensorRT writes
+that list at the end of its log when the profiling verbosity is detailed; this needs no GPU, the engine inspector does.
 """
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +18,105 @@ from typing import Any
 import onnx
 
 from export.bundle import Shapes
-from export.tensorrt.layers import count_kinds, count_products, read_layers
-from export.tensorrt.package import LogLine, Package, load_package
-from export.tensorrt.report import Report
+from export.tensorrt.package import LogLine, Package, Report, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
+
+#: TensorRT's names of types, in the network (capitals) and in the layer list.
+PRECISIONS = {
+    "FLOAT": "fp32",
+    "HALF": "fp16",
+    "BF16": "bf16",
+    "BFLOAT16": "bf16",
+    "INT8": "int8",
+    "FP8": "fp8",
+}
+#: Kernels that TensorRT generates for what stands around a product; they name the product that they prepare too.
+_AROUND = "kgen"
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+#: What may stand between a DequantizeLinear and the product that it feeds.
+_MOVES = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of the finished engine: its kind, the precisions of what it reads, the ONNX nodes that went into it."""
+
+    kind: str
+    operands: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+def read_layers(log: list[LogLine]) -> list[EngineLayer]:
+    """The layers of the engine that was just built, from its log. Raises IncompatibleBundleError without any."""
+    found = [_layer(line) for message in log if "Layers:" in message.message for line in message.message.splitlines()]
+    layers = [layer for layer in found if layer is not None]
+    if not layers:
+        raise IncompatibleBundleError(
+            "TensorRT's build log lists no layers, so nobody can say in which precision the engine computes"
+        )
+    return layers
+
+
+def count_kinds(layers: list[EngineLayer]) -> dict[str, int]:
+    """How many layers of each kind an engine has: gemm, correlation (a convolution), runtime_fusion, kgen ..."""
+    return dict(sorted(Counter(layer.kind for layer in layers).items()))
+
+
+def count_products(network: Any, layers: list[EngineLayer]) -> dict[str, int]:
+    """The products of a network by the precision in which the finished engine computes them.
+
+    A product counts in the precision that the strongly typed network gives it if the engine's layer reads operands
+    of that type, else in that of the layer's first operand.
+    """
+    counts: Counter[str] = Counter()
+    for name, declared in _declared(network).items():
+        homes = [layer for layer in layers if name in layer.nodes and layer.operands]
+        kernels = [layer for layer in homes if layer.kind != _AROUND] or homes
+        if kernels:  # none: it was computed at build time
+            seen = {operand for layer in kernels for operand in layer.operands}
+            counts[declared if declared in seen else kernels[0].operands[0]] += 1
+    return dict(sorted(counts.items()))
+
+
+def _declared(network: Any) -> dict[str, str]:
+    """The products of the parsed network by ONNX node, with the precision that the types of their operands demand."""
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    makers = {layer.get_output(n).name: layer for layer in layers for n in range(layer.num_outputs)}
+    found: dict[str, str] = {}
+    for layer in layers:
+        if layer.type.name in _PRODUCTS:
+            operands = [layer.get_input(n) for n in range(min(2, layer.num_inputs)) if layer.get_input(n) is not None]
+            dequantised = all(_dequantised(tensor, makers) for tensor in operands)
+            precision = "int8" if dequantised else PRECISIONS.get(operands[0].dtype.name, operands[0].dtype.name)
+            found |= dict.fromkeys(_nodes(layer.metadata), precision)
+    return found
+
+
+def _dequantised(tensor: Any, makers: dict[str, Any]) -> bool:
+    layer = makers.get(tensor.name)
+    while layer is not None and layer.type.name in _MOVES:
+        layer = makers.get(layer.get_input(0).name)
+    return layer is not None and layer.type.name == "DEQUANTIZE"
+
+
+def _layer(line: str) -> EngineLayer | None:
+    fields = re.search(r"LayerType: (\w*), Inputs: (.*?), Outputs: ", line)  # constants stand between the two
+    if fields is None:
+        return None
+    # Scale factors of a product (alpha, beta) are constants of one number, float32 in every precision.
+    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", fields[2])
+    operands = [PRECISIONS.get(kind.upper(), kind) for dims, kind in tensors if set(dims.split(",")) - {"", "1"}]
+    return EngineLayer(fields[1], tuple(operands), _nodes(line))
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\[ONNX Layer: (.*?)\]", metadata))
+
 
 Range = tuple[int, int, int]
 
 #: What TensorRT for RTX builds for where nothing is said: data centre Ampere, GeForce Ampere, Ada. One plan for all.
 CAPABILITIES = ("SM80", "SM86", "SM89")
-#: As many phrases as a policy may have where the text bank is an input.
-MOST_PHRASES = 256
 
 
 @dataclass(frozen=True)
@@ -103,45 +195,11 @@ def parse(graph: Path, *, package: str | None = None) -> None:
         _parse(trt, trt.module.Builder(trt.logger), proto.SerializeToString(), graph)
 
 
-def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | None = None) -> dict[str, Shapes]:
-    """The shapes of every input of an ONNX file, from ranges least:usual:largest for its symbolic dimensions.
-
-    `batch` counts rows, `image` is the side in pixels, `phrases` the rows of a text bank (from 1 to `MOST_PHRASES`, the
-    usual number that of the default, where None). Raises BadInputError for a range that does not rise from 1.
-    """
-    proto = load_graph(graph).graph
-    defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
-    found: dict[str, Shapes] = {}
-    for value in proto.input:
-        sides: list[Range] = []
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_param"):
-                sides.append((dim.dim_value,) * 3)
-            elif dim.dim_param == "batch":
-                sides.append(_rising(batch, "batch"))
-            elif dim.dim_param in ("height", "width"):
-                sides.append(_rising(image, "image"))
-            elif value.name in defaults:
-                usual = defaults[value.name][axis]
-                sides.append(_rising(phrases or (1, usual, max(usual, MOST_PHRASES)), "phrases"))
-            else:
-                raise BadDataError(f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range')
-        least, usual_shape, largest = zip(*sides, strict=True)
-        found[value.name] = (least, usual_shape, largest)
-    return found
-
-
 def load_graph(graph: Path) -> onnx.ModelProto:
     """Read an ONNX file without weights that lie in a file of their own. Raises BadInputError where there is none."""
     if not graph.is_file():
         raise BadArgumentError(f"{graph}: no such file")
     return onnx.load(graph, load_external_data=False)
-
-
-def _rising(values: Range, what: str) -> Range:
-    if not 1 <= values[0] <= values[1] <= values[2]:
-        raise BadArgumentError(f"{what}: least, usual and largest must rise from 1, got {':'.join(map(str, values))}")
-    return values
 
 
 def _targets(trt: Package, capabilities: Sequence[str]) -> tuple[str, ...]:

@@ -11,23 +11,25 @@ from typing import Literal, Unpack
 
 from onnx import numpy_helper
 
-from export.bundle import Engine, Gpu, Manifest, Profile
-from export.bundle.banks import write_banks
+from export.bundle import Engine, Gpu, Manifest, Profile, Shapes
 from export.bundle.command import given
+from export.bundle.manifest import Precision
+from export.bundle.store import write_banks
 from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
-from export.precision.names import Precision
-from export.precision.products import check_products
+from export.precision.nodes import check_products
 from export.runtime.cuda import cuda_versions, local_gpu
-from export.tensorrt.build import Built, Range, build, load_graph, profiles_of
-from export.tensorrt.report import GRAPH, LOG, REPORT, Report
+from export.tensorrt.build import Built, Range, build, load_graph
+from export.tensorrt.package import GRAPH, LOG, REPORT, Report
 from zoo.contract.card import ModelCard
-from zoo.errors import BadArgumentError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.release.store import Release
 
 TextBank = Literal["input", "constant", "refit"]
 #: Largest side of the images that an engine resizes by itself, unless another is asked for.
 LARGEST_IMAGE = 1024
+#: As many phrases as a policy may have where the text bank is an input.
+MOST_PHRASES = 256
 
 
 @dataclass(frozen=True)
@@ -136,3 +138,37 @@ def write_plan(
             (stem.parent / path.name).write_bytes(path.read_bytes())
             files.append(path.name)
     return tuple(files)
+
+
+def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | None = None) -> dict[str, Shapes]:
+    """The shapes of every input of an ONNX file, from ranges least:usual:largest for its symbolic dimensions.
+
+    `batch` counts rows, `image` is the side in pixels, `phrases` the rows of a text bank (from 1 to `MOST_PHRASES`, the
+    usual number that of the default, where None). Raises BadInputError for a range that does not rise from 1.
+    """
+    proto = load_graph(graph).graph
+    defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
+    found: dict[str, Shapes] = {}
+    for value in proto.input:
+        sides: list[Range] = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_param"):
+                sides.append((dim.dim_value,) * 3)
+            elif dim.dim_param == "batch":
+                sides.append(_rising(batch, "batch"))
+            elif dim.dim_param in ("height", "width"):
+                sides.append(_rising(image, "image"))
+            elif value.name in defaults:
+                usual = defaults[value.name][axis]
+                sides.append(_rising(phrases or (1, usual, max(usual, MOST_PHRASES)), "phrases"))
+            else:
+                raise BadDataError(f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range')
+        least, usual_shape, largest = zip(*sides, strict=True)
+        found[value.name] = (least, usual_shape, largest)
+    return found
+
+
+def _rising(values: Range, what: str) -> Range:
+    if not 1 <= values[0] <= values[1] <= values[2]:
+        raise BadArgumentError(f"{what}: least, usual and largest must rise from 1, got {':'.join(map(str, values))}")
+    return values

@@ -1,7 +1,4 @@
-"""Which TensorRT is here: NVIDIA's `tensorrt` or `tensorrt_rtx`. Both have one API; this is where they differ.
-
-No torch: the runtime chooses with this too.
-"""
+"""Which TensorRT is here, and what a plan was built by, from and for. The runtime reads this too: no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +10,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import pydantic.dataclasses
+
+from export.bundle import Shapes
+from zoo.contract import schema
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 
 PackageName = Literal["tensorrt", "tensorrt_rtx"]
@@ -94,3 +95,33 @@ def _logger(module: Any) -> Any:
                 self.lines.append(LogLine(severity.name, message))
 
     return Logger()
+
+
+#: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, and for a plan without weights the graph
+#: `x.onnx` that has them.
+REPORT, LOG, GRAPH = ".json", ".log", ".onnx"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=schema.STRICT)
+class Report(schema.PlainData):
+    """How a plan came about and what is in it.
+
+    `capabilities` are the GPU architectures that it runs on (`SM86`, CUDA's 8.6). `products` counts the matrix products
+    and convolutions by precision and `layers` the engine's own layers by kind, both as the finished engine lists them.
+    `refittable` weights can be replaced in the loaded engine; a `stripped` plan has no weights until it is refitted
+    from its ONNX file. `activation_bytes` is the GPU memory that one context needs at the largest shapes.
+    """
+
+    _where = "TensorRT report"
+
+    package: PackageName
+    version: str
+    capabilities: tuple[str, ...]
+    profiles: dict[str, Shapes]
+    products: dict[str, int]
+    layers: dict[str, int]
+    refittable: tuple[str, ...]
+    stripped: bool
+    plan_bytes: int
+    activation_bytes: int
+    seconds: float

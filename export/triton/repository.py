@@ -5,16 +5,18 @@ manifest beside the model, so that a client can prepare inputs and judge scores 
 
 The text bank of a zero-shot model is an input with a default. Triton's onnxruntime back end knows such inputs as
 optional ones and allows them only where `max_batch_size` is 0 (`ModelInstanceState::ValidateInputs` in its source). So
-with batching the bank is the default in the graph, written anew for another policy; without batching, each request may
+with batching the bank is the default in the graph, replaced for another policy; without batching, each request may
 bring one. A plan of TensorRT must have the phrases built in (`zoo export tensorrt --text-bank constant`): its back end
 knows no optional inputs, and where it batches every input is cut into a batch.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import TypeAlias, Union
 
 import numpy as np
 import onnx
@@ -24,14 +26,39 @@ from onnx import numpy_helper
 from export.bundle import CARD, MANIFEST, POLICY, TOKENIZER, Bundle, Device, Engine, TensorSpec, read_bundle
 from export.bundle.command import runs_anywhere
 from export.runtime import text_bank
-from export.tensorrt.report import REPORT, Report
-from export.triton.pbtxt import Message, pbtxt
+from export.tensorrt.package import REPORT, Report
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import new_directory
 from zoo.judging.panel import bind
+
+Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
+#: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.
+Message: TypeAlias = dict[str, Value]
+
+
+def pbtxt(message: Message, indent: str = "") -> str:
+    """The text of a message: one line for each plain field, a block for each message, lists of messages repeated."""
+    lines = []
+    for name, value in message.items():
+        if isinstance(value, dict):
+            lines.append(f"{indent}{name} {{\n{pbtxt(value, indent + '  ')}{indent}}}\n")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [pbtxt({name: one}, indent) for one in value if isinstance(one, dict)]
+        else:
+            lines.append(f"{indent}{name}: {_plain(value)}\n")
+    return "".join(lines)
+
+
+def _plain(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value[1:] if value.startswith("@") else json.dumps(value, ensure_ascii=False)
+    return str(value)
+
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}

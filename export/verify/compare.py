@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +15,48 @@ from rich.progress import track
 
 from export.bundle import Bundle, Device, Engine, read_bundle
 from export.onnx.graph import save
-from export.precision.rounding import rounded_float32
+from export.precision.nodes import rounded_float32
 from export.runtime import text_banks as fed_banks
-from export.runtime.choice import module_of, obstacle
 from export.runtime.cuda import local_gpu
-from export.runtime.engine import RunningEngine
+from export.runtime.engine import RunningEngine, module_of, obstacle
 from export.runtime.onnx import OnnxEngine
 from export.source import load, weights_hash
-from export.verify.check import Check
-from export.verify.inputs import BATCH, Inputs
-from export.verify.probes import image_probes, placed_at_threshold
-from export.verify.reference import Reference
-from export.verify.report import Report, difference
+from export.verify.inputs import BATCH, Inputs, image_probes
+from export.verify.report import Check, Report, difference
+from export.verify.threshold import placed_at_threshold
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judging.judge import Judge
-from zoo.judging.panel import PanelJudge
+from zoo.judging.panel import AnyJudge, PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
+from zoo.models.base import ZooModel
+from zoo.models.served import ServedRun, text_banks
 from zoo.release.store import Release
+
+Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Reference:
+    """A model under a policy, in eager torch, that works out each batch once.
+
+    All engines of one model are compared on much the same inputs, and the model takes longer over them than they do.
+    """
+
+    def __init__(self, model: ZooModel, judge: AnyJudge) -> None:
+        self._run = ServedRun(model, text_banks(model, judge)).run
+        self._known: dict[bytes, Answers] = {}
+
+    def run(self, feeds: Feeds) -> Answers:
+        """Logits and scores `[B, N]` of one batch, not to be written to; the feeds are those of `card.input_names`."""
+        key = hashlib.sha256()
+        for name, value in sorted(feeds.items()):
+            key.update(f"{name} {value.dtype} {value.shape}".encode())
+            key.update(np.ascontiguousarray(value).data)
+        found = self._known.get(key.digest())
+        if found is None:
+            found = self._known[key.digest()] = self._run(feeds)
+        return found
+
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)

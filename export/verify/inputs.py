@@ -2,22 +2,129 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from export.verify.check import Check
-from export.verify.golden import golden_images
-from export.verify.probes import Images, named_probes, text_probes
-from zoo.contract.card import ModelCard
+from export.verify.report import Check
+from zoo.contract.card import ImageInput, ModelCard
 from zoo.data.manifest import read_manifest
-from zoo.errors import BadDataError
-from zoo.inputs.image import ImageSource, load
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
+from zoo.inputs.image import ImageSource, load, source_name
 from zoo.inputs.text import TextCodec
 from zoo.judging.scorer import Feeds
+
+
+def golden_images() -> dict[str, bytes]:
+    """Image files by name: rotated by EXIF, CMYK, alpha, palette, 16 bits, grey, animated, 1 pixel, thin, large."""
+    halves = Image.new("RGB", (60, 40), "red")
+    halves.paste((0, 0, 255), (30, 0, 60, 40))  # left red, right blue
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # turn clockwise to see it upright: red on top
+    clear = Image.new("RGBA", (20, 10), (255, 0, 0, 255))
+    clear.paste((0, 0, 0, 0), (10, 0, 20, 10))  # right half: transparent black
+    palette = Image.new("P", (20, 10), 0)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.paste(1, (10, 0, 20, 10))
+    steps = np.repeat(np.array([0, 256 * 100, 65535], dtype=np.uint16), 4)[None].repeat(6, axis=0)
+    down, across = np.mgrid[0:1500, 0:2000]
+    large = np.stack([across * 255 // 1999, down * 255 // 1499, np.full_like(down, 128)], axis=2).astype(np.uint8)
+    return {
+        "exif_rotated.jpg": _encode(halves, "JPEG", quality=95, exif=orientation),
+        "cmyk.jpg": _encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95),
+        "transparent.png": _encode(clear, "PNG"),
+        "palette.png": _encode(palette, "PNG", transparency=1),
+        "grey16.png": _encode(Image.fromarray(steps), "PNG"),
+        "grey.jpg": _encode(Image.new("L", (16, 8), 77), "JPEG"),
+        "animated.gif": _encode(
+            Image.new("RGB", (12, 12), "lime"), "GIF", save_all=True, append_images=[Image.new("RGB", (12, 12), "red")]
+        ),
+        "pixel.png": _encode(Image.new("RGB", (1, 1), (10, 20, 30)), "PNG"),
+        "thin.png": _encode(Image.new("RGB", (3000, 1), (200, 100, 50)), "PNG"),
+        "large.jpg": _encode(Image.fromarray(large), "JPEG", quality=90),
+        "webp.webp": _encode(halves, "WEBP", lossless=True),
+        "progressive.jpg": _encode(halves, "JPEG", quality=95, progressive=True),
+    }
+
+
+def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+_WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
+
+Images: TypeAlias = NDArray[np.uint8]
+
+
+def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> Images:
+    """`[count, size, size, 3]` uint8: photos of a folder first, the rest drawn (gradients, shapes, noise), seeded.
+
+    Raises BadInputError for a folder without a readable image.
+    """
+    return named_probes(count, spec, folder)[0]
+
+
+def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
+    """As `image_probes`, with the path of each photo, or what it is called when drawn."""
+    size = spec.size if spec else 1
+    found: list[Images] = []
+    names: list[str] = []
+    if folder is not None and spec is not None:
+        pixels, names = photos(folder, spec, count)
+        found = list(pixels)
+    rng = np.random.default_rng(0)
+    drawn = [_draw(rng, size, number) for number in range(count - len(names))]
+    return np.stack([*found, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
+
+
+def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:
+    """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
+    if not folder.is_dir():
+        raise BadArgumentError(f"{folder}: no such folder of images")
+    found: list[Images] = []
+    names: list[str] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if len(found) == most:
+            break
+        try:
+            found.append(load(path, spec))
+        except BadInputError:
+            continue
+        names.append(source_name(path))
+    if not found:
+        raise BadDataError(f"{folder}: holds no readable image")
+    return np.stack(found), names
+
+
+def text_probes(count: int, offset: int = 0) -> list[str]:
+    """Seeded texts of 1 to 40 words."""
+    rng = np.random.default_rng(offset + 1)
+    return [" ".join(rng.choice(_WORDS, rng.integers(1, 41))) for _ in range(count)]
+
+
+def _draw(rng: np.random.Generator, size: int, number: int) -> NDArray[np.uint8]:
+    """One picture: smooth gradients, shapes on them, or noise, in turn."""
+    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+    image = Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR)
+    if number % 3 > 0:
+        draw = ImageDraw.Draw(image)
+        for _ in range(int(rng.integers(1, 6))):
+            box = np.sort(rng.integers(0, size + 1, (2, 2)), axis=0).flatten().tolist()
+            colour = tuple(rng.integers(0, 256, 3).tolist())
+            (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, fill=colour)
+    pixels = np.asarray(image, dtype=np.int16)
+    if number % 3 == 2:
+        pixels = pixels + rng.normal(0, 40, pixels.shape).astype(np.int16)
+    return pixels.clip(0, 255).astype(np.uint8)
+
 
 BATCH = 32
 

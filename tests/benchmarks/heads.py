@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from export.bench.turns import check_figures, in_turns
+from export.bench.compare import check_figures, in_turns
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.errors import BadArgumentError
 from zoo.judging.panel import bind

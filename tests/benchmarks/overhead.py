@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from export.bench.turns import check_figures
+from export.bench.compare import check_figures
 from export.runtime import OnnxEngine, RunningEngine, load
 from export.runtime.service import Service
-from export.verify.probes import image_probes, text_probes
+from export.verify.inputs import image_probes, text_probes
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.judging.scorer import Feeds, Scorer
 

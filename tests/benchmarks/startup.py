@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from export.bench.turns import in_turns
+from export.bench.compare import in_turns
 from tests.benchmarks.common import add_rounds, answered, parser
 
 PEER = "import torch"

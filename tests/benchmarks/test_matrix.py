@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import zoo.registry
-from export.verify.check import Check
-from export.verify.probes import image_probes, text_probes
+from export.verify.inputs import image_probes, text_probes
+from export.verify.report import Check
 from tests.benchmarks.common import answered
 from tests.benchmarks.matrix.__main__ import main
 from tests.benchmarks.matrix.cell import COLUMNS, Cell, Column, Depth, Store

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from export.bundle import Kind
-from export.precision.names import Precision
+from export.bundle.manifest import Precision
 from tests.benchmarks.common import answered, parser
 from tests.benchmarks.matrix.cell import COLUMNS, DEPTHS, Column, Store
 from tests.benchmarks.matrix.rows import SHIPPED, registered_rows, release_row
@@ -97,7 +97,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _run(options: argparse.Namespace, store: Store) -> int:
     """Make what is missing; how many cells failed."""
-    from export.verify.check import Check
+    from export.verify.report import Check
     from tests.benchmarks.matrix.make import Settings
     from tests.benchmarks.matrix.run import run_matrix
 

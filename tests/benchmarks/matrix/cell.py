@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from pydantic.dataclasses import dataclass as strict_dataclass
 
 from export.bundle import Kind
-from export.precision.names import Precision
+from export.bundle.manifest import Precision
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadCardError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from export.verify.check import MINIMUM
-from export.verify.probes import image_probes, text_probes
+from export.verify.inputs import image_probes, text_probes
+from export.verify.report import MINIMUM
 from zoo.contract.card import ModelCard
 
 

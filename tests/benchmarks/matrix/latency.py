@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from export.runtime import RunningEngine
-from export.runtime.cpu import told
+from export.runtime.engine import told
 from zoo.judging.scorer import Feeds
 
 #: Between these many runs, and as many as fit into this time.

@@ -17,22 +17,21 @@ import onnx
 
 import zoo
 from export.bundle import Bundle, Engine, Kind, Manifest
+from export.bundle.manifest import Precision
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
 from export.openvino.export import image_shapes, write_openvino
 from export.precision.calibration import calibration
-from export.precision.names import Precision
-from export.precision.products import check_products
-from export.runtime.choice import module_of, obstacle
+from export.precision.nodes import check_products
+from export.runtime.engine import module_of, obstacle
 from export.runtime.onnx import installed_version
 from export.runtime.openvino import openvino
 from export.source import load
 from export.tensorrt.build import parse
 from export.tensorrt.export import Options, build_graph
 from export.tensorrt.package import load_package
-from export.verify.check import Check
-from export.verify.compare import verify_engine
-from export.verify.reference import Reference
+from export.verify.compare import Reference, verify_engine
+from export.verify.report import Check
 from tests.benchmarks.matrix.cell import Cell, Column, Depth, Outcome
 from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.benchmarks.matrix.latency import machine, median_ms

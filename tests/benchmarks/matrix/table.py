@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.precision.names import COUNTED_AS
+from export.bundle.manifest import COUNTED_AS
 from tests.benchmarks.matrix.cell import COLUMNS, Cell, Store
 from tests.benchmarks.matrix.rows import all_rows
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from export.bench.compare import bench
+from export.bench.compare import bench, in_turns, order
 from export.bench.peers import PEERS, clip_model, open_clip_model
-from export.bench.turns import in_turns, order
 from export.bundle import Verification, read_bundle
 from export.onnx.export import export_onnx
 from zoo.cli import run

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from export.bundle import Bundle, read_bundle
-from export.bundle.policy import use_policy
+from export.bundle.store import use_policy
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.policy import Policy

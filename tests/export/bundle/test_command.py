@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 from export.bundle import Engine, Manifest, read_bundle
-from export.bundle.budget import budget_of
 from export.bundle.command import given, rebuild, rebuild_all, runs_anywhere
+from export.bundle.manifest import budget_of
 from export.commands.options import engine_options
 from export.onnx.export import export_onnx
-from export.verify.probes import image_probes
+from export.verify.inputs import image_probes
 from zoo.cli import build_parser, run
 from zoo.errors import BadInputError, TamperedFileError
 from zoo.files import hashes

@@ -17,20 +17,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import export.onnx.export
-import export.runtime.choice
+import export.runtime.engine
 import zoo
 from export import runtime
 from export.bundle import Bundle, Engine, Verification, read_bundle
-from export.bundle.policy import use_policy
+from export.bundle.manifest import Precision
 from export.bundle.signature import sign
+from export.bundle.store import use_policy
 from export.onnx.export import engine_name, export_onnx
-from export.precision.names import Precision
-from export.precision.products import check_products, count_products
-from export.precision.rounding import rounded_float32
-from export.runtime.choice import open_best
-from export.runtime.cpu import clamps_int8
+from export.precision.nodes import check_products, count_products, rounded_float32
+from export.runtime.engine import clamps_int8, open_best
 from export.source import load, weights_hash
-from export.verify.check import Check
+from export.verify.report import Check
 from tests.verdicts import same_verdict
 from zoo.cli import run
 from zoo.contract.policy import Policy, Threshold
@@ -235,7 +233,7 @@ def test_eight_bits_are_not_trusted_where_their_sums_are_clamped(
     if flags is not None:
         told.write_text(f"processor\t: 0\n{flags}", encoding="utf-8")
     assert clamps_int8(told) == clamps
-    monkeypatch.setattr(export.runtime.choice, "clamps_int8", lambda: clamps_int8(told))
+    monkeypatch.setattr(export.runtime.engine, "clamps_int8", lambda: clamps_int8(told))
     bundle = read_bundle(two)
     running = open_best(bundle, threads=1)
     assert running.spec.name == ("onnx-fp32" if clamps else "onnx-int8")

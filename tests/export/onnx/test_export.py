@@ -18,7 +18,7 @@ import export.onnx.graph
 from export.bundle import MANIFEST, TEXT_ENCODER, read_bundle
 from export.onnx.export import export_onnx
 from export.onnx.graph import OPSET, contract
-from export.runtime.choice import open_best
+from export.runtime.engine import open_best
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError

@@ -16,11 +16,11 @@ from export import runtime
 from export.bundle import Bundle, read_bundle
 from export.bundle.command import rebuild
 from export.openvino.export import export_openvino
-from export.runtime.choice import module_of, obstacle, open_best
+from export.runtime.engine import module_of, obstacle, open_best
 from export.runtime.openvino import OpenVINOEngine
 from export.triton.repository import export_triton
-from export.verify.check import Check
 from export.verify.compare import verify
+from export.verify.report import Check
 from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.verdicts import same_verdict
 from zoo.cli import run

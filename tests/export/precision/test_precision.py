@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from export.bundle import Engine
+from export.bundle.manifest import COUNTED_AS, Precision
 from export.onnx.export import RUNS_ON, opset_of, write_onnx
 from export.precision.calibration import INPUTS, calibration
 from export.precision.half import HALVES, HalfAttention, in_half
-from export.precision.names import COUNTED_AS, Precision
-from export.precision.rounding import rounded_float32
+from export.precision.nodes import rounded_float32
 from export.runtime.onnx import OnnxEngine
-from export.verify.probes import image_probes, text_probes
+from export.verify.inputs import image_probes, text_probes
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks

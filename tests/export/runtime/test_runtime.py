@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 import zoo
 from export import runtime
 from export.bundle import read_bundle
-from export.precision.names import Precision
+from export.bundle.manifest import Precision
 from export.runtime import onnx as onnx_engine
-from export.runtime.choice import open_best
+from export.runtime.engine import open_best
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run

@@ -12,10 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt.build import CAPABILITIES, build, parse, profiles_of
-from export.tensorrt.layers import count_products, read_layers
-from export.tensorrt.package import LogLine, load_package
-from export.tensorrt.report import Report
+from export.tensorrt.build import CAPABILITIES, build, count_products, parse, read_layers
+from export.tensorrt.export import profiles_of
+from export.tensorrt.package import LogLine, Report, load_package
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
 
 pytestmark = [

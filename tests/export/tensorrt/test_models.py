@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from export.bundle import Engine, read_bundle
+from export.bundle.manifest import COUNTED_AS, Precision
 from export.onnx.export import export_onnx
-from export.precision.names import COUNTED_AS, Precision
-from export.runtime.choice import obstacle, open_best
-from export.runtime.plan import read_report
-from export.tensorrt.build import CAPABILITIES, build, profiles_of
-from export.tensorrt.export import Options, export_tensorrt
+from export.runtime.engine import obstacle, open_best
+from export.runtime.tensorrt import read_report
+from export.tensorrt.build import CAPABILITIES, build
+from export.tensorrt.export import Options, export_tensorrt, profiles_of
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.registry import list_models
 

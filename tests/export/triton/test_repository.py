@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from export import runtime
 from export.bundle import Engine, Shapes, read_bundle
-from export.tensorrt.report import Report
-from export.triton.pbtxt import pbtxt
-from export.triton.repository import export_triton
+from export.tensorrt.package import Report
+from export.triton.repository import export_triton, pbtxt
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.card import ModelCard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.verify.reference import Reference
+from export.verify.compare import Reference
 from zoo.models.served import ServedRun, text_banks
 from zoo.release.load import load_release
 

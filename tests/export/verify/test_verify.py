@@ -19,15 +19,12 @@ from PIL import Image
 
 from export import runtime
 from export.bundle import Engine, Shapes, Verification, read_bundle
-from export.bundle.budget import Budget, budget_of
-from export.precision.names import Precision
+from export.bundle.manifest import Budget, Precision, budget_of
 from export.runtime import OnnxEngine
-from export.verify.check import MINIMUM, Check
 from export.verify.compare import BATCHES, SIZES, verify
-from export.verify.golden import golden_images
-from export.verify.inputs import Inputs
-from export.verify.probes import image_probes, named_probes, placed_at_threshold, text_probes
-from export.verify.report import Report, difference
+from export.verify.inputs import Inputs, golden_images, image_probes, named_probes, text_probes
+from export.verify.report import MINIMUM, Check, Report, difference
+from export.verify.threshold import placed_at_threshold
 from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError

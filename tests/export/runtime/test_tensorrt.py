@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from export.runtime.cuda import LocalGpu, cudart, local_gpu
-from export.runtime.plan import LoadedPlan, check_gpu, check_machine, check_refit, check_shape, read_report
-from export.runtime.tensorrt import filled
-from export.tensorrt.report import Report
+from export.runtime.tensorrt import LoadedPlan, check_gpu, check_machine, check_refit, check_shape, filled, read_report
+from export.tensorrt.package import Report
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 
 pytestmark = pytest.mark.tensorrt

@@ -1,19 +1,23 @@
-"""Read and check a bundle: engines, card, policy, tokenizer, and the manifest that vouches for them. No torch."""
+"""A bundle's folder: read and checked, changed as a whole or not at all. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.bundle.command import rebuild, rebuild_all, use_policy
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle.command import policy_command, rebuild, rebuild_all
 from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest
 from export.bundle.signature import check_signature
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.panel import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
-from zoo.files import MANIFEST, check_hashes, is_bundle
+from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, sha256, write_file
 from zoo.judging.panel import AnyJudge, bind
 
 
@@ -84,9 +88,43 @@ def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> No
     if damage.keys() == {POLICY}:
         mine = folder / POLICY if (folder / POLICY).is_file() else Path("my_policy.yaml")
         raise TamperedFileError(
-            f"{damage[POLICY]}; restore it, or, where it was changed on purpose: {use_policy(mine, folder)}"
+            f"{damage[POLICY]}; restore it, or, where it was changed on purpose: {policy_command(mine, folder)}"
         )
     if damage:
         hurt = [engine for engine in manifest.engines if damage.keys() <= set(engine.files)]
         mend = rebuild(manifest, hurt[0], folder) if hurt else rebuild_all(manifest, folder)
         raise TamperedFileError(f"{'; '.join(map(str, damage.values()))}; restore it, or export again: {mend}")
+
+
+Banks = Mapping[str, NDArray[np.float32]]
+SUFFIX = ".npz"
+
+
+def write_banks(engine: Path, banks: Banks) -> str:
+    """Write the banks `[P, D]` of an engine by input name, beside its file; returns the name of theirs."""
+    path = engine.with_suffix(SUFFIX)
+    np.savez(path, allow_pickle=False, **banks)
+    return path.name
+
+
+def read_banks(engine: Path) -> dict[str, NDArray[np.float32]]:
+    """The banks beside an engine's file; none where it has none."""
+    path = engine.with_suffix(SUFFIX)
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def use_policy(folder: Path, policy: AnyPolicy) -> None:
+    """Make a policy that of a bundle, whole or not at all; a signature is taken off, as it was that of the old one.
+
+    The bundle's own `policy.yaml` may have been changed or lost, and nothing else. Raises what `read_bundle` raises,
+    BadPolicyError when policy and model do not fit.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, but=(POLICY,))
+    bind(ModelCard.read(folder / CARD), policy)
+    with edited_directory(folder) as work:
+        write_file(work / POLICY, policy.to_yaml())
+        dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)

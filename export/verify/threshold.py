@@ -1,79 +1,25 @@
-"""Inputs for verification: drawn images and texts, photos from a folder, and inputs placed at a threshold."""
+"""Inputs placed at a policy's threshold, where a difference between two engines shows first."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from zoo.contract.card import ImageInput
 from zoo.contract.panel import HeadPolicy, one_policy
 from zoo.contract.policy import Category, Policy, Threshold
-from zoo.errors import BadArgumentError, BadDataError, BadInputError
-from zoo.inputs.image import load, source_name
 from zoo.judging.judge import Judge
 from zoo.judging.panel import PanelJudge
 from zoo.judging.scorer import Feeds
 
-_WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
-
 #: Pairs of inputs, one just above a threshold and one just below, that are made at most.
 PAIRS = 32
 
-Images: TypeAlias = NDArray[np.uint8]
 Scores: TypeAlias = Callable[[Feeds], NDArray[np.float32]]
-
-
-def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> Images:
-    """`[count, size, size, 3]` uint8: photos of a folder first, the rest drawn (gradients, shapes, noise), seeded.
-
-    Raises BadInputError for a folder without a readable image.
-    """
-    return named_probes(count, spec, folder)[0]
-
-
-def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
-    """As `image_probes`, with the path of each photo, or what it is called when drawn."""
-    size = spec.size if spec else 1
-    found: list[Images] = []
-    names: list[str] = []
-    if folder is not None and spec is not None:
-        pixels, names = photos(folder, spec, count)
-        found = list(pixels)
-    rng = np.random.default_rng(0)
-    drawn = [_draw(rng, size, number) for number in range(count - len(names))]
-    return np.stack([*found, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
-
-
-def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:
-    """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
-    if not folder.is_dir():
-        raise BadArgumentError(f"{folder}: no such folder of images")
-    found: list[Images] = []
-    names: list[str] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if len(found) == most:
-            break
-        try:
-            found.append(load(path, spec))
-        except BadInputError:
-            continue
-        names.append(source_name(path))
-    if not found:
-        raise BadDataError(f"{folder}: holds no readable image")
-    return np.stack(found), names
-
-
-def text_probes(count: int, offset: int = 0) -> list[str]:
-    """Seeded texts of 1 to 40 words."""
-    rng = np.random.default_rng(offset + 1)
-    return [" ".join(rng.choice(_WORDS, rng.integers(1, 41))) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -170,19 +116,3 @@ def _at_median(judge: Judge, scores: NDArray[np.float32]) -> Judge:
     categories = tuple(moved(index, category) for index, category in enumerate(judge.policy.categories))
     policy: Policy = dataclasses.replace(judge.policy, categories=categories, rule="each")
     return Judge(judge.card, policy)
-
-
-def _draw(rng: np.random.Generator, size: int, number: int) -> NDArray[np.uint8]:
-    """One picture: smooth gradients, shapes on them, or noise, in turn."""
-    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
-    image = Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR)
-    if number % 3 > 0:
-        draw = ImageDraw.Draw(image)
-        for _ in range(int(rng.integers(1, 6))):
-            box = np.sort(rng.integers(0, size + 1, (2, 2)), axis=0).flatten().tolist()
-            colour = tuple(rng.integers(0, 256, 3).tolist())
-            (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, fill=colour)
-    pixels = np.asarray(image, dtype=np.int16)
-    if number % 3 == 2:
-        pixels = pixels + rng.normal(0, 40, pixels.shape).astype(np.int16)
-    return pixels.clip(0, 255).astype(np.uint8)

@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.onnx.graph import served_graph
-from export.precision.cpu import patches_as_products, skip_resize
-from export.precision.products import count_products
+from export.precision.nodes import count_products, patches_as_products, skip_resize
 from zoo.models.served import text_banks
 from zoo.release.load import load_release
 
