@@ -6,93 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic.dataclasses import dataclass
 
-from zoo.contract import schema
 from zoo.evaluation.robustness.attacks import Attempt, broken_by_any
-from zoo.metrics import Draws, Estimate
+from zoo.evaluation.robustness.report import AttackFigures, CleanFigures, GroupFigures
+from zoo.metrics import Draws
 
 #: The name of the union of all attacks, in which an item is robust only when none of them broke it.
 WORST = "worst case"
-
-
-@dataclass(frozen=True, config=schema.STRICT)
-class CleanFigures:
-    """Without attack. `recall` (TPR) and `fpr` of the decisions; `auroc` and `auprc` of the unsafe score.
-
-    All but `accuracy` are None where classes are judged in place of safe and unsafe.
-    """
-
-    accuracy: Estimate
-    recall: Estimate | None
-    fpr: Estimate | None
-    auroc: Estimate | None
-    auprc: Estimate | None
-
-
-@dataclass(frozen=True, config=schema.STRICT)
-class AttackFigures:
-    """Under one attack, or under the worst of all for each item.
-
-    `success_rate` is the share of broken items among the attacked ones, which are the unsafe ones that are flagged
-    when clean (of classes: those answered rightly). `false_alarm_rate` is the same of safe items that were attacked to
-    be flagged, None where none were. `robust_*` are over all items (of a kind): right when clean, and under attack.
-    `auroc` is of the unsafe scores of what was found; an attack may stop where it succeeds, so it is an upper bound.
-    `blind` counts items without a gradient, `refuted` successes that a second look did not confirm (they count as
-    none), `queries` what the model judged, `gradients` what it was differentiated for.
-    """
-
-    attack: str
-    attacked: int
-    broken: int
-    success_rate: Estimate
-    false_alarm_rate: Estimate | None
-    robust_accuracy: Estimate
-    robust_recall: Estimate | None
-    robust_fpr: Estimate | None
-    auroc: Estimate | None
-    blind: int
-    why_blind: str
-    randomised: bool
-    refuted: int
-    queries: int
-    gradients: int
-    seconds: float
-
-
-@dataclass(frozen=True, config=schema.STRICT)
-class GroupFigures:
-    """Items of one kind: those with the label, or the entry `value` in a `column` of the manifest; the worst case."""
-
-    column: str
-    value: str
-    items: int
-    unsafe: int
-    accuracy: Estimate
-    robust_accuracy: Estimate
-    recall: Estimate | None
-    robust_recall: Estimate | None
-    success_rate: Estimate
-
-
-@dataclass(frozen=True, config=schema.STRICT)
-class PointFigures:
-    """One operating point: `policy` (its own thresholds), `fpr` (one threshold) or `labels` (the highest class).
-
-    `threshold` on the unsafe score was found on `calibrated_on`, at a rate of `fpr_target`, and flags the share
-    `fpr_measured` of the `negatives` there.
-    """
-
-    point: str
-    threshold: float | None
-    fpr_target: float | None
-    fpr_measured: float | None
-    calibrated_on: str
-    negatives: int
-    clean: CleanFigures
-    attacks: tuple[AttackFigures, ...]
-    worst: AttackFigures
-    groups: tuple[GroupFigures, ...]
 
 
 class Counter:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.page import COLOURS, DASHES, MARKERS
-from zoo.evaluation.robustness.figures import PointFigures
-from zoo.evaluation.robustness.report import Curve, RobustnessReport
+from zoo.evaluation.robustness.report import Curve, PointFigures, RobustnessReport
 from zoo.metrics import Estimate
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import versions
 from zoo.evaluation.robustness.attacks import Attempt, Campaign, check_threat, open_to
-from zoo.evaluation.robustness.figures import Counter, PointFigures
+from zoo.evaluation.robustness.figures import Counter
 from zoo.evaluation.robustness.items import Items, Selection, read_items, rows_by_split
-from zoo.evaluation.robustness.report import Curve, CurvePoint, RobustnessReport
+from zoo.evaluation.robustness.report import Curve, CurvePoint, PointFigures, RobustnessReport
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim, threshold_height
 from zoo.files import sha256
 from zoo.metrics import Draws
