@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+import tests.tiny_models  # noqa: F401  registers the `test_*` models
+
 if TYPE_CHECKING:  # torch takes seconds to import, which tests of plain data need not wait for
     from onnx import ModelProto
     from torch import Tensor

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import zoo.models.catalogue
 from zoo import registry
 from zoo.contract.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, UnknownModelError
@@ -39,6 +40,13 @@ def test_every_card_round_trips_and_fits_its_policy(name: str) -> None:
     assert ModelCard.from_dict(json.loads(json.dumps(entry.card.to_dict()))) == entry.card
     bind(entry.card, default_policy(entry))
     assert f"`{name}`" in model_table([name])
+
+
+def test_a_text_search_finds_where_each_shipped_model_is_registered() -> None:
+    catalogue = "".join(
+        path.read_text(encoding="utf-8") for path in Path(zoo.models.catalogue.__path__[0]).glob("*.py")
+    )
+    assert [name for name in ALL if f'"{name}"' not in catalogue] == TEST_MODELS
 
 
 def test_listing_by_wildcard_tag_and_task() -> None:

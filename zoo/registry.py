@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Builder = Callable[[ModelCard], "ZooModel"]
 
-#: Seeds the random weights of `test_*` models, so that two machines get the same ones.
+#: The `pretrained` of a model whose weights are drawn from seed 0: the same on every machine, for tests.
 RANDOM = "random"
 
 

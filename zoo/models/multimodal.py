@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
 from zoo.models.clip import ClipImageTower, ClipTextTower, clip_config
-from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower, resnet_tower
+from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower
 
 
 def _head(width: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -116,11 +116,6 @@ def build_mobilenet_fusion(card: ModelCard) -> Fusion:
 def build_mobilenet_as_released(card: ModelCard) -> AsReleased:
     """`multimodal_nsfw_mobilenet.as_released`: likewise, their features projected to `embedding_dim`."""
     return AsReleased(card, mobilenet_tower(card), BertTextTower(card))
-
-
-def build_resnet_fusion(card: ModelCard) -> Fusion:
-    """A fusion of a ResNet and a BERT, with the sizes of `card.hparams`."""
-    return Fusion(card, resnet_tower(card, project=False), BertTextTower(card, project=False))
 
 
 def _clip_towers(card: ModelCard) -> tuple[ClipImageTower, ClipTextTower]:

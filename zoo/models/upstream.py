@@ -15,11 +15,11 @@ _TOWERS = {
 
 @dataclass(frozen=True)
 class Upstream:
-    """One published head: `zoo import ARCHITECTURE FILE` makes `model` of it.
+    """One published head: `zoo import ARCHITECTURE FILE` turns the file into a release of `model`.
 
-    `sha256` is that of the file's conversion to safetensors that the tests read. `tower` is the Hub id of the CLIP
-    that it was trained on. `rename` maps tensors of the file to the head's own; tensors that begin with one of
-    `ignored` are others' and left alone. `note` is what a user must know before using it.
+    `sha256` is the hash of the tested file, converted to safetensors. `tower` is the Hub id of the CLIP that the head
+    was trained on. `rename` maps tensors of the file to tensors of the head. Tensors that begin with one of `ignored`
+    belong to other models and are skipped. `note` is what a user must know before using the weights.
     """
 
     model: str
@@ -38,14 +38,12 @@ class Upstream:
         return f"{self.url} ({self.file})"
 
 
-def _laion(size: str, file: str, sha256: str) -> Upstream:
-    url = "https://github.com/LAION-AI/CLIP-based-NSFW-Detector"
-    return Upstream(f"laion_nsfw_{size}.published", url, file, "MIT", sha256, _TOWERS[size])
+_LAION = "https://github.com/LAION-AI/CLIP-based-NSFW-Detector"
 
 
-def _q16(size: str, folder: str) -> Upstream:
+def _q16(model: str, size: str, folder: str) -> Upstream:
     return Upstream(
-        f"q16_{size}.prompts",
+        model,
         "https://github.com/ml-research/Q16",
         f"data/{folder}/prompts.p",
         "MIT",
@@ -58,15 +56,21 @@ def _q16(size: str, folder: str) -> Upstream:
 
 
 UPSTREAM: dict[str, Upstream] = {
-    "laion_nsfw_vit_l14": _laion(
-        "vit_l14",
+    "laion_nsfw_vit_l14": Upstream(
+        "laion_nsfw_vit_l14.published",
+        _LAION,
         "models/clip_ViT-L-14_openai_binary_nsfw_head.pth",
+        "MIT",
         "fbd76a2d058e0eac292492b2271e469728e7c80e2f70e21d17a87552abd9e625",
+        _TOWERS["vit_l14"],
     ),
-    "laion_nsfw_vit_b32": _laion(
-        "vit_b32",
+    "laion_nsfw_vit_b32": Upstream(
+        "laion_nsfw_vit_b32.published",
+        _LAION,
         "models/clip_ViT-B-32_openai_binary_nsfw_head.pth",
+        "MIT",
         "c9907793c39371b560bc85ad55407ac945e11f3b94b88dba8b6c5a771c64b16c",
+        _TOWERS["vit_b32"],
     ),
     "safety_checker_vit_l14": Upstream(
         "safety_checker_vit_l14.compvis",
@@ -84,11 +88,11 @@ UPSTREAM: dict[str, Upstream] = {
         "none given upstream: do not redistribute",
         "ddb4edff959197f1b972455873f16ecb18cbdfc418f2071a6c7a36bfd8bf16b1",
         _TOWERS["vit_l14"],
-        note="Upstream has no licence file, so nobody is allowed to pass these weights on, and a release made of them.",
+        note="Upstream has no licence file, so neither these weights nor a release made from them may be passed on.",
     ),
-    "q16_vit_b16": _q16("vit_b16", "ViT-B-16"),
-    "q16_vit_b32": _q16("vit_b32", "ViT-B-32"),
-    "q16_vit_l14": _q16("vit_l14", "ViT-L-14"),
+    "q16_vit_b16": _q16("q16_vit_b16.prompts", "vit_b16", "ViT-B-16"),
+    "q16_vit_b32": _q16("q16_vit_b32.prompts", "vit_b32", "ViT-B-32"),
+    "q16_vit_l14": _q16("q16_vit_l14.prompts", "vit_l14", "ViT-L-14"),
 }
 
 #: What can be imported, and the options that each kind takes.

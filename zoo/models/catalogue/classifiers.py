@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from zoo.contract.card import ImageInput, ModelCard, TextInput
-from zoo.models.catalogue.conv_clip import bert
-from zoo.registry import RANDOM, register_model
+from zoo.models.catalogue.clip import MINILM
+from zoo.registry import register_model
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -22,46 +20,29 @@ PROMPT_LABELS = (
     "red_team_prompt",
 )
 
-
-def _image_classifier(name: str, summary: str, hparams: dict[str, Any]) -> None:
-    register_model(
-        ModelCard(
-            name=name,
-            task="classification",
-            summary=summary,
-            score="softmax",
-            score_meaning="probability of each class; they add up to 1",
-            # The mean and spread of CIFAR-10's training pixels.
-            image=ImageInput(32, "shortest_edge_crop", "bicubic", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
-            text=None,
-            labels=CIFAR10,
-            requires=("image",),
-            licence="Apache-2.0",
-            source="safety-zoo",
-            hparams=hparams,
-            limits=("A small network for small pictures: to measure attacks and defences on, not to moderate with.",),
-        ),
-        builder="zoo.models.classifiers:ImageClassifier",
-        pretrained=RANDOM if name.startswith("test_") else None,
-        policy="configs/policy/cifar10.yaml",
-    )
-
-
-_image_classifier(
-    "vision_regnet_tiny.plain",
-    "Small RegNetY for 32 px pictures, ten CIFAR-10 classes unless `labels` says otherwise",
-    {"widths": [64, 128, 256], "depths": [1, 2, 2], "group_width": 32},
-)
-_image_classifier(
-    "test_vision_regnet.random",
-    "Tiny random RegNetY, for tests",
-    {"widths": [8, 16], "depths": [1, 1], "group_width": 8},
+register_model(
+    ModelCard(
+        name="vision_regnet_tiny.plain",
+        task="classification",
+        summary="Small RegNetY for 32 px pictures, ten CIFAR-10 classes unless `labels` says otherwise",
+        score="softmax",
+        score_meaning="probability of each class; they add up to 1",
+        # The mean and spread of CIFAR-10's training pixels.
+        image=ImageInput(32, "shortest_edge_crop", "bicubic", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        text=None,
+        labels=CIFAR10,
+        requires=("image",),
+        licence="Apache-2.0",
+        source="safety-zoo",
+        hparams={"widths": [64, 128, 256], "depths": [1, 2, 2], "group_width": 32},
+        limits=("A small network for small pictures: to measure attacks and defences on, not to moderate with.",),
+    ),
+    builder="zoo.models.classifiers:ImageClassifier",
+    policy="configs/policy/cifar10.yaml",
 )
 
 
-def _prompt_classifier(
-    name: str, summary: str, context: int, hparams: dict[str, Any], *, deobfuscate: bool = False
-) -> None:
+def _prompt_classifier(name: str, summary: str, *, deobfuscate: bool = False) -> None:
     register_model(
         ModelCard(
             name=name,
@@ -70,12 +51,12 @@ def _prompt_classifier(
             score="sigmoid",
             score_meaning="probability of each category as its corpus understands it; they do not exclude each other",
             image=None,
-            text=TextInput(context, deobfuscate=deobfuscate),
+            text=TextInput(128, deobfuscate=deobfuscate),
             labels=PROMPT_LABELS,
             requires=("text",),
             licence="Apache-2.0",
             source="safety-zoo",
-            hparams=hparams,
+            hparams=MINILM | {"dropout": 0.1},
             limits=(
                 "English, and the notions of its corpora: tweets of some years, messages to one chatbot.",
                 "inappropriate_prompt and red_team_prompt were learned against captions: they tell styles of prompts "
@@ -83,23 +64,13 @@ def _prompt_classifier(
             ),
         ),
         builder="zoo.models.classifiers:PromptClassifier",
-        pretrained=RANDOM if name.startswith("test_") else None,
         policy="configs/policy/prompts.yaml",
     )
 
 
-_minilm = {**bert(30522, 384, 6, 12, 512), "dropout": 0.1}
-_prompt_classifier("prompt_minilm.multilabel", "MiniLM that judges prompts for eight categories at once", 128, _minilm)
+_prompt_classifier("prompt_minilm.multilabel", "MiniLM that judges prompts for eight categories at once")
 _prompt_classifier(
     "prompt_minilm.multilabel_textaug",
     "MiniLM that judges prompts for eight categories, trained on misspelt and disguised texts too",
-    128,
-    _minilm,
     deobfuscate=True,
-)
-_prompt_classifier(
-    "test_prompt_bert.random",
-    "Tiny random BERT that judges prompts, for tests",
-    24,
-    {**bert(300, 16, 1, 2, 32), "dropout": 0.1},
 )

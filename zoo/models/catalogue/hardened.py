@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import zoo.models.catalogue.classifiers
-import zoo.models.catalogue.multimodal
-import zoo.models.catalogue.panels  # noqa: F401  first: a panel takes every tag of a tower that is known by then
-from zoo.registry import RANDOM, model_entry, register_model
+import zoo.models.catalogue.clip
+import zoo.models.catalogue.multimodal  # noqa: F401  these three register the architectures
+from zoo.registry import model_entry, register_model
 
 _UNCERTAIN = "Hardened against the attacks that its card has figures for; against others nothing is known."
+_ONE_POLICY = "Trained towards the phrases of one policy: other policies lose more than with FARE."
 
 #: What a hardened tag did, for its summary, by the beginning of the tag.
 _METHODS = {
@@ -24,12 +25,11 @@ _METHODS = {
 }
 
 
-def _hardened(base: str, tag: str, limits: tuple[str, ...] = (), *, deobfuscate: bool = False) -> None:
-    """Register a tag of the architecture of `base`, which says what was done and against which perturbation."""
+def _hardened(name: str, base: str, *limits: str, deobfuscate: bool = False) -> None:
+    """Register `name`, the architecture of `base` with a tag that says method and perturbation."""
     entry = model_entry(base)
-    method, _, threat = tag.rpartition("_") if "_lin" in tag else (tag, "", "")
-    against = f", Linf {threat.removeprefix('linf')}/255 on pixels in [0, 1]" if threat else ""
-    name = f"{entry.card.architecture}.{tag}"
+    method, _, bound = name.partition(".")[2].partition("_linf")
+    against = f", Linf {bound}/255 on pixels in [0, 1]" if bound else ""
     register_model(
         entry.card.replace(
             name=name,
@@ -39,20 +39,20 @@ def _hardened(base: str, tag: str, limits: tuple[str, ...] = (), *, deobfuscate:
         ),
         builder=entry.builder,
         policy=entry.policy,
-        pretrained=RANDOM if name.startswith("test_") else None,
     )
 
 
-for _tag in ("pgd_linf4", "trades_linf4", "offline_linf4"):
-    _hardened("multimodal_nsfw_mobilenet.fusion", _tag)
-for _tag in ("textaug", "pgd_joint_linf4"):
-    _hardened("multimodal_nsfw_mobilenet.fusion", _tag, deobfuscate=True)
-for _tag in ("pgd_linf8", "trades_linf8", "fast_linf8"):
-    _hardened("vision_regnet_tiny.plain", _tag)
-for _size in ("tiny", "vit_b32", "vit_l14"):
-    _hardened(f"safeclip_{_size}.zeroshot", "fare_linf4")
-    _hardened(
-        f"safeclip_{_size}.zeroshot",
-        "tecoa_linf4",
-        ("Trained towards the phrases of one policy: other policies lose more than with FARE.",),
-    )
+_hardened("multimodal_nsfw_mobilenet.pgd_linf4", "multimodal_nsfw_mobilenet.fusion")
+_hardened("multimodal_nsfw_mobilenet.trades_linf4", "multimodal_nsfw_mobilenet.fusion")
+_hardened("multimodal_nsfw_mobilenet.offline_linf4", "multimodal_nsfw_mobilenet.fusion")
+_hardened("multimodal_nsfw_mobilenet.textaug", "multimodal_nsfw_mobilenet.fusion", deobfuscate=True)
+_hardened("multimodal_nsfw_mobilenet.pgd_joint_linf4", "multimodal_nsfw_mobilenet.fusion", deobfuscate=True)
+_hardened("vision_regnet_tiny.pgd_linf8", "vision_regnet_tiny.plain")
+_hardened("vision_regnet_tiny.trades_linf8", "vision_regnet_tiny.plain")
+_hardened("vision_regnet_tiny.fast_linf8", "vision_regnet_tiny.plain")
+_hardened("safeclip_tiny.fare_linf4", "safeclip_tiny.zeroshot")
+_hardened("safeclip_tiny.tecoa_linf4", "safeclip_tiny.zeroshot", _ONE_POLICY)
+_hardened("safeclip_vit_b32.fare_linf4", "safeclip_vit_b32.zeroshot")
+_hardened("safeclip_vit_b32.tecoa_linf4", "safeclip_vit_b32.zeroshot", _ONE_POLICY)
+_hardened("safeclip_vit_l14.fare_linf4", "safeclip_vit_l14.zeroshot")
+_hardened("safeclip_vit_l14.tecoa_linf4", "safeclip_vit_l14.zeroshot", _ONE_POLICY)

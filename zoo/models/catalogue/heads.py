@@ -1,42 +1,36 @@
-"""Classifiers that others published, heads on CLIP and NSFWJS, as data."""
+"""Classifiers that others published, NSFWJS and heads on CLIP, and panels of them on one tower, as data."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from zoo.contract.card import ImageInput, ModelCard
-from zoo.models.catalogue.clip_sizes import CLIP_SIZES, clip_image, vision_hparams
+from zoo.contract.panel import panel_card
+from zoo.models.catalogue.clip import VIT_B16, VIT_B32, VIT_L14, ClipSize, clip_image
 from zoo.models.upstream import UPSTREAM
-from zoo.registry import RANDOM, register_model
+from zoo.registry import model_card, register_model
 
-
-def _nsfwjs(name: str, size: tuple[float, int, list[int]], pretrained: str | None) -> None:
-    register_model(
-        ModelCard(
-            name=name,
-            task="classification",
-            summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
-            score="softmax",
-            score_meaning="probability of each of the five classes; they add up to 1",
-            # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
-            image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-            text=None,
-            labels=("drawing", "hentai", "neutral", "porn", "sexy"),
-            requires=("image",),
-            licence="MIT",
-            source="https://github.com/infinitered/nsfwjs",
-            hparams=dict(zip(("depth_multiplier", "channel_step", "hidden"), size, strict=True)),
-            limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
-        ),
-        builder="zoo.models.mobilenet:Nsfwjs",
-        pretrained=pretrained,
-        policy="configs/policy/nsfwjs.yaml",
-    )
-
-
-_nsfwjs("nsfwjs_mobilenet_v2.gantman", (1.0, 8, [256, 128]), None)
-_nsfwjs("test_nsfwjs.random", (0.05, 8, [16, 8]), RANDOM)
-
+register_model(
+    ModelCard(
+        name="nsfwjs_mobilenet_v2.gantman",
+        task="classification",
+        summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
+        score="softmax",
+        score_meaning="probability of each of the five classes; they add up to 1",
+        # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
+        image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        text=None,
+        labels=("drawing", "hentai", "neutral", "porn", "sexy"),
+        requires=("image",),
+        licence="MIT",
+        source="https://github.com/infinitered/nsfwjs",
+        hparams={"depth_multiplier": 1.0, "channel_step": 8, "hidden": [256, 128]},
+        limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
+    ),
+    builder="zoo.models.mobilenet:Nsfwjs",
+    policy="configs/policy/nsfwjs.yaml",
+)
 
 _CONCEPTS = (*(f"concept_{number:02}" for number in range(17)), *(f"special_care_{number}" for number in range(3)))
 
@@ -76,34 +70,48 @@ _HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def _embedding_classifier(kind: str, size: str, tag: str, hidden: list[int]) -> None:
-    test = size == "test"
-    architecture = f"test_{kind}" if test else f"{kind}_{size}"
-    upstream = UPSTREAM.get(architecture)
+def _head(name: str, kind: str, size: ClipSize, hidden: Sequence[int] = ()) -> None:
+    upstream = UPSTREAM[name.partition(".")[0]]
     register_model(
         ModelCard(
-            name=f"{architecture}.{tag}",
+            name=name,
             task="classification",
-            image=clip_image(CLIP_SIZES[size][0]),
+            image=clip_image(size.image),
             text=None,
             requires=("image",),
-            licence=f"head: {upstream.licence}; CLIP tower: MIT (OpenAI CLIP weights)" if upstream else "Apache-2.0",
-            source=upstream.source if upstream else "safety-zoo",
-            hparams={**vision_hparams(size), "head": kind, "hidden": hidden},
+            licence=f"head: {upstream.licence}; CLIP tower: MIT (OpenAI CLIP weights)",
+            source=upstream.source,
+            hparams={**size.vision_hparams(), "head": kind, "hidden": list(hidden)},
             **_HEADS[kind],
         ),
         builder="zoo.models.heads:EmbeddingClassifier",
-        pretrained=RANDOM if test else None,
         policy=f"configs/policy/{kind}.yaml",
     )
 
 
-_embedding_classifier("laion_nsfw", "vit_l14", "published", [64, 512, 256])
-_embedding_classifier("laion_nsfw", "vit_b32", "published", [32, 32])
-_embedding_classifier("laion_nsfw", "test", "random", [16, 8])
-for _size, _tag in (("vit_l14", "compvis"), ("test", "random")):
-    _embedding_classifier("safety_checker", _size, _tag, [])
-_embedding_classifier("multihead", "vit_l14", "unsafe_diffusion", [384])
-_embedding_classifier("multihead", "test", "random", [8])
-for _size, _tag in (("vit_b16", "prompts"), ("vit_b32", "prompts"), ("vit_l14", "prompts"), ("test", "random")):
-    _embedding_classifier("q16", _size, _tag, [])
+_head("laion_nsfw_vit_l14.published", "laion_nsfw", VIT_L14, hidden=(64, 512, 256))
+_head("laion_nsfw_vit_b32.published", "laion_nsfw", VIT_B32, hidden=(32, 32))
+_head("safety_checker_vit_l14.compvis", "safety_checker", VIT_L14)
+_head("multihead_vit_l14.unsafe_diffusion", "multihead", VIT_L14, hidden=(384,))
+_head("q16_vit_b16.prompts", "q16", VIT_B16)
+_head("q16_vit_b32.prompts", "q16", VIT_B32)
+_head("q16_vit_l14.prompts", "q16", VIT_L14)
+
+
+def _panel(name: str, *heads: str) -> None:
+    card = panel_card(name, {head: model_card(head) for head in heads})
+    register_model(card, builder="zoo.models.heads:Panel", policy="")
+
+
+_panel("clip_tiny.panel", "safeclip_tiny.zeroshot")
+_panel("clip_vit_b16.panel", "safeclip_vit_b16.zeroshot", "q16_vit_b16.prompts")
+_panel("clip_vit_b32.panel", "safeclip_vit_b32.zeroshot", "laion_nsfw_vit_b32.published", "q16_vit_b32.prompts")
+_panel(
+    "clip_vit_l14.panel",
+    "safeclip_vit_l14.zeroshot",
+    "laion_nsfw_vit_l14.published",
+    "safety_checker_vit_l14.compvis",
+    "multihead_vit_l14.unsafe_diffusion",
+    "q16_vit_l14.prompts",
+)
+_panel("clip_vit_l14_336.panel", "safeclip_vit_l14_336.zeroshot")
