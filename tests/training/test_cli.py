@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import SUPPRESS, ArgumentParser
 
+import zoo.training
 from zoo.assets import assets_root, recipes
 from zoo.cli import run as zoo_run
 from zoo.training.cli import RecipeCheck, _cli, check, run
@@ -109,6 +112,29 @@ def test_a_wrong_key_is_refused_with_the_close_match(
     message = capsys.readouterr().err
     assert str(value) in message or key.split("__")[-1] in message
     assert match is None or re.search(rf'did you mean (".*" or )*"{match}"', message)
+
+
+@pytest.mark.parametrize("name", zoo.training.__all__)
+def test_help_says_what_each_argument_is(name: str) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(zoo.training, name), "class")
+    helps = {action.dest: action.help for action in parser._actions if action.dest.startswith("class.")}
+    assert len(helps) > 5
+    assert [key for key, text in helps.items() if not text or text == SUPPRESS] == []
+
+
+@pytest.mark.parametrize("name", zoo.training.__all__)
+def test_arguments_after_the_first_have_names(name: str) -> None:
+    kinds = [one.kind for one in inspect.signature(getattr(zoo.training, name)).parameters.values()]
+    assert set(kinds[1:]) <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+
+
+def test_a_tower_to_harden_takes_no_other_weights_than_its_release() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(zoo.training.RobustTower, "class")
+    names = {action.dest.removeprefix("class.") for action in parser._actions}
+    assert {"init_from", "policy", "lr_factors"} <= names
+    assert not names & {"model_args", "image_weights", "text_weights", "kwargs"}
 
 
 def test_a_wrong_option_is_refused_with_the_close_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

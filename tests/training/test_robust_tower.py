@@ -57,7 +57,15 @@ def release(tmp_path: Path) -> Path:
 
 def _module(release: Path, **arguments: Any) -> RobustTower:
     policy = str(release.parent / "policy.yaml")
-    return RobustTower(FARE, str(release), policy=policy, label_names=NAMES, **{"lr": 3e-3, **arguments})
+    return RobustTower(FARE, init_from=str(release), policy=policy, label_names=NAMES, **{"lr": 3e-3, **arguments})
+
+
+def test_a_module_is_built_again_from_its_hyperparameters(release: Path) -> None:
+    module = _module(release, lr_factors={"image_tower": 0.5})
+    again = RobustTower(**module.hparams)
+    assert dict(again.hparams) == dict(module.hparams)
+    assert again.lr_factors == {"image_tower": 0.5}
+    assert "model_args" not in module.hparams
 
 
 def _batch() -> Batch:
@@ -145,7 +153,7 @@ def test_a_hardened_tag_says_what_was_done() -> None:
 
 def test_what_does_not_fit_is_refused(release: Path) -> None:
     with pytest.raises(BadInputError, match='no category "read"; did you mean "red"'):
-        RobustTower(FARE, str(release), policy=str(release.parent / "policy.yaml"), label_names={"1": "read"})
+        RobustTower(FARE, init_from=str(release), policy=str(release.parent / "policy.yaml"), label_names={"1": "read"})
     module, batch = _module(release, method="tecoa"), _batch()
     batch["labels"][0] = ("green",)
     with pytest.raises(BadInputError, match=r"exactly one category of the policy a row \(red, blue\), found"):
@@ -154,4 +162,4 @@ def test_what_does_not_fit_is_refused(release: Path) -> None:
     with pytest.raises(BadInputError, match="needs an image in every row"):
         module.training_step(batch, 0)
     with pytest.raises(BadInputError, match="another architecture"):
-        RobustTower("test_clip_resnet.random", str(release))
+        RobustTower("test_clip_resnet.random", init_from=str(release))

@@ -49,12 +49,13 @@ class Adversarial(Classification):
         text: changes of the prompts, see `TextHardening`: `{share: 0.5, hotflip_words: 3, protected: [dog]}`.
         val_attack_batches: how many batches' worth of rows validation attacks, evenly spaced over the split.
         val_attack_steps: PGD steps in validation; more than in training, or overfitting to the attack would not show.
-        kwargs: arguments of `Classification`.
+        kwargs: arguments of `Classification` and `Base`.
     """
 
     def __init__(
         self,
         model: str,
+        *,
         method: Method | None = None,
         threat: dict[str, Any] | None = None,
         beta: float = 6.0,
@@ -124,7 +125,7 @@ class Adversarial(Classification):
     def on_validation_epoch_end(self) -> None:
         """As in `Classification`, and the ranking of the rows under attack."""
         super().on_validation_epoch_end()
-        self.log_dict(self.robust_ranking.finish("val/robust_", ["auroc"]), prog_bar=True)
+        self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
 
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.
@@ -242,8 +243,7 @@ class Adversarial(Classification):
             right = ((logits > 0) == (target > 0.5))[known].float()
         self.robust_accuracy.update(right)
         self.robust_ranking.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
-        name, metric = "val/robust_accuracy", self.robust_accuracy
-        self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(rows))
+        self.log_metric("robust_accuracy", self.robust_accuracy, len(rows))
 
 
 def warm_share(module: lightning.LightningModule, warmup: float) -> float:
@@ -255,9 +255,9 @@ def warm_share(module: lightning.LightningModule, warmup: float) -> float:
 def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count: int) -> Tensor:
     """Which of `count` rows `[B]` bool of a validation batch to attack: in all `batches` batches' worth of rows.
 
-    Evenly spaced over the whole split, for manifests are often sorted by label.
+    They are evenly spaced over the whole split, because manifests are often sorted by label. None in testing.
     """
-    if batches < 1:
+    if batches < 1 or trainer.testing:
         return torch.zeros(count, dtype=torch.bool)
     stride = max(1, int(sum(trainer.num_val_batches)) // batches)
     return (batch_idx * count + torch.arange(count)) % stride == 0

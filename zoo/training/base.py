@@ -38,25 +38,48 @@ log = logging.getLogger("zoo.training")
 
 
 class Base(lightning.LightningModule):
-    """Holds a `ZooModel` and its policy. Subclasses add the steps."""
+    """Holds a `ZooModel` and its policy. Subclasses add the steps.
+
+    Args:
+        model: registry name of the model.
+        model_args: hyperparameters to change, see `zoo show NAME`; a release in `init_from` brings its own.
+        policy: policy file, as given or as shipped; the model's own when None.
+        init_from: a release to start from instead of random weights: the same architecture, under any tag.
+        image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
+        text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        warmup: share of all steps in which the learning rate rises from 0.
+        lr_factors: learning rates of parts, as factors of `lr` by the beginning of the parameter's name.
+        recipe: name of the recipe, for the card; the command line fills it in.
+    """
+
+    #: Arguments that a subclass sets itself: they are not its hyperparameters.
+    preset: tuple[str, ...] = ()
 
     def __init__(
         self,
         model: str,
-        model_args: dict[str, Any] | None,
-        policy: str | None,
-        init_from: str | None,
-        lr: float,
-        weight_decay: float,
-        warmup: float,
-        lr_factors: dict[str, float] | None,
+        *,
+        model_args: dict[str, Any] | None = None,
+        policy: str | None = None,
+        init_from: str | None = None,
+        image_weights: str | None = None,
+        text_weights: str | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        lr_factors: dict[str, float] | None = None,
+        recipe: str = "",
     ) -> None:
         super().__init__()
-        if model_entry(model).card.task == "panel":
+        self.save_hyperparameters(ignore=self.preset)
+        entry = model_entry(model)
+        if entry.card.task == "panel":
             raise BadArgumentError(
                 f"{model} is a panel: train or import its heads, then put them together by `zoo panel`"
             )
-        self.policy = Policy.read(find_asset(policy or model_entry(model).policy))
+        self.policy = Policy.read(find_asset(policy or entry.policy))
         self.model: ZooModel
         if init_from:
             self.model = _begun(load_model(str(init_from)), model)
@@ -66,17 +89,12 @@ class Base(lightning.LightningModule):
         self.judge = Judge(self.model.card, self.policy)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
-        self._codec: TextCodec | None = self.model.codec() if init_from and self.model.card.text else None
+        if image_weights or text_weights:
+            from zoo.models.conv_clip import load_pretrained
 
-    def _start_from(self, image_weights: str | None, text_weights: str | None) -> None:
-        """Start convolutional and BERT towers from published weights; the tokenizer comes with those of the text."""
-        if not (image_weights or text_weights):
-            return
-        from zoo.models.conv_clip import load_pretrained
-
-        load_pretrained(self.model, image_weights, text_weights)
-        if text_weights:
-            self._codec = self.model.codec()
+            load_pretrained(self.model, image_weights, text_weights)
+        has_tokenizer = self.model.card.text is not None and (init_from or text_weights)
+        self._codec: TextCodec | None = self.model.codec() if has_tokenizer else None
 
     def setup(self, stage: str) -> None:
         """Train the tokenizer on the training texts when the model has none of its own yet."""
@@ -147,6 +165,29 @@ class Base(lightning.LightningModule):
     def scores(self, batch: Batch) -> Tensor:
         """Output scores `[B, N]` of a batch, in evaluation mode."""
         raise TypeError(f"{type(self).__name__} must define scores()")
+
+    @property
+    def stage(self) -> str:
+        """`val` or `test`: how the figures of an evaluation begin."""
+        return "test" if self.trainer.testing else "val"
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_end()
+
+    def log_metric(self, name: str, metric: Metric, size: int) -> None:
+        """Log a metric of an evaluation over all its batches; `size` is that of this batch."""
+        self.log(f"{self.stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """The images `[B, 3, S, S]` of a batch. Raises BadDataError for a row without one."""
+        if "pixels" not in batch or not batch["image_present"].all():
+            raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
+        return batch["pixels"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, the policy and the tokenizer, so that `zoo release` needs nothing but the checkpoint."""

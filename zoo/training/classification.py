@@ -31,37 +31,26 @@ class Classification(Base):
 
     Args:
         model: registry name of a classifier.
-        model_args: hyperparameters to change (`labels` among them), see `zoo show NAME`.
-        policy: policy file, as given or as shipped; the model's own when None.
-        init_from: a release to start from instead of random weights.
-        lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
-        image_weights, text_weights: published weights to start the towers from, as in `Contrastive`.
         clip_weights: a CLIP to start both towers from: a Hub id, a directory or a release that keeps all its layers.
-        freeze: modules that are not trained, `[text_tower]` say: no gradients, no dropout, no new statistics.
-        unfreeze: modules inside these that are, `[text_tower.bert.encoder.layer.5]`; the longest name counts.
+        freeze: modules that are not trained, such as `[text_tower]`: no gradients, no dropout, no new statistics.
+        unfreeze: modules inside these that are trained, `[text_tower.bert.encoder.layer.5]`; the longest name counts.
         freeze_norm: keep the running statistics of the batch norms of a convolutional backbone.
-        lora: `{r, alpha, dropout, target_modules}`: of the towers train nothing but low-rank adapters (Hu et al. 2021,
+        lora: `{r, alpha, dropout, target_modules}`: of the towers train only low-rank adapters (Hu et al. 2021,
             arXiv 2106.09685) on these linear layers; `zoo release` merges them.
         gradient_checkpointing: compute the activations of the transformers again in the backward pass, to save memory.
-        class_weights, focal_gamma, label_smoothing: of the loss, see `zoo.training.classification.Criterion`.
+        class_weights: factor of each label in the loss, by its name; 1 for labels left out.
+        focal_gamma: exponent of the focal loss, 0 or more; 0 is plain cross-entropy.
+        label_smoothing: share of the target in [0, 1) that is spread over all answers.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
-        image_dropout: share of rows that train without their image, where the model can do without.
+        image_dropout: share of rows that train without their image, if the model does not need it.
         text_dropout: share of rows that train without their text, likewise. No row loses both.
-        recipe: name of the recipe, for the card.
+        kwargs: arguments of `Base`.
     """
 
     def __init__(
         self,
         model: str,
-        model_args: dict[str, Any] | None = None,
-        policy: str | None = None,
-        init_from: str | None = None,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: float = 0.05,
-        lr_factors: dict[str, float] | None = None,
-        image_weights: str | None = None,
-        text_weights: str | None = None,
+        *,
         clip_weights: str | None = None,
         freeze: list[str] | None = None,
         unfreeze: list[str] | None = None,
@@ -74,16 +63,14 @@ class Classification(Base):
         label_names: dict[str, str] | None = None,
         image_dropout: float = 0.0,
         text_dropout: float = 0.0,
-        recipe: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup, lr_factors)
-        self.save_hyperparameters()
+        super().__init__(model, **kwargs)
         card = self.model.card
         if card.task != "classification":
             raise BadArgumentError(f"{model} is zero-shot and has no labels to train on: use Contrastive")
         if (image_dropout or text_dropout) and (card.requires or not card.reads_text):
             raise BadArgumentError(f"{model} needs {' and '.join(card.requires)} in every row: no dropout of either")
-        self._start_from(image_weights, text_weights)
         if clip_weights:
             clip = read_clip(clip_weights, with_text=True)
             fill_towers(self.model, clip, clip)
@@ -118,31 +105,19 @@ class Classification(Base):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and ranking figures."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the ranking figures of all batches."""
-        self.log_dict(self.ranking.finish("val/"), prog_bar=True)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self.log_dict(self.ranking.finish("test/"), prog_bar=True)
-
-    def scores(self, batch: Batch) -> Tensor:
-        """Scores `[B, L]` of the labels."""
-        return self._scores(self.model(*self._inputs(batch, drop=False)))
-
-    def _evaluate(self, batch: Batch, stage: str) -> None:
         target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
         self.mean_loss.update(self._loss(logits, target), weight=len(target))
         self.ranking.update(*self._ranked(self._scores(logits), batch["labels"]))
-        name, size = f"{stage}/loss", len(target)
-        self.log(name, self.mean_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        self.log_metric("loss", self.mean_loss, len(target))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the ranking figures of all batches."""
+        self.log_dict(self.ranking.finish(f"{self.stage}/"), prog_bar=True)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores `[B, L]` of the labels."""
+        return self._scores(self.model(*self._inputs(batch, drop=False)))
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()

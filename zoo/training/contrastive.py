@@ -23,22 +23,16 @@ from zoo.training.data import Batch, ManifestData
 class Contrastive(Base):
     """Symmetric InfoNCE on image-text pairs; validated by retrieval and by the policy's zero-shot AUROC.
 
+    The policy judges only; it is not trained on.
+
     Args:
         model: registry name of a zero-shot model.
-        model_args: hyperparameters to change, see `zoo show NAME`.
-        policy: policy file, as given or as shipped; the model's own when None. It judges, it never trains.
-        init_from: a release to start from instead of random weights.
-        lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
-        warmup: share of all steps in which the learning rate rises from 0.
-        lr_factors: learning rates of parts, as factors of `lr` by the beginning of the parameter's name.
-        image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
-        text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
         locked_views: above 0 the backbone of the image tower is locked (LiT), and its features of that many random
             views of each training image are computed once, before the first epoch.
         label_smoothing: of the cross-entropy over the batch.
-        positive_label: the label that marks a row as unsafe, where the manifest has labels.
-        recipe: name of the recipe, for the card.
+        positive_label: the label that marks a row as unsafe, if the manifest has labels.
+        kwargs: arguments of `Base`.
     """
 
     model: DualEncoder
@@ -46,26 +40,17 @@ class Contrastive(Base):
     def __init__(
         self,
         model: str,
-        model_args: dict[str, Any] | None = None,
-        policy: str | None = None,
-        init_from: str | None = None,
-        lr: float = 1e-3,
+        *,
         weight_decay: float = 0.1,
-        warmup: float = 0.05,
-        lr_factors: dict[str, float] | None = None,
-        image_weights: str | None = None,
-        text_weights: str | None = None,
         locked_views: int = 0,
         label_smoothing: float = 0.0,
         positive_label: str = "1",
-        recipe: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, model_args, policy, init_from, lr, weight_decay, warmup, lr_factors)
-        self.save_hyperparameters()
+        super().__init__(model, weight_decay=weight_decay, **kwargs)
         if not isinstance(self.model, DualEncoder):
             raise BadArgumentError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
-        self._start_from(image_weights, text_weights)
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
         self._images: dict[int, Tensor] = {}
         self._texts: list[tuple[Tensor, list[int], list[float]]] = []
@@ -98,21 +83,27 @@ class Contrastive(Base):
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval both ways and, where there are labels, the AUROC of the policy."""
-        self._report("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._report("test")
+        numbers = {group: number for number, group in enumerate(self._images)}
+        image = torch.stack(list(self._images.values()))
+        text = torch.cat([part for part, _, _ in self._texts])
+        owner = torch.tensor([numbers[group] for _, groups, _ in self._texts for group in groups])
+        unsafe = torch.full((len(image),), float("nan"))
+        unsafe[owner] = torch.tensor([label for _, _, labels in self._texts for label in labels])
+        self._images, self._texts = {}, []
+        figures = dict(recall_at_k(text @ image.transpose(0, 1), owner))
+        labelled = ~unsafe.isnan()
+        if labelled.any():
+            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1).cpu().numpy()
+            ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
+            area = auroc(ranked[labelled.numpy()].tolist(), unsafe[labelled].int().tolist())
+            if area is not None:
+                figures["auroc"] = area
+        self.log_dict({f"{self.stage}/{key}": value for key, value in figures.items()})
+        self.log(f"{self.stage}/r1", figures["text_to_image_r1"], prog_bar=True, logger=False)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases, during prediction."""
-        if "pixels" not in batch or not batch["image_present"].all():
-            raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
-        logits: Tensor = self.model(batch["pixels"], self._bank)
+        logits: Tensor = self.model(self.pixels(batch), self._bank)
         return logits.softmax(dim=-1)
 
     def bank(self) -> Tensor:
@@ -125,9 +116,8 @@ class Contrastive(Base):
         self._bank = self.bank()
 
     def _embed_images(self, batch: Batch) -> Tensor:
-        if "pixels" not in batch or not batch["image_present"].all():
-            raise BadDataError("contrastive training needs an image in every row of the manifest")
-        return self.model.encode_image(batch["pixels"]) if self.locked is None else self.locked.embed(batch["pixels"])
+        encode = self.model.encode_image if self.locked is None else self.locked.embed
+        return encode(self.pixels(batch))
 
     def _captions(self, batch: Batch) -> list[str]:
         texts = [text for text in batch.get("texts", ()) if text is not None]
@@ -148,26 +138,6 @@ class Contrastive(Base):
         if smooth == 0:
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return (_smooth(logits, twins, smooth) + _smooth(logits.T, twins.T, smooth)) / 2
-
-    def _report(self, stage: str) -> None:
-        numbers = {group: number for number, group in enumerate(self._images)}
-        image = torch.stack(list(self._images.values()))
-        text = torch.cat([part for part, _, _ in self._texts])
-        owner = torch.tensor([numbers[group] for _, groups, _ in self._texts for group in groups])
-        unsafe = torch.full((len(image),), float("nan"))
-        unsafe[owner] = torch.tensor([label for _, _, labels in self._texts for label in labels])
-        self._images, self._texts = {}, []
-        found = recall_at_k(text @ image.transpose(0, 1), owner)
-        figures = {f"{stage}/{key}": value for key, value in found.items()}
-        labelled = ~unsafe.isnan()
-        if labelled.any():
-            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1).cpu().numpy()
-            ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
-            area = auroc(ranked[labelled.numpy()].tolist(), unsafe[labelled].int().tolist())
-            if area is not None:
-                figures[f"{stage}/auroc"] = area
-        self.log_dict(figures)
-        self.log(f"{stage}/r1", figures[f"{stage}/text_to_image_r1"], prog_bar=True, logger=False)
 
 
 def _smooth(logits: Tensor, twins: Tensor, smoothing: float) -> Tensor:

@@ -54,21 +54,23 @@ class ManifestData(lightning.LightningDataModule):
         image_root: folder that image paths are relative to; the manifest's own when None.
         columns: renames columns, `{text: caption}`.
         batch_size: rows (or images, see below) in a batch.
-        one_caption_per_image: train on each image once an epoch, with one of its captions drawn anew, so
-            that no other caption of the same image stands in the batch as a negative.
-        splits: shares of train, val and test for rows whose split the manifest leaves open.
+        one_caption_per_image: train on each image once an epoch, with one of its captions drawn at random, so
+            that no other caption of the same image is a negative in the batch.
+        splits: shares of train, val and test, for rows without a split in the manifest.
         split_seed: seeds the hash that assigns them.
-        flip, min_crop: augmentation in training, see `RandomView`. No flip where captions say left or right.
+        flip: mirror a half of the training images. Not for captions that say left or right.
+        min_crop: smallest share of the area in (0, 1] that a random crop of a training image keeps.
         by_length: train on batches of texts of similar length, which need little padding (see `SimilarLengths`).
         num_workers: processes that assemble batches; 0 suffices while the images fit in memory.
-        max_cache_gb: images are kept decoded up to this size, beyond it they are decoded anew each epoch.
-        mix: further manifests, whose train rows are added to the training split alone: adversarial examples stored
-            by `zoo evaluate robustness --save`, say. Rows that look like one of val or test are left out.
+        max_cache_gb: decoded images are kept up to this size; beyond it they are decoded in each epoch.
+        mix: further manifests, whose train rows are added to the training split alone, such as adversarial examples
+            stored by `zoo evaluate robustness --save`. Rows that look like one of val or test are left out.
     """
 
     def __init__(
         self,
         manifest: str,
+        *,
         image_root: str | None = None,
         columns: dict[str, str] | None = None,
         batch_size: int = 128,

@@ -40,20 +40,21 @@ class QuestionData(lightning.LightningDataModule):
     model learns to look for itself, and a detection alone forces no refusal.
 
     Args:
-        questions: CSV or Parquet file with image, question, answer; label (1 unsafe), split, kind, reason if there are.
+        questions: CSV or Parquet file with image, question, answer; optional are label (1 unsafe), split, kind, reason.
         image_root: folder that image paths are relative to; the manifest's own when None.
         batch_size: conversations in a batch.
         turns: questions in a training conversation, at most.
         instructed: share of training conversations with the instruction, in [0, 1].
         evaluated: questions that validation and test ask, each with and without the instruction; the first of a
             seeded order. 0: all.
-        splits: shares of train, val and test for rows whose split the manifest leaves open.
+        splits: shares of train, val and test, for rows without a split in the manifest.
         split_seed: seeds the hash that assigns them, and the order of the questions to evaluate on.
     """
 
     def __init__(
         self,
         questions: str,
+        *,
         image_root: str | None = None,
         batch_size: int = 32,
         turns: int = 5,

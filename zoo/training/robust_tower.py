@@ -40,33 +40,43 @@ class RobustTower(Base):
         method: `fare` or `tecoa`.
         threat: `{norm: Linf, eps: 4/255, steps: 10, step_size: 1/255}`, the default, on pixels in [0, 1].
         eps_warmup: share of all steps in which eps rises from 0.
-        policy: policy file whose phrases judge, and train TeCoA; the model's own when None.
         label_names: which category of the policy a label of the manifest is, `{"1": forbidden_signs, "0": neutral}`.
-        lr, weight_decay, warmup, lr_factors: as in `Contrastive`.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        warmup: share of all steps in which the learning rate rises from 0.
         val_attack_batches: how many batches' worth of rows validation attacks, evenly spaced over the split.
-        recipe: name of the recipe, for the card.
+        kwargs: arguments of `Base`. TeCoA trains on the phrases of `policy`.
     """
 
     model: DualEncoder
+    preset = ("model_args", "image_weights", "text_weights")
 
     def __init__(
         self,
         model: str,
+        *,
         init_from: str,
         method: Literal["fare", "tecoa"] = "fare",
         threat: dict[str, Any] | None = None,
         eps_warmup: float = 0.0,
-        policy: str | None = None,
         label_names: dict[str, str] | None = None,
         lr: float = 1e-5,
         weight_decay: float = 1e-4,
         warmup: float = 0.07,
-        lr_factors: dict[str, float] | None = None,
         val_attack_batches: int = 2,
-        recipe: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, None, policy, init_from, lr, weight_decay, warmup, lr_factors)
-        self.save_hyperparameters()
+        super().__init__(
+            model,
+            model_args=None,
+            init_from=init_from,
+            image_weights=None,
+            text_weights=None,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            **kwargs,
+        )
         if not isinstance(self.model, DualEncoder):
             raise BadArgumentError(f"{model} has no text tower to keep to; see `zoo list --task zero_shot`")
         if not 0 <= eps_warmup <= 1:
@@ -87,7 +97,7 @@ class RobustTower(Base):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` images, attacked first."""
-        pixels = self._pixels(batch)
+        pixels = self.pixels(batch)
         loss_of = self._loss_of(pixels, batch)
         threat = scaled(self.threat, warm_share(self, self.eps_warmup))
         loss = loss_of(self._attack(pixels, loss_of, threat))
@@ -96,14 +106,14 @@ class RobustTower(Base):
 
     def plain_loss(self, batch: Batch) -> Tensor:
         """The loss of the clean images: what an attacked step is compared with."""
-        pixels = self._pixels(batch)
+        pixels = self.pixels(batch)
         return self._loss_of(pixels, batch)(pixels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and AUROC of the clean images, and of some rows under attack."""
-        pixels = self._pixels(batch)
+        pixels = self.pixels(batch)
         self._collect(batch, pixels, pixels, self.clean_loss, self.ranking)
-        figures = {"val/loss": self.clean_loss}
+        self.log_metric("loss", self.clean_loss, len(pixels))
         rows = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(pixels))
         if rows.any():
             part: Batch = {"labels": [batch["labels"][place] for place in rows.nonzero()[:, 0].tolist()]}
@@ -112,18 +122,16 @@ class RobustTower(Base):
                 generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
                 found = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
             self._collect(part, clean, found, self.robust_loss, self.robust_ranking)
-            figures["val/robust_loss"] = self.robust_loss
-        for name, metric in figures.items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(pixels))
+            self.log_metric("robust_loss", self.robust_loss, len(pixels))
 
     def on_validation_epoch_end(self) -> None:
         """Log the ranking figures of all batches."""
-        self.log_dict(self.ranking.finish("val/", ["auroc"]), prog_bar=True)
-        self.log_dict(self.robust_ranking.finish("val/robust_", ["auroc"]), prog_bar=True)
+        self.log_dict(self.ranking.finish(f"{self.stage}/", ["auroc"]), prog_bar=True)
+        self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases."""
-        logits: Tensor = self.model(self._pixels(batch), self.bank())
+        logits: Tensor = self.model(self.pixels(batch), self.bank())
         return logits.float().softmax(dim=-1)
 
     def bank(self) -> Tensor:
@@ -132,11 +140,6 @@ class RobustTower(Base):
             with torch.inference_mode(False), evaluation_mode(self.model.text_tower):
                 self._bank = policy_bank(self.policy, self.model.embed_phrases)
         return self._bank.to(self.device)
-
-    def _pixels(self, batch: Batch) -> Tensor:
-        if "pixels" not in batch or not batch["image_present"].all():
-            raise BadDataError(f"{self.model.card.name} needs an image in every row of the manifest")
-        return batch["pixels"]
 
     def _loss_of(self, clean: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The loss as a function of the pixels that stand for `clean` `[B, 3, S, S]`."""

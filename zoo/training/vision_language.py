@@ -53,15 +53,15 @@ class VisionLanguage(lightning.LightningModule):
 
     Args:
         out: directory for the trained model and its processor, as `save_pretrained` writes them, after the last epoch.
-        clip: a `safeclip_*` release to build a tiny LLaVA around (LLaVA's layout; see `zoo.models.tiny_llava`), or
-        lvlm: a directory or Hub id of a LlavaForConditionalGeneration to fine-tune. One of the two.
+        clip: a `safeclip_*` release to build a tiny LLaVA around (LLaVA's layout; see `zoo.models.tiny_llava`).
+        lvlm: a directory or Hub id of a LlavaForConditionalGeneration to fine-tune. Give either `clip` or `lvlm`.
         language: sizes of the tiny language model, as `build_tiny_llava` takes them; vocabulary_size among them.
         lora: `{r, alpha, dropout, target_modules}`: train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on these
             modules of the language model and nothing else; merged into the weights before they are written.
         guard: `{detector, policy, instructed}`: a release (and a policy file, if not its own) that judges each training
             image. Flagged conversations are corrected as `zoo.guard.collator` says; a share `instructed` of the others
             (0.25) gets the instruction and keeps its answers, or the model would learn to refuse whenever it is there.
-        dtype: of a loaded model, "bfloat16" say; its own when None.
+        dtype: of a loaded model, such as "bfloat16"; its own when None.
         overwrite: replace what is in `out`.
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
@@ -74,6 +74,7 @@ class VisionLanguage(lightning.LightningModule):
     def __init__(
         self,
         out: str,
+        *,
         clip: str | None = None,
         lvlm: str | None = None,
         language: dict[str, int] | None = None,
