@@ -9,8 +9,7 @@ import torch
 
 from zoo.models.base import ZooModel, weights_sha256
 from zoo.registry import create_model, default_policy, model_entry
-from zoo.release.load import load_release
-from zoo.release.store import Release
+from zoo.release.store import Release, load_release
 
 
 def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:

@@ -17,8 +17,7 @@ from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import ClosedError
 from zoo.registry import list_models
-from zoo.release.load import load_release, load_scorer
-from zoo.release.store import write_release
+from zoo.release.store import load_release, load_scorer, write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
 

@@ -15,12 +15,12 @@ import zoo.models.catalogue
 from zoo import registry
 from zoo.contract.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, UnknownModelError
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds
 from zoo.models.base import ZooModel
 from zoo.models.served import ServedRun, text_banks
 from zoo.registry import create_model, default_policy, list_models, model_card, model_entry, model_table, register_model
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 ALL = list_models()
 TEST_MODELS = list_models("test_*")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.contract.card import ModelCard
-from zoo.contract.panel import panel_card
+from zoo.contract.card import ModelCard, panel_card
 from zoo.registry import RANDOM, Builder, model_card, model_entry, register_model
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from zoo.registry import list_models as list_models
     from zoo.registry import model_card as model_card
     from zoo.registry import register_model as register_model
-    from zoo.release.load import load_model as load_model
-    from zoo.release.load import load_release as load_release
-    from zoo.release.load import load_scorer as load_scorer
     from zoo.release.panel import create_panel as create_panel
+    from zoo.release.store import load_model as load_model
+    from zoo.release.store import load_release as load_release
+    from zoo.release.store import load_scorer as load_scorer
 
 _PUBLIC = {
     "Guard": "zoo.guard.guard",
@@ -27,9 +27,9 @@ _PUBLIC = {
     "create_model": "zoo.registry",
     "create_panel": "zoo.release.panel",
     "list_models": "zoo.registry",
-    "load_model": "zoo.release.load",
-    "load_release": "zoo.release.load",
-    "load_scorer": "zoo.release.load",
+    "load_model": "zoo.release.store",
+    "load_release": "zoo.release.store",
+    "load_scorer": "zoo.release.store",
     "model_card": "zoo.registry",
     "register_model": "zoo.registry",
 }

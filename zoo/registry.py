@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy, panel_policy
-from zoo.contract.policy import Policy
+from zoo.contract.policy import AnyPolicy, Policy, panel_policy
 from zoo.errors import BadArgumentError, UnknownModelError, close_match
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest
 from export.bundle.signature import check_signature
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy, read_policy
+from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
 from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, sha256, write_file
-from zoo.judging.panel import AnyJudge, bind
+from zoo.judging.judge import AnyJudge, bind
 
 
 @dataclass(frozen=True)

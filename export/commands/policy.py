@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 def _use(options: argparse.Namespace) -> int:
     from export.bundle.store import use_policy
     from zoo.assets import find_asset
-    from zoo.contract.panel import read_policy
+    from zoo.contract.policy import read_policy
 
     policy = read_policy(find_asset(options.policy))
     use_policy(options.bundle, policy)
@@ -38,9 +38,9 @@ def _use(options: argparse.Namespace) -> int:
 def _embed(options: argparse.Namespace) -> int:
     from export.bundle import is_bundle, read_bundle
     from zoo.assets import find_asset
-    from zoo.contract.panel import read_policy
+    from zoo.contract.policy import read_policy
     from zoo.judging.banks import cache_folder
-    from zoo.judging.panel import bind
+    from zoo.judging.judge import bind
 
     policy = read_policy(find_asset(options.policy))
     if is_bundle(Path(options.model)):
@@ -50,7 +50,7 @@ def _embed(options: argparse.Namespace) -> int:
         shapes = [text_bank(bundle, one).shape for one in bind(bundle.card, policy).zero_shot_policies]
     else:
         from zoo.models.served import text_banks
-        from zoo.release.load import load_release
+        from zoo.release.store import load_release
 
         model = load_release(options.model).model
         shapes = [tuple(bank.shape) for bank in text_banks(model, bind(model.card, policy))]

@@ -14,13 +14,12 @@ from export.bundle.command import rebuild, rebuild_all
 from export.runtime.engine import RunningEngine, open_best
 from export.runtime.onnx import session
 from export.runtime.service import Service
-from zoo.contract.panel import AnyPolicy
-from zoo.contract.policy import Policy
+from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
 from zoo.judging.banks import cached_bank, policy_bank
-from zoo.judging.panel import AnyJudge, bind
+from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 
 

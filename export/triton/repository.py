@@ -29,10 +29,10 @@ from export.runtime import text_bank
 from export.tensorrt.package import REPORT, Report
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import new_directory
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind
 
 Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
 #: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.
@@ -310,7 +310,7 @@ def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: boo
         f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
     )
     lines.append(
-        f"  `bind(card, policy).verdicts(scores)` of zoo.judging.panel, with VERSION/{CARD} and VERSION/{POLICY}."
+        f"  `bind(card, policy).verdicts(scores)` of zoo.judging.judge, with VERSION/{CARD} and VERSION/{POLICY}."
     )
     if card.bank_names:
         how = "an optional input of each request" if banks_come_along else "in the model"

@@ -25,8 +25,7 @@ from export.verify.inputs import BATCH, Inputs, image_probes
 from export.verify.report import Check, Report, difference
 from export.verify.threshold import placed_at_threshold
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.judging.judge import Judge
-from zoo.judging.panel import AnyJudge, PanelJudge
+from zoo.judging.judge import AnyJudge, Judge, PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
 from zoo.models.base import ZooModel

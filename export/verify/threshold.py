@@ -10,10 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract.panel import HeadPolicy, one_policy
-from zoo.contract.policy import Category, Policy, Threshold
-from zoo.judging.judge import Judge
-from zoo.judging.panel import PanelJudge
+from zoo.contract.policy import Category, HeadPolicy, Policy, Threshold, one_policy
+from zoo.judging.judge import Judge, PanelJudge
 from zoo.judging.scorer import Feeds
 
 #: Pairs of inputs, one just above a threshold and one just below, that are made at most.

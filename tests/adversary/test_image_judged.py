@@ -14,8 +14,7 @@ from zoo.adversary.image.judged import Judged, OneLogit
 from zoo.adversary.threat import Threat
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
-from zoo.judging.judge import Judge
-from zoo.judging.panel import bind
+from zoo.judging.judge import Judge, bind
 from zoo.models.base import ZooModel
 from zoo.models.served import text_banks
 from zoo.registry import create_model

@@ -13,7 +13,7 @@ from torch import Tensor
 from export.bench.compare import check_figures, in_turns
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.errors import BadArgumentError
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind
 from zoo.models.heads import Panel, ZeroShotHead
 from zoo.registry import create_model, default_policy, list_models, model_entry
 

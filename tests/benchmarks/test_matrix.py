@@ -29,8 +29,7 @@ from zoo.data.manifest import read_manifest, read_records
 from zoo.inputs.image import load
 from zoo.models.base import ZooModel
 from zoo.registry import ModelEntry, list_models, model_card, model_entry
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 LAION, BERT = "test_laion_nsfw.random", "test_prompt_bert.random"
 ONNX: list[Column] = [("onnx", "fp32"), ("onnx", "int8_qdq")]

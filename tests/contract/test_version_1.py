@@ -12,12 +12,11 @@ import pytest
 
 from zoo.assets import assets_root
 from zoo.contract.card import Measurement, ModelCard
-from zoo.contract.panel import read_policy
-from zoo.contract.policy import Policy
+from zoo.contract.policy import Policy, read_policy
 from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadCardError, BadPolicyError
 from zoo.inputs.image import Pixels
-from zoo.release.load import load_scorer
+from zoo.release.store import load_scorer
 
 V1 = Path(__file__).parents[1] / "fixtures" / "v1"
 DECISIONS: dict[str, list[dict[str, Any]]] = json.loads((V1 / "decisions.json").read_text(encoding="utf-8"))

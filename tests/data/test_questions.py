@@ -13,8 +13,7 @@ from zoo.cli import run
 from zoo.data.questions import QUESTIONS, answer, read_questions, thing, write_questions
 from zoo.data.signs import Signs, read_signs, write_signs
 from zoo.errors import BadInputError
-from zoo.guard.refusal import is_refusal
-from zoo.guard.texts import REFUSAL
+from zoo.guard.refusals import REFUSAL, is_refusal
 from zoo.training.question_data import QuestionData, conversation
 
 

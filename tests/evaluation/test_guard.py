@@ -27,13 +27,12 @@ from zoo.evaluation.guard.figures import agreement, figures
 from zoo.evaluation.guard.models import PROMPT, RefusalJudge
 from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
+from zoo.guard.insertion import INSTRUCTION, instructed
 from zoo.guard.lvlm import load_lvlm
-from zoo.guard.refusal import is_refusal
-from zoo.guard.texts import INSTRUCTION, instructed
+from zoo.guard.refusals import is_refusal
 from zoo.models.clip import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 QUESTION, ANSWER, DECLINED = "What is shown?", "A plain sheet.", "I cannot help with this picture."
 PHRASES = ["a red octagon", "a dog on grass", "blue sky", "yellow triangle", "a sign", "signs at night"]
@@ -95,7 +94,7 @@ def _teach(model: Any, processor: Any) -> None:
 
 def _flags_red(folder: Path, clip: DualEncoder) -> Policy:
     """A policy that flags red and not green: the weights are random, so phrase and threshold are looked up."""
-    from zoo.release.load import model_scorer
+    from zoo.release.store import model_scorer
 
     best: tuple[float, Policy] | None = None
     for phrase in PHRASES:

@@ -28,8 +28,7 @@ from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import EvaluationReport, versions
 from zoo.evaluation.verdicts import SHOWN, Evaluation, evaluate
 from zoo.files import sha256
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 UNREADABLE = unjudged(
     "unreadable", "broken.jpg: broken or truncated image", policy="p@1", model="m.t", source="broken.jpg"

@@ -28,8 +28,7 @@ from zoo.evaluation.robustness.victim import Victim, threshold_height
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
 from zoo.registry import create_model, default_policy, model_card, model_entry
-from zoo.release.load import model_scorer
-from zoo.release.store import Release
+from zoo.release.store import Release, model_scorer
 
 EPS = 8 / 255
 POLICY = Policy("bright", "1", "", (Category("unsafe", "block", Threshold(0.5)), Category("safe", "allow")))

@@ -21,8 +21,7 @@ from zoo.contract.card import ModelCard
 from zoo.data.manifest import read_manifest
 from zoo.evaluation.robustness.report import RobustnessReport
 from zoo.inputs.image import load
-from zoo.release.load import load_release, load_scorer
-from zoo.release.store import write_release
+from zoo.release.store import load_release, load_scorer, write_release
 
 FUSION, NSFWJS = "test_multimodal_nsfw.fusion", "test_nsfwjs.random"
 COLOURS = {"unsafe": (140, 110, 110), "safe": (110, 110, 140)}

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from zoo.contract.policy import Policy
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
-from zoo.guard.texts import INSTRUCTION, REFUSAL
+from zoo.guard.insertion import INSTRUCTION
+from zoo.guard.refusals import REFUSAL
 from zoo.models.clip import DualEncoder
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
 CORPUS = [

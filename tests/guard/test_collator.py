@@ -18,7 +18,8 @@ from zoo.errors import BadInputError, GuardError
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
-from zoo.guard.texts import INSTRUCTION, REFUSAL
+from zoo.guard.insertion import INSTRUCTION
+from zoo.guard.refusals import REFUSAL
 from zoo.models.clip import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.registry import create_model

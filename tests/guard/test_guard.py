@@ -15,8 +15,8 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, GuardError
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
-from zoo.guard.texts import INSTRUCTION, instructed
-from zoo.release.load import model_scorer
+from zoo.guard.insertion import INSTRUCTION, instructed
+from zoo.release.store import model_scorer
 
 if TYPE_CHECKING:
     from tests.guard.conftest import Setup

@@ -13,8 +13,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, GuardError
-from zoo.guard.insertion import Inserter, Span, Splice, image_spans, insertion_point, layout, splice_batch
-from zoo.guard.texts import INSTRUCTION, instructed, refusal_for
+from zoo.guard.insertion import (
+    INSTRUCTION,
+    Inserter,
+    Span,
+    Splice,
+    image_spans,
+    insertion_point,
+    instructed,
+    layout,
+    splice_batch,
+)
+from zoo.guard.refusals import refusal_for
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<unk>"]
 CORPUS = [

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPVisionConfig
 
 from zoo.errors import BadInputError
-from zoo.guard.texts import instructed
+from zoo.guard.insertion import instructed
 
 if TYPE_CHECKING:
     from tests.guard.conftest import Setup

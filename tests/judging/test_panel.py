@@ -18,18 +18,16 @@ from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run
-from zoo.contract.panel import PanelPolicy, panel_card, panel_policy, read_policy
-from zoo.contract.policy import Category, Policy, Threshold
+from zoo.contract.card import panel_card
+from zoo.contract.policy import Category, PanelPolicy, Policy, Threshold, panel_policy, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError
-from zoo.judging.judge import Judge
-from zoo.judging.panel import PanelJudge, bind
+from zoo.judging.judge import Judge, PanelJudge, bind
 from zoo.models.clip import DualEncoder
 from zoo.models.heads import Panel
 from zoo.registry import create_model, list_models, model_card
-from zoo.release.load import load_release
 from zoo.release.panel import create_panel
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 CLIP = "test_safeclip.random"
 HEADS = ("test_laion_nsfw.random", "test_safety_checker.random", "test_multihead.random", "test_q16.random")

@@ -17,7 +17,7 @@ from zoo.errors import BadInputError
 from zoo.inputs.image import Pixels
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import list_models, model_card
-from zoo.release.load import load_release, load_scorer, model_scorer
+from zoo.release.store import load_release, load_scorer, model_scorer
 
 TEXTS = "test_prompt_bert.random"
 BOTH, EITHER, IMAGES = "test_multimodal_nsfw.as_released", "test_multimodal_nsfw.fusion", "test_safeclip.random"

@@ -20,8 +20,7 @@ from zoo.inputs.image import fit
 from zoo.inputs.text import TextCodec
 from zoo.models.clip import ClipImageTower, DualEncoder, build_safeclip, clip_config
 from zoo.registry import create_model, model_card
-from zoo.release.load import load_scorer, model_scorer
-from zoo.release.store import write_release
+from zoo.release.store import load_scorer, model_scorer, write_release
 
 CLIP = "test_safeclip.random"
 WORDS = ("a red car", "two dogs", "an old house", "a boat on the sea", "people at a table", "a dark forest", "a cat")

@@ -26,8 +26,7 @@ from zoo.models.heads import HEADS
 from zoo.models.upstream import KINDS, UPSTREAM
 from zoo.registry import create_model, list_models, model_card
 from zoo.release.imports import CONVERT, import_release
-from zoo.release.load import load_release, load_scorer
-from zoo.release.store import write_release
+from zoo.release.store import load_release, load_scorer, write_release
 
 #: A tower as wide as the heads want it at its end, and small before it: what a test can make on the spot.
 SMALL: dict[str, Any] = {"vision_layers": 1, "vision_width": 64, "vision_heads": 2}

@@ -14,8 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from zoo import registry
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy
-from zoo.contract.policy import Category, Policy, Threshold
+from zoo.contract.policy import AnyPolicy, Category, Policy, Threshold
 from zoo.errors import (
     BadCardError,
     BadInputError,
@@ -26,14 +25,13 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.inputs.text import train_tokenizer
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind
 from zoo.models.base import ZooModel
 from zoo.models.clip import DualEncoder
 from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
-from zoo.release.load import load_clip, load_release, load_scorer
-from zoo.release.store import write_release
+from zoo.release.store import load_clip, load_release, load_scorer, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
 

@@ -20,8 +20,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
 from zoo.registry import create_model, model_card
 from zoo.release.checkpoint import release_checkpoint
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 from zoo.training import Classification, ManifestData
 from zoo.training.classification import Criterion
 from zoo.training.data import Batch

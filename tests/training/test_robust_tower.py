@@ -19,8 +19,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
 from zoo.models.catalogue.hardened import _hardened
 from zoo.release.checkpoint import release_checkpoint
-from zoo.release.load import load_model
-from zoo.release.store import write_release
+from zoo.release.store import load_model, write_release
 from zoo.training import ManifestData, RobustTower
 from zoo.training.data import Batch
 

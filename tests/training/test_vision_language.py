@@ -22,14 +22,14 @@ from zoo.data.questions import write_questions
 from zoo.data.signs import write_signs
 from zoo.errors import BadInputError
 from zoo.guard.guard import Guard
+from zoo.guard.insertion import INSTRUCTION
 from zoo.guard.lvlm import load_lvlm
-from zoo.guard.texts import INSTRUCTION, REFUSAL
+from zoo.guard.refusals import REFUSAL
 from zoo.inputs.image import decode, load
 from zoo.models.clip import DualEncoder
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.registry import create_model
-from zoo.release.load import load_model
-from zoo.release.store import write_release
+from zoo.release.store import load_model, write_release
 from zoo.training import QuestionData, VisionLanguage
 from zoo.training.cli import run
 from zoo.training.vision_language import TowerFeatures

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from zoo.assets import find_asset
-from zoo.contract.panel import AnyPolicy
-from zoo.contract.panel import read_policy as read_policy_file
+from zoo.contract.policy import AnyPolicy
+from zoo.contract.policy import read_policy as read_policy_file
 from zoo.errors import BadArgumentError, close_match
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

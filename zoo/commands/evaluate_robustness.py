@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, names, read_policy, renamed
-from zoo.contract.panel import one_policy
+from zoo.contract.policy import one_policy
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
@@ -96,7 +96,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.robustness.items import Selection
     from zoo.evaluation.robustness.run import evaluate_robustness
     from zoo.evaluation.robustness.victim import Victim
-    from zoo.release.load import load_release
+    from zoo.release.store import load_release
 
     columns = renamed(options.columns)
     threat_file = find_asset(options.threat)

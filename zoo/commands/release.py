@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from zoo.contract.panel import one_policy
+    from zoo.contract.policy import one_policy
     from zoo.release.checkpoint import release_checkpoint
 
     policy = read_policy(options.policy)

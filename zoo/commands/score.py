@@ -11,7 +11,7 @@ from zoo.commands.common import Commands, add_command, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Scorer
-from zoo.release.load import load_scorer
+from zoo.release.store import load_scorer
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 

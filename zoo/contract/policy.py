@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import yaml
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
-from zoo.errors import BadPolicyError
+from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -169,3 +170,67 @@ class Policy(PolicyFile):
                 raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
         if all(category.action == "allow" for category in self.categories):
             raise ValueError("no category blocks or asks for review, so everything would be called safe")
+
+
+Combine = Literal["any", "majority", "mean", "max"]
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class HeadPolicy:
+    """The policy of one head, by the head's name in the panel."""
+
+    head: str
+    policy: Policy
+
+
+@dataclass(frozen=True, config=schema.STRICT)
+class PanelPolicy(PolicyFile):
+    """The policies of a panel's heads and how their verdicts make one.
+
+    A head flags an item when its verdict is `unsafe` or `review`. Its risk in [0, 1] puts its scores on one scale: 0.5
+    at the threshold, linear on either side. `combine` is
+    `any`: unsafe when one head says so, else review when one head says so;
+    `majority`: the same of more than half of the heads;
+    `mean`: flagged when the mean risk is above 0.5, and then as the flagging heads say (unsafe before review);
+    `max`: what the head of the highest risk says.
+    """
+
+    name: str
+    version: str
+    summary: str
+    combine: Combine
+    heads: tuple[HeadPolicy, ...]
+    schema_version: schema.VersionTwo = 2
+
+    def __post_init__(self) -> None:
+        names = [entry.head for entry in self.heads]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise ValueError(f"a panel policy names each head once, got {twice or names}")
+
+
+AnyPolicy: TypeAlias = Policy | PanelPolicy
+
+
+def read_policy(path: Path) -> AnyPolicy:
+    """Read a policy file, of one model or, where it has `heads`, of a panel. Raises as `Policy.read`."""
+    data = schema.read_yaml(path)
+    if isinstance(data, dict) and "heads" in data:
+        return PanelPolicy.from_dict(data, str(path))
+    return Policy.from_dict(data, str(path))
+
+
+def panel_policy(heads: dict[str, Policy], combine: Combine) -> PanelPolicy:
+    """The policy of a panel of these heads. Raises BadInputError for an unknown `combine`."""
+    known = Combine.__args__  # type: ignore[attr-defined]
+    if combine not in known:
+        raise BadArgumentError(f'no way to combine heads is named "{combine}"' + close_match(combine, known))
+    summary = f"{len(heads)} heads on one image tower, combined by {combine}"
+    return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()))
+
+
+def one_policy(policy: AnyPolicy) -> Policy:
+    """The policy of one model. Raises BadPolicyError for that of a panel."""
+    if isinstance(policy, PanelPolicy):
+        raise BadPolicyError(f'policy "{policy.name}" is that of a panel (it has `heads:`): give one of its heads\'')
+    return policy

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from rich.progress import Progress
 
 from zoo.contract.card import Measurement
-from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError
@@ -30,7 +30,7 @@ from zoo.evaluation.page import (
 )
 from zoo.evaluation.report import EvaluationReport, versions
 from zoo.metrics import FLAGGED, auroc, rates, recall_at_k, scored_pairs
-from zoo.release.load import load_release, load_scorer
+from zoo.release.store import load_release, load_scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

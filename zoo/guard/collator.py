@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError, GuardError
-from zoo.guard.insertion import IGNORED
-from zoo.guard.texts import INSTRUCTION, REFUSAL, instructed, refusal_for
+from zoo.guard.insertion import IGNORED, INSTRUCTION, instructed
+from zoo.guard.refusals import REFUSAL, refusal_for
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, GuardError
-from zoo.guard import refuse
-from zoo.guard.detector import Detector, load_detector
-from zoo.guard.insertion import Inserter, Splice, image_spans, insertion_point, layout, splice_batch
-from zoo.guard.results import Answer, Corrected, GuardedOutput, Screening
-from zoo.guard.texts import INSTRUCTION, REFUSAL, refusal_for
-from zoo.guard.vision import clip_tower, encode, same_tower, tower_sample, unwrap
+from zoo.guard.answers import (
+    Answer,
+    Corrected,
+    GuardedOutput,
+    Screening,
+    control_tokens,
+    generate_or_refuse,
+)
+from zoo.guard.detector import Detector, clip_tower, encode, load_detector, same_tower, tower_sample, unwrap
+from zoo.guard.insertion import INSTRUCTION, Inserter, Splice, image_spans, insertion_point, layout, splice_batch
+from zoo.guard.refusals import REFUSAL, refusal_for
 from zoo.inputs.image import ImageSource, decode
 
 Correction = Literal["instruct", "refuse", "flag"]
@@ -151,7 +156,7 @@ class Guard:
         return Corrected(self._insert(prepared, screening), screening, list(screening.flagged))
 
     def _insert(self, inputs: Mapping[str, Any], screening: Screening) -> dict[str, Any]:
-        pad, end = refuse.control_tokens(self._inner, self.processor.tokenizer, inputs)
+        pad, end = control_tokens(self._inner, self.processor.tokenizer, inputs)
         plan = layout(inputs, screening.cached, pad, end)
         body, labels = inputs["input_ids"][:, screening.cached :], inputs.get("labels")
         splices: list[Splice | None] = [None] * len(body)
@@ -190,7 +195,9 @@ class Guard:
             for row, flag in enumerate(screening.flagged)
             if flag
         }
-        sequences, output = refuse.generate(self.model, self._inner, self.processor.tokenizer, inputs, screening, texts)
+        sequences, output = generate_or_refuse(
+            self.model, self._inner, self.processor.tokenizer, inputs, screening, texts
+        )
         return self._output(sequences, screening, list(screening.flagged), output, inputs)
 
     def _output(
@@ -198,7 +205,7 @@ class Guard:
     ) -> GuardedOutput:
         length = inputs["input_ids"].shape[1]
         text = self.processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)
-        _, end = refuse.control_tokens(self._inner, self.processor.tokenizer, inputs)
+        _, end = control_tokens(self._inner, self.processor.tokenizer, inputs)
         return GuardedOutput(sequences, text, screening.verdicts, screening.flagged, corrected, output, length, end)
 
     def answer(

@@ -10,7 +10,24 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BadArgumentError, GuardError
-from zoo.guard.texts import instructed
+
+#: Inserted after a flagged image. The language model decides: a detection forces no refusal (SafeCLIP,
+#: arXiv 2503.00037, describes such an instruction; the words are ours).
+INSTRUCTION = (
+    "First check whether the image shows anything harmful. If it does, decline to answer and give the reason. "
+    "If it does not, do what the user asks."
+)
+
+
+def instructed(rest: str, instruction: str = INSTRUCTION) -> str:
+    """The text after an image with the instruction inserted before `rest`, what stood there.
+
+    The instruction is a line of its own: `\\n` before it, and `\\n` after it unless `rest` is empty or begins with
+    white space. So `<image>\\nWhat is this?` becomes `<image>\\nINSTRUCTION\\nWhat is this?`.
+    """
+    gap = "" if not rest or rest[0].isspace() else "\n"
+    return f"\n{instruction}{gap}{rest}"
+
 
 #: Label that the loss ignores.
 IGNORED = -100

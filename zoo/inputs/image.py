@@ -83,7 +83,7 @@ def check_array(array: NDArray[np.generic]) -> Pixels:
 def fit(image: Image.Image, spec: ImageInput) -> Pixels:
     """Resize an RGB image to the model's `[size, size, 3]` uint8, as `spec` says.
 
-    Pillow's antialiased filters are CLIP's definition of the resize; `zoo.inputs.resize` is the same in torch,
+    Pillow's antialiased filters are CLIP's definition of the resize; `zoo.models.base.Resize` is the same in torch,
     within one grey level.
     """
     size = spec.size

@@ -20,8 +20,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
-from zoo.judging.judge import Judge
-from zoo.judging.panel import PanelJudge
+from zoo.judging.judge import Judge, PanelJudge
 
 Feeds: TypeAlias = dict[str, NDArray[np.generic]]
 #: An engine: the arrays of `card.input_names` in, output scores `[B, N]` out.

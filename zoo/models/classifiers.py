@@ -8,8 +8,7 @@ from transformers import RegNetConfig, RegNetModel
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
-from zoo.inputs.resize import Normalise
-from zoo.models.base import ZooModel
+from zoo.models.base import Normalise, ZooModel
 from zoo.models.conv_clip import BertTextTower
 
 

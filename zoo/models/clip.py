@@ -17,8 +17,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionCo
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.inputs.resize import Normalise
-from zoo.models.base import ZooModel
+from zoo.models.base import Normalise, ZooModel
 
 
 class Encoded(NamedTuple):

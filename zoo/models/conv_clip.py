@@ -16,8 +16,7 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import hub_file
-from zoo.inputs.resize import Normalise
-from zoo.models.base import ZooModel
+from zoo.models.base import Normalise, ZooModel
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 from zoo.models.tfjs import read_tfjs

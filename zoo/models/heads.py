@@ -15,8 +15,7 @@ from transformers import CLIPVisionModel
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, close_match
-from zoo.inputs.resize import Normalise
-from zoo.models.base import ZooModel
+from zoo.models.base import Normalise, ZooModel
 from zoo.models.clip import (
     INITIAL_LOGIT_SCALE,
     MAX_LOGIT_SCALE,

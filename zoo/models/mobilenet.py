@@ -24,8 +24,7 @@ from transformers import (
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
-from zoo.inputs.resize import Normalise
-from zoo.models.base import ZooModel
+from zoo.models.base import Normalise, ZooModel
 from zoo.registry import model_card
 
 Weights = Mapping[str, NDArray[np.float32]]

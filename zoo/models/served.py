@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
-from zoo.inputs.resize import Resize
 from zoo.judging.banks import cached_bank, policy_bank
-from zoo.judging.panel import AnyJudge
+from zoo.judging.judge import AnyJudge
 from zoo.judging.scorer import Feeds
-from zoo.models.base import ZooModel, weights_sha256
+from zoo.models.base import Resize, ZooModel, weights_sha256
 from zoo.models.clip import PhraseEncoder
 
 

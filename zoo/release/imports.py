@@ -30,8 +30,7 @@ from zoo.models.mobilenet import NSFWJS, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry
-from zoo.release.load import load_release
-from zoo.release.store import CARD, HUB, write_release
+from zoo.release.store import CARD, HUB, load_release, write_release
 
 #: Turns a state dictionary that torch saved into safetensors; `weights_only` runs no code of the file.
 CONVERT = (

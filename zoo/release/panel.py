@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.contract.card import ModelCard
-from zoo.contract.panel import VISION, Combine, Reading, one_policy, panel_card, panel_policy, reading_of
-from zoo.contract.policy import Policy
+from zoo.contract.card import VISION, ModelCard, Reading, panel_card, reading_of
+from zoo.contract.policy import Combine, Policy, one_policy, panel_policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.registry import list_models, model_card
-from zoo.release.load import load_release
-from zoo.release.store import Release
+from zoo.release.store import Release, load_release
 
 if TYPE_CHECKING:
     from torch import Tensor

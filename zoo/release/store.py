@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy
-from zoo.errors import BadCardError, BadDataError
-from zoo.files import check_hashes, hashes, new_directory
-from zoo.judging.panel import AnyJudge, bind
+from zoo.contract.policy import AnyPolicy, read_policy
+from zoo.errors import (
+    BadArgumentError,
+    BadCardError,
+    BadDataError,
+    MissingDependencyError,
+    NoWeightsError,
+    UnknownModelError,
+)
+from zoo.files import check_hashes, hashes, is_bundle, new_directory
+from zoo.judging.judge import AnyJudge, bind
+from zoo.judging.scorer import Scorer
+from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
+
+if TYPE_CHECKING:
+    from zoo.models.base import ZooModel
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
@@ -70,3 +83,115 @@ def checked_card(folder: Path) -> ModelCard:
 def write_card(card: ModelCard, folder: Path) -> None:
     """Write `card.json` into a folder."""
     card.write_json(folder / CARD, indent=2)
+
+
+def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
+    """Load a bundle, a release, a Hub release or a registered model, or take one in memory; `policy` replaces its own.
+
+    A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
+    `batch_size`. Raises what `load_release` or the runtime raises, and BadPolicyError where they do not fit.
+    """
+    if not isinstance(source, Release) and is_bundle(source):
+        # The zoo never imports the export package: the runtime announces itself.
+        runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
+        if not runtimes:
+            raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
+        scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
+        return scorer
+    release = source if isinstance(source, Release) else load_release(source)
+    judge = release.judge if policy is None else bind(release.card, policy)
+    return _scorer(release.model.to(options.pop("device", "cpu")), judge, **options)
+
+
+def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
+    """Bind a model that is in memory to a policy, on its own device. The model is put in evaluation mode."""
+    return _scorer(model, bind(model.card, policy), **options)
+
+
+def _scorer(model: ZooModel, judge: AnyJudge, **options: Any) -> Scorer:
+    from zoo.models.served import ServedRun, text_banks
+
+    codec = model.codec() if model.card.reads_text else None
+    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, judge)), **options)
+
+
+def load_release(source: str | Path) -> Release:
+    """Load a model with its policy from a release directory, the Hub (`hf-hub:org/name`), or by registry name.
+
+    Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
+    TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
+    """
+    if Path(source).is_dir():
+        return _read_release(Path(source))
+    name = str(source)
+    if name in list_models():
+        return _published(model_entry(name))
+    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
+        return _read_release(_download(name.removeprefix(HUB)))
+    if "/" in name:
+        raise BadArgumentError(f"{name}: no such release directory")
+    model_entry(name)  # raises UnknownModelError with the close matches
+    raise UnknownModelError(name)
+
+
+def load_model(source: str | Path) -> ZooModel:
+    """The module of `load_release`, in evaluation mode."""
+    return load_release(source).model
+
+
+def _read_release(folder: Path) -> Release:
+    from safetensors.torch import load_file
+
+    card = checked_card(folder)
+    model = build(card)
+    release = Release(model.eval(), card, read_policy(folder / POLICY))
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as problem:
+        raise BadDataError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
+    if card.text is not None:
+        model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+        model.codec()
+    return release
+
+
+def _published(entry: ModelEntry) -> Release:
+    policy = default_policy(entry)
+    name = entry.card.name
+    if entry.pretrained is None:
+        raise NoWeightsError(
+            f"{name}: nobody published weights for it in a form that loads by name. Import them where there are some "
+            "(`zoo import --help`) or train it (`zoo recipes`), and load the release directory; untrained it is "
+            f'zoo.create_model("{name}")'
+        )
+    if entry.pretrained == RANDOM:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build(entry.card).eval()
+    else:
+        model = load_clip(name, entry.pretrained)
+    return Release(model, model.card, policy)
+
+
+def load_clip(name: str, pretrained: str | Path) -> ZooModel:
+    """A `safeclip_*` model with the weights and tokenizer of a transformers CLIP: a Hub id or a directory.
+
+    Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
+    """
+    from zoo.models.clip_weights import fill_zero_shot, published_clip
+
+    clip = published_clip(str(pretrained), with_text=True)
+    return fill_zero_shot(build(model_card(name)), clip, clip)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise BadArgumentError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+    return Path(folder)

@@ -31,7 +31,7 @@ from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
-from zoo.release.load import load_model
+from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
 
 log = logging.getLogger("zoo.training")

@@ -15,7 +15,7 @@ from zoo.data.manifest import Row, Split
 from zoo.data.questions import Question, read_questions
 from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.guard.texts import REFUSAL
+from zoo.guard.refusals import REFUSAL
 from zoo.training.data import report_unreadable
 
 

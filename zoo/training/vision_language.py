@@ -23,14 +23,14 @@ from zoo.files import new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
+from zoo.guard.insertion import INSTRUCTION
 from zoo.guard.lvlm import load_lvlm
-from zoo.guard.refusal import is_refusal
-from zoo.guard.texts import INSTRUCTION
+from zoo.guard.refusals import is_refusal
 from zoo.inputs.image import decode
 from zoo.models.clip import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
-from zoo.release.load import load_model
+from zoo.release.store import load_model
 from zoo.training.base import with_schedule
 from zoo.training.question_data import Conversation, QuestionData
 

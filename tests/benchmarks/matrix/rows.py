@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.benchmarks.matrix.cell import Depth
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import AnyPolicy
 from zoo.registry import create_model, default_policy, list_models, model_entry
 
 #: The models of the tests stand in no matrix unless they are asked for.

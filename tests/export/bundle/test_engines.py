@@ -35,8 +35,7 @@ from zoo.contract.policy import Policy, Threshold
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import hashes
 from zoo.registry import create_model
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 PASSED = Verification(True, 256, 0, 0, 0, {}, "cpu", "drawn")

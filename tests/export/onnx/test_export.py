@@ -20,12 +20,12 @@ from export.onnx.export import export_onnx
 from export.onnx.graph import OPSET, contract
 from export.runtime.engine import open_best
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import read_policy
+from zoo.contract.policy import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files import hashes
 from zoo.models.served import text_banks
 from zoo.registry import list_models
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODELS = list_models("test_*")

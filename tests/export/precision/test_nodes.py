@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.onnx.graph import served_graph
 from export.precision.nodes import count_products, patches_as_products, skip_resize
 from zoo.models.served import text_banks
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 #: A ViT, and a network all of whose convolutions overlap.
 VIT, CONVOLUTIONS = "test_safeclip.random", "test_clip_resnet.random"

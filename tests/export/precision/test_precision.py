@@ -24,8 +24,7 @@ from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks
 from zoo.registry import list_models, model_card
-from zoo.release.load import load_release
-from zoo.release.store import Release
+from zoo.release.store import Release, load_release
 
 MODELS = list_models("test_*")
 CLIP, FUSION, CONV = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_clip_resnet.random"

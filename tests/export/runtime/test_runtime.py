@@ -31,8 +31,7 @@ from zoo.inputs.image import decode
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.models.served import ServedRun, text_banks
 from zoo.registry import list_models, model_card
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
 MODELS = [name for name in list_models("test_*") if model_card(name).image]

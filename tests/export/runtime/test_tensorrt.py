@@ -141,7 +141,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the tiny SafeCLIP, with what lies beside it."""
     from export.onnx.export import write_onnx
     from export.tensorrt.export import Options, build_graph, write_plan
-    from zoo.release.load import load_release
+    from zoo.release.store import load_release
 
     folder = tmp_path_factory.mktemp("plan")
     release = load_release("test_safeclip.random")

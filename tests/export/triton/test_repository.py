@@ -20,13 +20,11 @@ from export.triton.repository import export_triton, pbtxt
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.card import ModelCard
-from zoo.contract.panel import read_policy
-from zoo.contract.policy import Policy
+from zoo.contract.policy import Policy, read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.files import sha256
 from zoo.inputs.text import TextCodec
-from zoo.judging.judge import phrases
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind, phrases
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import list_models
 

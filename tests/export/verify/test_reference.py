@@ -6,7 +6,7 @@ import numpy as np
 
 from export.verify.compare import Reference
 from zoo.models.served import ServedRun, text_banks
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 
 def test_the_same_inputs_are_answered_from_memory_and_others_are_not() -> None:

@@ -29,12 +29,11 @@ from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError
 from zoo.files import sha256
-from zoo.judging.panel import bind
+from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
 from zoo.registry import create_model, list_models, model_card
-from zoo.release.load import load_release
-from zoo.release.store import write_release
+from zoo.release.store import load_release, write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODEL = "onnx-fp32.onnx"

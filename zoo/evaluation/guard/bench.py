@@ -33,7 +33,8 @@ from zoo.evaluation.guard.report import overhead_table
 from zoo.evaluation.guard.run import AnswerTime, Overhead, ratios, synchronise, timed
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
-from zoo.guard.texts import INSTRUCTION, REFUSAL
+from zoo.guard.insertion import INSTRUCTION
+from zoo.guard.refusals import REFUSAL
 from zoo.models.clip import DualEncoder, clip_config
 from zoo.models.tiny_llava import tiny_llava_processor, train_llava_tokenizer
 from zoo.registry import create_model, model_entry

@@ -30,7 +30,7 @@ from zoo.evaluation.labelling import Labelling
 from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.lvlm import VisionLanguageModel
-from zoo.guard.refusal import is_refusal
+from zoo.guard.refusals import is_refusal
 from zoo.inputs.image import decode
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from zoo.contract import schema
-from zoo.contract.panel import AnyPolicy
+from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadDataError
@@ -33,7 +33,7 @@ from zoo.files import new_directory
 from zoo.inputs.image import load
 from zoo.judging.judge import Judge
 from zoo.metrics import FLAGGED, Draws, Estimate
-from zoo.release.load import load_scorer, model_scorer
+from zoo.release.store import load_scorer, model_scorer
 
 MANIFEST, ABOUT = "manifest.csv", "examples.json"
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
-from zoo.contract.panel import PanelPolicy
-from zoo.contract.policy import Policy
+from zoo.contract.policy import PanelPolicy, Policy
 from zoo.errors import BadArgumentError, BadDataError, BadPolicyError
 from zoo.evaluation.robustness.items import Items
 from zoo.release.store import Release

@@ -23,7 +23,7 @@ from zoo.models.classifiers import PromptClassifier
 from zoo.models.clip import unit
 from zoo.models.conv_clip import BertTextTower, load_pretrained_text
 from zoo.registry import create_model
-from zoo.release.load import load_release
+from zoo.release.store import load_release
 
 #: What `TextRows.labels` says of a text for a category.
 YES, NO, UNKNOWN = 1, 0, -1

@@ -38,7 +38,7 @@ from zoo.evaluation.texts.report import (
 )
 from zoo.files import sha256
 from zoo.metrics import Draws
-from zoo.release.load import load_scorer
+from zoo.release.store import load_scorer
 
 #: Below every logit: the search never calls it a success, and goes on while the score falls.
 _NEVER = -1e9

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.contract.card import ImageInput, ModelCard
-from zoo.contract.panel import panel_card
+from zoo.contract.card import ImageInput, ModelCard, panel_card
 from zoo.models.catalogue.clip import VIT_B16, VIT_B32, VIT_L14, ClipSize, clip_image
 from zoo.models.upstream import UPSTREAM
 from zoo.registry import model_card, register_model

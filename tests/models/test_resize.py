@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from zoo.contract.card import ImageInput
 from zoo.inputs.image import Pixels, decode, fit
-from zoo.inputs.resize import Normalise, Resize
+from zoo.models.base import Normalise, Resize
 from zoo.registry import list_models, model_entry
 
 SIZES = [(640, 480), (333, 500), (224, 224), (97, 61), (1000, 64), (40, 300), (30, 20)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.guard.refusal import HEAD, is_refusal, normalise
+from zoo.guard.refusals import HEAD, is_refusal, normalise
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

@@ -18,6 +18,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from zoo.contract.verdict import Verdict
+from zoo.errors import BadArgumentError
+
+#: Answered in place of the language model; `{categories}` are those that the detector flagged.
+REFUSAL = "I'm sorry, but I can't help with this image, because it appears to show {categories}."
+
+
+def refusal_for(verdicts: Iterable[Verdict], refusal: str = REFUSAL) -> str:
+    """The refusal that names the flagged categories of these verdicts, each once; raises BadInputError if it cannot."""
+    names = [verdict.category.replace("_", " ") for verdict in verdicts if not verdict.is_safe and verdict.category]
+    try:
+        return refusal.format(categories=", ".join(dict.fromkeys(names)))
+    except (KeyError, IndexError, ValueError, AttributeError) as problem:
+        raise BadArgumentError(
+            f"refusal {refusal!r} cannot be filled in ({problem!r}): the only field is {{categories}}"
+        ) from None
+
 
 #: How much of an answer is read, in characters after normalisation: what declines says so at once.
 HEAD = 300
