@@ -28,7 +28,7 @@ def models() -> str:
 
 def attacks() -> str:
     """The attacks, as `zoo attacks list` knows them."""
-    from zoo.adversary.sources import SOURCES
+    from zoo.adversary.threat import SOURCES
 
     rows = [(f"`{name}`", source.kind, source.bound, source.needs, source.paper) for name, source in SOURCES.items()]
     return table(("attack", "changes", "bound", "needs", "source"), rows)

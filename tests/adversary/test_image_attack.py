@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.adversary.image.attack import allowed_images, attack, transfer
-from zoo.adversary.threat import ATTACKS, AUTOATTACK, Threat
+from zoo.adversary.threat import ATTACKS, AUTOATTACK, ImagePart
 from zoo.errors import BadInputError
 
 SHAPE = (2, 8, 8)
@@ -74,7 +74,7 @@ def test_gradient_attacks_break_a_linear_model_exactly_where_it_can_be_broken(
     eps = float(distance.median()) * 1.01
     breakable = distance < eps
     sure = (distance - eps).abs() > 0.03 * eps
-    result = attack(model, pixels, labels, Threat(norm, eps, attacks=(name,), steps=40, targets=2), batch_size=7)
+    result = attack(model, pixels, labels, ImagePart(norm, eps, attacks=(name,), steps=40, targets=2), batch_size=7)
     assert not (result.broken & ~breakable).any()
     assert torch.equal(result.broken[sure], breakable[sure])
     assert allowed_images(result.adversarial, pixels, result.threat).all()
@@ -86,7 +86,7 @@ def test_gradient_attacks_break_a_linear_model_exactly_where_it_can_be_broken(
 def test_a_model_that_is_very_sure_is_no_harder_to_break(name: str) -> None:
     model, pixels = Linear(4), _grey(12)
     labels = _labels(model, pixels)
-    threat = Threat("Linf", float(model.distance(pixels, "Linf").max()) * 1.1, attacks=(name,), steps=20, targets=1)
+    threat = ImagePart("Linf", float(model.distance(pixels, "Linf").max()) * 1.1, attacks=(name,), steps=20, targets=1)
     result = attack(lambda images: 1e5 * model(images), pixels, labels, threat, modules=[model])
     assert result.broken.all()
     assert not result.obfuscated
@@ -97,7 +97,7 @@ def test_square_breaks_what_can_be_broken_easily_and_nothing_else(norm: Norm) ->
     model, pixels = Linear(), _grey(24)
     labels, distance = _labels(model, pixels), model.distance(pixels, norm)
     eps = float(distance.max()) * 0.9
-    result = attack(model, pixels, labels, Threat(norm, eps, attacks=("square",), queries=600))
+    result = attack(model, pixels, labels, ImagePart(norm, eps, attacks=("square",), queries=600))
     assert not (result.broken & (distance > eps)).any()
     assert result.broken[distance < eps / 2].all()
     assert result.backwards <= len(pixels)  # the look for gradients, before
@@ -108,7 +108,7 @@ def test_square_breaks_what_can_be_broken_easily_and_nothing_else(norm: Norm) ->
 def test_the_sequence_gives_each_attack_what_is_left(norm: Norm) -> None:
     model, pixels = Linear(5), _grey(20)
     labels, distance = _labels(model, pixels), model.distance(pixels, norm)
-    threat = Threat(norm, float(distance.median()), steps=10, queries=30, restarts=2)
+    threat = ImagePart(norm, float(distance.median()), steps=10, queries=30, restarts=2)
     result = attack(model, pixels, labels, threat)
     assert tuple(record.attack for record in result.records) == AUTOATTACK
     left = len(pixels)
@@ -124,7 +124,7 @@ def test_a_constant_model_is_never_broken_and_said_to_have_no_gradient() -> None
     def constant(pixels: Tensor) -> Tensor:
         return torch.tensor([[0.0, 1.0, 0.5]]).repeat(len(pixels), 1)
 
-    result = attack(constant, _grey(5), torch.tensor([1, 1, 1, 1, 0]), Threat("Linf", 0.5, steps=3, queries=50))
+    result = attack(constant, _grey(5), torch.tensor([1, 1, 1, 1, 0]), ImagePart("Linf", 0.5, steps=3, queries=50))
     assert result.correct.tolist() == [True] * 4 + [False]
     assert result.clean_accuracy == result.robust_accuracy == 0.8
     assert result.obfuscated
@@ -155,7 +155,7 @@ def test_a_hidden_gradient_is_reported_and_met_by_square(
 ) -> None:
     model, pixels = Linear(), _grey(8)
     labels, eps = _labels(model, pixels), 0.3
-    threat = Threat("Linf", eps, attacks=attacks, steps=3, queries=200)
+    threat = ImagePart("Linf", eps, attacks=attacks, steps=3, queries=200)
     result = attack(hide(model), pixels, labels, threat, modules=[model])
     assert result.obfuscated
     assert result.blind.all()
@@ -173,7 +173,9 @@ def test_only_the_images_without_a_gradient_go_to_square() -> None:
 
     model, pixels = HalfBlind(), _grey(12)
     pixels[:, 0, 0, 0] = torch.tensor([0.2, 0.8]).repeat(6)
-    result = attack(model, pixels, _labels(model, pixels), Threat("Linf", 0.1, attacks=("pgd",), steps=5, queries=40))
+    result = attack(
+        model, pixels, _labels(model, pixels), ImagePart("Linf", 0.1, attacks=("pgd",), steps=5, queries=40)
+    )
     assert torch.equal(result.blind, pixels[:, 0, 0, 0] < 0.5)
     assert [(record.attack, record.attempted) for record in result.records] == [("pgd", 6), ("square", 6)]
     assert result.obfuscated
@@ -190,7 +192,7 @@ def test_the_model_is_attacked_in_evaluation_mode_and_left_as_it_was() -> None:
     hook = model.layers[4].register_forward_pre_hook(lambda module, _: seen.append(module.training))
     pixels = _grey(10)
     with torch.inference_mode():  # as inside a validation loop
-        result = attack(model, pixels + 0, torch.zeros(10, dtype=torch.int64), Threat("L2", 0.3, steps=4, queries=9))
+        result = attack(model, pixels + 0, torch.zeros(10, dtype=torch.int64), ImagePart("L2", 0.3, steps=4, queries=9))
     hook.remove()
     assert seen
     assert not any(seen)
@@ -200,7 +202,7 @@ def test_the_model_is_attacked_in_evaluation_mode_and_left_as_it_was() -> None:
     assert all(one.grad is None for one in model.parameters())
     assert all(torch.equal(value, statistics[key]) for key, value in model.state_dict().items())
     with pytest.raises(BadInputError):
-        attack(model, pixels, torch.full((10,), 99), Threat("L2", 0.3))
+        attack(model, pixels, torch.full((10,), 99), ImagePart("L2", 0.3))
     assert {name: part.training for name, part in model.named_modules()} == modes
 
 
@@ -208,12 +210,12 @@ def test_the_model_is_attacked_in_evaluation_mode_and_left_as_it_was() -> None:
 def test_results_depend_on_the_seed_and_not_on_how_images_are_batched(norm: Norm) -> None:
     model, pixels = Small().eval(), _grey(18)
     labels = _labels(model, pixels)
-    threat = Threat(norm, 0.02 if norm == "Linf" else 0.15, attacks=ATTACKS, steps=8, queries=60, restarts=2, seed=4)
+    threat = ImagePart(norm, 0.02 if norm == "Linf" else 0.15, attacks=ATTACKS, steps=8, queries=60, restarts=2, seed=4)
     one, split = (attack(model, pixels, labels, threat, batch_size=size) for size in (18, 4))
     assert torch.equal(one.broken, split.broken)
     assert 0 < int(one.broken.sum()) < 18
     assert torch.allclose(one.adversarial, split.adversarial, atol=1e-4)
-    pgd = [attack(model, pixels, labels, Threat(norm, 0.5, attacks=("pgd",), seed=s)) for s in (4, 4, 5)]
+    pgd = [attack(model, pixels, labels, ImagePart(norm, 0.5, attacks=("pgd",), seed=s)) for s in (4, 4, 5)]
     assert pgd[0].broken.any()
     assert torch.equal(pgd[0].adversarial, pgd[1].adversarial)
     assert not torch.equal(pgd[0].adversarial, pgd[2].adversarial)
@@ -222,7 +224,7 @@ def test_results_depend_on_the_seed_and_not_on_how_images_are_batched(norm: Norm
 def test_each_attack_costs_what_it_should() -> None:
     model, pixels, steps = Linear(4), _grey(6), 5
     labels = _labels(model, pixels)
-    threat = Threat("Linf", 1e-6, attacks=ATTACKS, steps=steps, queries=7, restarts=2, targets=9)
+    threat = ImagePart("Linf", 1e-6, attacks=ATTACKS, steps=steps, queries=7, restarts=2, targets=9)
     result = attack(model, pixels, labels, threat)
     assert not result.broken.any()
     passes = {record.attack: (record.forwards, record.backwards) for record in result.records}
@@ -239,7 +241,7 @@ def test_each_attack_costs_what_it_should() -> None:
 
 def test_an_image_that_is_broken_costs_no_more() -> None:
     model, pixels = Linear(), _grey(6)
-    result = attack(model, pixels, _labels(model, pixels), Threat("Linf", 0.5, attacks=("apgd-ce",), steps=100))
+    result = attack(model, pixels, _labels(model, pixels), ImagePart("Linf", 0.5, attacks=("apgd-ce",), steps=100))
     assert result.broken.all()
     assert result.backwards < 6 * 20
 
@@ -248,7 +250,7 @@ def test_an_image_that_is_broken_costs_no_more() -> None:
 def test_images_made_on_a_model_break_its_twin_and_not_a_constant(name: str) -> None:
     model, pixels = Linear(), _grey(10)
     labels = _labels(model, pixels)
-    threat = Threat("Linf", 0.05 if name != "square" else 0.3, attacks=(name,), steps=30, queries=200)
+    threat = ImagePart("Linf", 0.05 if name != "square" else 0.3, attacks=(name,), steps=30, queries=200)
     twin = transfer(model, _through_numpy(model), pixels, labels, threat, modules=[model])
     assert int(twin.broken.sum()) >= 8
     assert not twin.obfuscated  # it is the source whose gradient counts
@@ -264,7 +266,7 @@ def test_transfer_goes_on_beyond_the_boundary_of_the_source() -> None:
     model, pixels = Linear(), _grey(10)
     labels = _labels(model, pixels)
 
-    threat = Threat("Linf", 0.05, attacks=("pgd",), steps=20, step_size=0.01)
+    threat = ImagePart("Linf", 0.05, attacks=("pgd",), steps=20, step_size=0.01)
     white = attack(model, pixels, labels, threat)
     moved = transfer(model, model, pixels, labels, threat)
     assert torch.equal(white.broken, moved.broken)
@@ -284,7 +286,7 @@ def test_what_goes_with_an_image_stays_with_it() -> None:
     with torch.no_grad():
         labels = signed(pixels, sign).argmax(dim=1)
     distance = model.distance(pixels, "Linf")
-    threat = Threat(
+    threat = ImagePart(
         "Linf", float(distance.median()) * 1.01, attacks=("apgd-ce", "fab-t", "square"), steps=30, queries=9
     )
     result = attack(signed, pixels, labels, threat, extras=[sign], modules=[model], batch_size=5)
@@ -303,7 +305,7 @@ def test_a_model_that_rolls_dice_is_reported() -> None:
         return logits + torch.randn(len(images), 2)
 
     torch.manual_seed(0)
-    assert attack(noisy, pixels, labels, Threat("Linf", 0.01, attacks=("fgsm",)), modules=[model]).randomised
+    assert attack(noisy, pixels, labels, ImagePart("Linf", 0.01, attacks=("fgsm",)), modules=[model]).randomised
 
 
 def _wrong(**changes: object) -> dict[str, object]:
@@ -328,12 +330,12 @@ def _wrong(**changes: object) -> dict[str, object]:
 )
 def test_senseless_input_is_refused(given: dict[str, object], complaint: str) -> None:
     with pytest.raises(BadInputError, match=complaint):
-        attack(threat=Threat("Linf", 0.1), **given)  # type: ignore[arg-type]
+        attack(threat=ImagePart("Linf", 0.1), **given)  # type: ignore[arg-type]
 
 
 def test_the_progress_bar_names_the_attacks(capsys: pytest.CaptureFixture[str]) -> None:
     model, pixels = Linear(), _grey(4)
-    threat = Threat("Linf", 0.5, attacks=("fgsm", "pgd"), steps=3)
+    threat = ImagePart("Linf", 0.5, attacks=("fgsm", "pgd"), steps=3)
     attack(model, pixels, _labels(model, pixels), threat, progress=True)
     shown = capsys.readouterr().out
     assert "fgsm: 4 broken" in shown

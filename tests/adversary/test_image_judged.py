@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.adversary.image.attack import attack
 from zoo.adversary.image.judged import Judged, OneLogit
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, bind
@@ -113,7 +113,7 @@ def test_a_policy_s_verdict_is_attacked_through_the_network() -> None:
     judged = Judged(model, _policy(_block("porn", limit), Category("neutral", "allow")))
     labels = (porn > limit).long()
     assert 0 < int(labels.sum()) < 6
-    result = attack(judged, pixels, labels, Threat("Linf", 8 / 255, attacks=("apgd-t",), steps=10))
+    result = attack(judged, pixels, labels, ImagePart("Linf", 8 / 255, attacks=("apgd-t",), steps=10))
     assert result.correct.all()
     assert result.broken.all()
     assert not result.obfuscated

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.benchmarks.attacks import mnist
 from zoo.adversary.image.attack import allowed_images, attack, transfer
 from zoo.adversary.image.result import AttackResult
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 pytestmark = pytest.mark.shared_data
 
@@ -49,7 +49,7 @@ def test_fgsm_leaves_the_published_share(shared: Path, name: Network, clean: flo
         right = model(pixels).argmax(dim=1) == labels
     assert float(right.double().mean()) == pytest.approx(clean, abs=1e-3)
     pixels, labels = pixels[:1000], labels[:1000]
-    result = attack(model, pixels, labels, Threat("Linf", EPS, attacks=("fgsm",)))
+    result = attack(model, pixels, labels, ImagePart("Linf", EPS, attacks=("fgsm",)))
     assert result.clean_accuracy == float(right[:1000].double().mean())
     assert result.robust_accuracy == pytest.approx(robust, abs=2e-3)
     _checked(model, pixels, labels, result)
@@ -59,12 +59,12 @@ def test_fgsm_leaves_the_published_share(shared: Path, name: Network, clean: flo
 @pytest.mark.parametrize(("name", "most"), [("fgsm", 0.875), ("pgd_madry", 0.883)])
 def test_pgd_and_a_short_sequence_leave_less(shared: Path, name: Network, most: float) -> None:
     model, (pixels, labels) = _network(shared, name), _digits(shared, 1000)
-    threat = Threat("Linf", EPS, attacks=("pgd",), steps=50, restarts=3)
+    threat = ImagePart("Linf", EPS, attacks=("pgd",), steps=50, restarts=3)
     result = attack(model, pixels, labels, threat)
     assert result.robust_accuracy <= most
     _checked(model, pixels, labels, result)
     # The sequence with a fifth of the standard effort.
-    short = attack(model, pixels, labels, Threat("Linf", EPS, steps=20, targets=3, queries=300))
+    short = attack(model, pixels, labels, ImagePart("Linf", EPS, steps=20, targets=3, queries=300))
     assert short.robust_accuracy < result.robust_accuracy
     _checked(model, pixels, labels, short)
 
@@ -76,9 +76,7 @@ def test_every_attack_works_in_both_norms_with_a_budget_that_none_survives(share
     for one in ("pgd", "apgd-ce", "apgd-t", "fab-t", "square"):
         # In L2 the gradient of networks hardened in Linf leads the attacks on the cross-entropy astray.
         for norm, eps, most in (("Linf", 0.5, 0.0), ("L2", 8.0, 0.5 if one in ("pgd", "apgd-ce") else 0.1)):
-            threat = Threat.from_dict(
-                {"schema_version": 1, "norm": norm, "eps": eps, "attacks": [one], "steps": 40, "queries": 1500}
-            )
+            threat = ImagePart.from_dict({"norm": norm, "eps": eps, "attacks": [one], "steps": 40, "queries": 1500})
             result = attack(model, pixels, labels, threat)
             _checked(model, pixels, labels, result)
             assert result.robust_accuracy <= most, (one, norm)
@@ -87,7 +85,7 @@ def test_every_attack_works_in_both_norms_with_a_budget_that_none_survives(share
 def test_examples_of_one_network_are_weaker_against_the_other(shared: Path) -> None:
     one, other = (_network(shared, name) for name in NETWORKS)
     pixels, labels = _digits(shared, 200)
-    threat = Threat("Linf", EPS, attacks=("pgd",), steps=20)
+    threat = ImagePart("Linf", EPS, attacks=("pgd",), steps=20)
     white, moved = attack(other, pixels, labels, threat), transfer(one, other, pixels, labels, threat)
     _checked(other, pixels, labels, moved)
     assert white.robust_accuracy < moved.robust_accuracy < moved.clean_accuracy
@@ -115,7 +113,7 @@ def test_as_strong_as_torchattacks_in_no_more_time(shared: Path, name: Network) 
         with torch.no_grad():
             wrong = model(found).argmax(dim=1) != labels
         begin = time.perf_counter()
-        threat = Threat("Linf", EPS, attacks=(one,), steps=20, queries=500, step_size=0.01)
+        threat = ImagePart("Linf", EPS, attacks=(one,), steps=20, queries=500, step_size=0.01)
         ours = attack(model, pixels, labels, threat, batch_size=200)
         spent[1] += time.perf_counter() - begin
         assert ours.robust_accuracy <= 1 - float(wrong.double().mean()) + 0.005, one

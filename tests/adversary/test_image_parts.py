@@ -17,7 +17,7 @@ from zoo.adversary.image.ball import Ball, lengths, noise
 from zoo.adversary.image.fab import towards_plane
 from zoo.adversary.image.loss import cross_entropy, goal_margin, margin, targeted_dlr
 from zoo.adversary.image.target import Batch, misjudged
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 NORMS: tuple[Literal["Linf", "L2"], ...] = ("Linf", "L2")
 
@@ -34,7 +34,7 @@ def _batch(pixels: Tensor, labels: list[int] | None = None, goals: list[int] | N
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_lands_in_the_ball_and_in_the_box_and_leaves_what_is_there(norm: Literal["Linf", "L2"]) -> None:
-    clean, threat = _images(50), Threat(norm, 0.3)
+    clean, threat = _images(50), ImagePart(norm, 0.3)
     ball = Ball.around(clean, threat)
     far = clean + 3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     assert allowed_images(ball.project(far.clone()), clean, threat).all()
@@ -46,7 +46,7 @@ def test_projection_lands_in_the_ball_and_in_the_box_and_leaves_what_is_there(no
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_starts_are_allowed_spread_and_the_image_s_own(norm: Literal["Linf", "L2"]) -> None:
-    clean, threat = torch.full((40, 1, 8, 8), 0.5), Threat(norm, 0.2, seed=3)
+    clean, threat = torch.full((40, 1, 8, 8), 0.5), ImagePart(norm, 0.2, seed=3)
     batch, ball = _batch(clean), Ball.around(clean, threat)
     starts = ball.random(threat, "pgd", 0, batch)
     sizes = lengths(starts - clean, norm).flatten()
@@ -59,10 +59,10 @@ def test_random_starts_are_allowed_spread_and_the_image_s_own(norm: Literal["Lin
 
 
 def test_noise_depends_on_seed_attack_restart_and_row_alone() -> None:
-    threat = Threat("Linf", 0.1, seed=5)
+    threat = ImagePart("Linf", 0.1, seed=5)
     whole = noise(threat, "pgd", 2, [4, 9], (3,))
     assert torch.equal(noise(threat, "pgd", 2, [9], (3,))[0], whole[1])
-    others = [noise(Threat("Linf", 0.1, seed=6), "pgd", 2, [4], (3,)), noise(threat, "fab-t", 2, [4], (3,))]
+    others = [noise(ImagePart("Linf", 0.1, seed=6), "pgd", 2, [4], (3,)), noise(threat, "fab-t", 2, [4], (3,))]
     others.append(noise(threat, "pgd", 0, [4], (3,)))
     assert not any(torch.equal(other[0], whole[0]) for other in others)
 
@@ -73,10 +73,10 @@ def test_what_is_allowed_has_a_tolerance_and_no_more() -> None:
     found[0] += 0.1 + TOLERANCE / 2
     found[1] += 0.1 + 1e-5
     found[2, 0, 0, 0] = math.nan
-    assert allowed_images(found, clean, Threat("Linf", 0.1)).tolist() == [True, False, False, True]
-    assert allowed_images(clean + 0.1, clean, Threat("L2", 0.2)).all()
-    assert not allowed_images(clean + 0.1, clean, Threat("L2", 0.1999)).any()
-    assert not allowed_images(clean + 0.6, clean, Threat("Linf", 0.9)).any()  # outside [0, 1]
+    assert allowed_images(found, clean, ImagePart("Linf", 0.1)).tolist() == [True, False, False, True]
+    assert allowed_images(clean + 0.1, clean, ImagePart("L2", 0.2)).all()
+    assert not allowed_images(clean + 0.1, clean, ImagePart("L2", 0.1999)).any()
+    assert not allowed_images(clean + 0.6, clean, ImagePart("Linf", 0.9)).any()  # outside [0, 1]
 
 
 def test_losses_by_hand() -> None:
@@ -145,7 +145,7 @@ def test_checkpoints_of_a_hundred_steps_are_the_paper_s() -> None:
 def test_what_clipping_cut_off_an_l2_perturbation_is_spent_again() -> None:
     draw = torch.Generator().manual_seed(5)
     clean = (torch.rand(4, 1, 12, 12, generator=draw) > 0.5).float()  # black and white: half of all changes are cut off
-    ball = Ball.around(clean, Threat("L2", 2.0))
+    ball = Ball.around(clean, ImagePart("L2", 2.0))
     offset = torch.randn(4, 1, 12, 12, generator=draw)
     once = ball.project(clean + offset * 2.0 / lengths(offset, "L2")) - clean
     again = square._spend(offset.clone(), ball)

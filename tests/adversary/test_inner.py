@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.inner.words import TextHardening, WordSwaps
-from zoo.adversary.text.lookup import watched
+from zoo.adversary.text.model import watched
 from zoo.contract.card import TextInput
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer

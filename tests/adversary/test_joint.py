@@ -13,13 +13,11 @@ from zoo.adversary.image.attack import allowed_images
 from zoo.adversary.image.judged import Judged
 from zoo.adversary.joint.attack import attack_jointly
 from zoo.adversary.joint.model import BothInputs, JointModel, fixed_images, fixed_texts
-from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.budget import TextBudget, count_banned
 from zoo.adversary.text.edits import KINDS
 from zoo.adversary.text.model import input_embedding
-from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import TextInput
 from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError
@@ -29,9 +27,9 @@ from zoo.registry import create_model
 
 TEXTS = ["a dog runs over the grass", "a red car near the house", "two dogs play on the beach"]
 THREATS = Path(__file__).resolve().parents[2] / "configs" / "threat"
-PGD = Threat("Linf", 0.1, attacks=("pgd",), steps=10)
-TYPOS = TextThreat(("misspelling", "homoglyphs"), TextBudget("words", count=1))
-HOTFLIP = TextThreat(("hotflip",), TextBudget("words", count=1))
+PGD = ImagePart("Linf", 0.1, attacks=("pgd",), steps=10)
+TYPOS = TextPart(("misspelling", "homoglyphs"), TextBudget("words", count=1))
+HOTFLIP = TextPart(("hotflip",), TextBudget("words", count=1))
 First = Literal["image", "text"]
 
 
@@ -69,10 +67,10 @@ UNSAFE = torch.tensor([1])
 @pytest.mark.parametrize("first", ["image", "text"])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_both_together_break_what_neither_breaks_alone(
-    codec: TextCodec, text: TextThreat, first: First, rounds: int
+    codec: TextCodec, text: TextPart, first: First, rounds: int
 ) -> None:
     model = Both(codec)
-    threat = JointThreat(PGD, (text,), first, rounds)
+    threat = Threat(PGD, (text,), first, rounds)
     found = attack_jointly(
         model, _grey(), TEXTS[:1], UNSAFE, threat, codec=codec, embedding=model.embedding, modules=[model]
     )
@@ -82,7 +80,7 @@ def test_both_together_break_what_neither_breaks_alone(
     assert found.robust_accuracy == 0.0
     figures = found.to_dict()
     assert figures["clean_accuracy"] == figures["success_rate"] == 1.0
-    assert JointThreat.from_dict(figures["threat"]) == threat
+    assert Threat.from_dict(figures["threat"]) == threat
     assert float(found.margins[0]) < 0
     assert text.budget.edits(TEXTS[0], found.texts[0]) == 1
     assert allowed_images(found.pixels, _grey(), PGD).all()
@@ -90,12 +88,12 @@ def test_both_together_break_what_neither_breaks_alone(
 
 @pytest.mark.parametrize(
     ("image", "text"),
-    [(PGD, TextThreat(("misspelling",), TextBudget(count=0))), (Threat("Linf", 1e-4, ("pgd",), 5), TYPOS)],
+    [(PGD, TextPart(("misspelling",), TextBudget(count=0))), (ImagePart("Linf", 1e-4, ("pgd",), 5), TYPOS)],
 )
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_either_alone_does_not(codec: TextCodec, image: Threat, text: TextThreat, rounds: int) -> None:
+def test_either_alone_does_not(codec: TextCodec, image: ImagePart, text: TextPart, rounds: int) -> None:
     model = Both(codec)
-    threat = JointThreat(image, (text,), rounds=rounds)
+    threat = Threat(image, (text,), rounds=rounds)
     found = attack_jointly(model, _grey(), TEXTS[:1], UNSAFE, threat, codec=codec, embedding=model.embedding)
     assert not found.broken.any()
     assert found.robust_accuracy == 1.0
@@ -106,7 +104,7 @@ def test_a_wrongly_judged_item_is_not_attacked(codec: TextCodec) -> None:
     model = Both(codec)
     labels = torch.tensor([1, 1])
     dark = _grey(2) * torch.tensor([1.0, 0.2])[:, None, None, None]
-    threat = JointThreat(PGD, (TYPOS,))
+    threat = Threat(PGD, (TYPOS,))
     found = attack_jointly(model, dark, [TEXTS[0], TEXTS[1]], labels, threat, codec=codec, embedding=model.embedding)
     assert found.correct.tolist() == [True, False]
     assert found.broken.tolist() == [True, False]
@@ -122,8 +120,8 @@ def test_a_constant_model_is_never_broken(codec: TextCodec, logits: list[float])
         found: Tensor = torch.tensor(logits).expand(len(pixels), 2) + 0 * (embedding(ids).sum() + pixels.sum())
         return found
 
-    quick = Threat("Linf", 0.1, ("pgd",), 2, queries=20)
-    threat = JointThreat(quick, (TextThreat(("misspelling", "gcg"), queries=60, steps=2),), rounds=2)
+    quick = ImagePart("Linf", 0.1, ("pgd",), 2, queries=20)
+    threat = Threat(quick, (TextPart(("misspelling", "gcg"), queries=60, steps=2),), rounds=2)
     found = attack_jointly(constant, _grey(), TEXTS[:1], torch.tensor([0]), threat, codec=codec, embedding=embedding)
     assert found.correct.all()
     assert not found.broken.any()
@@ -138,8 +136,8 @@ def test_without_an_image_gradient_square_takes_over(codec: TextCodec) -> None:
         found: Tensor = model(pixels.detach(), ids, mask)
         return found
 
-    image = Threat("Linf", 0.1, ("pgd",), 5, queries=300)
-    threat = JointThreat(image, (TYPOS,))
+    image = ImagePart("Linf", 0.1, ("pgd",), 5, queries=300)
+    threat = Threat(image, (TYPOS,))
     found = attack_jointly(hidden, _grey(), TEXTS[:1], UNSAFE, threat, codec=codec, embedding=model.embedding)
     assert found.obfuscated
     assert found.broken.all()
@@ -163,9 +161,9 @@ def _judged(model: JointModel, codec: TextCodec, pixels: Tensor, texts: list[str
 @pytest.mark.parametrize("first", ["image", "text"])
 def test_the_fusion_is_attacked_on_both_sides_within_budgets(first: First) -> None:
     model, codec, pixels, labels = _fusion("fusion")
-    text = TextThreat(("homoglyphs", "hotflip"), TextBudget("words", count=3), banned=("red",), steps=3)
-    image = Threat("Linf", 8 / 255, ("pgd", "apgd-ce"), 4)
-    threat = JointThreat(image, (text,), first, rounds=2)
+    text = TextPart(("homoglyphs", "hotflip"), TextBudget("words", count=3), banned=("red",), steps=3)
+    image = ImagePart("Linf", 8 / 255, ("pgd", "apgd-ce"), 4)
+    threat = Threat(image, (text,), first, rounds=2)
     found, again = (
         attack_jointly(
             BothInputs(model, model.card),
@@ -210,8 +208,8 @@ def test_a_random_fusion_under_a_policy_breaks_at_its_operating_point() -> None:
         logits = BothInputs(model, model.card)(pixels, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
     least = float(logits.softmax(dim=1)[:, 0].min())
     judged = Judged(model, policy, threshold=least - 1e-3)  # just flagged, all three of them
-    threat = JointThreat(
-        Threat("Linf", 16 / 255, ("pgd",), 10), (TextThreat(("homoglyphs",), TextBudget("words", count=3)),)
+    threat = Threat(
+        ImagePart("Linf", 16 / 255, ("pgd",), 10), (TextPart(("homoglyphs",), TextBudget("words", count=3)),)
     )
     found = attack_jointly(
         BothInputs(judged, model.card),
@@ -229,7 +227,7 @@ def test_a_random_fusion_under_a_policy_breaks_at_its_operating_point() -> None:
 
 def test_as_released_cannot_be_moved_by_its_prompt() -> None:
     model, codec, pixels, labels = _fusion("as_released")
-    threat = JointThreat(Threat("Linf", 1e-5, ("fgsm",)), (TextThreat(("misspelling",), queries=60),))
+    threat = Threat(ImagePart("Linf", 1e-5, ("fgsm",)), (TextPart(("misspelling",), queries=60),))
     found = attack_jointly(
         BothInputs(model, model.card), pixels, TEXTS, labels, threat, codec=codec, embedding=input_embedding(model)
     )
@@ -240,8 +238,8 @@ def test_as_released_cannot_be_moved_by_its_prompt() -> None:
 
 def test_texts_may_keep_to_any_one_of_several_budgets(codec: TextCodec) -> None:
     model = Both(codec)
-    nothing = TextThreat(("misspelling",), TextBudget(count=0), banned=("zebra",))
-    threat = JointThreat(PGD, (nothing, TYPOS))
+    nothing = TextPart(("misspelling",), TextBudget(count=0), banned=("zebra",))
+    threat = Threat(PGD, (nothing, TYPOS))
     assert threat.banned == ("zebra",)
     found = attack_jointly(model, _grey(), TEXTS[:1], UNSAFE, threat, codec=codec, embedding=model.embedding)
     assert found.broken.all()
@@ -324,32 +322,32 @@ def test_inputs_that_make_no_sense_are_refused(
 ) -> None:
     model = Both(codec)
     with pytest.raises(BadInputError, match=message):
-        attack_jointly(model, pixels, texts, labels, JointThreat(PGD, (TYPOS,)), codec=codec, embedding=model.embedding)
+        attack_jointly(model, pixels, texts, labels, Threat(PGD, (TYPOS,)), codec=codec, embedding=model.embedding)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"text": []}, "at least one threat"),
         ({"first": "sound"}, "sound"),
-        ({"image": {"schema_version": 1, "norm": "Linf", "eps": "4/255", "attacks": ["fab-t"]}}, '"fab-t" on images'),
+        ({"image": {"norm": "Linf", "eps": "4/255", "attacks": ["fab-t"]}}, '"fab-t" on images'),
         ({"round": 1}, 'did you mean "rounds"'),
     ],
 )
 def test_a_joint_threat_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
-    data = JointThreat(PGD, (TYPOS,)).to_dict() | change
+    data = Threat(PGD, (TYPOS,)).to_dict() | change
     with pytest.raises(BadCardError, match=message):
-        JointThreat.from_dict(data)
+        Threat.from_dict(data)
 
 
 def test_a_joint_threat_is_read_back_as_it_was_written() -> None:
-    threat = JointThreat(PGD, (HOTFLIP, TYPOS), "text", 3)
-    assert JointThreat.from_dict(threat.to_dict()) == threat
+    threat = Threat(PGD, (HOTFLIP, TYPOS), "text", 3)
+    assert Threat.from_dict(threat.to_dict()) == threat
 
 
 def test_the_shipped_threats_are_read() -> None:
-    joint = JointThreat.read(THREATS / "joint.yaml")
+    joint = Threat.read(THREATS / "joint.yaml")
+    assert joint.image is not None
     assert joint.image.eps == pytest.approx(4 / 255)
     assert [threat.budget.count for threat in joint.text] == [None, 3]
-    assert TextThreat.read(THREATS / "text.yaml").kinds == tuple(KINDS)
+    assert Threat.read(THREATS / "text.yaml").text[0].kinds == tuple(KINDS)

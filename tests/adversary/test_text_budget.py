@@ -7,7 +7,7 @@ import random
 import pytest
 
 from zoo.adversary.text.budget import TextBudget, count_banned, edit_distance, split_words
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.errors import BadCardError
 
 
@@ -123,9 +123,9 @@ def test_banned_words_are_counted_as_a_word_filter_sees_them(text: str, count: i
 )
 def test_a_threat_that_makes_no_sense_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(BadCardError, match=message):
-        TextThreat.from_dict({"schema_version": 1, **fields})
+        TextPart.from_dict(dict(fields))
 
 
 def test_a_threat_is_read_back_as_it_was_written() -> None:
-    threat = TextThreat(("leetspeak", "gcg"), TextBudget("words", count=3), banned=("dog",), suffix=2)
-    assert TextThreat.from_dict(threat.to_dict()) == threat
+    threat = TextPart(("leetspeak", "gcg"), TextBudget("words", count=3), banned=("dog",), suffix=2)
+    assert TextPart.from_dict(threat.to_dict()) == threat

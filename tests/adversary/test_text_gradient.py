@@ -12,8 +12,8 @@ from zoo.adversary.text.budget import TextBudget, count_banned
 from zoo.adversary.text.gradient import Method, substitute_tokens
 from zoo.adversary.text.model import TextModel, imitation, input_embedding
 from zoo.adversary.text.synonyms import Synonyms
-from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
+from zoo.adversary.threat import TextPart
 from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
@@ -105,7 +105,7 @@ def test_the_first_order_estimate_is_exact_for_a_linear_model(codec: TextCodec) 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_word_that_decides_is_exchanged(codec: TextCodec, method: Method) -> None:
     model = _linear(codec)
-    result = substitute_tokens(model, TEXTS[:1], TextThreat(budget=WORDS), method, threshold=0.2)[0]
+    result = substitute_tokens(model, TEXTS[:1], TextPart(budget=WORDS), method, threshold=0.2)[0]
     assert result.outcome == "broken"
     assert "dog" not in result.text.split()
     assert 1 <= result.edits <= 2
@@ -114,7 +114,7 @@ def test_the_word_that_decides_is_exchanged(codec: TextCodec, method: Method) ->
 
 
 def test_hotflip_needs_one_word_only(codec: TextCodec) -> None:
-    result = substitute_tokens(_linear(codec), TEXTS[:1], TextThreat(budget=WORDS), "hotflip", threshold=0.2)[0]
+    result = substitute_tokens(_linear(codec), TEXTS[:1], TextPart(budget=WORDS), "hotflip", threshold=0.2)[0]
     assert result.edits == 1
     assert result.text.split()[2:] == TEXTS[0].split()[2:]
 
@@ -130,7 +130,7 @@ def test_budgets_round_trips_and_seeds_on_a_transformer(codec: TextCodec, method
         return model.token_score(ids, mask, items)
 
     spy = TextModel(spied, codec, model.embedding, model.modules)
-    threat = TextThreat(budget=budget, steps=4, candidates=16, suffix=1)
+    threat = TextPart(budget=budget, steps=4, candidates=16, suffix=1)
     results = substitute_tokens(spy, TEXTS, threat, method, threshold=-1e9)
     assert all(budget.permits(result.original, result.text) for result in results)
     assert [result.edits for result in results] == [budget.edits(r.original, r.text) for r in results]
@@ -153,7 +153,7 @@ def test_unrealisable_exchanges_are_counted_and_never_asked_about(codec: TextCod
         return model.token_score(ids, mask, items)
 
     texts = ["zebras graze in the grass"]  # words of several tokens: other ones in their place may merge
-    threat = TextThreat(budget=TextBudget("words", count=6), steps=6, candidates=40, top=400)
+    threat = TextPart(budget=TextBudget("words", count=6), steps=6, candidates=40, top=400)
     result = substitute_tokens(TextModel(spied, codec, model.embedding), texts, threat, "gcg", threshold=-1e9)[0]
     assert result.unrealisable > 0
     tokenizer = TokenEditor(codec)._tokenizer
@@ -165,11 +165,11 @@ def test_unrealisable_exchanges_are_counted_and_never_asked_about(codec: TextCod
 @pytest.mark.parametrize("method", METHODS)
 def test_banned_words_stay_out(codec: TextCodec, method: Method) -> None:
     model = _linear(codec, "car")
-    free = substitute_tokens(model, TEXTS[:2], TextThreat(budget=WORDS), method, threshold=-1e9)
+    free = substitute_tokens(model, TEXTS[:2], TextPart(budget=WORDS), method, threshold=-1e9)
     banned = tuple(
         {word for result in free for word in result.text.lower().split()} - {"a", "dogs", "two", "the", "on"}
     )
-    threat = TextThreat(budget=WORDS, banned=(*banned, "dog"), steps=8)
+    threat = TextPart(budget=WORDS, banned=(*banned, "dog"), steps=8)
     results = substitute_tokens(model, TEXTS[:2], threat, method, threshold=-1e9)
     assert all(
         count_banned(result.text, threat.banned) <= count_banned(result.original, threat.banned) for result in results
@@ -179,7 +179,7 @@ def test_banned_words_stay_out(codec: TextCodec, method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_banned_words_of_the_text_are_removed_first(codec: TextCodec, method: Method) -> None:
-    threat = TextThreat(budget=WORDS, banned=("dog",))
+    threat = TextPart(budget=WORDS, banned=("dog",))
     results = substitute_tokens(_linear(codec, "car"), TEXTS[:2], threat, method, threshold=10.0)
     assert [result.outcome for result in results] == ["broken", "broken"]
     assert all("dog" not in result.text.lower() for result in results)
@@ -192,7 +192,7 @@ def test_without_a_gradient_it_says_so_and_goes_on(codec: TextCodec, method: Met
     def hidden(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
         return inner.token_score(ids, mask, items).detach()
 
-    threat = TextThreat(budget=WORDS, steps=30)
+    threat = TextPart(budget=WORDS, steps=30)
     result = substitute_tokens(TextModel(hidden, codec, inner.embedding), TEXTS[:1], threat, method, threshold=0.2)[0]
     assert result.obfuscated
     assert result.outcome == "broken"
@@ -206,12 +206,12 @@ def test_a_constant_model_is_never_broken(codec: TextCodec, method: Method) -> N
         return 0 * inner.token_score(ids, mask, items) + 0.5
 
     model = TextModel(constant, codec, inner.embedding)
-    results = substitute_tokens(model, TEXTS, TextThreat(budget=WORDS, steps=5), method, threshold=0.4)
+    results = substitute_tokens(model, TEXTS, TextPart(budget=WORDS, steps=5), method, threshold=0.4)
     assert {result.outcome for result in results} == {"held"}
 
 
 def test_a_suffix_is_appended_within_the_budget(codec: TextCodec) -> None:
-    threat = TextThreat(budget=TextBudget("words", count=2), suffix=5, steps=1)
+    threat = TextPart(budget=TextBudget("words", count=2), suffix=5, steps=1)
     result = substitute_tokens(_linear(codec, None), TEXTS[:1], threat, "gcg", threshold=-1e9)[0]
     assert result.edits <= 2
     assert len(result.text.split()) == len(TEXTS[0].split()) + 2
@@ -221,7 +221,7 @@ def test_the_wrong_embedding_is_refused(codec: TextCodec) -> None:
     model = _linear(codec)
     other = TextModel(model.token_score, codec, nn.Embedding(codec.vocabulary_size, 8))
     with pytest.raises(BadInputError, match="does not go through the embedding"):
-        substitute_tokens(other, TEXTS[:1], TextThreat(budget=WORDS), "hotflip", threshold=0.2)
+        substitute_tokens(other, TEXTS[:1], TextPart(budget=WORDS), "hotflip", threshold=0.2)
 
 
 def test_the_embedding_of_a_text_tower_is_found_and_nothing_is_guessed() -> None:
@@ -238,7 +238,7 @@ def test_another_text_is_imitated_without_its_words() -> None:
     model.tokenizer_json = train_tokenizer([text.lower() for text in TEXTS] * 5, 300)
     assert isinstance(model, PhraseEncoder)
     start = ["the grass the house the car", "on on on on on on"]
-    threat = TextThreat(budget=TextBudget("words", count=6), steps=15, candidates=48, banned=("dog",))
+    threat = TextPart(budget=TextBudget("words", count=6), steps=15, candidates=48, banned=("dog",))
     target = imitation(model, TEXTS[:2])
     before = target.score(start)
     results = substitute_tokens(target, start, threat, "gcg", threshold=0.0)
@@ -252,7 +252,7 @@ def test_another_text_is_imitated_without_its_words() -> None:
 def test_the_model_is_left_as_it_was(codec: TextCodec) -> None:
     model = _bert(codec)
     model.modules[0].train()
-    substitute_tokens(model, TEXTS[:1], TextThreat(budget=WORDS, steps=1), "hotflip", threshold=-1e9)
+    substitute_tokens(model, TEXTS[:1], TextPart(budget=WORDS, steps=1), "hotflip", threshold=-1e9)
     assert all(module.training for module in model.modules[0].modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.modules[0].parameters())
 
@@ -261,12 +261,12 @@ def test_all_attacks_one_after_the_other(codec: TextCodec) -> None:
     model = _linear(codec)
     near = Synonyms(["dog", "dogs", "car"], torch.eye(3), least=-2.0)
     attacks = ("zero_width", "synonyms", "hotflip")
-    results = attack_texts(model, TEXTS, TextThreat(attacks, WORDS), threshold=0.2, synonyms=near)
+    results = attack_texts(model, TEXTS, TextPart(attacks, WORDS), threshold=0.2, synonyms=near)
     assert [result.outcome for result in results] == ["broken", "missed", "missed"]
-    weak = attack_texts(model, TEXTS, TextThreat(("zero_width",), WORDS), threshold=0.2)
+    weak = attack_texts(model, TEXTS, TextPart(("zero_width",), WORDS), threshold=0.2)
     assert weak[0].outcome == "held"  # cleaned away
     assert results[0].queries > weak[0].queries
-    by_synonym = attack_texts(model.score, TEXTS, TextThreat(("synonyms",), WORDS), threshold=0.2, synonyms=near)
+    by_synonym = attack_texts(model.score, TEXTS, TextPart(("synonyms",), WORDS), threshold=0.2, synonyms=near)
     assert by_synonym[0].outcome == "broken"
     assert by_synonym[0].text in ("a dogs runs over the green grass", "a car runs over the green grass")
 
@@ -274,4 +274,4 @@ def test_all_attacks_one_after_the_other(codec: TextCodec) -> None:
 @pytest.mark.parametrize(("attack", "message"), [("synonyms", "give `synonyms`"), ("gcg", "as a TextModel")])
 def test_an_attack_that_lacks_something_is_refused(codec: TextCodec, attack: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        attack_texts(_linear(codec).score, TEXTS, TextThreat((attack,)), threshold=0.5)
+        attack_texts(_linear(codec).score, TEXTS, TextPart((attack,)), threshold=0.5)

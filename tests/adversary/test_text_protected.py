@@ -7,19 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adversary.joint.attack import attack_jointly
-from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.attack import attack_texts
-from zoo.adversary.text.budget import TextBudget
+from zoo.adversary.text.budget import TextBudget, keeps_protected
 from zoo.adversary.text.edits import KINDS
 from zoo.adversary.text.gradient import Method, substitute_tokens
 from zoo.adversary.text.model import TextModel
-from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import TextResult, confirmed
 from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.synonyms import Synonyms
-from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import TextInput
 from zoo.errors import BadCardError
 from zoo.inputs.text import TextCodec, train_tokenizer
@@ -81,8 +78,8 @@ def test_what_keeps_protected_words(changed: str, exchanged: bool, kept: bool) -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_exchanges_of_tokens_leave_them(codec: TextCodec, method: Method) -> None:
-    free = TextThreat(budget=WORDS, steps=6, suffix=1)
-    bound = TextThreat(budget=WORDS, steps=6, suffix=1, protected=DOGS)
+    free = TextPart(budget=WORDS, steps=6, suffix=1)
+    bound = TextPart(budget=WORDS, steps=6, suffix=1, protected=DOGS)
     without = substitute_tokens(_model(codec), TEXTS[:2], free, method, threshold=9.0)
     assert [result.outcome for result in without] == ["broken", "broken"]
     assert not any(bound.permits(result.original, result.text, exchanged=True) for result in without)
@@ -97,10 +94,10 @@ def test_a_text_is_not_broken_by_a_protected_word_that_is_brought_in(codec: Text
     model = _model(codec)
     module = model.modules[0]
     upside = TextModel(lambda *inputs: -module(*inputs), codec, model.embedding)
-    free = substitute_tokens(upside, TEXTS[2:], TextThreat(budget=WORDS), method, threshold=-10.0)[0]
+    free = substitute_tokens(upside, TEXTS[2:], TextPart(budget=WORDS), method, threshold=-10.0)[0]
     assert free.outcome == "broken"
     assert "dog" in free.text.lower().split()
-    bound = TextThreat(budget=WORDS, steps=8, protected=DOGS)
+    bound = TextPart(budget=WORDS, steps=8, protected=DOGS)
     assert substitute_tokens(upside, TEXTS[2:], bound, method, threshold=-10.0)[0].outcome == "held"
 
 
@@ -115,10 +112,10 @@ def test_synonyms_leave_them_and_no_query_is_spent_on_others() -> None:
         asked.extend(texts)
         return _keyword(texts)
 
-    free = search_texts(score, TEXTS[:1], TextThreat(("synonyms",), WORDS), threshold=0.5, variants=NEAR)
+    free = search_texts(score, TEXTS[:1], TextPart(("synonyms",), WORDS), threshold=0.5, variants=NEAR)
     assert free[0].outcome == "broken"
     asked.clear()
-    bound = TextThreat(("synonyms",), WORDS, protected=("DOG", "dogs"))
+    bound = TextPart(("synonyms",), WORDS, protected=("DOG", "dogs"))
     held = search_texts(score, TEXTS[:1], bound, threshold=0.5, variants=NEAR)[0]
     assert held.outcome == "held"
     assert held.exchanged
@@ -129,7 +126,7 @@ def test_synonyms_leave_them_and_no_query_is_spent_on_others() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attacks_on_characters_may_disguise_them(kind: str) -> None:
-    threat = TextThreat((kind,), protected=("dog", "dogs"))
+    threat = TextPart((kind,), protected=("dog", "dogs"))
     result = search_texts(
         lambda texts: [float("dog" in text.split()) for text in texts], TEXTS[:1], threat, threshold=0.5
     )[0]
@@ -141,24 +138,24 @@ def test_attacks_on_characters_bring_none_in() -> None:
     def score(texts: list[str]) -> list[float]:
         return [float("dog" not in text.split()) for text in texts]
 
-    free = search_texts(score, ["they dig a hole"], TextThreat(("misspelling",)), threshold=0.5)[0]
+    free = search_texts(score, ["they dig a hole"], TextPart(("misspelling",)), threshold=0.5)[0]
     assert free.text == "they dog a hole"
-    bound = TextThreat(("misspelling",), protected=DOGS, queries=200)
+    bound = TextPart(("misspelling",), protected=DOGS, queries=200)
     assert search_texts(score, ["they dig a hole"], bound, threshold=0.5)[0].outcome == "held"
 
 
 def test_a_claim_without_a_protected_word_is_refuted() -> None:
-    threat = TextThreat(("synonyms",), WORDS, protected=DOGS)
+    threat = TextPart(("synonyms",), WORDS, protected=DOGS)
     for exchanged, outcome in ((True, "refuted"), (False, "broken")):
         claim = TextResult("a dog", "a cat", "broken", 1.0, 0.0, 1, 1, exchanged=exchanged)
         assert confirmed([claim], lambda texts, _: [0.0], threat, 0.5, 8)[0].outcome == outcome
 
 
 def test_one_threat_with_both_kinds_of_attacks_tells_them_apart(codec: TextCodec) -> None:
-    threat = TextThreat(("homoglyphs", "synonyms", "hotflip"), WORDS, protected=DOGS)
+    threat = TextPart(("homoglyphs", "synonyms", "hotflip"), WORDS, protected=DOGS)
     result = attack_texts(_model(codec), TEXTS[:1], threat, threshold=9.0, synonyms=NEAR)[0]
     assert (result.outcome, result.exchanged) == ("broken", False)
-    words = TextThreat(("synonyms", "hotflip"), WORDS, protected=DOGS)
+    words = TextPart(("synonyms", "hotflip"), WORDS, protected=DOGS)
     held = attack_texts(_model(codec), TEXTS[:1], words, threshold=9.0, synonyms=NEAR)[0]
     assert (held.outcome, held.exchanged) == ("held", True)
 
@@ -172,14 +169,14 @@ def test_the_joint_attack_keeps_them_too(codec: TextCodec, attack: str, broken: 
         return torch.stack([torch.zeros_like(unsafe), unsafe], dim=1)
 
     # The protected words of one alternative are those of all.
-    other = TextThreat(("casing",), TextBudget(count=0), protected=DOGS)
-    image = Threat("Linf", 0.01, ("fgsm",), queries=20)
+    other = TextPart(("casing",), TextBudget(count=0), protected=DOGS)
+    image = ImagePart("Linf", 0.01, ("fgsm",), queries=20)
     found = attack_jointly(
         model,
         torch.full((1, 3, 8, 8), 0.5),
         TEXTS[:1],
         torch.tensor([1]),
-        JointThreat(image, (other, TextThreat((attack,), WORDS))),
+        Threat(image, (other, TextPart((attack,), WORDS))),
         codec=codec,
         embedding=module.embedding,
     )
@@ -192,4 +189,4 @@ def test_the_joint_attack_keeps_them_too(codec: TextCodec, attack: str, broken: 
 @pytest.mark.parametrize("word", ["", " ", "two words", "dog "])
 def test_a_protected_word_is_one_word(word: str) -> None:
     with pytest.raises(BadCardError, match="one word without blanks"):
-        TextThreat.from_dict({"schema_version": 1, "protected": [word]})
+        TextPart.from_dict({"protected": [word]})

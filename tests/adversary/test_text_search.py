@@ -12,7 +12,7 @@ from zoo.adversary.text.budget import TextBudget, count_banned
 from zoo.adversary.text.edits import KINDS
 from zoo.adversary.text.result import success_rate, summary
 from zoo.adversary.text.search import search_items, search_texts
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
 
@@ -40,7 +40,7 @@ def words_score(texts: list[str]) -> list[float]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_attack_breaks_a_keyword_model(kind: str) -> None:
-    results = search_texts(keyword, TEXTS, TextThreat((kind,)), threshold=0.5)
+    results = search_texts(keyword, TEXTS, TextPart((kind,)), threshold=0.5)
     assert [result.outcome for result in results] == ["broken", "broken", "missed"]
     assert success_rate(results) == 1.0
     figures = summary(results)
@@ -55,29 +55,29 @@ def test_each_attack_breaks_a_keyword_model(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cleaning_first_undoes_two_of_them(kind: str) -> None:
-    results = search_texts(cleaned_keyword, TEXTS[:1], TextThreat((kind,)), threshold=0.5)
+    results = search_texts(cleaned_keyword, TEXTS[:1], TextPart((kind,)), threshold=0.5)
     assert results[0].outcome == ("held" if kind in ("zero_width", "casing") else "broken")
 
 
 def test_every_occurrence_must_go_and_the_score_leads_there() -> None:
-    result = search_texts(count_keyword, TEXTS[1:2], TextThreat(), threshold=0.25)[0]
+    result = search_texts(count_keyword, TEXTS[1:2], TextPart(), threshold=0.25)[0]
     assert result.outcome == "broken"
     assert result.edits == 2
-    held = search_texts(count_keyword, TEXTS[1:2], TextThreat(budget=TextBudget(count=1)), threshold=0.25)[0]
+    held = search_texts(count_keyword, TEXTS[1:2], TextPart(budget=TextBudget(count=1)), threshold=0.25)[0]
     assert held.outcome == "held"
     assert held.score_after == 0.5
 
 
 @pytest.mark.parametrize("score", [0.9, 0.5, 0.500001])
 def test_a_constant_model_is_never_broken(score: float) -> None:
-    results = search_texts(lambda texts: [score] * len(texts), TEXTS, TextThreat(queries=80), threshold=0.49)
+    results = search_texts(lambda texts: [score] * len(texts), TEXTS, TextPart(queries=80), threshold=0.49)
     assert {result.outcome for result in results} == {"held"}
     assert [result.text for result in results] == TEXTS
     assert success_rate(results) == 0.0
 
 
 def test_a_model_that_flags_nothing_has_nothing_to_break() -> None:
-    results = search_texts(lambda texts: [0.2] * len(texts), TEXTS, TextThreat(), threshold=0.2)
+    results = search_texts(lambda texts: [0.2] * len(texts), TEXTS, TextPart(), threshold=0.2)
     assert {result.outcome for result in results} == {"missed"}
     assert success_rate(results) is None
 
@@ -88,7 +88,7 @@ def test_a_model_that_flags_nothing_has_nothing_to_break() -> None:
 def test_budgets_are_never_exceeded(budget: TextBudget) -> None:
     rng = random.Random(7)
     texts = ["".join(rng.choices("abeiou AB.,é\u200b漢", k=rng.randrange(40))) for _ in range(25)]
-    results = search_texts(words_score, texts, TextThreat(budget=budget, queries=120), threshold=0.0)
+    results = search_texts(words_score, texts, TextPart(budget=budget, queries=120), threshold=0.0)
     assert all(budget.permits(result.original, result.text) for result in results)
     assert [result.edits for result in results] == [budget.edits(r.original, r.text) for r in results]
     assert all(result.score_after <= result.score_before for result in results)
@@ -102,26 +102,26 @@ def test_queries_are_counted_and_bounded() -> None:
         asked.extend(texts)
         return words_score(texts)
 
-    result = search_texts(score, TEXTS[:1], TextThreat(queries=30), threshold=0.0)[0]
+    result = search_texts(score, TEXTS[:1], TextPart(queries=30), threshold=0.0)[0]
     assert result.queries == 30
     assert len(asked) == 31  # and the check
 
 
 def test_the_same_seed_finds_the_same_whatever_the_batch() -> None:
-    threat = TextThreat(options=5, queries=150, seed=5)
+    threat = TextPart(options=5, queries=150, seed=5)
     together = search_texts(words_score, TEXTS, threat, threshold=0.0)
     alone = [search_texts(words_score, [text], threat, threshold=0.0, batch_size=3)[0] for text in reversed(TEXTS)]
     assert together == alone[::-1]
-    other = search_texts(words_score, TEXTS, TextThreat(options=5, queries=150, seed=6), threshold=0.0)
+    other = search_texts(words_score, TEXTS, TextPart(options=5, queries=150, seed=6), threshold=0.0)
     assert [r.text for r in other] != [r.text for r in together]
 
 
 def test_banned_words_are_removed_even_where_the_model_sees_nothing() -> None:
-    threat = TextThreat(("leetspeak", "zero_width"), banned=("dog",))
+    threat = TextPart(("leetspeak", "zero_width"), banned=("dog",))
     results = search_texts(lambda texts: [0.1] * len(texts), TEXTS, threat, threshold=0.5)
     assert [result.outcome for result in results] == ["broken", "broken", "missed"]
     assert all(count_banned(result.text, ["dog"]) == 0 for result in results)
-    only_invisible = search_texts(keyword, TEXTS[:1], TextThreat(("zero_width",), banned=("dog",)), threshold=0.5)
+    only_invisible = search_texts(keyword, TEXTS[:1], TextPart(("zero_width",), banned=("dog",)), threshold=0.5)
     assert only_invisible[0].outcome == "held"
 
 
@@ -137,7 +137,7 @@ def _fickle() -> Callable[[list[str]], list[float]]:
 
 
 def test_a_success_that_a_fresh_pass_does_not_confirm_is_refuted() -> None:
-    results = search_texts(_fickle(), TEXTS[:1], TextThreat(), threshold=0.5)
+    results = search_texts(_fickle(), TEXTS[:1], TextPart(), threshold=0.5)
     assert results[0].outcome == "refuted"
     assert results[0].score_after == 0.9
     assert success_rate(results) == 0.0
@@ -149,13 +149,13 @@ def test_a_model_that_sees_more_than_the_text_is_told_which_item_it_is() -> None
     def score(texts: list[str], items: list[int]) -> list[float]:
         return [0.9 if guarded[item] else one for one, item in zip(keyword(texts), items, strict=True)]
 
-    results = search_items(score, [TEXTS[0]] * 3, TextThreat(), threshold=0.5)
+    results = search_items(score, [TEXTS[0]] * 3, TextPart(), threshold=0.5)
     assert [result.outcome for result in results] == ["held", "broken", "held"]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "?", "\u200b", "漢字", "\ud800"])
 def test_a_text_without_letters_is_no_trouble(text: str) -> None:
-    result = search_texts(lambda texts: [0.9] * len(texts), [text], TextThreat(), threshold=0.5)[0]
+    result = search_texts(lambda texts: [0.9] * len(texts), [text], TextPart(), threshold=0.5)[0]
     assert result.outcome == "held"
     assert result.text == text
 
@@ -163,9 +163,9 @@ def test_a_text_without_letters_is_no_trouble(text: str) -> None:
 @pytest.mark.parametrize("bad", [[math.nan], [math.inf], [0.1, 0.2], [[0.1, 0.2]]])
 def test_scores_that_are_none_are_refused(bad: list[float]) -> None:
     with pytest.raises(BadInputError, match=r"NaN or infinite|one score per text"):
-        search_texts(lambda texts: bad, TEXTS[:1], TextThreat(), threshold=0.5)
+        search_texts(lambda texts: bad, TEXTS[:1], TextPart(), threshold=0.5)
 
 
 def test_attacks_without_variants_are_refused() -> None:
     with pytest.raises(BadInputError, match="synonyms"):
-        search_texts(keyword, TEXTS, TextThreat(("synonyms",)), threshold=0.5)
+        search_texts(keyword, TEXTS, TextPart(("synonyms",)), threshold=0.5)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tests.benchmarks.common import answered, parser
 from tests.benchmarks.shapes import shapes_model
 from zoo.adversary.image.attack import attack
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.errors import BadDataError, MissingDependencyError
 
 INSTALL = "pip install --no-deps --target DIR torchattacks scipy requests tqdm"
@@ -59,7 +59,7 @@ def torchattacks() -> Any:
 
 
 def bench(
-    model: nn.Module, pixels: Tensor, labels: Tensor, threats: list[Threat], rounds: int, *, peers: bool
+    model: nn.Module, pixels: Tensor, labels: Tensor, threats: list[ImagePart], rounds: int, *, peers: bool
 ) -> Iterator[BenchRow]:
     """A row for each threat of one attack, ours and theirs in turn; pixels `[N, C, H, W]` in [0, 1], labels `[N]`."""
     package = torchattacks() if peers else None
@@ -84,7 +84,7 @@ def bench(
         yield BenchRow(threat.attacks[0], threat.norm, robust, theirs, statistics.median(times[0]), ratios)
 
 
-def _peer(package: Any, model: nn.Module, threat: Threat) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _peer(package: Any, model: nn.Module, threat: ImagePart) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Their attack with the same effort; None where they have none of that norm."""
     norm, eps, steps = threat.norm, threat.eps, threat.steps
     common = {"norm": norm, "eps": eps, "steps": steps}
@@ -140,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, pixels, labels = shapes_model(given.images, seed=given.seed)
     defaults = (0.3, 2.0) if given.mnist else (4 / 255, 0.5)
     sizes = {"Linf": given.eps_linf or defaults[0], "L2": given.eps_l2 or defaults[1]}
-    effort = {"steps": given.steps, "queries": given.queries, "seed": given.seed, "schema_version": 1}
+    effort = {"steps": given.steps, "queries": given.queries, "seed": given.seed}
     threats = [
-        Threat.from_dict({"norm": norm, "eps": sizes[norm], "attacks": [name], **effort})
+        ImagePart.from_dict({"norm": norm, "eps": sizes[norm], "attacks": [name], **effort})
         for name in given.attacks.split(",")
         for norm in (("Linf", "L2") if given.norm == "both" else (given.norm,))
     ]

@@ -14,9 +14,7 @@ from tests.benchmarks.attacks import bench, main
 from tests.benchmarks.common import answered
 from tests.benchmarks.shapes import shapes_model
 from zoo import cli
-from zoo.adversary.sources import SOURCES
-from zoo.adversary.text.threat import TEXT_ATTACKS
-from zoo.adversary.threat import ATTACKS, Threat
+from zoo.adversary.threat import ATTACKS, SOURCES, TEXT_ATTACKS, ImagePart
 
 
 def test_every_attack_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +33,7 @@ def test_the_network_for_the_bench_knows_shapes_it_has_not_seen() -> None:
     with torch.no_grad():
         right = float((model(pixels).argmax(dim=1) == labels).double().mean())
     assert right > 0.5
-    threats = [Threat("Linf", 4 / 255, (name,), steps=20) for name in ("fgsm", "pgd")]
+    threats = [ImagePart("Linf", 4 / 255, (name,), steps=20) for name in ("fgsm", "pgd")]
     rows = list(bench(model, pixels, labels, threats, 1, peers=False))
     assert [row.attack for row in rows] == ["fgsm", "pgd"]
     assert all(0 <= row.ours < right and row.theirs is None and row.ratios == () for row in rows)
@@ -55,13 +53,13 @@ def test_another_implementation_is_measured_beside_ours(monkeypatch: pytest.Monk
         return lambda images, targets: images
 
     monkeypatch.setitem(sys.modules, "torchattacks", SimpleNamespace(FGSM=idle))
-    (row,) = bench(model, pixels, labels, [Threat("Linf", 0.3, ("fgsm",))], 2, peers=True)
+    (row,) = bench(model, pixels, labels, [ImagePart("Linf", 0.3, ("fgsm",))], 2, peers=True)
     assert asked == [0.3]
     assert row.theirs == 1.0  # it changes nothing
     assert row.ours < 0.5
     assert len(row.ratios) == 2
     assert "1.0000" in row.line
-    (alone,) = bench(model, pixels, labels, [Threat("L2", 0.3, ("fgsm",))], 1, peers=True)
+    (alone,) = bench(model, pixels, labels, [ImagePart("L2", 0.3, ("fgsm",))], 1, peers=True)
     assert alone.theirs is None  # they have none in L2
 
 

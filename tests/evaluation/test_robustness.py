@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from zoo.adversary.text.threat import TextThreat
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
@@ -32,7 +31,7 @@ from zoo.release.store import Release, model_scorer
 
 EPS = 8 / 255
 POLICY = Policy("bright", "1", "", (Category("unsafe", "block", Threshold(0.5)), Category("safe", "allow")))
-FGSM = Threat("Linf", EPS, attacks=("fgsm",))
+FGSM = Threat(ImagePart("Linf", EPS, attacks=("fgsm",)))
 COUNT, SIZE = 60, 4
 
 
@@ -173,7 +172,7 @@ def test_without_other_rows_the_attacked_ones_give_the_threshold_and_the_report_
 
 
 def test_a_constant_model_is_never_broken_and_the_missing_gradient_is_told(data: Path) -> None:
-    threat = Threat("Linf", EPS, attacks=("fgsm", "apgd-t"), steps=3, queries=20)
+    threat = Threat(ImagePart("Linf", EPS, attacks=("fgsm", "apgd-t"), steps=3, queries=20))
     report = _run(data, threat, Constant(), points="policy").report
     worst = report.points[0].worst
     assert worst.attacked == report.counts["unsafe"]
@@ -185,7 +184,7 @@ def test_a_constant_model_is_never_broken_and_the_missing_gradient_is_told(data:
 
 
 def test_the_worst_case_is_the_union_item_by_item(data: Path) -> None:
-    threat = Threat("Linf", EPS, attacks=("fgsm", "square", "pgd"), steps=3, queries=3)
+    threat = Threat(ImagePart("Linf", EPS, attacks=("fgsm", "square", "pgd"), steps=3, queries=3))
     outcome = _run(data, threat, points="policy")
     first = outcome.attempts[0]
     union = torch.stack([attempt.broken for attempt in first]).any(dim=0)
@@ -247,9 +246,12 @@ def test_a_report_reads_itself_back_and_refuses_another_schema(data: Path, tmp_p
     assert RobustnessReport.read(path) == report
     assert report.budget == "fgsm8: Linf 8/255 (fgsm)"
     plain = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(plain | {"schema_version": 2}), encoding="utf-8")
-    with pytest.raises(BadCardError, match="newer than 1"):
+    path.write_text(json.dumps(plain | {"schema_version": 3}), encoding="utf-8")
+    with pytest.raises(BadCardError, match="newer than 2"):
         RobustnessReport.read(path)
+    old = {"schema_version": 1, "threat": plain["threat"]["image"] | {"schema_version": 1}}
+    path.write_text(json.dumps(plain | old), encoding="utf-8")
+    assert RobustnessReport.read(path) == report
     path.write_text(json.dumps(plain | {"report": "guard"}), encoding="utf-8")
     with pytest.raises(BadInputError, match="no robustness report"):
         RobustnessReport.read(path)
@@ -281,7 +283,7 @@ def test_options_that_make_no_sense_are_refused(data: Path, options: dict[str, o
 def test_data_and_threats_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
     victim, how = _victim(), Options(say=lambda text: None)
     with pytest.raises(BadInputError, match="judges no text, which this threat changes"):
-        evaluate_robustness(victim, "", Selection(data), TextThreat(), "text", how)
+        evaluate_robustness(victim, "", Selection(data), Threat(text=(TextPart(),)), "text", how)
     with pytest.raises(BadInputError, match=r'--by: .* has no column "plaec"; did you mean "place"'):
         evaluate_robustness(victim, "", Selection(data, by=("plaec",)), FGSM, "fgsm8", how)
     safe = tmp_path / "safe.csv"
@@ -307,7 +309,7 @@ def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -
         scores = [v.scores[label] for v in scorer.verdicts(texts=[line.split(",")[0] for line in lines])]
     limit = min(scores) - 1e-4  # all are flagged, each by little
     policy = Policy("t", "1", "", (Category(label, "block", Threshold(limit)),))
-    threat = TextThreat(("casing", "homoglyphs", "hotflip"), queries=40, steps=2)
+    threat = Threat(text=(TextPart(("casing", "homoglyphs", "hotflip"), queries=40, steps=2),))
     how = Options(Labelling(label), points="policy", keep=True, say=lambda text: None)
     outcome = evaluate_robustness(Victim(release, policy), "", Selection(tmp_path / "m.csv"), threat, "text", how)
     (point,) = outcome.report.points
@@ -351,5 +353,5 @@ def test_budgets_are_read_as_fractions_and_described() -> None:
     for wrong in ("a", "1/0", "-1", ","):
         with pytest.raises(BadInputError, match="--eps"):
             read_eps(wrong)
-    assert describe(Threat("L2", 0.5, attacks=("pgd",)).to_dict()) == "L2 0.5 (pgd)"
-    assert describe(TextThreat(("casing",)).to_dict()) == "10 % of the characters (casing)"
+    assert describe(Threat(ImagePart("L2", 0.5, attacks=("pgd",)))) == "L2 0.5 (pgd)"
+    assert describe(Threat(text=(TextPart(("casing",)),))) == "10 % of the characters (casing)"

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from export.onnx.export import export_onnx
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import Threat
 from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import read_manifest
@@ -163,7 +163,7 @@ def test_a_text_threat_leaves_the_images_and_keeps_to_its_budget(folder: Path, t
     assert by_name["casing"].broken == 0  # the tokenizer lowers all, so nothing of it reaches the model
     assert by_name["casing"].queries > 0
     assert point.worst.broken >= max(attack.broken for attack in point.attacks) > 0
-    budget = TextThreat.read(folder / "text.yaml").budget
+    budget = Threat.read(folder / "text.yaml").text[0].budget
     sources = {str(row.line): row for row in read_manifest(folder / "data" / "manifest.csv")}
     with (saved / "manifest.csv").open(encoding="utf-8") as stream:
         for record in csv.DictReader(stream):

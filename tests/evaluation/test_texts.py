@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertConfig, BertModel
 
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.cli import run
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 
 def test_edits_keep_to_the_budget_and_repeat(rows: dict[str, TextRows]) -> None:
-    threat = TextThreat(seed=3)
+    threat = TextPart(seed=3)
     texts = rows["test"].texts
     once = edited(texts, "misspelling", threat)
     assert once == edited(texts, "misspelling", threat)
@@ -173,7 +173,7 @@ def test_the_search_hides_words_and_leaves_the_rest_alone(rows: dict[str, TextRo
     chosen = sample_positives(test, 6, seed=0)
     assert chosen.sum(axis=0).tolist() == [6, 6, 6]
     assert (test.labels[chosen] == 1).all()
-    found, queries = searched(ranker, test, clean, chosen, TextThreat(attacks=("misspelling",), queries=100))
+    found, queries = searched(ranker, test, clean, chosen, TextPart(attacks=("misspelling",), queries=100))
     assert 0 < queries <= 100 * 18 * 2
     assert np.array_equal(found[~chosen], clean[~chosen])
     assert (found[chosen] == 0).all()  # one letter hides any of the three words

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zoo.adversary.sources import SOURCES
+    from zoo.adversary.threat import SOURCES
 
     for name, source in SOURCES.items():
         print(f"{name:12} {source.kind:6} {source.bound:20} {source.needs:21} {source.paper}")

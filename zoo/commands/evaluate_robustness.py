@@ -92,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.replay:
         return _replay(options)
     _check(options)
-    from zoo.adversary.read import read_threat
+    from zoo.adversary.threat import Threat
     from zoo.evaluation.robustness.items import Selection
     from zoo.evaluation.robustness.run import evaluate_robustness
     from zoo.evaluation.robustness.victim import Victim
@@ -100,7 +100,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     columns = renamed(options.columns)
     threat_file = find_asset(options.threat)
-    threat = read_threat(threat_file)
+    threat = Threat.read(threat_file)
     policy = read_policy(options.policy)
     victim = Victim(
         load_release(options.model),

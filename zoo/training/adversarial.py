@@ -16,7 +16,7 @@ from zoo.adversary.inner.joint import Inputs, Words, worst_inputs
 from zoo.adversary.inner.pixels import scaled, training_threat
 from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.errors import BadArgumentError
 from zoo.training.base import UnsafeRanking
 from zoo.training.classification import Classification
@@ -85,7 +85,7 @@ class Adversarial(Classification):
         self.threat = None if threat is None else training_threat(threat, single_step=method == "fast")
         self.text = None if text is None else TextHardening.from_dict(text)
         self.val_attack_batches = val_attack_batches
-        self.val_threat: Threat | None = None
+        self.val_threat: ImagePart | None = None
         if self.threat is not None:
             fields = {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
             self.val_threat = training_threat(fields)
@@ -180,7 +180,7 @@ class Adversarial(Classification):
         target: Tensor,
         attacked: Tensor,
         worded: Tensor,
-        threat: Threat | None,
+        threat: ImagePart | None,
         generator: torch.Generator | None = None,
     ) -> list[Tensor]:
         """The inputs with the images of the rows `attacked` `[B]` and the words of the rows `worded` `[B]` replaced."""

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.inner.pixels import perturb, scaled, training_threat
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
@@ -165,7 +165,7 @@ class RobustTower(Base):
         self,
         pixels: Tensor,
         loss_of: Callable[[Tensor], Tensor],
-        threat: Threat,
+        threat: ImagePart,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         with evaluation_mode(self.model.image_tower):

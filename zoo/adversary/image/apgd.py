@@ -11,18 +11,18 @@ from torch import Tensor
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.image.loss import cross_entropy, targeted_dlr
 from zoo.adversary.image.target import Batch, Objective, Target
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 _MOMENTUM = 0.75  # the paper's alpha
 _RISING = 0.75  # the paper's rho: the share of steps since the last checkpoint that must have raised the objective
 
 
-def apgd_ce(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
+def apgd_ce(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
     """APGD on the cross-entropy: pixels `[B, C, H, W]`, the first misjudged ones, else those of the highest loss."""
     return _apgd(target, batch, threat, restart, cross_entropy, "apgd-ce")
 
 
-def apgd_t(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
+def apgd_t(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
     """APGD towards the classes `batch.goals`, on the targeted DLR, or with two classes on the margin: as `apgd_ce`."""
     return _apgd(target, batch, threat, restart, targeted_dlr, "apgd-t")
 
@@ -86,7 +86,7 @@ class _Ascent:
         self.rises = torch.zeros_like(self.rises)
 
 
-def _apgd(target: Target, batch: Batch, threat: Threat, restart: int, objective: Objective, name: str) -> Tensor:
+def _apgd(target: Target, batch: Batch, threat: ImagePart, restart: int, objective: Objective, name: str) -> Tensor:
     ball = Ball.around(batch.pixels, threat)
     state = _begin(ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
     found = torch.empty_like(batch.pixels)

@@ -17,13 +17,13 @@ from zoo.adversary.image.pgd import fgsm, pgd
 from zoo.adversary.image.result import AttackRecord, AttackResult
 from zoo.adversary.image.square import square
 from zoo.adversary.image.target import Batch, Model, Target, evaluation_mode, misjudged
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.errors import BadArgumentError, BadDataError
 
 #: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.
 TOLERANCE = 1e-6
 
-_Attack = Callable[[Target, Batch, Threat, int], Tensor]
+_Attack = Callable[[Target, Batch, ImagePart, int], Tensor]
 #: The attacks by their names in a threat model: each takes a batch and the number of the restart to pixels.
 IMAGE_ATTACKS: dict[str, _Attack] = {
     "fgsm": fgsm,
@@ -42,7 +42,7 @@ def attack(
     model: Model,
     pixels: Tensor,
     labels: Tensor,
-    threat: Threat,
+    threat: ImagePart,
     *,
     extras: Sequence[Tensor] = (),
     modules: Sequence[nn.Module] = (),
@@ -68,7 +68,7 @@ def transfer(
     victim: Model,
     pixels: Tensor,
     labels: Tensor,
-    threat: Threat,
+    threat: ImagePart,
     *,
     extras: Sequence[Tensor] = (),
     modules: Sequence[nn.Module] = (),
@@ -88,7 +88,7 @@ class _Campaign:
     """A sequence of attacks made on `target` and judged by `judge`, and what it has found so far."""
 
     def __init__(
-        self, target: Target, judge: Target, pixels: Tensor, labels: Tensor, threat: Threat, batch_size: int
+        self, target: Target, judge: Target, pixels: Tensor, labels: Tensor, threat: ImagePart, batch_size: int
     ) -> None:
         _check(pixels, labels, judge.extras, batch_size)
         self.target, self.judge, self.threat, self.batch_size = target, judge, threat, batch_size
@@ -213,7 +213,7 @@ class _Campaign:
         return self.target.forwards + self.judge.forwards, self.target.backwards
 
 
-def allowed_images(found: Tensor, clean: Tensor, threat: Threat) -> Tensor:
+def allowed_images(found: Tensor, clean: Tensor, threat: ImagePart) -> Tensor:
     """Which images `[B]` are finite, in [0, 1] and within eps of the clean ones, to `TOLERANCE`."""
     size = lengths(found.double() - clean.double(), threat.norm)[:, 0, 0, 0]
     limit = threat.eps + TOLERANCE * max(1.0, threat.eps)

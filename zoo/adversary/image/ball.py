@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.target import Batch
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 
 def lengths(offsets: Tensor, norm: str) -> Tensor:
@@ -22,7 +22,7 @@ def lengths(offsets: Tensor, norm: str) -> Tensor:
     return found
 
 
-def noise(threat: Threat, attack: str, restart: int, rows: Sequence[int], shape: Sequence[int]) -> Tensor:
+def noise(threat: ImagePart, attack: str, restart: int, rows: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Uniform numbers in [0, 1), `[len(rows), *shape]` float32.
 
     Each image has a stream of its own, by seed, attack, restart and its row in the whole set: how the set is split into
@@ -44,7 +44,7 @@ class Ball:
     high: Tensor | None = None
 
     @classmethod
-    def around(cls, clean: Tensor, threat: Threat) -> Ball:
+    def around(cls, clean: Tensor, threat: ImagePart) -> Ball:
         """The ball of a threat model around clean images in [0, 1]."""
         if threat.norm == "L2":
             return cls(clean, "L2", threat.eps)
@@ -74,7 +74,7 @@ class Ball:
             return gradient.sign()
         return gradient / lengths(gradient, "L2").clamp_(min=1e-12)
 
-    def random(self, threat: Threat, attack: str, restart: int, batch: Batch, *, edge: bool = False) -> Tensor:
+    def random(self, threat: ImagePart, attack: str, restart: int, batch: Batch, *, edge: bool = False) -> Tensor:
         """A random allowed image for each of the batch: uniform in Linf; in L2 of uniform direction and length.
 
         With `edge` the length is eps in L2, the start of the reference implementation of APGD.

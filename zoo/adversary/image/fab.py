@@ -8,14 +8,14 @@ from torch import Tensor
 from zoo.adversary.image.ball import Ball, lengths
 from zoo.adversary.image.loss import goal_margin
 from zoo.adversary.image.target import Batch, Target, misjudged
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 _BIAS = 0.1  # alpha_max of the paper: how much of the way is taken from the clean image's own projection
 _OVERSHOOT = 1.05  # eta: how far beyond the linearised boundary
 _BACKWARD = 0.9  # beta: what remains of a perturbation that was large enough
 
 
-def fab_t(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
+def fab_t(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
     """Walk along the linearised boundary between the label and `batch.goals`, staying near the clean image.
 
     The first run starts at the clean image, later ones at random in half the ball. Returns pixels `[B, C, H, W]`: the

@@ -8,10 +8,10 @@ from torch import Tensor
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.image.loss import cross_entropy
 from zoo.adversary.image.target import Batch, Target
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 
-def fgsm(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
+def fgsm(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
     """One step of length eps from the clean image (Goodfellow et al. 2015, arXiv 1412.6572): pixels `[B, C, H, W]`."""
     ball = Ball.around(batch.pixels, threat)
     gradient = batch.gradient  # at the clean image, where it may be known already
@@ -20,7 +20,7 @@ def fgsm(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tens
     return ball.project(ball.direction(gradient).mul_(threat.eps).add_(batch.pixels))
 
 
-def pgd(target: Target, batch: Batch, threat: Threat, restart: int = 0) -> Tensor:
+def pgd(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
     """Projected gradient ascent on the cross-entropy from a random start (Madry et al. 2018, arXiv 1706.06083).
 
     Returns pixels `[B, C, H, W]`: of an image that is misjudged on the way, the first such ones; else the last.

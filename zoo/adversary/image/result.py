@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AttackResult:
     logits, so that the success of an attack is partly luck.
     """
 
-    threat: Threat
+    threat: ImagePart
     adversarial: Tensor
     correct: Tensor
     broken: Tensor

@@ -12,8 +12,8 @@ from torch import Tensor
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.inner.pixels import ascend, climb, random_start
 from zoo.adversary.inner.words import WordSwaps
-from zoo.adversary.text.lookup import watched
-from zoo.adversary.threat import Threat
+from zoo.adversary.text.model import watched
+from zoo.adversary.threat import ImagePart
 
 #: A model's inputs by name (`image`, `input_ids`, `attention_mask`, ...), `[B, ...]` each.
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -31,7 +31,7 @@ class Words:
 def worst_inputs(
     objective: Callable[[Inputs], Tensor],
     inputs: Inputs,
-    threat: Threat | None,
+    threat: ImagePart | None,
     words: Words | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:

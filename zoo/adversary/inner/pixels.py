@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.ball import Ball
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart
 from zoo.errors import BadArgumentError, close_match
 
 #: Pixels `[B, C, H, W]` to what the attack raises: a scalar, to which each image contributes a summand of its own.
@@ -25,7 +25,7 @@ Objective: TypeAlias = Callable[[Tensor], Tensor]
 FIELDS = ("norm", "eps", "steps", "step_size")
 
 
-def training_threat(fields: Mapping[str, Any], *, single_step: bool = False) -> Threat:
+def training_threat(fields: Mapping[str, Any], *, single_step: bool = False) -> ImagePart:
     """The threat of `{norm: Linf, eps: 4/255, steps: 10, step_size: 1/255}`; steps are 10 unless given.
 
     `single_step` is FGSM from a random start with a step of 1.25 eps (Wong et al. 2020, arXiv 2001.03994). Raises
@@ -40,13 +40,13 @@ def training_threat(fields: Mapping[str, Any], *, single_step: bool = False) -> 
     if single_step and given.get("steps", 1) != 1:
         raise BadArgumentError(f"threat: a single-step method takes 1 step, got {given['steps']}")
     given = {"steps": 1 if single_step else 10, **given}
-    threat = Threat.from_dict({"schema_version": 1, "attacks": ["pgd"], **given})
+    threat = ImagePart.from_dict({"attacks": ["pgd"], **given}, "threat")
     if single_step and threat.step_size is None:
         threat = dataclasses.replace(threat, step_size=1.25 * threat.eps)
     return threat
 
 
-def scaled(threat: Threat, share: float) -> Threat:
+def scaled(threat: ImagePart, share: float) -> ImagePart:
     """The threat with a share in (0, 1] of its eps, and of its step."""
     if share >= 1:
         return threat
@@ -67,19 +67,21 @@ def random_start(ball: Ball, generator: torch.Generator | None = None) -> Tensor
     return ball.project(offsets.add_(clean))
 
 
-def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: Threat) -> Tensor:
+def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: ImagePart) -> Tensor:
     """One step of PGD, projected; a gradient that is no number moves nothing."""
     return ball.project(pixels.add(ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0)), alpha=threat.pgd_step))
 
 
-def climb(objective: Objective, pixels: Tensor, ball: Ball, threat: Threat, steps: int) -> Tensor:
+def climb(objective: Objective, pixels: Tensor, ball: Ball, threat: ImagePart, steps: int) -> Tensor:
     """Some steps of PGD from images `[B, C, H, W]` in the ball. Raises as `pixel_gradient`."""
     for _ in range(steps):
         pixels = ascend(pixels, pixel_gradient(objective, pixels), ball, threat)
     return pixels
 
 
-def perturb(objective: Objective, pixels: Tensor, threat: Threat, generator: torch.Generator | None = None) -> Tensor:
+def perturb(
+    objective: Objective, pixels: Tensor, threat: ImagePart, generator: torch.Generator | None = None
+) -> Tensor:
     """PGD from a random start: images `[B, C, H, W]` float32 at most eps from `pixels` and in [0, 1].
 
     Put the model in evaluation mode with frozen parameters first (`zoo.adversary.image.target.evaluation_mode`):

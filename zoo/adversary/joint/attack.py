@@ -19,12 +19,11 @@ from zoo.adversary.image.attack import IMAGE_ATTACKS, allowed_images
 from zoo.adversary.image.loss import margin
 from zoo.adversary.image.target import Batch, Target, evaluation_mode, misjudged
 from zoo.adversary.joint.model import JointModel, fixed_images, fixed_texts
-from zoo.adversary.joint.threat import JointThreat
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.budget import count_banned
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import TextModel
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart, Threat
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.text import TextCodec
 
@@ -43,7 +42,7 @@ class JointResult:
     tokens had none.
     """
 
-    threat: JointThreat
+    threat: Threat
     pixels: Tensor
     texts: tuple[str, ...]
     correct: Tensor
@@ -90,7 +89,7 @@ def attack_jointly(
     pixels: Tensor,
     texts: Sequence[str],
     labels: Tensor,
-    threat: JointThreat,
+    threat: Threat,
     *,
     codec: TextCodec,
     embedding: nn.Embedding,
@@ -107,6 +106,8 @@ def attack_jointly(
     both budgets, pixels in [0, 1], no banned word, protected words kept, misjudged. Raises BadInputError for pixels,
     labels, texts or logits that make no sense.
     """
+    if threat.kind != "joint":
+        raise BadArgumentError(f"the joint attack needs a threat on images and texts, got one on {threat.kind}s alone")
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
         raise BadArgumentError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
     if pixels.dtype != torch.float32 or not bool(((pixels >= 0) & (pixels <= 1)).all()):
@@ -127,13 +128,15 @@ class _Joint:
         pixels: Tensor,
         texts: list[str],
         labels: Tensor,
-        threat: JointThreat,
+        threat: Threat,
         codec: TextCodec,
         embedding: nn.Embedding,
         synonyms: Variants | None,
         batch_size: int,
     ) -> None:
-        self.model, self.threat, self.codec, self.batch_size = model, threat, codec, batch_size
+        assert threat.image is not None  # checked by attack_jointly
+        self.model, self.threat, self.part, self.codec = model, threat, threat.image, codec
+        self.batch_size = batch_size
         self.embedding, self.synonyms = embedding, synonyms
         self.clean, self.originals, self.labels = pixels.detach().clone(), texts, labels.to(pixels.device)
         self.pixels, self.texts = self.clean.clone(), list(texts)
@@ -188,7 +191,7 @@ class _Joint:
 
     def _permitted(self) -> Tensor:
         """Which items keep to both budgets and the protected words, and hold no banned word."""
-        images = allowed_images(self.pixels, self.clean, self.threat.image)
+        images = allowed_images(self.pixels, self.clean, self.part)
         kept = [
             threat.permits(before, after, exchanged=exchanged) and not count_banned(after, self.threat.banned)
             for before, after, (threat, exchanged) in zip(self.originals, self.texts, self.found_by, strict=True)
@@ -229,7 +232,7 @@ class _Joint:
 
     def _try_images(self, rows: Tensor, number: int) -> None:
         """All attacks on one batch; what gives no gradient goes to Square."""
-        attacks = self.threat.image.attacks
+        attacks = self.part.attacks
         gradient = self.target.gradient(self.pixels[rows], self._batch(rows), margin)[2]
         blind = gradient.flatten(1).count_nonzero(dim=1) == 0
         self.blind[rows] |= blind
@@ -239,15 +242,14 @@ class _Joint:
             self._try_image(rows[blind], "square", number)
 
     def _try_image(self, rows: Tensor, name: str, number: int) -> None:
-        threat = self.threat.image
-        for restart in range(1 if name == "fgsm" else threat.restarts):
+        for restart in range(1 if name == "fgsm" else self.part.restarts):
             left = rows[self.margins[rows] > _THRESHOLD]
             if not len(left):
                 return
             batch = Batch(self.clean[left], self.labels[left], left, self.goals[left])
-            found = IMAGE_ATTACKS[name](self.target, batch, threat, number * threat.restarts + restart)
+            found = IMAGE_ATTACKS[name](self.target, batch, self.part, number * self.part.restarts + restart)
             margins = -margin(self.target.logits(found, batch), batch)
-            better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, threat)
+            better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, self.part)
             self.pixels[left[better]], self.margins[left[better]] = found[better], margins[better]
 
     def _move_texts(self, rows: Tensor) -> None:
@@ -263,7 +265,7 @@ class _Joint:
             for threat in self.threat.alternatives:
                 self._try_texts(self._alive(), TextModel(score, self.codec, self.embedding), threat)
 
-    def _try_texts(self, rows: Tensor, model: TextModel, threat: TextThreat) -> None:
+    def _try_texts(self, rows: Tensor, model: TextModel, threat: TextPart) -> None:
         items = rows.tolist()
         results = attack_texts(
             model,

@@ -11,7 +11,7 @@ from zoo.adversary.text.gradient import substitute_tokens
 from zoo.adversary.text.model import TextModel
 from zoo.adversary.text.result import ItemScore, TextResult
 from zoo.adversary.text.search import search_items
-from zoo.adversary.text.threat import GRADIENT_ATTACKS, TextThreat
+from zoo.adversary.threat import GRADIENT_ATTACKS, TextPart
 from zoo.errors import BadArgumentError
 
 _Attack = Callable[[list[str], list[int]], list[TextResult]]
@@ -20,7 +20,7 @@ _Attack = Callable[[list[str], list[int]], list[TextResult]]
 def attack_texts(
     model: TextModel | ItemScore,
     texts: Sequence[str],
-    threat: TextThreat,
+    threat: TextPart,
     *,
     threshold: float,
     synonyms: Variants | None = None,
@@ -49,7 +49,7 @@ def attack_texts(
 
 def _plan(
     model: TextModel | ItemScore,
-    threat: TextThreat,
+    threat: TextPart,
     threshold: float,
     synonyms: Variants | None,
     batch_size: int,
@@ -90,7 +90,7 @@ def _plan(
 
 
 def _substituting(
-    model: TextModel, threat: TextThreat, method: str, threshold: float, batch_size: int, progress: bool
+    model: TextModel, threat: TextPart, method: str, threshold: float, batch_size: int, progress: bool
 ) -> _Attack:
     def run(texts: list[str], places: list[int]) -> list[TextResult]:
         return substitute_tokens(

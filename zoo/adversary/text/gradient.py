@@ -17,12 +17,11 @@ from rich.progress import track
 from torch import Tensor
 
 from zoo.adversary.image.target import evaluation_mode
-from zoo.adversary.text.budget import count_banned
+from zoo.adversary.text.budget import count_banned, keeps_protected
 from zoo.adversary.text.model import TextModel
-from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import Outcome, TextResult, checked_scores, confirmed
-from zoo.adversary.text.threat import TextThreat
 from zoo.adversary.text.tokens import TokenEditor, TokenText
+from zoo.adversary.threat import TextPart
 
 Method = Literal["hotflip", "gcg"]
 
@@ -30,7 +29,7 @@ Method = Literal["hotflip", "gcg"]
 def substitute_tokens(
     model: TextModel,
     texts: Sequence[str],
-    threat: TextThreat,
+    threat: TextPart,
     method: Method,
     *,
     threshold: float,
@@ -69,7 +68,7 @@ class _Attack:
         editor: TokenEditor,
         text: str,
         item: int,
-        threat: TextThreat,
+        threat: TextPart,
         threshold: float,
         method: Method,
     ) -> None:

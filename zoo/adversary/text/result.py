@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.adversary.text.budget import count_banned
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
 
 #: Texts to one number each, `[B]`: how sure the model is of what the attacker wants to hide.
@@ -71,7 +71,7 @@ def score_all(score: ItemScore, texts: Sequence[str], items: Sequence[int], batc
 def confirmed(
     results: Sequence[TextResult],
     score: ItemScore,
-    threat: TextThreat,
+    threat: TextPart,
     threshold: float,
     batch_size: int,
 ) -> list[TextResult]:

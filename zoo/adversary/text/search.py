@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from zoo.adversary.text.budget import count_banned, split_words
+from zoo.adversary.text.budget import count_banned, keeps_protected, split_words
 from zoo.adversary.text.edits import Variants, character_edits, drawing, perturb
-from zoo.adversary.text.protected import keeps_protected
 from zoo.adversary.text.result import ItemScore, Score, TextResult, confirmed, score_all
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError
 
 #: Asks for the scores of texts, gets them, returns what it found.
@@ -33,7 +32,7 @@ _Search: TypeAlias = Generator[list[str], NDArray[np.float64], TextResult]
 def search_texts(
     score: Score,
     texts: Sequence[str],
-    threat: TextThreat,
+    threat: TextPart,
     *,
     threshold: float,
     variants: Variants | None = None,
@@ -42,7 +41,7 @@ def search_texts(
 ) -> list[TextResult]:
     """Attack texts by the `variants` of their words, by default those of the threat's attacks on characters.
 
-    `variants` that are given count as other words, which leave the protected ones (see `TextThreat`).
+    `variants` that are given count as other words, which leave the protected ones (see `TextPart`).
     A text is flagged when its score is **above** `threshold`, as in a policy; it is broken when it no longer is, and no
     banned word is left. All searches run side by side, so that the model gets large batches, and each stops at its
     first success; successes are confirmed on a fresh pass. What is found depends on threat, model and text only.
@@ -62,7 +61,7 @@ def search_texts(
 def search_items(
     score: ItemScore,
     texts: Sequence[str],
-    threat: TextThreat,
+    threat: TextPart,
     *,
     threshold: float,
     variants: Variants | None = None,
@@ -84,7 +83,7 @@ def search_items(
     return confirmed(found, score, threat, threshold, batch_size)
 
 
-def _keeping(variants: Variants, threat: TextThreat, exchanged: bool) -> Variants:
+def _keeping(variants: Variants, threat: TextPart, exchanged: bool) -> Variants:
     """The variants of each word that leave the protected words."""
     if not threat.protected:
         return variants
@@ -132,7 +131,7 @@ class _State:
     flat: bool = True  # whether every score so far was the same
 
 
-def _greedy(text: str, variants: Variants, threat: TextThreat, threshold: float) -> _Search:
+def _greedy(text: str, variants: Variants, threat: TextPart, threshold: float) -> _Search:
     before = float((yield [text])[0])
     words = split_words(text)
     state = _State(words, list(words), count_banned(text, threat.banned), before, 1)
@@ -157,7 +156,7 @@ def _greedy(text: str, variants: Variants, threat: TextThreat, threshold: float)
     return TextResult(text, found, "broken" if hidden() else "held", before, state.score, 0, state.queries)
 
 
-def _by_importance(state: _State, threat: TextThreat) -> Generator[list[str], NDArray[np.float64], list[int]]:
+def _by_importance(state: _State, threat: TextPart) -> Generator[list[str], NDArray[np.float64], list[int]]:
     """The places of the words, first the one without which the score is lowest; those not asked for last."""
     asked = list(range(len(state.words)))[: max(threat.queries - state.queries, 0) // 2]
     if not asked:
@@ -173,7 +172,7 @@ def _improve(
     state: _State,
     index: int,
     variants: Variants,
-    threat: TextThreat,
+    threat: TextPart,
     threshold: float,
     rng: random.Random,
 ) -> Generator[list[str], NDArray[np.float64], bool]:
@@ -202,7 +201,7 @@ def _improve(
 
 
 def _at_random(
-    state: _State, variants: Variants, threat: TextThreat, threshold: float
+    state: _State, variants: Variants, threat: TextPart, threshold: float
 ) -> Generator[list[str], NDArray[np.float64], None]:
     """Spend the other queries on random changes: a model that answers yes or no shows no way for two words at once."""
     original = "".join(state.words)
@@ -229,7 +228,7 @@ class _Trial(NamedTuple):
     banned: int
 
 
-def _affordable(state: _State, index: int, variants: Variants, threat: TextThreat) -> list[_Trial]:
+def _affordable(state: _State, index: int, variants: Variants, threat: TextPart) -> list[_Trial]:
     """The candidates with another variant of one word that keep to the budget and bring in no banned word."""
     allowed = threat.budget.allowed("".join(state.words))
     found = []

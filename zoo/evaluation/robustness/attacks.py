@@ -14,13 +14,10 @@ from torch import Tensor
 from zoo.adversary.image.attack import attack
 from zoo.adversary.joint.attack import attack_jointly
 from zoo.adversary.joint.model import BothInputs, fixed_images
-from zoo.adversary.joint.threat import JointThreat
-from zoo.adversary.read import AnyThreat
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import TextModel, input_embedding
-from zoo.adversary.text.threat import TextThreat
-from zoo.adversary.threat import Threat
+from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.errors import BadArgumentError
 from zoo.evaluation.robustness.items import Items
 from zoo.evaluation.robustness.victim import OperatingPoint, Victim
@@ -84,23 +81,21 @@ def towards_clean(found: Tensor, clean: Tensor) -> Tensor:
 PART = 64_000_000
 
 
-def check_threat(victim: Victim, threat: AnyThreat) -> None:
+def check_threat(victim: Victim, threat: Threat) -> None:
     """Raises BadInputError where a model does not read what the threat changes."""
     card = victim.card
-    if isinstance(threat, Threat | JointThreat) and card.image is None:
+    if threat.image and card.image is None:
         raise BadArgumentError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
-    if isinstance(threat, TextThreat | JointThreat) and not card.reads_text:
+    if threat.text and not card.reads_text:
         raise BadArgumentError(f"{card.name} judges no text, which this threat changes: give a threat on images")
-    if victim.by_label and not isinstance(threat, Threat):
+    if victim.by_label and threat.text:
         raise BadArgumentError("--target labels goes with a threat on images")
 
 
-def open_to(victim: Victim, items: Items, threat: AnyThreat) -> Tensor:
+def open_to(items: Items, threat: Threat) -> Tensor:
     """Which items `[N]` hold something that the threat changes."""
-    with_text = torch.tensor([text is not None for text in items.texts])
-    if isinstance(threat, Threat):
-        return items.with_image
-    return with_text if isinstance(threat, TextThreat) else with_text | items.with_image
+    with_text = torch.tensor([text is not None and bool(threat.text) for text in items.texts])
+    return with_text | items.with_image if threat.image else with_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Campaign:
     keep: bool = False
     progress: bool = False
 
-    def run(self, threat: AnyThreat, wanted: Tensor) -> list[Attempt]:
+    def run(self, threat: Threat, wanted: Tensor) -> list[Attempt]:
         """Every attack of a threat by itself, on the items `[N]` wanted of those that are answered rightly."""
         attempted = self.attackable(threat, wanted)
         found = []
@@ -131,50 +126,58 @@ class Campaign:
             found.append(attempt)
         return found
 
-    def attackable(self, threat: AnyThreat, wanted: Tensor) -> Tensor:
+    def attackable(self, threat: Threat, wanted: Tensor) -> Tensor:
         """The items `[N]` wanted that are answered rightly and hold something that the threat changes."""
         correct = self.point.answers(self.clean) == self.items.labels
-        return wanted & correct & open_to(self.victim, self.items, threat)
+        return wanted & correct & open_to(self.items, threat)
 
-    def sequence(self, threat: Threat, wanted: Tensor) -> Tensor:
+    def sequence(self, part: ImagePart, wanted: Tensor) -> Tensor:
         """Which of the items `[N]` wanted a sequence of attacks breaks, each attack on what those before it left."""
-        attempt = Attempt.start("sequence", self.attackable(threat, wanted))
-        self._attack_images(attempt, threat, attempt.attempted.nonzero()[:, 0])
+        attempt = Attempt.start("sequence", self.attackable(Threat(part), wanted))
+        self._attack_images(attempt, part, attempt.attempted.nonzero()[:, 0])
         return attempt.broken
 
-    def _plan(self, threat: AnyThreat) -> list[tuple[str, Callable[[Attempt], None]]]:
-        if isinstance(threat, JointThreat):
+    def _plan(self, threat: Threat) -> list[tuple[str, Callable[[Attempt], None]]]:
+        if threat.image and threat.text:
             return [("joint", lambda attempt: self._jointly(attempt, threat))]
-        if isinstance(threat, TextThreat):
-            parts: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in threat.attacks]
-            if len(threat.kinds) > 1:  # by themselves they are weaker than a search that mixes them
-                parts.append(("characters", threat.kinds))
-            return [(name, self._on_texts(dataclasses.replace(threat, attacks=attacks))) for name, attacks in parts]
-        return [(name, self._on_images(dataclasses.replace(threat, attacks=(name,)))) for name in threat.attacks]
+        if threat.image:
+            image = threat.image
+            return [(name, self._on_images(dataclasses.replace(image, attacks=(name,)))) for name in image.attacks]
+        plans = [self._plan_texts(part) for part in threat.alternatives]
+        if len(plans) == 1:
+            return plans[0]
+        return [(f"{name} ({number})", run) for number, plan in enumerate(plans, 1) for name, run in plan]
 
-    def _on_images(self, threat: Threat) -> Callable[[Attempt], None]:
+    def _plan_texts(self, part: TextPart) -> list[tuple[str, Callable[[Attempt], None]]]:
+        names: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in part.attacks]
+        if len(part.kinds) > 1:  # by themselves they are weaker than a search that mixes them
+            names.append(("characters", part.kinds))
+        return [(name, self._on_texts(dataclasses.replace(part, attacks=attacks))) for name, attacks in names]
+
+    def _on_images(self, threat: ImagePart) -> Callable[[Attempt], None]:
         def run(attempt: Attempt) -> None:
             self._attack_images(attempt, threat, attempt.attempted.nonzero()[:, 0])
 
         return run
 
-    def _on_texts(self, threat: TextThreat) -> Callable[[Attempt], None]:
+    def _on_texts(self, threat: TextPart) -> Callable[[Attempt], None]:
         def run(attempt: Attempt) -> None:
             self._attack_texts(attempt, threat, attempt.attempted.nonzero()[:, 0])
 
         return run
 
-    def _jointly(self, attempt: Attempt, threat: JointThreat) -> None:
+    def _jointly(self, attempt: Attempt, threat: Threat) -> None:
         """Attack items that have both together, the others in what they have."""
         with_text = torch.tensor([text is not None for text in self.items.texts])
         with_image = self.items.with_image
         self._attack_both(attempt, threat, (attempt.attempted & with_text & with_image).nonzero()[:, 0])
+        assert threat.image is not None  # it is joint
         self._attack_images(attempt, threat.image, (attempt.attempted & ~with_text).nonzero()[:, 0])
         for alternative in threat.alternatives:
             rest = attempt.attempted & ~with_image & ~attempt.broken
             self._attack_texts(attempt, alternative, rest.nonzero()[:, 0])
 
-    def _attack_images(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
+    def _attack_images(self, attempt: Attempt, threat: ImagePart, rows: Tensor) -> None:
         extras = self.victim.extras(self.items)
         for part in self._parts(rows):
             pixels = self._pixels(part)
@@ -198,7 +201,7 @@ class Campaign:
             for place in result.broken.nonzero()[:, 0].tolist():
                 attempt.found[int(part[place])] = Example(pixels=result.adversarial[place].cpu())
 
-    def _attack_texts(self, attempt: Attempt, threat: TextThreat, rows: Tensor) -> None:
+    def _attack_texts(self, attempt: Attempt, threat: TextPart, rows: Tensor) -> None:
         for present in (True, False):
             own = rows[self.items.with_image[rows] == present]
             for part in self._parts(own):
@@ -220,7 +223,7 @@ class Campaign:
                     attempt.forwards += result.queries
                     attempt.found[place] = Example(text=result.text)
 
-    def _attack_both(self, attempt: Attempt, threat: JointThreat, rows: Tensor) -> None:
+    def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
         for part in self._parts(rows):
             pixels = self._pixels(part)
             result = attack_jointly(

@@ -130,7 +130,7 @@ def markdown(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def _group(report: RobustnessReport) -> str:
-    threat = json.dumps(_without_seed(report.threat), sort_keys=True)
+    threat = json.dumps(_without_seed(report.threat.to_dict()), sort_keys=True)
     return json.dumps([report.items_sha256, threat, report.target, report.direction, _fpr_target(report)])
 
 

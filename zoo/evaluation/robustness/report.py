@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 from pydantic.dataclasses import dataclass
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from zoo.adversary.threat import TextPart, Threat
 from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.errors import BadDataError
@@ -129,7 +131,7 @@ class RobustnessReport(EvaluationReport):
     All intervals are 95 %: bootstrap over images, Wilson's where a share is 0 or 1.
     """
 
-    _where = "robustness report"
+    _where, _reads = "robustness report", (1,)
 
     source: str
     task: str
@@ -141,7 +143,7 @@ class RobustnessReport(EvaluationReport):
     direction: Literal["evade", "both"]
     threat_name: str
     threat_kind: Literal["image", "text", "joint"]
-    threat: dict[str, Any]
+    threat: Threat
     counts: dict[str, int]
     lost: dict[str, str]
     points: tuple[PointFigures, ...]
@@ -151,7 +153,7 @@ class RobustnessReport(EvaluationReport):
     device: str
     seconds: float
     report: Literal["robustness"] = "robustness"
-    schema_version: Literal[1] = 1
+    schema_version: schema.VersionTwo = 2
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -173,6 +175,14 @@ class RobustnessReport(EvaluationReport):
             raise BadDataError(f"{path}: is no robustness report (made by `zoo evaluate robustness`), but {kind!r}")
         return cls.from_dict(data, str(path))
 
+    @classmethod
+    def from_dict(cls, data: object, where: str = "") -> Self:
+        """As every report, also where it holds a threat of version 1."""
+        if isinstance(data, Mapping) and "threat" in data:
+            threat = Threat.from_dict(data["threat"], f"{where or cls._where}, threat")
+            data = {**data, "threat": threat.to_dict()}
+        return super().from_dict(data, where)
+
     def measurements(self) -> list[Measurement]:
         """The worst case of each operating point as lines of a model card."""
         found = []
@@ -192,17 +202,20 @@ class RobustnessReport(EvaluationReport):
         return found
 
 
-def describe(threat: dict[str, Any]) -> str:
-    """A threat model's budget and attacks in a few words."""
-    if "image" in threat and "text" in threat:
-        texts = " or ".join(describe(text) for text in threat["text"])
-        return f"{describe(threat['image'])}; texts by {texts}"
-    attacks = ", ".join(threat["attacks"])
-    if "eps" in threat:
-        return f"{threat['norm']} {eps_text(threat['eps'])} ({attacks})"
-    budget = threat["budget"]
-    size = f"{budget['count']}" if budget.get("count") is not None else f"{100 * budget['share']:g} % of the"
-    return f"{size} {budget['unit']} ({attacks})"
+def describe(threat: Threat) -> str:
+    """A threat's budgets and attacks in a few words."""
+    image = threat.image
+    texts = " or ".join(map(_describe_text, threat.text))
+    if image is None:
+        return texts
+    pixels = f"{image.norm} {eps_text(image.eps)} ({', '.join(image.attacks)})"
+    return f"{pixels}; texts by {texts}" if texts else pixels
+
+
+def _describe_text(part: TextPart) -> str:
+    budget = part.budget
+    size = f"{budget.count}" if budget.count is not None else f"{100 * budget.share:g} % of the"
+    return f"{size} {budget.unit} ({', '.join(part.attacks)})"
 
 
 def eps_text(eps: float) -> str:

@@ -15,12 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoo.adversary.read import AnyThreat
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.text.synonyms import Synonyms
-from zoo.adversary.text.threat import TextThreat
-from zoo.adversary.threat import ATTACKS, Threat
+from zoo.adversary.threat import ATTACKS, ImagePart, Threat
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.labelling import Labelling
@@ -56,34 +54,34 @@ def read_eps(text: str) -> tuple[float, ...]:
     return tuple(sorted(set(found)))
 
 
-def check_eps(threat: AnyThreat, eps: Sequence[float], attacks: Sequence[str]) -> None:
+def check_eps(threat: Threat, eps: Sequence[float], attacks: Sequence[str]) -> None:
     """Raises BadInputError for a curve of a threat that has no such budget, or for an unknown attack."""
-    if (eps or attacks) and not isinstance(threat, Threat):
+    if (eps or attacks) and threat.kind != "image":
         raise BadArgumentError("--eps draws the budget on pixels, so it goes with a threat on images")
     for attack in attacks:
         if attack not in ATTACKS:
             raise BadArgumentError(f'--eps-attacks: no attack is called "{attack}"' + close_match(attack, ATTACKS))
-    if isinstance(threat, Threat) and threat.norm == "Linf" and max(eps, default=0) > 1:
+    if threat.image and threat.image.norm == "Linf" and max(eps, default=0) > 1:
         raise BadArgumentError(
             f"--eps is on pixels in [0, 1], got {max(eps):g}; for grey levels write {max(eps):g}/255"
         )
 
 
 def robustness_curve(
-    campaign: Campaign, threat: Threat, wanted: Tensor, draws: Draws, eps: Sequence[float], attacks: Sequence[str]
+    campaign: Campaign, image: ImagePart, wanted: Tensor, draws: Draws, eps: Sequence[float], attacks: Sequence[str]
 ) -> Curve:
     """What holds at each budget. What broke at a smaller one is broken at a larger one, which holds it too."""
-    names = tuple(attacks) or tuple(one for one in threat.attacks if one not in SLOW) or threat.attacks
+    names = tuple(attacks) or tuple(one for one in image.attacks if one not in SLOW) or image.attacks
     labels = campaign.items.labels
     correct = (campaign.point.answers(campaign.clean) == labels).numpy()
-    attacked = campaign.attackable(threat, wanted).numpy()
+    attacked = campaign.attackable(Threat(image), wanted).numpy()
     tells = not campaign.victim.by_label
     unsafe = (labels == 1).numpy() if tells else correct | True
     broken = torch.zeros(len(labels), dtype=torch.bool)
     points = []
     for value in sorted(eps):
         if value > 0:
-            own = dataclasses.replace(threat, eps=value, attacks=names)
+            own = dataclasses.replace(image, eps=value, attacks=names)
             broken |= campaign.sequence(own, wanted & ~broken)
         hit = broken.numpy()
         points.append(
@@ -94,7 +92,7 @@ def robustness_curve(
                 draws.share(hit, attacked & unsafe),
             )
         )
-    return Curve(campaign.point.name, threat.norm, names, tuple(points))
+    return Curve(campaign.point.name, image.norm, names, tuple(points))
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class _Fixed:
 
 
 def evaluate_robustness(
-    victim: Victim, source: str, selection: Selection, threat: AnyThreat, threat_name: str, options: Options
+    victim: Victim, source: str, selection: Selection, threat: Threat, threat_name: str, options: Options
 ) -> Outcome:
     """Measure how a model holds against a threat model; see `RobustnessReport`.
 
@@ -155,7 +153,7 @@ def evaluate_robustness(
     begin = time.perf_counter()
     check_threat(victim, threat)
     check_eps(threat, options.eps, options.curve_attacks)
-    if options.direction == "both" and not isinstance(threat, Threat):
+    if options.direction == "both" and threat.text:
         raise BadArgumentError("--direction both goes with a threat on images: texts are only attacked to pass as safe")
     labelling = None if victim.by_label else options.labelling
     by_split = rows_by_split(selection)
@@ -181,8 +179,8 @@ def evaluate_robustness(
         found = campaign.run(threat, wanted)
         attempts.append(found)
         figures.append(_figures(victim, campaign, found, draws, fixed, options))
-        if options.eps and isinstance(threat, Threat):
-            curves.append(robustness_curve(campaign, threat, wanted, draws, options.eps, options.curve_attacks))
+        if options.eps and threat.image:
+            curves.append(robustness_curve(campaign, threat.image, wanted, draws, options.eps, options.curve_attacks))
     report = _report(victim, source, selection, threat, threat_name, options, split, items, figures, curves, begin)
     return Outcome(report, items, tuple(points), tuple(attempts))
 
@@ -282,12 +280,9 @@ def _columns(items: Items) -> dict[str, Sequence[Sequence[str]]]:
     return found
 
 
-def _synonyms(victim: Victim, threat: AnyThreat, folder: Path | None) -> Variants | None:
+def _synonyms(victim: Victim, threat: Threat, folder: Path | None) -> Variants | None:
     """Neighbours of words where the threat asks for them: of a model in a folder, else the victim's own."""
-    if isinstance(threat, Threat):
-        return None
-    texts = [threat] if isinstance(threat, TextThreat) else list(threat.text)
-    if not any("synonyms" in text.attacks for text in texts):
+    if not any("synonyms" in part.attacks for part in threat.text):
         return None
     if folder is not None:
         return Synonyms.from_directory(folder)
@@ -299,7 +294,7 @@ def _report(
     victim: Victim,
     source: str,
     selection: Selection,
-    threat: AnyThreat,
+    threat: Threat,
     threat_name: str,
     options: Options,
     split: str,
@@ -309,7 +304,7 @@ def _report(
     begin: float,
 ) -> RobustnessReport:
     unsafe = 0 if victim.by_label else int((items.labels == 1).sum())
-    open_items = open_to(victim, items, threat)
+    open_items = open_to(items, threat)
     counts = {
         "items": len(items),
         "unsafe": unsafe,
@@ -318,11 +313,6 @@ def _report(
         **items.lost,
     }
     lines = ",".join(str(item.row.line) for item in items.items)
-    kind: Literal["image", "text", "joint"] = "joint"
-    if isinstance(threat, Threat):
-        kind = "image"
-    elif isinstance(threat, TextThreat):
-        kind = "text"
     return RobustnessReport(
         model=victim.card.name,
         source=source,
@@ -335,8 +325,8 @@ def _report(
         target="labels" if victim.by_label else "policy",
         direction=options.direction if not victim.by_label else "both",
         threat_name=threat_name,
-        threat_kind=kind,
-        threat=threat.to_dict(),
+        threat_kind=threat.kind,
+        threat=threat,
         counts=counts,
         lost=items.details,
         points=tuple(figures),
@@ -356,7 +346,7 @@ def _wanted(labelling: Labelling) -> str:
 
 
 def _notes(
-    victim: Victim, threat: AnyThreat, options: Options, counts: dict[str, int], points: Sequence[str]
+    victim: Victim, threat: Threat, options: Options, counts: dict[str, int], points: Sequence[str]
 ) -> tuple[str, ...]:
     """What a reader of the figures has to know."""
     notes = []
@@ -365,9 +355,9 @@ def _notes(
             f"{counts['not_attackable']} items lack the input that the threat changes: they were not attacked, and "
             "count as they are in every figure but the success rates."
         )
-    if isinstance(threat, Threat) and victim.card.reads_text:
+    if not threat.text and victim.card.reads_text:
         notes.append("The texts beside the images stand still.")
-    if isinstance(threat, TextThreat) and victim.card.image is not None:
+    if not threat.image and victim.card.image is not None:
         notes.append("The images beside the texts stand still.")
     if options.direction == "evade" and not victim.by_label:
         notes.append("Only unsafe items were attacked; safe ones count in robust accuracy as they are.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from zoo.adversary.text.edits import KINDS, character_edits, perturb
 from zoo.adversary.text.search import search_texts
-from zoo.adversary.text.threat import TextThreat
+from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.report import versions
 from zoo.evaluation.texts.rankers import (
@@ -44,7 +44,7 @@ from zoo.release.store import load_scorer
 _NEVER = -1e9
 
 
-def edited(texts: Sequence[str], kind: str, threat: TextThreat) -> list[str]:
+def edited(texts: Sequence[str], kind: str, threat: TextPart) -> list[str]:
     """Each text after one random edit of this kind that spends the budget; the same for equal seeds."""
     return [perturb(text, KINDS[kind], threat.budget, threat.seed) for text in texts]
 
@@ -69,7 +69,7 @@ def searched(
     rows: TextRows,
     clean: NDArray[np.float64],
     chosen: NDArray[np.bool_],
-    threat: TextThreat,
+    threat: TextPart,
     progress: bool = False,
 ) -> tuple[NDArray[np.float64], int]:
     """The logits `[N, L]` after a search for the lowest of each chosen one, and how many texts were scored for it.
@@ -194,7 +194,7 @@ def _search(
     rows: TextRows,
     clean: list[Scored],
     figures: PairedFigures,
-    threat: TextThreat,
+    threat: TextPart,
     options: TextOptions,
 ) -> list[Condition]:
     chosen = sample_positives(rows, options.search, options.seed)
@@ -211,8 +211,8 @@ def _search(
     ]
 
 
-def _threat(options: TextOptions) -> TextThreat:
-    return TextThreat(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
+def _threat(options: TextOptions) -> TextPart:
+    return TextPart(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
 
 
 def _limited(rows: TextRows, options: TextOptions) -> TextRows:
