@@ -42,7 +42,7 @@ def tag(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hardened tag of the test model, as the catalogue registers them for others."""
     registry.list_models()
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    _hardened(BASE, "fare_linf4")
+    _hardened(FARE, BASE)
 
 
 @pytest.fixture
