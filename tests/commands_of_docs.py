@@ -67,9 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
 def refusal(command: list[str]) -> str:
     """What the real parser says against a command: nothing where it takes it."""
-    from zoo.cli import moved
+    from zoo.cli import moved, own_modules
 
     program, *args = command
+    args = own_modules(args)[1]
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
         try:

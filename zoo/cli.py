@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Iterable
 from typing import cast
 
 import zoo
 from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
 from zoo.commands.common import CommandParser, Commands
-from zoo.errors import close_match, refusal
+from zoo.errors import BadArgumentError, close_match, refusal
+from zoo.registry import import_models, load_plugins
 
 TRAINING = {
     "fit": "train a model by its recipe",
@@ -38,6 +40,7 @@ combine  zoo panel clip_vit_l14 safeclip_vit_l14.zeroshot imported/laion --out r
 guard    zoo evaluate guard --lvlm llava --detector releases/safeclip --data questions.csv
 attack   zoo evaluate robustness --model releases/signs --data manifest.csv --threat configs/threat/linf4.yaml
 deploy   zoo export onnx --model releases/signs --out bundles/signs && zoo verify bundles/signs
+extend   zoo list --import my_models    (every command: first import this module, which registers your own models)
 
 `zoo COMMAND --help` tells more about each.
 """
@@ -49,15 +52,16 @@ def main() -> None:
 
 
 def lightning() -> None:
-    """Entry point of `lightning`: the training commands alone, for Lightning itself ships no such script."""
+    """Entry point of `lightning`: the training commands alone, because Lightning itself ships no such script."""
     args = sys.argv[1:]
-    if args and args[0] in TRAINING:
+    command = own_modules(args)[1][:1]
+    if command and command[0] in TRAINING:
         sys.exit(run(args))
     print(f"usage: lightning {{{','.join(TRAINING)}}} --config recipes/NAME.yaml [--key value ...]")
     print("The same commands stand under `zoo`, with all others. `lightning fit --help` lists the keys.")
-    if not args or args[0] in ("-h", "--help"):
+    if not command or command[0] in ("-h", "--help"):
         sys.exit(0)
-    sys.exit(f'lightning: no command "{args[0]}"' + close_match(args[0], TRAINING))
+    sys.exit(f'lightning: no command "{command[0]}"' + close_match(command[0], TRAINING))
 
 
 def run(args: list[str]) -> int:
@@ -65,17 +69,27 @@ def run(args: list[str]) -> int:
 
     `zoo score` also returns 3 when something is unsafe or wants review, 4 when something could not be judged.
     """
-    if args and args[0] in TRAINING:
-        from zoo.training import cli as training
-
-        training.run(args)
-        return 0
-    if (replacement := moved(args)) is not None:
+    modules, words = own_modules(args)
+    if (replacement := moved(words)) is not None:
         print(replacement, file=sys.stderr)
         return 2
-    options = build_parser().parse_args(args)
+    if "" in modules:
+        print("zoo: --import needs the name of a module, such as --import my_models", file=sys.stderr)
+        return 2
+    try:
+        import_own(modules)
+    except BadArgumentError as problem:
+        print(f"zoo: {problem}", file=sys.stderr)
+        return 1
+    if words and words[0] in TRAINING:
+        from zoo.training import cli as training
+
+        training.run(words)
+        return 0
+    options = build_parser().parse_args(words)
     options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
+        import_own(getattr(options, "imports", []))  # an abbreviation of --import
         status: int = options.run(options)
     except BrokenPipeError:  # `zoo list | head`
         return 0
@@ -90,6 +104,32 @@ def run(args: list[str]) -> int:
     return status
 
 
+def own_modules(args: list[str]) -> tuple[list[str], list[str]]:
+    """The modules of each `--import MODULE`, wherever it stands before a `--`, and the other words of the command."""
+    modules, words, rest = [], [], list(args)
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        name, equals, module = word.partition("=")
+        if name != "--import":
+            words.append(word)
+        elif equals:
+            modules.append(module)
+        else:
+            modules.append(rest.pop(0) if rest and not rest[0].startswith("-") else "")
+    return modules, words + rest
+
+
+def import_own(modules: Iterable[str]) -> None:
+    """Import modules that register models; they are looked for in the current folder first.
+
+    Raises BadArgumentError naming the module that is missing or raises.
+    """
+    for module in modules:
+        if os.getcwd() not in sys.path:  # a console script has its own folder there
+            sys.path.insert(0, os.getcwd())
+        import_models(module)
+
+
 def moved(args: list[str]) -> str | None:
     """What replaces a command that moved to the benchmarks of the repository; None for all others."""
     for (command, word), module in MOVED.items():
@@ -99,7 +139,7 @@ def moved(args: list[str]) -> str | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; those of other packages come through the entry points `safety_zoo.commands`."""
+    """The parser of all commands; other packages add theirs through the entry points `safety_zoo.commands`."""
     parser = CommandParser(
         prog="zoo",
         description="Safety Zoo: image and prompt safety models whose checkpoints deploy.",
@@ -112,6 +152,5 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
     for module in (models, recipes, data, release, panel, score, evaluate, guard, attacks, leaderboard):
         module.add(commands)
-    for entry in sorted(entry_points(group="safety_zoo.commands"), key=lambda found: found.name):
-        entry.load()(commands)
+    load_plugins("safety_zoo.commands", lambda add: add(commands))
     return parser

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from zoo.assets import find_asset
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 Builder = Callable[[ModelCard], "ZooModel"]
 
+log = logging.getLogger("zoo.registry")
+
 #: The `pretrained` of a model whose weights are drawn from seed 0: the same on every machine, for tests.
 RANDOM = "random"
 
@@ -26,10 +32,9 @@ RANDOM = "random"
 class ModelEntry:
     """One registered model: its card (without files), how to build it, where weights come from.
 
-    `builder` is a callable from card to module, or its "module:name", imported when first built.
-    `pretrained` is a Hugging Face Hub id of a CLIP, `random`, or None where nobody published weights.
-    `policy` names the shipped policy that judges it unless another is given; empty for a panel, whose heads have
-    theirs.
+    `builder` is a callable from card to module, or its "module:name", which is imported when it is first built.
+    `pretrained` is the Hugging Face Hub id of a CLIP, `random`, or None without downloadable weights. `policy` is the
+    path of the policy that judges the model unless another is given; it is empty for a panel, whose heads have theirs.
     """
 
     card: ModelCard
@@ -45,7 +50,7 @@ _MEANING = {
 }
 
 _entries: dict[str, ModelEntry] = {}
-_builtin_loaded = False
+_loaded = False
 
 
 def register_model(
@@ -54,10 +59,17 @@ def register_model(
     """Register a model under `card.name`; with `builder` at once, else as a decorator of the builder.
 
     A builder takes the card (hyperparameters in `card.hparams`) and returns an untrained `ZooModel`.
-    Raises BadInputError when the name is taken.
+    Raises BadArgumentError when the name is taken.
+
+    Example (zoo/models/README.md has a complete one)::
+
+        @zoo.register_model(card, policy="my_policy.yaml")
+        def build(card):
+            return MyModel(card)
     """
 
     def add(function: str | Builder) -> None:
+        _load()  # a clash is then the fault of who comes later
         if card.name in _entries:
             raise BadArgumentError(f'a model named "{card.name}" is already registered')
         _entries[card.name] = ModelEntry(card, function, policy, pretrained)
@@ -75,7 +87,7 @@ def register_model(
 
 def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None = None) -> list[str]:
     """Names that match a wildcard pattern, sorted; `tag` and `task` narrow the list."""
-    _load_builtin()
+    _load()
     return sorted(
         name
         for name, entry in _entries.items()
@@ -87,9 +99,10 @@ def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None 
 
 def model_entry(name: str) -> ModelEntry:
     """The entry of that exact name. Raises UnknownModelError with the close matches."""
-    _load_builtin()
+    _load()
     if name not in _entries:
-        raise UnknownModelError(f'no model is named "{name}"' + close_match(name, _entries) + " (see `zoo list`)")
+        own = " (see `zoo list`; the module of a model of your own must be imported first)"
+        raise UnknownModelError(f'no model is named "{name}"' + close_match(name, _entries) + own)
     return _entries[name]
 
 
@@ -156,8 +169,63 @@ def model_table(names: list[str]) -> str:
     return "\n".join(rows)
 
 
-def _load_builtin() -> None:
-    global _builtin_loaded
-    if not _builtin_loaded:
-        _builtin_loaded = True
-        importlib.import_module("zoo.models.catalogue")
+def import_models(module: str) -> None:
+    """Import a module by its dotted name, so that it registers its models.
+
+    Raises BadArgumentError naming the module when it does not exist or raises; then none of its models stays.
+    """
+    _load()
+    try:
+        with _all_or_none():
+            importlib.import_module(module)
+    except (Exception, SystemExit) as problem:
+        dotted = module.removesuffix(".py").replace("/", ".")
+        hint = "" if dotted == module else f"; give the dotted name, not the file: {dotted}"
+        raise BadArgumentError(f'the module "{module}" cannot be imported: {_reason(problem)}{hint}') from problem
+
+
+def load_plugins(group: str, use: Callable[[Any], object] = lambda loaded: None) -> None:
+    """Load what installed packages announce as entry points of this group, and hand each to `use`.
+
+    A plugin that raises is named in a warning and skipped: it must not take every other command with it.
+    """
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+        try:
+            use(entry.load())
+        except (Exception, SystemExit) as problem:
+            package = entry.dist.name if entry.dist else "an unknown package"
+            log.warning('the plugin "%s" of %s (%s) is skipped: %s', entry.name, package, group, _reason(problem))
+
+
+def _load() -> None:
+    """Register the models of the zoo, then those of installed packages: once, when the registry is first asked."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True  # before the imports, because what they import asks the registry too
+    try:
+        with _all_or_none():
+            importlib.import_module("zoo.models.catalogue")
+    except BaseException:
+        _loaded = False
+        for name in [name for name in sys.modules if name.startswith("zoo.models.catalogue")]:
+            del sys.modules[name]  # the next try must run all of them again
+        raise
+    load_plugins("safety_zoo.models")
+
+
+@contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Take back what was registered within the block when the block raises."""
+    before = dict(_entries)
+    try:
+        yield
+    except BaseException:
+        _entries.clear()
+        _entries.update(before)
+        raise
+
+
+def _reason(problem: BaseException) -> str:
+    """The kind and message of an error, in one line."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"

@@ -51,6 +51,8 @@ def add_command(
         epilog="example: " + example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    text = "first import this module, which registers your own models (repeatable)"
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=text)
     parser.set_defaults(run=run)
     return parser
 

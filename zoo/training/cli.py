@@ -18,6 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.errors import close_match, refusal
 
+OWN_MODELS = "--import MODULE (repeatable) first imports a module that registers your own models."
+
 
 class Parser(LightningArgumentParser):
     """Names the close match of a wrong key, which jsonargparse does not."""
@@ -119,7 +121,8 @@ def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             # omegaconf+ resolves ${...} after the command line; plain omegaconf would resolve before it.
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"}
+            | {name: {"epilog": OWN_MODELS} for name in ZooCLI.subcommands()},
             # Our checkpoints carry the card, from which the class follows; plain hyperparameters suffice.
             load_from_checkpoint_support=False,
         )
