@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.adversary.threat import ImagePart, TextPart, Threat
+from zoo.commands.evaluate_robustness import read_eps
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
@@ -22,7 +23,7 @@ from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.robustness.attacks import towards_clean
 from zoo.evaluation.robustness.items import Selection
 from zoo.evaluation.robustness.report import RobustnessReport, describe
-from zoo.evaluation.robustness.run import Options, Outcome, evaluate_robustness, read_eps
+from zoo.evaluation.robustness.run import Outcome, RobustnessOptions, evaluate_robustness
 from zoo.evaluation.robustness.victim import Victim, threshold_height
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
@@ -98,7 +99,7 @@ def _means(data: Path, split: str) -> tuple[NDArray[np.float64], NDArray[np.int6
 
 
 def _run(data: Path, threat: Threat = FGSM, model: ZooModel | None = None, **options: object) -> Outcome:
-    how = dataclasses.replace(Options(fpr=0.1, say=lambda text: None), **options)  # type: ignore[arg-type]
+    how = dataclasses.replace(RobustnessOptions(fpr=0.1, say=lambda text: None), **options)  # type: ignore[arg-type]
     return evaluate_robustness(_victim(model), "here", Selection(data), threat, "fgsm8", how)
 
 
@@ -207,7 +208,7 @@ def test_safe_items_can_be_attacked_to_be_flagged(data: Path) -> None:
 
 def test_a_curve_falls_and_starts_at_the_clean_figures(data: Path) -> None:
     means, labels, _ = _means(data, "test")
-    report = _run(data, eps=(0.0, 4 / 255, EPS), curve_attacks=("pgd",), points="policy").report
+    report = _run(data, eps=(0.0, 4 / 255, EPS), eps_attacks=("pgd",), points="policy").report
     (curve,) = report.curves
     assert curve.attacks == ("pgd",)
     for at in curve.points:
@@ -226,7 +227,7 @@ def test_the_classes_of_a_classifier_are_attacked_without_a_policy(tmp_path: Pat
     (tmp_path / "m.csv").write_text("image,label,split\n" + "".join(rows), encoding="utf-8")
     model = Bright()
     victim = Victim(Release(model.eval(), model.card, POLICY), labels=True)
-    how = Options(by_label=True, say=lambda text: None)
+    how = RobustnessOptions(say=lambda text: None)
     report = evaluate_robustness(victim, "", Selection(tmp_path / "m.csv"), FGSM, "fgsm8", how).report
     (point,) = report.points
     assert (point.point, report.target, report.policy) == ("labels", "labels", "")
@@ -268,11 +269,11 @@ def test_the_same_seed_draws_the_same_items_and_gives_the_same_figures(data: Pat
     ("options", "message"),
     [
         ({"split": "dev"}, 'no rows of the split "dev"'),
-        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"limit": 0}, "`limit` must be at least 1, got 0"),
         ({"fpr": 1.5}, r"share in \(0, 1\), got 1.5"),
         ({"fpr": 0.001}, "too few for a false positive rate of 0.001: at least 1000"),
         ({"eps": (2.0,)}, "got 2; for grey levels write 2/255"),
-        ({"eps": (0.1,), "curve_attacks": ("pdg",)}, 'no attack is called "pdg"; did you mean "pgd"'),
+        ({"eps": (0.1,), "eps_attacks": ("pdg",)}, 'no attack is called "pdg"; did you mean "pgd"'),
     ],
 )
 def test_options_that_make_no_sense_are_refused(data: Path, options: dict[str, object], message: str) -> None:
@@ -281,10 +282,10 @@ def test_options_that_make_no_sense_are_refused(data: Path, options: dict[str, o
 
 
 def test_data_and_threats_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
-    victim, how = _victim(), Options(say=lambda text: None)
+    victim, how = _victim(), RobustnessOptions(say=lambda text: None)
     with pytest.raises(BadInputError, match="judges no text, which this threat changes"):
         evaluate_robustness(victim, "", Selection(data), Threat(text=(TextPart(),)), "text", how)
-    with pytest.raises(BadInputError, match=r'--by: .* has no column "plaec"; did you mean "place"'):
+    with pytest.raises(BadInputError, match=r'`by`: .* has no column "plaec"; did you mean "place"'):
         evaluate_robustness(victim, "", Selection(data, by=("plaec",)), FGSM, "fgsm8", how)
     safe = tmp_path / "safe.csv"
     safe.write_text(f"image,label,split\n{data.parent / '0.png'},0,test\n", encoding="utf-8")
@@ -310,7 +311,7 @@ def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -
     limit = min(scores) - 1e-4  # all are flagged, each by little
     policy = Policy("t", "1", "", (Category(label, "block", Threshold(limit)),))
     threat = Threat(text=(TextPart(("casing", "homoglyphs", "hotflip"), queries=40, steps=2),))
-    how = Options(Labelling(label), points="policy", keep=True, say=lambda text: None)
+    how = RobustnessOptions(Labelling(label), points="policy", keep=True, say=lambda text: None)
     outcome = evaluate_robustness(Victim(release, policy), "", Selection(tmp_path / "m.csv"), threat, "text", how)
     (point,) = outcome.report.points
     assert point.clean.recall is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from zoo.files import is_bundle
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection
-    from zoo.evaluation.robustness.run import Options, Outcome
+    from zoo.evaluation.robustness.run import Outcome, RobustnessOptions
     from zoo.evaluation.robustness.victim import Victim
 
 EXAMPLE = (
@@ -135,11 +137,11 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _how(options: argparse.Namespace) -> Options:
+def _how(options: argparse.Namespace) -> RobustnessOptions:
     from zoo.evaluation.labelling import Labelling
-    from zoo.evaluation.robustness.run import Options, read_eps
+    from zoo.evaluation.robustness.run import RobustnessOptions
 
-    return Options(
+    return RobustnessOptions(
         labelling=Labelling(options.positive, names(options.words)),
         split=None if options.split == "all" else options.split,
         calibrate=options.calibrate,
@@ -147,7 +149,7 @@ def _how(options: argparse.Namespace) -> Options:
         points=options.points,
         direction=options.direction,
         eps=read_eps(options.eps) if options.eps else (),
-        curve_attacks=names(options.eps_attacks),
+        eps_attacks=names(options.eps_attacks),
         limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -160,17 +162,19 @@ def _how(options: argparse.Namespace) -> Options:
 
 def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selection: Selection) -> None:
     """Print the figures, and write what was asked for."""
-    from zoo.evaluation.robustness.leaderboard import plot_curves
     from zoo.evaluation.robustness.report import print_report
-    from zoo.evaluation.robustness.stored import save_examples
 
     report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
     print_report(report)
     path = report.write(options.out)
     print(f"figures: {path}")
     if report.curves:
+        from zoo.evaluation.robustness.leaderboard import plot_curves
+
         print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
     if options.save:
+        from zoo.evaluation.robustness.stored import save_examples
+
         stored = save_examples(victim, outcome, selection, options.save)
         hold = f"{stored.survived} of {stored.examples} hold as 8-bit files"
         print(f"examples at the operating point {stored.point}: {hold}; {options.save}/manifest.csv")
@@ -197,3 +201,21 @@ def _replay(options: argparse.Namespace) -> int:
     print_replay(report)
     print(f"figures: {report.write(options.out)}")
     return 0
+
+
+def read_eps(text: str) -> tuple[float, ...]:
+    """The budgets of `0,1/255,2/255`, sorted. Raises BadArgumentError for what is not a number of at least 0."""
+    budgets = set()
+    for part in names(text):
+        try:
+            value = float(Fraction(part))
+        except (ValueError, ZeroDivisionError):
+            value = math.nan
+        if not (math.isfinite(value) and value >= 0):
+            raise BadArgumentError(
+                f'--eps: a budget is a number or a fraction of at least 0, such as 4/255, got "{part}"'
+            )
+        budgets.add(value)
+    if not budgets:
+        raise BadArgumentError("--eps names no budget; expected numbers or fractions such as 0,1/255,4/255")
+    return tuple(sorted(budgets))

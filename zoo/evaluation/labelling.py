@@ -23,6 +23,11 @@ class Labelling:
     positive_label: str = "1"
     words: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """What makes an item unsafe, in words."""
+        return f"the words {list(self.words)}" if self.words else f'the label "{self.positive_label}"'
+
     def label(self, rows: Sequence[Row]) -> int | None:
         """1 unsafe, 0 safe, None unknown, for the rows of one item."""
         if self.words:
@@ -38,15 +43,18 @@ class Labelling:
 def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], split: str | None) -> list[Row]:
     """The rows of a manifest that belong to a split; all of them for None. Raises as `read_manifest`."""
     rows = read_manifest(data, image_root, columns)
-    if split is None:
-        return rows
-    if any(row.split is None for row in rows):
-        raise BadDataError(
-            f"{data}: some rows name no split, so the training's own assignment would be needed; add a column split"
-        )
+    return rows if split is None else rows_of_split(rows, split, data)
+
+
+def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:
+    """The rows of a split. Raises BadDataError for a row that names no split, and for a split without rows."""
+    unnamed = next((row.line for row in rows if row.split is None), None)
+    if unnamed is not None:
+        raise BadDataError(f"{data}: some rows name no split, such as line {unnamed}: fill the column split")
     chosen = [row for row in rows if row.split == split]
     if not chosen:
-        raise BadDataError(f'{data}: no rows of the split "{split}"')
+        names = sorted({str(row.split) for row in rows})
+        raise BadDataError(f'{data}: no rows of the split "{split}"; it has {", ".join(names)}')
     return chosen
 
 

@@ -18,24 +18,26 @@ JointModel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class BothInputs(nn.Module):
-    """A model as a function of image and text, both present; `card` says which inputs it takes, in which order.
+    """A model as a function of image and text; `card` says which inputs it takes, in which order.
+
+    Where not `present`, the images are judged as missing.
 
     The model is one of the zoo, or one under a policy (`zoo.adversary.image.judged.Judged`). Raises BadInputError for
     one that does not judge an image with a text.
     """
 
-    def __init__(self, model: nn.Module, card: ModelCard) -> None:
+    def __init__(self, model: nn.Module, card: ModelCard, *, present: bool = True) -> None:
         super().__init__()
         if "image" not in card.input_names or not card.reads_text:
             raise BadArgumentError(f"{card.name} judges {list(card.input_names)}, not an image with a text")
         self.model = model
-        self.names = card.input_names
+        self.names, self.present = card.input_names, present
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits `[B, K]`."""
         inputs = [pixels, input_ids, attention_mask]
         if "image_present" in self.names:
-            inputs.append(torch.ones(len(pixels), dtype=torch.bool, device=pixels.device))
+            inputs.append(torch.full((len(input_ids),), self.present, device=pixels.device))
         logits: Tensor = self.model(*inputs)
         return logits
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoo.adversary.image.attack import attack
-from zoo.adversary.joint.attack import attack_jointly
-from zoo.adversary.joint.model import BothInputs, fixed_images
-from zoo.adversary.text.attack import attack_texts
-from zoo.adversary.text.edits import Variants
-from zoo.adversary.text.model import TextModel, input_embedding
 from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.errors import BadArgumentError
 from zoo.evaluation.robustness.items import Items
-from zoo.evaluation.robustness.victim import OperatingPoint, Victim
+from zoo.evaluation.robustness.victim import AttackedPoint, Victim
+
+if TYPE_CHECKING:
+    from zoo.adversary.text.edits import Variants
+    from zoo.adversary.text.model import TextModel
 
 
 @dataclass(frozen=True)
-class Example:
+class AdversarialExample:
     """What an item was turned into: its image `[3, S, S]` (float32 in [0, 1], uint8 once kept), its text, or both."""
 
     pixels: Tensor | None = None
@@ -51,7 +52,7 @@ class Attempt:
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
-    found: dict[int, Example] = field(default_factory=dict)
+    found: dict[int, AdversarialExample] = field(default_factory=dict)
     #: The model's logits `[N, K]` of what was found, the clean ones elsewhere.
     logits: Tensor | None = None
 
@@ -89,13 +90,25 @@ def check_threat(victim: Victim, threat: Threat) -> None:
     if threat.text and not card.reads_text:
         raise BadArgumentError(f"{card.name} judges no text, which this threat changes: give a threat on images")
     if victim.by_label and threat.text:
-        raise BadArgumentError("--target labels goes with a threat on images")
+        raise BadArgumentError("`target` labels goes with a threat on images")
 
 
 def open_to(items: Items, threat: Threat) -> Tensor:
     """Which items `[N]` hold something that the threat changes."""
-    with_text = torch.tensor([text is not None and bool(threat.text) for text in items.texts])
+    with_text = items.with_text & bool(threat.text)
     return with_text | items.with_image if threat.image else with_text
+
+
+def synonyms_for(victim: Victim, threat: Threat, folder: Path | None) -> Variants | None:
+    """Neighbours of words where the threat asks for them: of the model in a folder, else of the victim."""
+    if not any("synonyms" in part.attacks for part in threat.text):
+        return None
+    from zoo.adversary.text.model import input_embedding
+    from zoo.adversary.text.synonyms import Synonyms
+
+    if folder is not None:
+        return Synonyms.from_directory(folder)
+    return Synonyms.from_embedding(victim.model.codec().json, input_embedding(victim.model).weight.detach().cpu())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,7 @@ class Campaign:
 
     victim: Victim
     items: Items
-    point: OperatingPoint
+    point: AttackedPoint
     clean: Tensor
     synonyms: Variants | None = None
     batch_size: int = 64
@@ -112,70 +125,44 @@ class Campaign:
     progress: bool = False
 
     def run(self, threat: Threat, wanted: Tensor) -> list[Attempt]:
-        """Every attack of a threat by itself, on the items `[N]` wanted of those that are answered rightly."""
+        """Each attack of a threat by itself, on the wanted items `[N]` that are answered rightly."""
         attempted = self.attackable(threat, wanted)
-        found = []
-        for name, run in self._plan(threat):
+        attempts = []
+        for name, part in _single_attacks(threat):
             begin = time.perf_counter()
             attempt = Attempt.start(name, attempted)
             if attempted.any():
-                run(attempt)
+                self._attack(attempt, part)
             attempt.seconds = time.perf_counter() - begin
             attempt.logits = self._logits(attempt)
             attempt.found = self._kept(attempt) if self.keep else {}
-            found.append(attempt)
-        return found
+            attempts.append(attempt)
+        return attempts
 
     def attackable(self, threat: Threat, wanted: Tensor) -> Tensor:
         """The items `[N]` wanted that are answered rightly and hold something that the threat changes."""
         correct = self.point.answers(self.clean) == self.items.labels
         return wanted & correct & open_to(self.items, threat)
 
-    def sequence(self, part: ImagePart, wanted: Tensor) -> Tensor:
-        """Which of the items `[N]` wanted a sequence of attacks breaks, each attack on what those before it left."""
-        attempt = Attempt.start("sequence", self.attackable(Threat(part), wanted))
-        self._attack_images(attempt, part, attempt.attempted.nonzero()[:, 0])
+    def sequence(self, image: ImagePart, wanted: Tensor) -> Tensor:
+        """Which of the wanted items `[N]` a sequence of attacks breaks, each attack on what those before it left."""
+        threat = Threat(image)
+        attempt = Attempt.start("sequence", self.attackable(threat, wanted))
+        self._attack(attempt, threat)
         return attempt.broken
 
-    def _plan(self, threat: Threat) -> list[tuple[str, Callable[[Attempt], None]]]:
-        if threat.image and threat.text:
-            return [("joint", lambda attempt: self._jointly(attempt, threat))]
-        if threat.image:
-            image = threat.image
-            return [(name, self._on_images(dataclasses.replace(image, attacks=(name,)))) for name in image.attacks]
-        plans = [self._plan_texts(part) for part in threat.alternatives]
-        if len(plans) == 1:
-            return plans[0]
-        return [(f"{name} ({number})", run) for number, plan in enumerate(plans, 1) for name, run in plan]
-
-    def _plan_texts(self, part: TextPart) -> list[tuple[str, Callable[[Attempt], None]]]:
-        names: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in part.attacks]
-        if len(part.kinds) > 1:  # by themselves they are weaker than a search that mixes them
-            names.append(("characters", part.kinds))
-        return [(name, self._on_texts(dataclasses.replace(part, attacks=attacks))) for name, attacks in names]
-
-    def _on_images(self, threat: ImagePart) -> Callable[[Attempt], None]:
-        def run(attempt: Attempt) -> None:
-            self._attack_images(attempt, threat, attempt.attempted.nonzero()[:, 0])
-
-        return run
-
-    def _on_texts(self, threat: TextPart) -> Callable[[Attempt], None]:
-        def run(attempt: Attempt) -> None:
-            self._attack_texts(attempt, threat, attempt.attempted.nonzero()[:, 0])
-
-        return run
-
-    def _jointly(self, attempt: Attempt, threat: Threat) -> None:
-        """Attack items that have both together, the others in what they have."""
-        with_text = torch.tensor([text is not None for text in self.items.texts])
-        with_image = self.items.with_image
-        self._attack_both(attempt, threat, (attempt.attempted & with_text & with_image).nonzero()[:, 0])
-        assert threat.image is not None  # it is joint
-        self._attack_images(attempt, threat.image, (attempt.attempted & ~with_text).nonzero()[:, 0])
-        for alternative in threat.alternatives:
-            rest = attempt.attempted & ~with_image & ~attempt.broken
-            self._attack_texts(attempt, alternative, rest.nonzero()[:, 0])
+    def _attack(self, attempt: Attempt, threat: Threat) -> None:
+        """Attack the attempted items; under a joint threat an item with one input is attacked in that input."""
+        image, texts, attempted = threat.image, threat.alternatives, attempt.attempted
+        with_text, with_image = self.items.with_text, self.items.with_image
+        if image and texts:
+            self._attack_both(attempt, threat, (attempted & with_text & with_image).nonzero()[:, 0])
+        if image:
+            alone = attempted & ~with_text if texts else attempted
+            self._attack_images(attempt, image, alone.nonzero()[:, 0])
+        for part in texts:
+            alone = attempted & ~with_image if image else attempted
+            self._attack_texts(attempt, part, (alone & ~attempt.broken).nonzero()[:, 0])
 
     def _attack_images(self, attempt: Attempt, threat: ImagePart, rows: Tensor) -> None:
         extras = self.victim.extras(self.items)
@@ -199,9 +186,13 @@ class Campaign:
             attempt.forwards += result.forwards
             attempt.backwards += result.backwards
             for place in result.broken.nonzero()[:, 0].tolist():
-                attempt.found[int(part[place])] = Example(pixels=result.adversarial[place].cpu())
+                attempt.found[int(part[place])] = AdversarialExample(pixels=result.adversarial[place].cpu())
+
+    # What attacks texts is imported where it runs: an attack on images loads nothing of it.
 
     def _attack_texts(self, attempt: Attempt, threat: TextPart, rows: Tensor) -> None:
+        from zoo.adversary.text.attack import attack_texts
+
         for present in (True, False):
             own = rows[self.items.with_image[rows] == present]
             for part in self._parts(own):
@@ -221,9 +212,13 @@ class Campaign:
                     attempt.refuted += result.outcome == "refuted"
                     attempt.blind[place] |= result.obfuscated
                     attempt.forwards += result.queries
-                    attempt.found[place] = Example(text=result.text)
+                    attempt.found[place] = AdversarialExample(text=result.text)
 
     def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
+        from zoo.adversary.joint.attack import attack_jointly
+        from zoo.adversary.joint.model import BothInputs
+        from zoo.adversary.text.model import input_embedding
+
         for part in self._parts(rows):
             pixels = self._pixels(part)
             result = attack_jointly(
@@ -244,11 +239,14 @@ class Campaign:
             attempt.forwards += result.forwards
             attempt.backwards += result.backwards
             for place, row in enumerate(part.tolist()):
-                attempt.found[row] = Example(result.pixels[place].cpu(), result.texts[place])
+                attempt.found[row] = AdversarialExample(result.pixels[place].cpu(), result.texts[place])
 
     @contextmanager
     def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
         """The model as a function of the texts of some items, whose images (all or none are there) stand still."""
+        from zoo.adversary.joint.model import BothInputs, fixed_images
+        from zoo.adversary.text.model import TextModel, input_embedding
+
         codec, embedding = self.victim.model.codec(), input_embedding(self.victim.model)
         module = self.point.module
         if self.items.pixels is None:
@@ -259,7 +257,7 @@ class Campaign:
 
             yield TextModel(alone, codec, embedding, (module,))
             return
-        both = BothInputs(module, self.victim.card) if present else _WithoutImage(module, self.victim.card)
+        both = BothInputs(module, self.victim.card, present=present)
         pixels = self._pixels(rows) if present else self._pixels(rows[:1])
         both.eval()
         with fixed_images(both, pixels, self.batch_size) as fixed:
@@ -284,13 +282,13 @@ class Campaign:
             found[part] = self.victim.logits(some, self.batch_size, pixels=pixels, texts=texts)
         return found
 
-    def _kept(self, attempt: Attempt) -> dict[int, Example]:
+    def _kept(self, attempt: Attempt) -> dict[int, AdversarialExample]:
         """The examples that broke their item, rounded to grey levels."""
         kept = {}
         for place in attempt.broken.nonzero()[:, 0].tolist():
             example, clean = attempt.found[place], self.items.pixels
             if example.pixels is not None and clean is not None:
-                example = Example(towards_clean(example.pixels, clean[place]), example.text)
+                example = AdversarialExample(towards_clean(example.pixels, clean[place]), example.text)
             kept[place] = example
         return kept
 
@@ -303,11 +301,17 @@ class Campaign:
         return [part for part in torch.split(rows, max(1, PART // size)) if len(part)]
 
 
-class _WithoutImage(BothInputs):
-    """A model as a function of image and text whose image is missing."""
-
-    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits `[B, K]`."""
-        missing = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        logits: Tensor = self.model(pixels, input_ids, attention_mask, missing)
-        return logits
+def _single_attacks(threat: Threat) -> list[tuple[str, Threat]]:
+    """The name of each attack of a threat, with a threat of that attack alone."""
+    if threat.image and threat.text:
+        return [("joint", threat)]
+    if threat.image:
+        return [(name, Threat(dataclasses.replace(threat.image, attacks=(name,)))) for name in threat.image.attacks]
+    attacks = []
+    for number, part in enumerate(threat.alternatives, 1):
+        names: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in part.attacks]
+        if len(part.kinds) > 1:  # by themselves they are weaker than a search that mixes them
+            names.append(("characters", part.kinds))
+        suffix = f" ({number})" if len(threat.text) > 1 else ""
+        attacks += [(f"{n}{suffix}", Threat(text=(dataclasses.replace(part, attacks=own),))) for n, own in names]
+    return attacks

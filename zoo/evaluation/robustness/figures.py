@@ -7,12 +7,41 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.evaluation.robustness.attacks import Attempt, broken_by_any
-from zoo.evaluation.robustness.report import AttackFigures, CleanFigures, GroupFigures
+from zoo.evaluation.robustness.attacks import Attempt, Campaign, broken_by_any
+from zoo.evaluation.robustness.report import AttackFigures, CleanFigures, GroupFigures, PointFigures
 from zoo.metrics import Draws
 
 #: The name of the union of all attacks, in which an item is robust only when none of them broke it.
 WORST = "worst case"
+
+
+def point_figures(campaign: Campaign, attempts: Sequence[Attempt], draws: Draws) -> PointFigures:
+    """The figures at the operating point of a campaign, clean and under its attacks."""
+    victim, point, items = campaign.victim, campaign.point, campaign.items
+    scores, after = None, []
+    if not victim.by_label:
+        scores = victim.heights(campaign.clean)
+        after = [victim.heights(attempt.logits) for attempt in attempts if attempt.logits is not None]
+    counter = Counter(items.labels.numpy(), point.answers(campaign.clean).numpy(), scores, draws)
+    attacks = [counter.attacked(attempt, after[place] if after else None) for place, attempt in enumerate(attempts)]
+    columns: dict[str, Sequence[Sequence[str]]] = {
+        name: [(value,) if value else () for value in values] for name, values in items.columns.items()
+    }
+    labels = [item.labels for item in items.items]
+    if len({name for own in labels for name in own}) > 2:  # they say more than unsafe or not
+        columns = {"labels": labels, **columns}
+    return PointFigures(
+        point=point.name,
+        threshold=point.threshold,
+        fpr_target=point.fpr_target,
+        fpr_measured=point.fpr_measured,
+        calibrated_on=point.calibrated_on,
+        negatives=point.negatives,
+        clean=counter.clean(),
+        attacks=tuple(attacks),
+        worst=counter.worst(attempts, after),
+        groups=tuple(counter.groups(attempts, columns)),
+    )
 
 
 class Counter:

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from zoo.contract.card import ModelCard
-from zoo.data.manifest import Row, read_manifest
+from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
 from zoo.evaluation.labelling import Labelling, items_of
 from zoo.inputs.image import load
@@ -72,6 +72,11 @@ class Items:
         )
 
     @property
+    def with_text(self) -> Tensor:
+        """Which items `[N]` have a text that the model reads."""
+        return torch.tensor([item.text is not None for item in self.items])
+
+    @property
     def texts(self) -> list[str | None]:
         """The text of each item, None where the model reads none or the row has none."""
         return [item.text for item in self.items]
@@ -85,14 +90,6 @@ class Selection:
     image_root: Path | None = None
     columns: dict[str, str] = field(default_factory=dict)
     by: tuple[str, ...] = ()
-
-
-def rows_by_split(selection: Selection) -> dict[str | None, list[Row]]:
-    """The rows of a manifest by their split (None: the row names none). Raises as `read_manifest`."""
-    found: dict[str | None, list[Row]] = {}
-    for row in read_manifest(selection.data, selection.image_root, selection.columns):
-        found.setdefault(row.split, []).append(row)
-    return found
 
 
 def read_items(
@@ -113,7 +110,7 @@ def read_items(
     groups = items_of(list(rows), by_image=not card.reads_text)
     if limit is not None:
         if limit < 1:
-            raise BadArgumentError(f"--limit must be at least 1, got {limit}")
+            raise BadArgumentError(f"`limit` must be at least 1, got {limit}")
         drawn = sorted(random.Random(seed).sample(range(len(groups)), min(limit, len(groups))))
         groups = [groups[place] for place in drawn]
     reader = _Reader(card, labelling)
@@ -187,6 +184,6 @@ def _columns(selection: Selection, items: Sequence[Item]) -> dict[str, list[str]
     known = items[0].row.record
     for name in selection.by:
         if name not in known:
-            raise BadArgumentError(f'--by: {selection.data} has no column "{name}"' + close_match(name, known))
+            raise BadArgumentError(f'`by`: {selection.data} has no column "{name}"' + close_match(name, known))
     names = [name for name in dict.fromkeys(("kind", *selection.by)) if name in known]
     return {name: [item.row.record.get(name) or "" for item in items] for name in names}

@@ -24,11 +24,11 @@ from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadDataError
 from zoo.evaluation.report import EvaluationReport, versions
-from zoo.evaluation.robustness.attacks import Example
+from zoo.evaluation.robustness.attacks import AdversarialExample
 from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.report import percent
 from zoo.evaluation.robustness.run import Outcome
-from zoo.evaluation.robustness.victim import OperatingPoint, Victim
+from zoo.evaluation.robustness.victim import AttackedPoint, Victim
 from zoo.files import new_directory
 from zoo.inputs.image import load
 from zoo.judging.judge import Judge
@@ -69,7 +69,7 @@ class _Stored(NamedTuple):
     item: Item
     place: int
     attack: str
-    example: Example
+    example: AdversarialExample
     image: str
 
 
@@ -116,7 +116,7 @@ def passes(verdict: Verdict, label: int) -> bool:
     return verdict.is_safe if label == 1 else verdict.decision in FLAGGED
 
 
-def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, example: Example) -> str:
+def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, example: AdversarialExample) -> str:
     """Write the image of an example, the clean one where only its text changed; its name, empty without an image."""
     items = outcome.items
     if items.pixels is None or not bool(items.with_image[place]):
@@ -127,7 +127,7 @@ def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, exampl
     return name
 
 
-def _survivors(victim: Victim, point: OperatingPoint, rows: list[_Stored], folder: Path) -> list[bool]:
+def _survivors(victim: Victim, point: AttackedPoint, rows: list[_Stored], folder: Path) -> list[bool]:
     """Which examples still succeed as the files that were written."""
     if not rows:
         return []

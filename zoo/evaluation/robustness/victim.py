@@ -21,15 +21,21 @@ from zoo.release.store import Release
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """A model that decides: `module` takes the model's inputs to logits `[B, K]`, its answer is the highest.
+class AttackedPoint:
+    """A model that decides: `module` maps the model's inputs to logits `[B, K]`, and the highest is its answer.
 
-    `threshold` is the one on the policy's unsafe score; None where the policy's own hold, or where classes are judged.
+    `threshold` is on the policy's unsafe score; None where the policy's own thresholds hold, or where classes are
+    judged. It was found on `calibrated_on` at a rate of `fpr_target`; of the `negatives` there it flags the share
+    `fpr_measured`.
     """
 
     name: str
     module: nn.Module
     threshold: float | None = None
+    fpr_target: float | None = None
+    fpr_measured: float | None = None
+    calibrated_on: str = ""
+    negatives: int = 0
 
     def answers(self, logits: Tensor) -> Tensor:
         """The class `[N]` that is answered for the model's own logits `[N, K]`."""
@@ -41,7 +47,7 @@ class OperatingPoint:
 class Victim:
     """A release on a device, ready to be judged and attacked.
 
-    Raises BadInputError for a panel. With `labels` its own classes are attacked, and no policy is asked.
+    With `labels` its own classes are attacked, without a policy. Raises BadInputError for a panel.
     """
 
     def __init__(self, release: Release, policy: Policy | None = None, *, labels: bool = False, device: str = "cpu"):
@@ -51,7 +57,7 @@ class Victim:
             raise BadArgumentError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
         if labels and (not card.labels or card.image is None or card.reads_text):
             raise BadArgumentError(
-                f"--target labels is for classifiers of images; {card.name} is none: attack its policy"
+                f"`target` labels is for classifiers of images, and {card.name} is not one: attack its policy"
             )
         own = policy or release.policy
         if isinstance(own, PanelPolicy):
@@ -62,13 +68,13 @@ class Victim:
         self.by_label = labels
         self.judged = None if labels else Judged(self.model, own)
 
-    def own_point(self) -> OperatingPoint:
+    def own_point(self) -> AttackedPoint:
         """The policy's own decisions, or the model's own classes."""
-        return OperatingPoint("policy", self.judged) if self.judged else OperatingPoint("labels", self.model)
+        return AttackedPoint("policy", self.judged) if self.judged else AttackedPoint("labels", self.model)
 
-    def point_at(self, name: str, threshold: float) -> OperatingPoint:
+    def point_at(self, name: str, threshold: float) -> AttackedPoint:
         """The decision "unsafe score above `threshold`"."""
-        return OperatingPoint(name, Judged(self.model, self.policy, threshold), threshold)
+        return AttackedPoint(name, Judged(self.model, self.policy, threshold), threshold)
 
     def extras(self, items: Items, texts: Sequence[str | None] | None = None) -> tuple[Tensor, ...]:
         """What the model takes beside pixels, in its order, one row for each item; `texts` in place of the items'."""
@@ -135,13 +141,13 @@ def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
     be flagged at 5 %, and the threshold would be the highest of them, whatever the rate.
     """
     if not 0 < fpr < 1:
-        raise BadArgumentError(f"--fpr is a share in (0, 1), got {fpr}")
+        raise BadArgumentError(f"`fpr` is a share in (0, 1), got {fpr}")
     if not len(heights):
-        raise BadDataError("no safe item to find the threshold on: --fpr needs rows that are not unsafe")
+        raise BadDataError("no safe item to find the threshold on: `fpr` needs rows that are not unsafe")
     allowed = math.floor(fpr * len(heights) + 1e-9)
     if not allowed:
         raise BadDataError(
             f"{len(heights)} safe items are too few for a false positive rate of {fpr:g}: at least "
-            f"{math.ceil(1 / fpr)} are needed; give more data, a higher --fpr, or --points policy"
+            f"{math.ceil(1 / fpr)} are needed; give more data, a higher `fpr`, or `points` policy"
         )
     return float(np.sort(heights)[::-1][allowed])
