@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.attacks import mnist
-from zoo.adversary.image.attack import allowed_images, attack, transfer
-from zoo.adversary.image.result import AttackResult
+from zoo.adversary.image.attack import AttackResult, allowed_images, attack, transfer
 from zoo.adversary.threat import ImagePart
 
 pytestmark = pytest.mark.shared_data

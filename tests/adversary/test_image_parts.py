@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.adversary.image import square
-from zoo.adversary.image.apgd import checkpoints
 from zoo.adversary.image.attack import TOLERANCE, allowed_images
 from zoo.adversary.image.ball import Ball, lengths, noise
 from zoo.adversary.image.fab import towards_plane
 from zoo.adversary.image.loss import cross_entropy, goal_margin, margin, targeted_dlr
+from zoo.adversary.image.pgd import checkpoints
 from zoo.adversary.image.target import Batch, misjudged
 from zoo.adversary.threat import ImagePart
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from zoo.adversary.text.budget import TextBudget, count_banned, edit_distance, split_words
+from zoo.adversary.text.edits import TextBudget, count_banned, edit_distance, split_words
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadCardError
 

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from zoo.adversary.text.budget import TextBudget, split_words
-from zoo.adversary.text.edits import HOMOGLYPHS, KINDS, ZERO_WIDTH, character_edits, perturb
+from zoo.adversary.text.edits import HOMOGLYPHS, KINDS, ZERO_WIDTH, TextBudget, character_edits, perturb, split_words
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from zoo.adversary.text.attack import attack_texts
-from zoo.adversary.text.budget import TextBudget, count_banned
+from zoo.adversary.text.edits import TextBudget, count_banned
 from zoo.adversary.text.gradient import Method, substitute_tokens
 from zoo.adversary.text.model import TextModel, imitation, input_embedding
 from zoo.adversary.text.synonyms import Synonyms

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.adversary.joint.attack import attack_jointly
+from zoo.adversary.joint import attack_jointly
 from zoo.adversary.text.attack import attack_texts
-from zoo.adversary.text.budget import TextBudget, keeps_protected
-from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.edits import KINDS, TextBudget, keeps_protected
 from zoo.adversary.text.gradient import Method, substitute_tokens
-from zoo.adversary.text.model import TextModel
-from zoo.adversary.text.result import TextResult, confirmed
+from zoo.adversary.text.model import TextModel, TextResult, confirmed
 from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.synonyms import Synonyms
 from zoo.adversary.text.tokens import TokenEditor

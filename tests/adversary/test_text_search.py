@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from zoo.adversary.text.budget import TextBudget, count_banned
-from zoo.adversary.text.edits import KINDS
-from zoo.adversary.text.result import success_rate, summary
+from zoo.adversary.text.edits import KINDS, TextBudget, count_banned
+from zoo.adversary.text.model import success_rate, summary
 from zoo.adversary.text.search import search_items, search_texts
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadInputError

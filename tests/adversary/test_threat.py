@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zoo.adversary.text.budget import TextBudget
+from zoo.adversary.text.edits import TextBudget
 from zoo.adversary.threat import AUTOATTACK, ImagePart, TextPart, Threat
 from zoo.errors import BadCardError, BadInputError
 

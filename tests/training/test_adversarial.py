@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tests.benchmarks import recipe_step
 from tests.benchmarks.common import answered
 from tests.trainers import quiet_trainer
-from zoo.adversary.inner.pixels import perturb, training_threat
+from zoo.adversary.training import perturb_pixels, training_threat
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import train_tokenizer
 from zoo.training import Adversarial, Classification, ManifestData
@@ -277,7 +277,7 @@ def _robust_accuracy(module: Classification, data: ManifestData, eps: float) -> 
 
         found = batch["pixels"]
         if eps:
-            found = perturb(loss, found, training_threat({"norm": "Linf", "eps": eps, "steps": 20}))
+            found = perturb_pixels(loss, found, training_threat({"norm": "Linf", "eps": eps, "steps": 20}))
         right.append((module.model(found).argmax(dim=1) == target).float())
     return float(torch.cat(right).mean())
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from zoo.adversary.text.budget import TextBudget, keeps_protected
-from zoo.adversary.text.edits import KINDS
+from zoo.adversary.text.edits import KINDS, TextBudget, keeps_protected
 from zoo.contract import schema
 from zoo.errors import BadCardError, close_match
 

@@ -12,11 +12,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
-from zoo.adversary.inner.joint import Inputs, Words, worst_inputs
-from zoo.adversary.inner.pixels import scaled, training_threat
-from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import input_embedding
 from zoo.adversary.threat import ImagePart
+from zoo.adversary.training import Inputs, TextHardening, Words, WordSwaps, scaled, training_threat, worst_inputs
 from zoo.errors import BadArgumentError
 from zoo.training.base import UnsafeRanking
 from zoo.training.classification import Classification

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
-from zoo.adversary.inner.pixels import perturb, scaled, training_threat
 from zoo.adversary.threat import ImagePart
+from zoo.adversary.training import perturb_pixels, scaled, training_threat
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
@@ -169,7 +169,7 @@ class RobustTower(Base):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         with evaluation_mode(self.model.image_tower):
-            return perturb(lambda found: loss_of(found) * len(pixels), pixels, threat, generator)
+            return perturb_pixels(lambda found: loss_of(found) * len(pixels), pixels, threat, generator)
 
     def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, ranking: UnsafeRanking) -> None:
         """Add the loss of the pixels that stand for clean ones, and the policy's ranking of them."""

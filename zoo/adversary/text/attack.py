@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.gradient import substitute_tokens
-from zoo.adversary.text.model import TextModel
-from zoo.adversary.text.result import ItemScore, TextResult
+from zoo.adversary.text.model import ItemScore, TextModel, TextResult
 from zoo.adversary.text.search import search_items
 from zoo.adversary.threat import GRADIENT_ATTACKS, TextPart
 from zoo.errors import BadArgumentError

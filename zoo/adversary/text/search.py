@@ -19,9 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from zoo.adversary.text.budget import count_banned, keeps_protected, split_words
-from zoo.adversary.text.edits import Variants, character_edits, drawing, perturb
-from zoo.adversary.text.result import ItemScore, Score, TextResult, confirmed, score_all
+from zoo.adversary.text.edits import (
+    Variants,
+    character_edits,
+    count_banned,
+    drawing,
+    keeps_protected,
+    perturb,
+    split_words,
+)
+from zoo.adversary.text.model import ItemScore, Score, TextResult, confirmed, score_all
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError
 

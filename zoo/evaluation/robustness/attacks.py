@@ -215,8 +215,7 @@ class Campaign:
                     attempt.found[place] = AdversarialExample(text=result.text)
 
     def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
-        from zoo.adversary.joint.attack import attack_jointly
-        from zoo.adversary.joint.model import BothInputs
+        from zoo.adversary.joint import BothInputs, attack_jointly
         from zoo.adversary.text.model import input_embedding
 
         for part in self._parts(rows):
@@ -244,7 +243,7 @@ class Campaign:
     @contextmanager
     def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
         """The model as a function of the texts of some items, whose images (all or none are there) stand still."""
-        from zoo.adversary.joint.model import BothInputs, fixed_images
+        from zoo.adversary.joint import BothInputs, fixed_images
         from zoo.adversary.text.model import TextModel, input_embedding
 
         codec, embedding = self.victim.model.codec(), input_embedding(self.victim.model)

@@ -7,9 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from zoo.adversary.inner.pixels import perturb, scaled, training_threat
-from zoo.adversary.inner.words import TextHardening, WordSwaps
 from zoo.adversary.text.model import watched
+from zoo.adversary.training import TextHardening, WordSwaps, perturb_pixels, scaled, training_threat
 from zoo.contract.card import TextInput
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import TextCodec, train_tokenizer
@@ -49,7 +48,7 @@ def test_pgd_finds_the_worst_image_of_a_linear_loss(norm: str, eps: float) -> No
     clean = torch.rand(5, 3, 6, 6) * 0.4 + 0.3 if norm == "L2" else torch.rand(5, 3, 6, 6)
     weight = torch.randn(3, 6, 6)
     threat = training_threat({"norm": norm, "eps": eps, "steps": 40, "step_size": eps / 4})
-    found = perturb(lambda pixels: (pixels * weight).sum(), clean, threat)
+    found = perturb_pixels(lambda pixels: (pixels * weight).sum(), clean, threat)
     # In L2 nothing meets the box here: the step is shorter than the room.
     worst = {"Linf": clean + eps * weight.sign(), "L2": clean + eps * weight / weight.norm()}[norm]
     wanted = worst.clamp(0, 1)
@@ -65,7 +64,7 @@ def test_pgd_finds_the_worst_image_of_a_linear_loss(norm: str, eps: float) -> No
 def test_a_loss_without_gradient_in_the_pixels_is_refused() -> None:
     threat = training_threat({"norm": "Linf", "eps": 0.1})
     with pytest.raises(BadInputError, match="no gradient in the pixels"):
-        perturb(lambda pixels: pixels.detach().sum(), torch.rand(2, 3, 4, 4), threat)
+        perturb_pixels(lambda pixels: pixels.detach().sum(), torch.rand(2, 3, 4, 4), threat)
 
 
 def _wordpiece() -> str:

@@ -1,1 +1,0 @@
-"""Attacks on an image and its prompt together, with a budget for each."""
