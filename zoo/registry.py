@@ -61,11 +61,14 @@ def register_model(
     A builder takes the card (hyperparameters in `card.hparams`) and returns an untrained `ZooModel`.
     Raises BadArgumentError when the name is taken.
 
-    Example (zoo/models/README.md has a complete one)::
+    zoo/models/README.md has an example with a network, a card and a policy of its own.
 
-        @zoo.register_model(card, policy="my_policy.yaml")
-        def build(card):
-            return MyModel(card)
+    >>> card = zoo.model_card("vision_regnet_tiny.plain").replace(name="my_net.small")
+    >>> @zoo.register_model(card, policy="my_policy.yaml")
+    ... def build(card):
+    ...     return zoo.models.classifiers.ImageClassifier(card)
+    >>> zoo.list_models("my_net.*")
+    ['my_net.small']
     """
 
     def add(function: str | Builder) -> None:
@@ -86,7 +89,11 @@ def register_model(
 
 
 def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None = None) -> list[str]:
-    """Names that match a wildcard pattern, sorted; `tag` and `task` narrow the list."""
+    """Names that match a wildcard pattern, sorted; `tag` and `task` narrow the list.
+
+    >>> zoo.list_models("safeclip_vit_l14*", tag="zeroshot")
+    ['safeclip_vit_l14.zeroshot', 'safeclip_vit_l14_336.zeroshot']
+    """
     _load()
     return sorted(
         name
@@ -118,9 +125,13 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
     """The card of a registered model with some hyperparameters changed.
 
     `image_size`, `context_length`, `labels` and `score` (softmax, or sigmoid for labels that do not exclude each
-    other) change the card's inputs and outputs; every other name must be in the card's `hparams`. Raises
-    UnknownModelError, BadInputError naming the unknown hyperparameter, or BadCardError naming the value that a card
+    other) change the card's inputs and outputs. Every other name must be in the card's `hparams`. Raises
+    UnknownModelError, BadArgumentError naming the unknown hyperparameter, or BadCardError naming the value that a card
     does not allow.
+
+    >>> card = zoo.model_card("vision_regnet_tiny.plain", image_size=64, labels=("cat", "dog"))
+    >>> card.image.size, card.labels, card.licence
+    (64, ('cat', 'dog'), 'Apache-2.0')
     """
     data = model_entry(name).card.to_dict()
     if "image_size" in hparams and data["image"]:
@@ -153,7 +164,11 @@ def build(card: ModelCard) -> ZooModel:
 def create_model(name: str, **hparams: Any) -> ZooModel:
     """Build a registered architecture, untrained (random weights, in evaluation mode).
 
-    Raises UnknownModelError with close matches, BadInputError for an unknown hyperparameter.
+    Raises what `model_card` raises.
+
+    >>> model = zoo.create_model("vision_regnet_tiny.plain", labels=("cat", "dog"))
+    >>> model(torch.rand(5, 3, 32, 32)).shape
+    torch.Size([5, 2])
     """
     return build(model_card(name, **hparams)).eval()
 

@@ -100,6 +100,10 @@ class ModelCard(schema.PlainData):
     phrases of the policy, and for a panel, whose heads have cards of their own. `requires` says which inputs must
     be there for an answer; `accepts` which may be.
     `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
+
+    >>> card = zoo.ModelCard.read(Path("my_release/card.json"))
+    >>> card.name, card.task, card.image.size
+    ('safeclip_tiny.zeroshot', 'zero_shot', 64)
     """
 
     _where = "card"

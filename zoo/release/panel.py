@@ -25,11 +25,14 @@ Member = str | Path | tuple[str | Path, Policy | str | Path]
 def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any") -> Release:
     """Put heads and zero-shot policies on one image tower; returns the panel with its policy, to score with or release.
 
-    create_panel("clip_vit_l14", ["safeclip_vit_l14.zeroshot", "imported/laion", ("my_clip", "my_policy.yaml")])
+    `tower` is the name of a panel (`zoo list "*.panel"`) without its tag. A member is a release directory, Hub release
+    or registry name, or one of these with a policy. The image is encoded once, whatever the number of heads, so all
+    members must hold the same tower weights, as far as each reads them. Raises BadInputError naming two members that
+    do not, and what `load_release` raises.
 
-    `tower` names the architecture (`zoo list "*.panel"` without the tag). The image is encoded once, whatever the
-    number of heads, so all members must hold the very same tower weights, as far as each reads them. Raises
-    BadInputError where they do not, naming both, and what `load_release` raises.
+    >>> panel = zoo.create_panel("clip_tiny", ["my_release", ("my_release", "configs/policy/dogs.yaml")], "majority")
+    >>> list(panel.card.heads)
+    ['safeclip_tiny.zeroshot/safeclip', 'safeclip_tiny.zeroshot/dogs']
     """
     from zoo.models.heads import Panel
 

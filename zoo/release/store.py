@@ -90,6 +90,11 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, *
 
     A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
     `batch_size`. Raises what `load_release` or the runtime raises, and BadPolicyError where they do not fit.
+
+    >>> with zoo.load_scorer("my_release") as scorer:
+    ...     verdict = scorer.verdict("photo.jpg")
+    >>> verdict.status, verdict.model
+    ('ok', 'safeclip_tiny.zeroshot')
     """
     if not isinstance(source, Release) and is_bundle(source):
         # The zoo never imports the export package: the runtime announces itself.
@@ -120,6 +125,10 @@ def load_release(source: str | Path) -> Release:
 
     Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
     TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
+
+    >>> release = zoo.load_release("my_release")
+    >>> release.card.name, release.policy.name
+    ('safeclip_tiny.zeroshot', 'safeclip')
     """
     if Path(source).is_dir():
         return _read_release(Path(source))
@@ -135,7 +144,12 @@ def load_release(source: str | Path) -> Release:
 
 
 def load_model(source: str | Path) -> ZooModel:
-    """The module of `load_release`, in evaluation mode."""
+    """The module of `load_release`, in evaluation mode.
+
+    >>> model = zoo.load_model("my_release")
+    >>> model.encode_image(torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 128])
+    """
     return load_release(source).model
 
 
