@@ -15,15 +15,15 @@ from typing import Any, TypedDict
 import torch
 
 import zoo
-from export.bundle import MANIFEST, POLICY, TEXT_ENCODER, TOKENIZER, Bundle, Engine, Manifest, is_bundle, read_bundle
-from export.bundle.signature import signature_path
-from export.bundle.store import read_manifest
-from export.onnx.graph import contract, save, text_encoder_graph
+from export.bundle.manifest import POLICY, TEXT_ENCODER, TOKENIZER, Engine, Manifest, signature_path
+from export.bundle.store import Bundle, read_bundle, read_manifest
+from export.onnx.graph import contract, text_encoder_graph
+from export.precision.nodes import save
 from export.source import load, weights_hash
 from export.verify.compare import verify_engine
 from export.verify.report import Check
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files import edited_directory, hashes, new_directory, write_file
+from zoo.files import MANIFEST, edited_directory, hashes, is_bundle, new_directory, write_file
 from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 

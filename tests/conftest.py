@@ -53,7 +53,7 @@ def traced_once() -> Iterator[None]:
     """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
     import export.make
     import export.onnx.export
-    import export.openvino.export
+    import export.openvino
     from export.onnx.graph import served_graph, text_encoder_graph
     from export.source import weights_hash
 
@@ -74,7 +74,7 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.onnx.export, "served_graph", served)
-        patch.setattr(export.openvino.export, "served_graph", served)
+        patch.setattr(export.openvino, "served_graph", served)
         patch.setattr(export.make, "text_encoder_graph", encoder)
         yield
 

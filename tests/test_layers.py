@@ -183,7 +183,7 @@ def _reached(start: str) -> set[str]:
 
 LIGHT = (
     "export.runtime",
-    "export.bundle",
+    "export.bundle.store",
     "export.cli",
     "zoo.cli",
     "zoo.judging.scorer",

@@ -34,7 +34,7 @@ USES = {
     "parquet": "import pyarrow.parquet",
     "finetune": "import zoo.models.lora, peft",
     "peers": "from sklearn.linear_model import LogisticRegression",
-    "sign": "import export.bundle.signature; from cryptography.hazmat.primitives.asymmetric import ed25519",
+    "sign": "import export.bundle.store; from cryptography.hazmat.primitives.asymmetric import ed25519",
     "tensorboard": "import lightning.pytorch.loggers as loggers; loggers.TensorBoardLogger('logs')",
 }
 Environment = Callable[[str], Path]

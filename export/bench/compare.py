@@ -18,7 +18,8 @@ from rich.progress import Progress
 from export.bench.peers import check_peers, peer_side
 from export.bench.report import Benchmark, ratios_of, rows_of
 from export.bench.sides import Input, Task, drawn_jpegs, engine_sides
-from export.bundle import Bundle, Device, read_bundle
+from export.bundle.manifest import Device
+from export.bundle.store import Bundle, read_bundle
 from zoo.errors import BadArgumentError
 
 #: Seconds before each timed run: threads that wait for work by spinning, as OpenMP's do, would slow the next side.

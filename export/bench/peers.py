@@ -24,7 +24,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from export.bench.report import About
 from export.bench.sides import Run, Side, Task
-from export.bundle import Bundle
+from export.bundle.store import Bundle
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match

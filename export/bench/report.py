@@ -34,7 +34,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """Latencies of one side at one batch size, in milliseconds, and images a second at the median."""
 
     name: str
@@ -66,7 +66,7 @@ class Benchmark:
 
     setting: dict[str, str]
     sides: list[About]
-    rows: list[Row]
+    rows: list[Timing]
     ratios: list[Ratio]
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -99,12 +99,12 @@ class Benchmark:
         (folder / "bench.png").write_bytes(plot_speed(self))
 
 
-def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Row]:
+def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Timing]:
     """A row for each side, from its milliseconds `[rounds]`."""
     rows = []
     for name, found in times.items():
         p50, p90, p99 = (float(value) for value in np.percentile(found, [50, 90, 99]))
-        rows.append(Row(name, batch, p50, p90, p99, float(found.min()), 1000 * batch / p50))
+        rows.append(Timing(name, batch, p50, p90, p99, float(found.min()), 1000 * batch / p50))
     return rows
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 from PIL import Image
 
 from export.bench.report import About
-from export.bundle import Bundle, Device, Engine
+from export.bundle.manifest import Device, Engine
+from export.bundle.store import Bundle
 from export.runtime import BundleScorer, load
 from export.runtime.engine import obstacle
 from export.verify.inputs import image_probes

@@ -6,17 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
-from export.bundle.manifest import Engine, Given, Manifest
-
-
-def given(**arguments: object) -> Given:
-    """Arguments of an exporter as options of `zoo export`: `text_bank="refit"` is `--text-bank refit`.
-
-    What is None, false or empty was not given. Ranges (tuples of numbers) are joined by colons, paths made absolute, as
-    the command may be repeated elsewhere.
-    """
-    found = {name.replace("_", "-"): _plain(value) for name, value in arguments.items()}
-    return {name: value for name, value in found.items() if value}
+from export.bundle.manifest import Engine, Given, Manifest, given
 
 
 def rebuild(manifest: Manifest, engine: Engine, folder: Path, **changes: object) -> str:
@@ -75,15 +65,3 @@ def _options(options: Given) -> list[str]:
             for one in [value] if isinstance(value, str) else value:
                 words += [f"--{name}", shlex.quote(one)]
     return words
-
-
-def _plain(value: object) -> bool | str | tuple[str, ...]:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if isinstance(value, Path):
-        return str(value.resolve())
-    if isinstance(value, (tuple, list)):
-        if value and all(isinstance(one, int) for one in value):
-            return ":".join(map(str, value))
-        return tuple(str(one) for one in value)
-    return str(value)

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic.dataclasses import dataclass
 
-from export.bundle.signature import signature_path
 from zoo.assets import find_asset
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
@@ -67,7 +66,7 @@ CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 Kind = Literal["onnx", "openvino", "tensorrt"]
 Profile = Literal["latency", "throughput"]
 Device = Literal["cpu", "cuda"]
-#: Options of `zoo export` by name: a flag is true, a repeatable option several texts (see `export.bundle.command`).
+#: Options of `zoo export` by name: a flag is true, a repeatable option several texts (see `given`).
 Given: TypeAlias = dict[str, bool | str | tuple[str, ...]]
 #: Least, usual and largest shape of an input. An engine is fastest at the usual one and takes no other than between.
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -213,3 +212,30 @@ class Manifest:
             log.warning("%s: its signature was that of the manifest as it was; sign it again: zoo bundle sign", folder)
             signature_path(path).unlink()
         write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def signature_path(manifest: Path) -> Path:
+    """Where the signature of a manifest lies, raw, 64 bytes."""
+    return manifest.with_name(manifest.name + ".sig")
+
+
+def given(**arguments: object) -> Given:
+    """Arguments of an exporter as options of `zoo export`: `text_bank="refit"` is `--text-bank refit`.
+
+    What is None, false or empty was not given. Ranges (tuples of numbers) are joined by colons, paths made absolute, as
+    the command may be repeated elsewhere.
+    """
+    found = {name.replace("_", "-"): _plain(value) for name, value in arguments.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _plain(value: object) -> bool | str | tuple[str, ...]:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, (tuple, list)):
+        if value and all(isinstance(one, int) for one in value):
+            return ":".join(map(str, value))
+        return tuple(str(one) for one in value)
+    return str(value)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle.command import policy_command, rebuild, rebuild_all
-from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest
-from export.bundle.signature import check_signature
+from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest, signature_path
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
-from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, TamperedFileError
+from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, sha256, write_file
 from zoo.judging.judge import AnyJudge, bind
 
@@ -128,3 +129,75 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
     with edited_directory(folder) as work:
         write_file(work / POLICY, policy.to_yaml())
         dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)
+
+
+#: Where a public key is configured for every bundle that is read: the path of a PEM file.
+VARIABLE = "SAFETY_ZOO_PUBLIC_KEY"
+
+
+def sign(manifest: Path, private_key: Path) -> Path:
+    """Sign a manifest with an ed25519 key (PEM, `openssl genpkey -algorithm ed25519`); returns the signature's path.
+
+    Anything that writes the manifest afterwards (`zoo verify`, another engine) makes the signature invalid: sign last.
+    Raises BadInputError for another kind of key, MissingDependencyError without `cryptography`.
+    """
+    path = signature_path(manifest)
+    write_file(path, _key(private_key, "private").sign(manifest.read_bytes()))
+    return path
+
+
+def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
+    """Whether the manifest is signed by the given key, or by the one that `SAFETY_ZOO_PUBLIC_KEY` names.
+
+    False when no key is configured: then nothing was checked. Raises TamperedFileError when the signature is missing
+    or another, BadInputError for a file that is no ed25519 public key, MissingDependencyError without `cryptography`.
+    """
+    named = os.environ.get(VARIABLE)
+    path = public_key or (Path(named) if named else None)
+    if path is None:
+        return False
+    key = _key(path, "public")
+    from cryptography.exceptions import InvalidSignature
+
+    if not signature_path(manifest).is_file():
+        raise TamperedFileError(
+            f"{manifest}: not signed, and the key {path} is required; sign it with `zoo bundle sign`, or take a bundle "
+            "from somebody who did"
+        )
+    try:
+        key.verify(signature_path(manifest).read_bytes(), manifest.read_bytes())
+    except InvalidSignature:
+        raise TamperedFileError(f"{manifest}: the signature is not one by {path} of this very manifest") from None
+    return True
+
+
+def _key(path: Path, kind: Literal["private", "public"]) -> Any:
+    """The ed25519 key in a PEM file. Raises BadInputError for another one, or none."""
+    form, ed25519 = _cryptography()
+    data = _read(path)
+    try:
+        key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
+    except (ValueError, TypeError) as problem:  # TypeError: it is encrypted
+        raise BadDataError(f"{path}: no {kind} key that can be read ({problem})") from None
+    if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
+        hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
+        raise BadDataError(f"{path}: no ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise BadDataError(f"{path}: key cannot be read: {problem.strerror}") from None
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise MissingDependencyError(
+            "a signature key is given, and checking it needs cryptography: pip install 'safety-zoo[sign]'"
+        ) from None
+    return serialization, ed25519

@@ -6,8 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from export.bundle import MANIFEST, Bundle, Engine, read_bundle
+from export.bundle.manifest import Engine
+from export.bundle.store import Bundle, read_bundle
 from zoo.commands.common import Commands, add_command
+from zoo.files import MANIFEST
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from export.bundle.signature import check_signature
+    from export.bundle.store import check_signature
     from export.runtime.engine import open_best
     from zoo.errors import ZooError
 
@@ -81,7 +83,7 @@ def _verification(engine: Engine) -> str:
 
 
 def _sign(options: argparse.Namespace) -> int:
-    from export.bundle.signature import sign
+    from export.bundle.store import sign
 
     read_bundle(options.bundle)
     print(

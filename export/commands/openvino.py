@@ -16,7 +16,7 @@ def add(formats: Commands) -> None:
 
 
 def _export_openvino(options: argparse.Namespace) -> int:
-    from export.openvino.export import export_openvino
+    from export.openvino import export_openvino
 
     print_exported(options, "openvino", export_openvino(options.model, options.out, **engine_options(options)))
     return 0

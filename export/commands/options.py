@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 import yaml
 
-from export.bundle import Kind, Manifest, Profile
-from export.bundle.manifest import Budget, Precision
+from export.bundle.manifest import Budget, Kind, Manifest, Precision, Profile
 from export.verify.report import Check
 from zoo.assets import find_asset
 from zoo.errors import BadArgumentError

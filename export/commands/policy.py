@@ -36,9 +36,10 @@ def _use(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from export.bundle import is_bundle, read_bundle
+    from export.bundle.store import read_bundle
     from zoo.assets import find_asset
     from zoo.contract.policy import read_policy
+    from zoo.files import is_bundle
     from zoo.judging.banks import cache_folder
     from zoo.judging.judge import bind
 

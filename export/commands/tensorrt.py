@@ -46,12 +46,12 @@ def add(formats: Commands) -> None:
 
 
 def _export_tensorrt(options: argparse.Namespace) -> int:
-    from export.tensorrt.export import Options, export_tensorrt
+    from export.tensorrt.export import PlanOptions, export_tensorrt
 
     if options.verify is None:
         options.verify = options.precision != "fp32" and _gpu_here()
     common = engine_options(options)
-    chosen = Options(
+    chosen = PlanOptions(
         batch=common.pop("batch"),
         image=options.image,
         capabilities=options.capability,

@@ -30,7 +30,7 @@ def add(formats: Commands) -> None:
 
 
 def _export_triton(options: argparse.Namespace) -> int:
-    from export.triton.repository import export_triton
+    from export.triton import export_triton
 
     model = export_triton(
         options.bundle,

@@ -8,14 +8,12 @@ from typing import Unpack
 
 import onnx
 
-from export.bundle import Device, Engine, Manifest, Profile
-from export.bundle.command import given
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Device, Engine, Manifest, Precision, Profile, given
 from export.make import Placing, add_engine
-from export.onnx.graph import OPSET, OPSET_BF16, save, served_graph
+from export.onnx.graph import OPSET, OPSET_BF16, served_graph
 from export.precision.calibration import calibration, what_to_give
 from export.precision.half import HALVES, in_half
-from export.precision.nodes import check_products, count_products
+from export.precision.nodes import check_products, count_products, save
 from export.runtime.onnx import installed_version
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Feeds

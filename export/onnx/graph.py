@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from export.bundle import TensorSpec
+from export.bundle.manifest import TensorSpec
 from zoo.contract.card import ModelCard
 from zoo.errors import IncompatibleBundleError
 from zoo.models.base import ZooModel
@@ -27,8 +26,6 @@ from zoo.models.served import ServedModel
 OPSET = 20
 #: The first in which a convolution may be bfloat16.
 OPSET_BF16 = 22
-#: protobuf's limit for one message.
-TWO_GIGABYTES = 2 * 1024**3
 
 
 def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -82,14 +79,6 @@ def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPS
         proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), name))
     _check_symbolic(proto, inputs)
     return proto
-
-
-def save(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
-    """Write a graph; returns the names of its files: the weights go into a second one beyond protobuf's 2 GB."""
-    large = proto.ByteSize() >= TWO_GIGABYTES
-    data = path.name + ".data"
-    onnx.save(proto, path, save_as_external_data=large, location=data if large else None)
-    return (path.name, data) if large else (path.name,)
 
 
 class _TextEncoder(nn.Module):

@@ -17,7 +17,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from export.onnx.graph import save
+from export.precision.nodes import save
 from zoo.judging.scorer import Feeds
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from export.bundle.manifest import COUNTED_AS, Precision
 from zoo.errors import IncompatibleBundleError
+
+#: protobuf's limit for one message.
+TWO_GIGABYTES = 2 * 1024**3
 
 _FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _INTEGERS = {"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"}
@@ -245,3 +249,11 @@ def _patches(
         found.append(helper.make_node(operator, [value, *others], [result], name=f"{name}_{number}_node", **attributes))
         value = result
     return found
+
+
+def save(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Write a graph; returns the names of its files: the weights go into a second one beyond protobuf's 2 GB."""
+    large = proto.ByteSize() >= TWO_GIGABYTES
+    data = path.name + ".data"
+    onnx.save(proto, path, save_as_external_data=large, location=data if large else None)
+    return (path.name, data) if large else (path.name,)

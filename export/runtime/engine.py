@@ -18,9 +18,9 @@ from typing import Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, Device, Engine, Kind
 from export.bundle.command import rebuild, runs_anywhere
-from export.bundle.manifest import COUNTED_AS
+from export.bundle.manifest import COUNTED_AS, Device, Engine, Kind
+from export.bundle.store import Bundle
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, close_match
 from zoo.judging.scorer import Feeds
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, Device, Engine
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Device, Engine, Precision
+from export.bundle.store import Bundle
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
 from zoo.judging.banks import cache_folder

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, Device, Engine, Shapes
 from export.bundle.command import rebuild
-from export.bundle.store import Banks, read_banks
+from export.bundle.manifest import Device, Engine, Shapes
+from export.bundle.store import Banks, Bundle, read_banks
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.runtime.engine import RunningEngine
-from export.tensorrt.package import GRAPH, REPORT, LogLine, Package, Report, load_package
+from export.tensorrt.package import GRAPH, REPORT, LogLine, Package, PlanReport, load_package
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judging.scorer import Feeds
@@ -155,15 +155,15 @@ class LoadedPlan:
         return context
 
 
-def read_report(plan: Path) -> Report:
+def read_report(plan: Path) -> PlanReport:
     """What a plan was built for. Raises TamperedFileError where that does not lie beside it, BadCardError."""
     path = plan.with_suffix(REPORT)
     if not plan.is_file() or not path.is_file():
         raise TamperedFileError(f"{path if plan.is_file() else plan}: missing; a plan needs its report to be run")
-    return Report.from_dict(schema.read_json(path), str(path))
+    return PlanReport.from_dict(schema.read_json(path), str(path))
 
 
-def check_machine(report: Report, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
+def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
     """The TensorRT and the GPU that run a plan; `mend` gives the command that makes it anew.
 
     Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError where its version or
@@ -179,7 +179,7 @@ def check_machine(report: Report, mend: Mend, device: int = 0) -> tuple[Package,
     return trt, gpu
 
 
-def check_gpu(report: Report, gpu: LocalGpu, mend: Mend) -> None:
+def check_gpu(report: PlanReport, gpu: LocalGpu, mend: Mend) -> None:
     """Raise IncompatibleBundleError where a plan was built for other GPUs than this one."""
     if gpu.capability not in report.capabilities:
         other = {"capability": (gpu.capability,)} if report.package == "tensorrt_rtx" else {}

@@ -17,8 +17,8 @@ from typing import Any
 
 import onnx
 
-from export.bundle import Shapes
-from export.tensorrt.package import LogLine, Package, Report, load_package
+from export.bundle.manifest import Shapes
+from export.tensorrt.package import LogLine, Package, PlanReport, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
 
 #: TensorRT's names of types, in the network (capitals) and in the layer list.
@@ -124,7 +124,7 @@ class Built:
     """A finished plan, what it is, and TensorRT's own words while it was built."""
 
     plan: bytes
-    report: Report
+    report: PlanReport
     log: str
 
 
@@ -171,7 +171,7 @@ def build(
         if cache is not None and timing_cache is not None:
             timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
         layers = read_layers(log)
-        report = Report(
+        report = PlanReport(
             package=trt.name,
             version=trt.version,
             capabilities=targets,

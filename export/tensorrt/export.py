@@ -11,16 +11,14 @@ from typing import Literal, Unpack
 
 from onnx import numpy_helper
 
-from export.bundle import Engine, Gpu, Manifest, Profile, Shapes
-from export.bundle.command import given
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Engine, Gpu, Manifest, Precision, Profile, Shapes, given
 from export.bundle.store import write_banks
 from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, opset_of, write_onnx
 from export.precision.nodes import check_products
 from export.runtime.cuda import cuda_versions, local_gpu
 from export.tensorrt.build import Built, Range, build, load_graph
-from export.tensorrt.package import GRAPH, LOG, REPORT, Report
+from export.tensorrt.package import GRAPH, LOG, REPORT, PlanReport
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.release.store import Release
@@ -33,7 +31,7 @@ MOST_PHRASES = 256
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """What a TensorRT engine is built for; None takes the default that `export_tensorrt` names.
 
     `batch` and `image` (side in pixels) are least, usual and largest. `text_bank` "input" takes a policy of any number
@@ -56,7 +54,7 @@ def export_tensorrt(
     *,
     precision: Precision = "fp16",
     profile: Profile = "latency",
-    options: Options = Options(),  # frozen
+    options: PlanOptions = PlanOptions(),  # frozen
     calibrate: Path | None = None,
     **placing: Unpack[Placing],
 ) -> Manifest:
@@ -92,19 +90,19 @@ def export_tensorrt(
     return add_engine(source, out, name, build_engine, **placing)
 
 
-def _card(report: Report) -> str:
+def _card(report: PlanReport) -> str:
     """The name of the card that a plan was built on and for; one for several architectures was built for none."""
     return "" if report.package == "tensorrt_rtx" else local_gpu().name
 
 
-def _given(options: Options, report: Report) -> dict[str, object]:
+def _given(options: PlanOptions, report: PlanReport) -> dict[str, object]:
     """The options as those of the command are called, with the package that was taken where none was named."""
     found = {field.name: getattr(options, field.name) for field in fields(options)}
     capability = found.pop("capabilities")
     return {**found, "capability": capability, "package": report.package}
 
 
-def build_graph(graph: Path, card: ModelCard, profile: Profile, options: Options) -> Built:
+def build_graph(graph: Path, card: ModelCard, profile: Profile, options: PlanOptions) -> Built:
     """Build the plan of a model's graph as the options say."""
     side = card.image.size if card.image else 1
     image = options.image or (max(1, side // 2), side, max(side, LARGEST_IMAGE))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import pydantic.dataclasses
 
-from export.bundle import Shapes
+from export.bundle.manifest import Shapes
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
 
@@ -103,7 +103,7 @@ REPORT, LOG, GRAPH = ".json", ".log", ".onnx"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=schema.STRICT)
-class Report(schema.PlainData):
+class PlanReport(schema.PlainData):
     """How a plan came about and what is in it.
 
     `capabilities` are the GPU architectures that it runs on (`SM86`, CUDA's 8.6). `products` counts the matrix products

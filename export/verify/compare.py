@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,49 +12,22 @@ import onnx
 from numpy.typing import NDArray
 from rich.progress import track
 
-from export.bundle import Bundle, Device, Engine, read_bundle
-from export.onnx.graph import save
-from export.precision.nodes import rounded_float32
+from export.bundle.manifest import Device, Engine
+from export.bundle.store import Bundle, read_bundle
+from export.precision.nodes import rounded_float32, save
 from export.runtime import text_banks as fed_banks
 from export.runtime.cuda import local_gpu
 from export.runtime.engine import RunningEngine, module_of, obstacle
 from export.runtime.onnx import OnnxEngine
 from export.source import load, weights_hash
 from export.verify.inputs import BATCH, Inputs, image_probes
-from export.verify.report import Check, Report, difference
-from export.verify.threshold import placed_at_threshold
+from export.verify.report import Check, ParityReport, difference
+from export.verify.threshold import Reference, placed_at_threshold
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.judging.judge import AnyJudge, Judge, PanelJudge
+from zoo.judging.judge import Judge, PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
-from zoo.models.base import ZooModel
-from zoo.models.served import ServedRun, text_banks
 from zoo.release.store import Release
-
-Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class Reference:
-    """A model under a policy, in eager torch, that works out each batch once.
-
-    All engines of one model are compared on much the same inputs, and the model takes longer over them than they do.
-    """
-
-    def __init__(self, model: ZooModel, judge: AnyJudge) -> None:
-        self._run = ServedRun(model, text_banks(model, judge)).run
-        self._known: dict[bytes, Answers] = {}
-
-    def run(self, feeds: Feeds) -> Answers:
-        """Logits and scores `[B, N]` of one batch, not to be written to; the feeds are those of `card.input_names`."""
-        key = hashlib.sha256()
-        for name, value in sorted(feeds.items()):
-            key.update(f"{name} {value.dtype} {value.shape}".encode())
-            key.update(np.ascontiguousarray(value).data)
-        found = self._known.get(key.digest())
-        if found is None:
-            found = self._known[key.digest()] = self._run(feeds)
-        return found
-
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)
@@ -67,7 +39,7 @@ TIE = 2e-6
 
 def verify(
     folder: str | Path, check: Check | None = None, *, model: str | None = None, engines: Sequence[str] = ()
-) -> list[Report]:
+) -> list[ParityReport]:
     """Compare a bundle's engines with the release they came from, and note the results in its manifest.
 
     All engines that this machine can run are compared, or those that are named. Raises BadInputError (no such model or
@@ -96,7 +68,7 @@ def verify(
 
 def verify_engine(
     bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference | None = None
-) -> Report:
+) -> ParityReport:
     """Compare one engine with the release that it came from.
 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
@@ -105,7 +77,7 @@ def verify_engine(
     """
     budget = check.budget_of(spec.precision)
     pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.judge))
-    report = Report(
+    report = ParityReport(
         bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options, bundle.policy.id
     )
     _check_names(bundle, pair, report)
@@ -166,7 +138,7 @@ def _in_words(device: Device) -> str:
     return f"{device}, {gpu.name} ({gpu.capability})"
 
 
-def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
+def _check_names(bundle: Bundle, pair: _Pair, report: ParityReport) -> None:
     if isinstance(pair.engine, OnnxEngine):
         session = pair.engine.session
         found = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
@@ -178,7 +150,7 @@ def _check_names(bundle: Bundle, pair: _Pair, report: Report) -> None:
             report.problems.append(f"graph outputs {outputs}")
 
 
-def _check_batches(pair: _Pair, report: Report) -> None:
+def _check_batches(pair: _Pair, report: ParityReport) -> None:
     _, usual, largest = report.engine.batch
     for rows in sorted({min(rows, largest) for rows in (*BATCHES, usual)}):
         feeds = {name: value[:rows] for name, value in pair.inputs.base.feeds.items()}
@@ -200,7 +172,7 @@ class _Answers:
     labels: NDArray[np.int64]
 
 
-def _check_values(pair: _Pair, report: Report) -> None:
+def _check_values(pair: _Pair, report: ParityReport) -> None:
     natural = _answers(pair)
     base = len(pair.inputs.base.names)
     placed = placed_at_threshold(
@@ -263,7 +235,7 @@ def _flips(
     return np.flatnonzero(flips & ~near).tolist(), int((flips & near).sum()), float(margins.min())
 
 
-def _check_ranking(pair: _Pair, answers: _Answers, report: Report) -> None:
+def _check_ranking(pair: _Pair, answers: _Answers, report: ParityReport) -> None:
     known = answers.labels >= 0
     if not known.any():
         return
@@ -280,7 +252,7 @@ def _check_ranking(pair: _Pair, answers: _Answers, report: Report) -> None:
     report.auroc, report.auroc_loss = ours, theirs - ours
 
 
-def _check_resize(pair: _Pair, report: Report) -> None:
+def _check_resize(pair: _Pair, report: ParityReport) -> None:
     if pair.card.image is None:
         return
     for height, width in SIZES:

@@ -130,7 +130,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Batch:
+class NamedFeeds:
     """Feeds of up to 32 inputs, their names, and their labels: 1 unsafe, 0 safe, -1 not known."""
 
     feeds: Feeds
@@ -145,7 +145,7 @@ class Inputs:
         self.card, self.codec = card, codec
         self.texts = read_lines(check.texts) if check.texts else []
         pixels, names = named_probes(check.count, card.image, check.images)
-        self.base = Batch(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
+        self.base = NamedFeeds(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
         self.others = _golden(card) + _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
 
     def feeds(self, pixels: Images, offset: int = 0, *, gaps: bool = False, texts: list[str] | None = None) -> Feeds:
@@ -170,15 +170,15 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.base.names) + len(self.others)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[NamedFeeds]:
         for start in range(0, len(self.base.names), BATCH):
             rows = slice(start, start + BATCH)
             feeds = {name: value[rows] for name, value in self.base.feeds.items()}
-            yield Batch(feeds, self.base.names[rows], self.base.labels[rows])
+            yield NamedFeeds(feeds, self.base.names[rows], self.base.labels[rows])
         for start in range(0, len(self.others), BATCH):
             yield self._load(self.others[start : start + BATCH], start)
 
-    def _load(self, items: list[_Item], offset: int) -> Batch:
+    def _load(self, items: list[_Item], offset: int) -> NamedFeeds:
         spec = self.card.image
         side = spec.size if spec else 1
         blank = np.zeros((side, side, 3), dtype=np.uint8)
@@ -189,7 +189,9 @@ class Inputs:
         feeds = self.feeds(np.stack(pixels), texts=texts)
         if "image_present" in feeds:
             feeds["image_present"] = np.array([item.image is not None for item in items])
-        return Batch(feeds, [item.name for item in items], np.array([item.label for item in items], dtype=np.int64))
+        return NamedFeeds(
+            feeds, [item.name for item in items], np.array([item.label for item in items], dtype=np.int64)
+        )
 
 
 @dataclass(frozen=True)

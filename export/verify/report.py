@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Difference, Engine, Given, Manifest, Verification
-from export.bundle.command import given
-from export.bundle.manifest import Budget, Precision, budget_of
+from export.bundle.manifest import (
+    Budget,
+    Difference,
+    Engine,
+    Given,
+    Manifest,
+    Precision,
+    Verification,
+    budget_of,
+    given,
+)
 from zoo.errors import BadArgumentError, ParityError
 
 #: Fewer inputs prove nothing about flips.
@@ -72,7 +80,7 @@ ENOUGH = 2000
 
 
 @dataclass
-class Report:
+class ParityReport:
     """Differences between an engine and the trained model; `problems` is empty when it passed.
 
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the

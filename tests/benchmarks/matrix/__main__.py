@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from export.bundle import Kind
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Kind, Precision
 from tests.benchmarks.common import answered, parser
 from tests.benchmarks.matrix.cell import COLUMNS, DEPTHS, Column, Store
 from tests.benchmarks.matrix.rows import SHIPPED, registered_rows, release_row

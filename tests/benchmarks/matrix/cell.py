@@ -9,8 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from pydantic.dataclasses import dataclass as strict_dataclass
 
-from export.bundle import Kind
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Kind, Precision
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadCardError
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import onnx
 
 import zoo
-from export.bundle import Bundle, Engine, Kind, Manifest
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Engine, Kind, Manifest, Precision
+from export.bundle.store import Bundle
 from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
 from export.onnx.graph import contract
-from export.openvino.export import image_shapes, write_openvino
+from export.openvino import image_shapes, write_openvino
 from export.precision.calibration import calibration
 from export.precision.nodes import check_products
 from export.runtime.engine import module_of, obstacle
@@ -28,10 +28,11 @@ from export.runtime.onnx import installed_version
 from export.runtime.openvino import openvino
 from export.source import load
 from export.tensorrt.build import parse
-from export.tensorrt.export import Options, build_graph
+from export.tensorrt.export import PlanOptions, build_graph
 from export.tensorrt.package import load_package
-from export.verify.compare import Reference, verify_engine
+from export.verify.compare import verify_engine
 from export.verify.report import Check
+from export.verify.threshold import Reference
 from tests.benchmarks.matrix.cell import Cell, Column, Depth, Outcome
 from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.benchmarks.matrix.latency import machine, median_ms
@@ -210,7 +211,7 @@ def _tensorrt(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings) 
     if cell.depth == "parse":
         parse(graph.path, package=settings.package)
     else:
-        options = Options(package=settings.package)
+        options = PlanOptions(package=settings.package)
         products = build_graph(graph.path, subject.release.card, "latency", options).report.products
         check_products(products, graph.precision)
     return dataclasses.replace(cell, outcome="done", products=products)

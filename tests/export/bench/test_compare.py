@@ -15,7 +15,8 @@ from PIL import Image
 
 from export.bench.compare import bench, in_turns, order
 from export.bench.peers import PEERS, clip_model, open_clip_model
-from export.bundle import Verification, read_bundle
+from export.bundle.manifest import Verification
+from export.bundle.store import read_bundle
 from export.onnx.export import export_onnx
 from zoo.cli import run
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from export.bundle import Bundle, read_bundle
-from export.bundle.store import use_policy
+from export.bundle.store import Bundle, read_bundle, use_policy
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.policy import Policy

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from export.bundle import Engine, Manifest, read_bundle
-from export.bundle.command import given, rebuild, rebuild_all, runs_anywhere
-from export.bundle.manifest import budget_of
+from export.bundle.command import rebuild, rebuild_all, runs_anywhere
+from export.bundle.manifest import Engine, Manifest, budget_of, given
+from export.bundle.store import read_bundle
 from export.commands.options import engine_options
 from export.onnx.export import export_onnx
 from export.verify.inputs import image_probes

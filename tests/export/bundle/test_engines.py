@@ -20,10 +20,8 @@ import export.onnx.export
 import export.runtime.engine
 import zoo
 from export import runtime
-from export.bundle import Bundle, Engine, Verification, read_bundle
-from export.bundle.manifest import Precision
-from export.bundle.signature import sign
-from export.bundle.store import use_policy
+from export.bundle.manifest import Engine, Precision, Verification
+from export.bundle.store import Bundle, read_bundle, sign, use_policy
 from export.onnx.export import engine_name, export_onnx
 from export.precision.nodes import check_products, count_products, rounded_float32
 from export.runtime.engine import clamps_int8, open_best

@@ -15,14 +15,15 @@ from onnx import numpy_helper
 import export.make
 import export.onnx.export
 import export.onnx.graph
-from export.bundle import MANIFEST, TEXT_ENCODER, read_bundle
+from export.bundle.manifest import TEXT_ENCODER
+from export.bundle.store import read_bundle
 from export.onnx.export import export_onnx
 from export.onnx.graph import OPSET, contract
 from export.runtime.engine import open_best
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
-from zoo.files import hashes
+from zoo.files import MANIFEST, hashes
 from zoo.models.served import text_banks
 from zoo.registry import list_models
 from zoo.release.store import load_release
@@ -110,7 +111,7 @@ def test_a_bank_of_another_size_is_taken(bundles: dict[str, Path], phrases: int)
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
-    with pytest.raises(BadInputError, match="exists and is not empty; give another --out, or --overwrite"):
+    with pytest.raises(BadInputError, match="exists and is not empty; name another folder, or overwrite it"):
         export_onnx(NSFWJS, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -120,9 +121,10 @@ def test_a_broken_export_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     out = tmp_path / "bundle"
-    if overwrite:
-        out.mkdir()
-        (out / MODEL).write_bytes(b"old")
+    old = {MODEL: b"old", MANIFEST: b'{"files": {"%s": ""}}' % MODEL.encode()} if overwrite else {}
+    for name, content in old.items():
+        out.mkdir(exist_ok=True)
+        (out / name).write_bytes(content)
 
     def full(*_: object) -> None:
         raise OSError("disk full")
@@ -130,7 +132,7 @@ def test_a_broken_export_leaves_nothing_behind(
     monkeypatch.setattr(export.onnx.export, "save", full)
     with pytest.raises(OSError, match="disk full"):
         export_onnx(CLIP, out, overwrite=overwrite)
-    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == ({MODEL: b"old"} if overwrite else {})
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == old
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"] * overwrite
 
 

@@ -12,8 +12,7 @@ from onnx import TensorProto
 from PIL import Image
 from torch import nn
 
-from export.bundle import Engine
-from export.bundle.manifest import COUNTED_AS, Precision
+from export.bundle.manifest import COUNTED_AS, Engine, Precision
 from export.onnx.export import RUNS_ON, opset_of, write_onnx
 from export.precision.calibration import INPUTS, calibration
 from export.precision.half import HALVES, HalfAttention, in_half

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import zoo
 from export import runtime
-from export.bundle import read_bundle
 from export.bundle.manifest import Precision
+from export.bundle.store import read_bundle
 from export.runtime import onnx as onnx_engine
 from export.runtime.engine import open_best
 from tests.verdicts import same_verdict

@@ -13,7 +13,7 @@ import pytest
 
 from export.runtime.cuda import LocalGpu, cudart, local_gpu
 from export.runtime.tensorrt import LoadedPlan, check_gpu, check_machine, check_refit, check_shape, filled, read_report
-from export.tensorrt.package import Report
+from export.tensorrt.package import PlanReport
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 
 pytestmark = pytest.mark.tensorrt
@@ -25,7 +25,7 @@ def _mend(**changes: object) -> str:
     return " ".join([MEND, *(f"{name}={value}" for name, value in changes.items())])
 
 
-REPORT = Report(
+REPORT = PlanReport(
     package="tensorrt_rtx",
     version="1.2.3.4",
     capabilities=("SM80", "SM86"),
@@ -140,14 +140,14 @@ def test_a_refitted_bank_keeps_its_shape() -> None:
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the tiny SafeCLIP, with what lies beside it."""
     from export.onnx.export import write_onnx
-    from export.tensorrt.export import Options, build_graph, write_plan
+    from export.tensorrt.export import PlanOptions, build_graph, write_plan
     from zoo.release.store import load_release
 
     folder = tmp_path_factory.mktemp("plan")
     release = load_release("test_safeclip.random")
     graph = folder / "graph.onnx"
     write_onnx(release, "fp32", graph)
-    built = build_graph(graph, release.card, "latency", Options())
+    built = build_graph(graph, release.card, "latency", PlanOptions())
     write_plan(built, graph, release.card, folder / "engine")
     return folder / "engine.plan"
 

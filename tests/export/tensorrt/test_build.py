@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.tensorrt.build import CAPABILITIES, build, count_products, parse, read_layers
 from export.tensorrt.export import profiles_of
-from export.tensorrt.package import LogLine, Report, load_package
+from export.tensorrt.package import LogLine, PlanReport, load_package
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
 
 pytestmark = [
@@ -73,7 +73,7 @@ def test_one_plan_serves_all_architectures_and_says_what_is_in_it(similarity: Pa
     assert report.profiles["bank"][2] == (256, 32)  # an input, not the constant that the parser makes of it
     assert "Layers:" in built.log
     assert "project" in built.log
-    assert Report.from_dict(report.to_dict()) == report
+    assert PlanReport.from_dict(report.to_dict()) == report
 
 
 def test_a_bank_can_be_built_in(similarity: Path) -> None:

@@ -18,12 +18,12 @@ from onnx import numpy_helper
 from PIL import Image
 
 from export import runtime
-from export.bundle import Engine, Shapes, Verification, read_bundle
-from export.bundle.manifest import Budget, Precision, budget_of
+from export.bundle.manifest import Budget, Engine, Precision, Shapes, Verification, budget_of
+from export.bundle.store import read_bundle
 from export.runtime import OnnxEngine
 from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.inputs import Inputs, golden_images, image_probes, named_probes, text_probes
-from export.verify.report import MINIMUM, Check, Report, difference
+from export.verify.report import MINIMUM, Check, ParityReport, difference
 from export.verify.threshold import placed_at_threshold
 from zoo.cli import run
 from zoo.contract.card import ModelCard
@@ -60,7 +60,7 @@ def _perturb(bundle: Path, amount: float) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def _verify(bundle: Path, check: Check | None = None) -> Report:
+def _verify(bundle: Path, check: Check | None = None) -> ParityReport:
     (report,) = verify(bundle, check)
     return report
 
@@ -283,11 +283,13 @@ def test_flips_have_names_and_labelled_data_a_ranking(bundles: dict[str, Path], 
     assert noted.at_shapes == report.at_shapes
 
 
-def _report(precision: Precision, **figures: Any) -> Report:
+def _report(precision: Precision, **figures: Any) -> ParityReport:
     engine = dataclasses.replace(_ENGINE, precision=precision)
     same = difference(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     defaults = {"inputs": 1000, "at_threshold": 64, "differences": {"logits": same, "scores": same}}
-    return Report(Path("bundle"), "model", engine, budget_of(precision), "cpu", "drawn", **{**defaults, **figures})
+    return ParityReport(
+        Path("bundle"), "model", engine, budget_of(precision), "cpu", "drawn", **{**defaults, **figures}
+    )
 
 
 _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu",), {"fp32": 1}, "policy")

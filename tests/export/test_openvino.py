@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from export import runtime
-from export.bundle import Bundle, read_bundle
 from export.bundle.command import rebuild
-from export.openvino.export import export_openvino
+from export.bundle.store import Bundle, read_bundle
+from export.openvino import export_openvino
 from export.runtime.engine import module_of, obstacle, open_best
 from export.runtime.openvino import OpenVINOEngine
-from export.triton.repository import export_triton
+from export.triton import export_triton
 from export.verify.compare import verify
 from export.verify.report import Check
 from tests.benchmarks.matrix.drawn import draw_inputs

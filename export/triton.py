@@ -23,15 +23,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from export.bundle import CARD, MANIFEST, POLICY, TOKENIZER, Bundle, Device, Engine, TensorSpec, read_bundle
 from export.bundle.command import runs_anywhere
+from export.bundle.manifest import CARD, POLICY, TOKENIZER, Device, Engine, TensorSpec
+from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
-from export.tensorrt.package import REPORT, Report
+from export.tensorrt.package import REPORT, PlanReport
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files import new_directory
+from zoo.files import MANIFEST, new_directory
 from zoo.judging.judge import bind
 
 Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
@@ -235,9 +236,9 @@ def _engine(bundle: Bundle, name: str | None) -> Engine:
     return chosen
 
 
-def _report(bundle: Bundle, engine: Engine) -> Report:
+def _report(bundle: Bundle, engine: Engine) -> PlanReport:
     path = bundle.path(engine).with_suffix(REPORT)
-    return Report.from_dict(schema.read_json(path), str(path))
+    return PlanReport.from_dict(schema.read_json(path), str(path))
 
 
 def _device(engine: Engine, device: Device | None) -> Device:

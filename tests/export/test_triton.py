@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from export import runtime
-from export.bundle import Engine, Shapes, read_bundle
-from export.tensorrt.package import Report
-from export.triton.repository import export_triton, pbtxt
+from export.bundle.manifest import Engine, Shapes
+from export.bundle.store import read_bundle
+from export.tensorrt.package import PlanReport
+from export.triton import export_triton, pbtxt
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.card import ModelCard
@@ -206,7 +207,7 @@ def plan(bundles: dict[str, Path], tmp_path: Path) -> Path:
 def _with_plan(bundles: dict[str, Path], folder: Path, package: Any = "tensorrt", **changes: Any) -> Path:
     shutil.copytree(bundles[CLIP], folder)
     profiles: dict[str, Shapes] = {"image": ((1, 32, 32, 3), (8, 64, 64, 3), (64, 1024, 1024, 3))}
-    report = Report(package, "10.9", ("SM86",), profiles, {"fp16": 9}, {}, (), False, 6, 0, 1.0)
+    report = PlanReport(package, "10.9", ("SM86",), profiles, {"fp16": 9}, {}, (), False, 6, 0, 1.0)
     report = dataclasses.replace(report, **changes)
     (folder / "fp16.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
     (folder / "fp16.plan").write_bytes(b"a plan")

@@ -11,14 +11,12 @@ from typing import Unpack
 import onnx
 from onnx import numpy_helper
 
-from export.bundle import Engine, Manifest, Profile, Shapes
-from export.bundle.command import given
-from export.bundle.manifest import Precision
+from export.bundle.manifest import Engine, Manifest, Precision, Profile, Shapes, given
 from export.bundle.store import write_banks
 from export.make import Placing, add_engine
 from export.onnx.export import BATCHES, engine_name, scales_from
-from export.onnx.graph import OPSET, save, served_graph
-from export.precision.nodes import check_products, skip_resize
+from export.onnx.graph import OPSET, served_graph
+from export.precision.nodes import check_products, save, skip_resize
 from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard

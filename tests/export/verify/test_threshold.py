@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.verify.compare import Reference
+from export.verify.threshold import Reference
 from zoo.models.served import ServedRun, text_banks
 from zoo.release.store import load_release
 

@@ -1,1 +1,0 @@
-"""Model repositories for the Triton Inference Server."""
