@@ -102,12 +102,12 @@ def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
     if manifest.weights != weights:
         raise IncompatibleBundleError(
             f"{out}: its engines are of {manifest.source} with other weights than these, and a bundle has one model; "
-            "give another --out, or --overwrite to start it anew"
+            "give another `out`, or `overwrite` to start again"
         )
     if not replace and any(engine.name == name for engine in manifest.engines):
         raise BadArgumentError(
-            f"{out}: has an engine {name} already; --replace makes it anew and leaves the others, --overwrite starts "
-            "the bundle anew, or give another --out"
+            f"{out}: has an engine {name} already; `replace` builds it again and keeps the others, `overwrite` starts "
+            "the bundle again, or give another `out`"
         )
     return bundle
 

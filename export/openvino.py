@@ -66,7 +66,7 @@ def _check_precision(precision: Precision) -> None:
     """Raise BadInputError for a precision that OpenVINO engines do not have."""
     if precision == "int8":
         raise BadArgumentError(
-            "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with --calibrate PATH"
+            "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with `calibrate`"
         )
     if precision not in ("fp32", "int8_qdq"):
         raise BadArgumentError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")

@@ -266,7 +266,7 @@ def _same_settings(model: Path, config: str, labels: str) -> None:
         if not found.is_file() or found.read_text(encoding="utf-8") != wanted:
             raise BadArgumentError(
                 f"{found} says something else, and Triton has one for all versions of a model: "
-                "give --name, or --overwrite to replace the model with all its versions"
+                "give `name`, or `overwrite` to replace the model with all its versions"
             )
 
 

@@ -11,7 +11,7 @@ from typing import cast
 
 import zoo
 from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
-from zoo.commands.common import CommandParser, Commands
+from zoo.commands.common import CommandParser, Commands, with_flags
 from zoo.errors import BadArgumentError, close_match, refusal
 from zoo.registry import import_models, load_plugins
 
@@ -99,7 +99,7 @@ def run(args: list[str]) -> int:
         message = refusal(problem)
         if message is None:
             raise
-        print(f"zoo: {message}", file=sys.stderr)
+        print(f"zoo: {with_flags(message, options)}", file=sys.stderr)
         return 1
     return status
 

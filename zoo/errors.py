@@ -19,7 +19,10 @@ class BadDataError(BadInputError):
 
 
 class BadArgumentError(BadInputError):
-    """An argument, a name, a path or a combination of them is wrong: mend the call."""
+    """An argument, a name, a path or a combination of them is wrong: mend the call.
+
+    The message has the name of an argument in backticks, and a command shows its flag there.
+    """
 
 
 class UnknownModelError(ZooError, KeyError):

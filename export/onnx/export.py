@@ -110,7 +110,7 @@ def scales_from(release: Release, precision: Precision, path: Path | None) -> li
     """
     if precision != "int8_qdq":
         if path is not None:
-            raise BadArgumentError(f"--calibrate is for int8_qdq, and {precision} finds no scales beforehand")
+            raise BadArgumentError(f"`calibrate` is for int8_qdq, and {precision} finds no scales beforehand")
         return []
     if path is None:
         raise BadArgumentError(

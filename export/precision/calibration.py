@@ -51,10 +51,10 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
 def what_to_give(card: ModelCard) -> str:
     """What a model is to be calibrated on, in words."""
     if not card.reads_text:
-        return "--calibrate DIR, a folder of images like those that it will judge"
+        return "`calibrate`, a folder of images like those that it will judge"
     if card.image is None:
-        return "--calibrate FILE, with texts like those that it will judge, one a line"
-    return "--calibrate FILE, a manifest (CSV) with the columns image and text"
+        return "`calibrate`, a file with texts like those that it will judge, one a line"
+    return "`calibrate`, a manifest (CSV) with the columns image and text"
 
 
 def _examples(path: Path, spec: ImageInput | None) -> Iterator[_Example]:

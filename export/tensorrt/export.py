@@ -66,7 +66,7 @@ def export_tensorrt(
     """
     if precision == "int8":
         raise BadArgumentError(
-            "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with --calibrate PATH"
+            "int8 scales its activations as they come, which TensorRT does not read: use int8_qdq with `calibrate`"
         )
     name = engine_name("tensorrt", precision, profile)
 

@@ -135,7 +135,7 @@ class ParityReport:
         ]
         if self.flagged in (0.0, 1.0):
             lines.append(
-                "  note         all of them are judged alike, so few flips prove little: give --images or --data"
+                "  note         all of them are judged alike, so few flips prove little: verify on your own data"
             )
         for name, found in self.differences.items():
             lines.append(
@@ -178,7 +178,7 @@ class ParityReport:
         if self.flip_share > self.budget.max_flips:
             named, most = ", ".join(self.counted_flips[:8]), f"at most {self.budget.max_flips:.2%} may"
             few = self.budget.max_flips > 0 and self.counted < ENOUGH
-            hint = f"; those are {self.counted} inputs, and --count {ENOUGH} would leave less to luck" if few else ""
+            hint = f"; those are {self.counted} inputs, and {ENOUGH} would leave less to luck" if few else ""
             self.problems.append(f"{self.flip_share:.2%} of verdicts flip, {most}: {named}{hint}")
         loss, allowed = self.auroc_loss, self.budget.max_auroc_loss
         if loss is not None and allowed is not None and not loss <= allowed:

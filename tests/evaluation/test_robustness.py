@@ -226,7 +226,7 @@ def test_the_classes_of_a_classifier_are_attacked_without_a_policy(tmp_path: Pat
         rows.append(f"{number}.png,{label},test\n")
     (tmp_path / "m.csv").write_text("image,label,split\n" + "".join(rows), encoding="utf-8")
     model = Bright()
-    victim = Victim(Release(model.eval(), model.card, POLICY), labels=True)
+    victim = Victim(Release(model.eval(), model.card, POLICY), target="labels")
     how = RobustnessOptions(say=lambda text: None)
     report = evaluate_robustness(victim, "", Selection(tmp_path / "m.csv"), FGSM, "fgsm8", how).report
     (point,) = report.points

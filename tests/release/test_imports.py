@@ -200,7 +200,7 @@ def test_another_file_is_refused_with_both_hashes(towers: dict[str, Path], tmp_p
     kind, tower = "laion_nsfw_vit_b32", str(towers["vit_b32"])
     file = _file(tmp_path, _tensors(kind))
     found, other = sha256(file), "0" * 64
-    with pytest.raises(TamperedFileError, match=rf"{found}, .*{UPSTREAM[kind].sha256}.* --sha256 {found}"):
+    with pytest.raises(TamperedFileError, match=rf"{found}, .*{UPSTREAM[kind].sha256}.* `sha256`: {found}"):
         import_release(kind, file, tmp_path / "r", tower=tower, hparams=SMALL)
     with pytest.raises(TamperedFileError, match=rf"{found}, the one given is {other}"):
         import_release(kind, file, tmp_path / "r", tower=tower, hparams=SMALL, sha256=other)

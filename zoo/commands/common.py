@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -76,3 +77,12 @@ def renamed(columns: str) -> dict[str, str]:
             raise BadArgumentError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
         roles[role.strip()] = name.strip()
     return roles
+
+
+def with_flags(message: str, options: argparse.Namespace) -> str:
+    """A message of the library with flags in place of the arguments that it names: --limit for `limit`."""
+
+    def flag(name: re.Match[str]) -> str:
+        return "--" + name[1].replace("_", "-") if name[1] in vars(options) else name[0]
+
+    return re.sub(r"`(\w+)`", flag, message)

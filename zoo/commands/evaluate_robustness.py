@@ -107,7 +107,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     victim = Victim(
         load_release(options.model),
         one_policy(policy) if policy else None,
-        labels=options.target == "labels",
+        target=options.target,
         device=options.device,
     )
     how = _how(options)

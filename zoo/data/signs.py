@@ -153,7 +153,7 @@ def read_signs(folder: Path) -> Iterator[tuple[str, str, Signs]]:
     """
     parameters = _read_parameters(folder / "signs.json")
     if not isinstance(parameters, dict) or parameters.get("format") != FORMAT:
-        raise BadDataError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs --out DIR`)")
+        raise BadDataError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs`)")
     # Drawn lots again rather than read: the manifest keeps words, not what is in the picture.
     for split, index in _slots({split: parameters[split] for split in SPLITS}):
         name, signs, _ = _picture(parameters["seed"], split, index)

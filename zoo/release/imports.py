@@ -177,7 +177,7 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
         given = "the one given" if sha256 else f"that of the tested file, {upstream.source} converted to safetensors,"
         raise TamperedFileError(
             f"{file}: sha256 is {found}, {given} is {sha256 or upstream.sha256}. If you checked this file yourself, "
-            f"give its own: --sha256 {found}"
+            f"give its own as `sha256`: {found}"
         )
     try:
         tensors = load(content)

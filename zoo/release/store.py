@@ -71,7 +71,7 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
 def checked_card(folder: Path) -> ModelCard:
     """Read a release's card and compare every file with its sha256; raises TamperedFileError on a difference."""
     if not (folder / CARD).is_file():
-        raise BadDataError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release CKPT --out DIR`)")
+        raise BadDataError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release`)")
     card = ModelCard.read(folder / CARD)
     for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
         if required not in card.files:
@@ -175,7 +175,7 @@ def _published(entry: ModelEntry) -> Release:
     if entry.pretrained is None:
         raise NoWeightsError(
             f"{name}: nobody published weights for it in a form that loads by name. Import them where there are some "
-            "(`zoo import --help`) or train it (`zoo recipes`), and load the release directory; untrained it is "
+            "(`zoo import`) or train it (`zoo recipes`), and load the release directory; untrained it is "
             f'zoo.create_model("{name}")'
         )
     if entry.pretrained == RANDOM:

@@ -49,7 +49,7 @@ class Contrastive(Base):
     ) -> None:
         super().__init__(model, weight_decay=weight_decay, **kwargs)
         if not isinstance(self.model, DualEncoder):
-            raise BadArgumentError(f"{model} has no text tower to train against; see `zoo list --task zero_shot`")
+            raise BadArgumentError(f"{model} has no text tower to train against: train a zero_shot model (`zoo list`)")
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
         self._images: dict[int, Tensor] = {}

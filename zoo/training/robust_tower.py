@@ -78,7 +78,7 @@ class RobustTower(Base):
             **kwargs,
         )
         if not isinstance(self.model, DualEncoder):
-            raise BadArgumentError(f"{model} has no text tower to keep to; see `zoo list --task zero_shot`")
+            raise BadArgumentError(f"{model} has no text tower to keep to: train a zero_shot model (`zoo list`)")
         if not 0 <= eps_warmup <= 1:
             raise BadArgumentError(f"eps_warmup is a share in [0, 1], got {eps_warmup}")
         self.method, self.eps_warmup, self.val_attack_batches = method, eps_warmup, val_attack_batches

@@ -179,5 +179,5 @@ def test_the_engine_of_any_machine_is_float32_onnx(bundle: Path) -> None:
     found = _plain(_words(runs_anywhere(manifest, bundle)))
     assert (found["precision"], found["model"], found["out"]) == ("fp32", CLIP, bundle)
     assert rebuild_all(manifest, bundle).count("--overwrite") == 1
-    with pytest.raises(BadInputError, match="--replace makes it anew and leaves the others"):
+    with pytest.raises(BadInputError, match="`replace` builds it again and keeps the others"):
         export_onnx(CLIP, bundle)

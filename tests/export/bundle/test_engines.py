@@ -85,7 +85,7 @@ def test_other_weights_are_refused(two: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_engine_twice_is_refused(two: Path) -> None:
-    with pytest.raises(BadInputError, match="has an engine onnx-int8 already; --replace makes it anew"):
+    with pytest.raises(BadInputError, match="has an engine onnx-int8 already; `replace` builds it again"):
         export_onnx(CLIP, two, precision="int8")
 
 

@@ -74,7 +74,7 @@ def test_a_plan_joins_the_bundle_and_is_passed_over_where_it_cannot_run(tmp_path
 
 
 def test_dynamic_int8_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="use int8_qdq with --calibrate"):
+    with pytest.raises(BadInputError, match="use int8_qdq with `calibrate`"):
         export_tensorrt(CLIP, tmp_path / "bundle", precision="int8")
     assert not (tmp_path / "bundle").exists()
 

@@ -78,7 +78,7 @@ def _plan(
         plan.append(searching(None))
     if "synonyms" in threat.attacks:
         if synonyms is None:
-            raise BadArgumentError("the attack `synonyms` needs the neighbours of words: give `synonyms`")
+            raise BadArgumentError('the attack "synonyms" needs the neighbours of words: give `synonyms`')
         plan.append(searching(synonyms))
     for method in GRADIENT_ATTACKS:
         if method in threat.attacks:

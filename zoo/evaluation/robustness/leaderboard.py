@@ -30,7 +30,7 @@ def read_reports(paths: Iterable[Path]) -> list[RobustnessReport]:
         if path.is_dir():
             inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)]
             if not inside:
-                raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness --out`)")
+                raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness`)")
             found += [RobustnessReport.read(one) for one in inside]
         else:
             found.append(RobustnessReport.read(path))
@@ -80,7 +80,7 @@ def leaderboard(reports: Sequence[RobustnessReport], sort: str = "asr_at_fpr") -
     """
     keys = {key: (value, more) for key, _, value, more in COLUMNS}
     if sort not in (*keys, "model"):
-        raise BadArgumentError(f'--sort: no column "{sort}"' + close_match(sort, [*keys, "model"]))
+        raise BadArgumentError(f'`sort`: no column "{sort}"' + close_match(sort, [*keys, "model"]))
     groups: dict[str, list[RobustnessReport]] = {}
     for report in reports:
         groups.setdefault(_group(report), []).append(report)
@@ -195,9 +195,7 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
 
     drawn = [report for report in reports if report.curves]
     if not drawn:
-        raise BadArgumentError(
-            "no report holds a curve: measure with `zoo evaluate robustness --eps 0,1/255,2/255,4/255`"
-        )
+        raise BadArgumentError("no report holds a curve: evaluate robustness with `eps`, such as 0,1/255,2/255,4/255")
     norms = sorted({curve.norm for report in drawn for curve in report.curves})
     if len(norms) > 1:
         raise BadArgumentError(f"the curves are of the norms {norms}: one figure shows one norm")

@@ -230,12 +230,12 @@ class ReplayReport(EvaluationReport):
 def replay(
     model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0, command: str = ""
 ) -> ReplayReport:
-    """Judge the examples in a folder that `zoo evaluate robustness --save` wrote; an example that breaks is no success.
+    """Judge the examples in a folder that `save_examples` wrote; an example that breaks is no success.
 
     Raises BadInputError for a folder without examples or whose examples are of labels, and as `load_scorer`.
     """
     if not (folder / ABOUT).is_file():
-        raise BadDataError(f"{folder}: holds no {ABOUT}, so no examples (`zoo evaluate robustness --save DIR`)")
+        raise BadDataError(f"{folder}: holds no {ABOUT}, so no examples that `zoo evaluate robustness` saved")
     about = StoredExamples.from_dict(schema.read_json(folder / ABOUT), str(folder / ABOUT))
     if about.target == "labels":
         raise BadDataError(f"{folder}: its examples turn labels, and a replay judges by a policy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,15 +48,23 @@ class AttackedPoint:
 class Victim:
     """A release on a device, ready to be judged and attacked.
 
-    With `labels` its own classes are attacked, without a policy. Raises BadInputError for a panel.
+    With `target` labels its own classes are attacked, without a policy. Raises BadInputError for a panel.
     """
 
-    def __init__(self, release: Release, policy: Policy | None = None, *, labels: bool = False, device: str = "cpu"):
+    def __init__(
+        self,
+        release: Release,
+        policy: Policy | None = None,
+        *,
+        target: Literal["policy", "labels"] = "policy",
+        device: str = "cpu",
+    ) -> None:
         card = release.card
         if card.task == "panel":
             heads = ", ".join(card.heads)
             raise BadArgumentError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
-        if labels and (not card.labels or card.image is None or card.reads_text):
+        self.by_label = target == "labels"
+        if self.by_label and (not card.labels or card.image is None or card.reads_text):
             raise BadArgumentError(
                 f"`target` labels is for classifiers of images, and {card.name} is not one: attack its policy"
             )
@@ -65,8 +74,7 @@ class Victim:
         self.card, self.policy, self.device = card, own, torch.device(device)
         self.model = release.model.to(self.device).eval()
         self.codec = self.model.codec() if card.reads_text else None
-        self.by_label = labels
-        self.judged = None if labels else Judged(self.model, own)
+        self.judged = None if self.by_label else Judged(self.model, own)
 
     def own_point(self) -> AttackedPoint:
         """The policy's own decisions, or the model's own classes."""
