@@ -25,15 +25,7 @@ _PUBLIC = {
     "VisionLanguage": "zoo.training.vision_language",
 }
 
-__all__ = [
-    "Adversarial",
-    "Classification",
-    "Contrastive",
-    "ManifestData",
-    "QuestionData",
-    "RobustTower",
-    "VisionLanguage",
-]
+__all__ = [*_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,79 @@ from zoo.training.data import Batch, ManifestData
 log = logging.getLogger("zoo.training")
 
 
-class Base(lightning.LightningModule):
+class Task(lightning.LightningModule):
+    """What all trainings share: the optimizer with its schedule, and a test that does what validation does.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        warmup: share of all steps in which the learning rate rises from 0.
+        lr_factors: learning rates of parts, as factors of `lr` by the beginning of the parameter's name.
+        recipe: name of the recipe, for card and logs; the command line fills it in.
+    """
+
+    #: Arguments that a subclass sets itself: they are not its hyperparameters.
+    preset: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        lr_factors: dict[str, float] | None = None,
+        recipe: str = "",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=self.preset)
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.lr_factors = lr_factors or {}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, round(self.warmup * total))
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
+        named = {name.partition(".")[2]: parameter for name, parameter in self.named_parameters()}
+        for prefix in self.lr_factors:
+            if not any(name.startswith(prefix) for name in named):
+                parts = {name.rsplit(".", depth)[0] for name in named for depth in (1, 2, 3)}
+                raise BadArgumentError(f'lr_factors: no parameter begins with "{prefix}"' + close_match(prefix, parts))
+        groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+        for name, parameter in named.items():
+            if parameter.requires_grad:
+                prefix = max((p for p in self.lr_factors if name.startswith(p)), key=len, default="")
+                groups[self.lr_factors.get(prefix, 1.0), parameter.ndim >= 2].append(parameter)
+        return [
+            {"params": parameters, "lr": self.lr * factor, "weight_decay": self.weight_decay if matrix else 0.0}
+            for (factor, matrix), parameters in groups.items()
+        ]
+
+    @property
+    def stage(self) -> str:
+        """`val` or `test`: how the figures of an evaluation begin."""
+        return "test" if self.trainer.testing else "val"
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_end()
+
+
+class Base(Task):
     """Holds a `ZooModel` and its policy. Subclasses add the steps.
 
     Args:
@@ -47,15 +119,8 @@ class Base(lightning.LightningModule):
         init_from: a release to start from instead of random weights: the same architecture, under any tag.
         image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
         text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
-        lr: peak learning rate.
-        weight_decay: AdamW's, on matrices only.
-        warmup: share of all steps in which the learning rate rises from 0.
-        lr_factors: learning rates of parts, as factors of `lr` by the beginning of the parameter's name.
-        recipe: name of the recipe, for the card; the command line fills it in.
+        kwargs: arguments of `Task`.
     """
-
-    #: Arguments that a subclass sets itself: they are not its hyperparameters.
-    preset: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -66,14 +131,9 @@ class Base(lightning.LightningModule):
         init_from: str | None = None,
         image_weights: str | None = None,
         text_weights: str | None = None,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: float = 0.05,
-        lr_factors: dict[str, float] | None = None,
-        recipe: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=self.preset)
+        super().__init__(**kwargs)
         entry = model_entry(model)
         if entry.card.task == "panel":
             raise BadArgumentError(
@@ -87,8 +147,6 @@ class Base(lightning.LightningModule):
             self.model = create_model(model, **(model_args or {}))
         self.model.train()  # the registry hands out models in evaluation mode
         self.judge = Judge(self.model.card, self.policy)
-        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self.lr_factors = lr_factors or {}
         if image_weights or text_weights:
             from zoo.models.conv_clip import load_pretrained
 
@@ -114,30 +172,6 @@ class Base(lightning.LightningModule):
         longest = int(encoded.mask.sum(axis=1).max(initial=1))  # padding past the longest text costs time for nothing
         ids, mask = encoded.ids[:, :longest], encoded.mask[:, :longest]
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
-        return with_schedule(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
-        groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                prefix = max((p for p in self.lr_factors if name.startswith(p)), key=len, default=None)
-                factor = 1.0 if prefix is None else self.lr_factors[prefix]
-                groups[factor, parameter.ndim >= 2].append(parameter)
-        unused = [p for p in self.lr_factors if not any(n.startswith(p) for n, _ in self.model.named_parameters())]
-        if unused:
-            names = {n.rsplit(".", depth)[0] for n, _ in self.model.named_parameters() for depth in (1, 2, 3)}
-            raise BadArgumentError(
-                f'lr_factors: no parameter begins with "{unused[0]}"' + close_match(unused[0], names)
-            )
-        return [
-            {"params": parameters, "lr": self.lr * factor, "weight_decay": self.weight_decay if matrix else 0.0}
-            for (factor, matrix), parameters in groups.items()
-        ]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Verdicts of a batch as plain data, with the manifest line of each as its source."""
@@ -166,22 +200,14 @@ class Base(lightning.LightningModule):
         """Output scores `[B, N]` of a batch, in evaluation mode."""
         raise TypeError(f"{type(self).__name__} must define scores()")
 
-    @property
-    def stage(self) -> str:
-        """`val` or `test`: how the figures of an evaluation begin."""
-        return "test" if self.trainer.testing else "val"
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_end()
-
     def log_metric(self, name: str, metric: Metric, size: int) -> None:
         """Log a metric of an evaluation over all its batches; `size` is that of this batch."""
         self.log(f"{self.stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+
+    def unsafe_score(self, scores: Tensor) -> Tensor:
+        """The policy's unsafe score `[B]` of output scores `[B, N]`."""
+        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
+        return torch.from_numpy(unsafe).to(self.device)
 
     def pixels(self, batch: Batch) -> Tensor:
         """The images `[B, 3, S, S]` of a batch. Raises BadDataError for a row without one."""
@@ -228,18 +254,6 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
         name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
     )
     return start
-
-
-def with_schedule(optimizer: torch.optim.Optimizer, warmup: float, total: int) -> dict[str, Any]:
-    """What `configure_optimizers` returns: linear warm-up over a share of `total` steps, then a cosine to 0."""
-    warm = max(1, round(warmup * total))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 class UnsafeRanking(Metric):

@@ -124,9 +124,8 @@ class Classification(Base):
 
     def _ranked(self, scores: Tensor, rows: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """The policy's unsafe score `[B]` of scores `[B, L]`, and 1 `[B]` where it would block a label of the row."""
-        unsafe = self.judge.unsafe_score(self.judge.category_scores(scores.float().cpu().numpy()))
-        truth = torch.tensor([any(self._label(label) in self._unsafe for label in row) for row in rows])
-        return torch.from_numpy(unsafe).to(self.device), truth.int().to(self.device)
+        truth = [int(any(self._label(label) in self._unsafe for label in row)) for row in rows]
+        return self.unsafe_score(scores), torch.tensor(truth, device=self.device)
 
     def _inputs(self, batch: Batch, *, drop: bool) -> list[Tensor]:
         """The tensors of `card.input_names`, as the model takes them."""

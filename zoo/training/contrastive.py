@@ -93,9 +93,8 @@ class Contrastive(Base):
         figures = dict(recall_at_k(text @ image.transpose(0, 1), owner))
         labelled = ~unsafe.isnan()
         if labelled.any():
-            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1).cpu().numpy()
-            ranked = self.judge.unsafe_score(self.judge.category_scores(scores))
-            area = auroc(ranked[labelled.numpy()].tolist(), unsafe[labelled].int().tolist())
+            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1)
+            area = auroc(self.unsafe_score(scores).cpu()[labelled].tolist(), unsafe[labelled].int().tolist())
             if area is not None:
                 figures["auroc"] = area
         self.log_dict({f"{self.stage}/{key}": value for key, value in figures.items()})

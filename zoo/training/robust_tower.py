@@ -176,11 +176,11 @@ class RobustTower(Base):
         with torch.no_grad():
             mean.update(self._loss_of(clean, batch)(pixels), weight=len(pixels))
             scores = self.model(pixels, self.bank()).float().softmax(dim=-1)
-        scored = torch.from_numpy(self.judge.unsafe_score(self.judge.category_scores(scores.cpu().numpy())))
         truth = [self._unsafe(row) for row in batch["labels"]]
         known = [place for place, one in enumerate(truth) if one is not None]
         if known:
-            ranking.update(scored[known].to(self.device), torch.tensor([truth[p] for p in known], device=self.device))
+            unsafe = torch.tensor([truth[place] for place in known], device=self.device)
+            ranking.update(self.unsafe_score(scores)[known], unsafe)
 
     def _names(self, row: tuple[str, ...]) -> list[int]:
         """The categories that a row's labels belong to, by their name or by the policy's `labels`."""

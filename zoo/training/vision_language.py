@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -31,7 +30,7 @@ from zoo.models.clip import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.release.store import load_model
-from zoo.training.base import with_schedule
+from zoo.training.base import Task
 from zoo.training.question_data import Conversation, QuestionData
 
 TOKENIZER_KEY = "safety_zoo_tokenizer"
@@ -44,7 +43,7 @@ _FILES = (
 )
 
 
-class VisionLanguage(lightning.LightningModule):
+class VisionLanguage(Task):
     """Teaches a LLaVA to answer questions about images. Its vision tower stays frozen, and sees each image once.
 
     The loss is the cross-entropy on the tokens of the answers. Validation asks single questions and generates:
@@ -63,12 +62,10 @@ class VisionLanguage(lightning.LightningModule):
             (0.25) gets the instruction and keeps its answers, or the model would learn to refuse whenever it is there.
         dtype: of a loaded model, such as "bfloat16"; its own when None.
         overwrite: replace what is in `out`.
-        lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
-        warmup: share of all steps in which the learning rate rises from 0.
         max_new_tokens: longest answer that is generated in validation.
         max_cache_gb: most memory for the hidden states of the images.
-        recipe: name of the recipe, for the logs.
+        kwargs: arguments of `Task`.
     """
 
     def __init__(
@@ -82,15 +79,12 @@ class VisionLanguage(lightning.LightningModule):
         guard: dict[str, Any] | None = None,
         dtype: str | None = None,
         overwrite: bool = False,
-        lr: float = 1e-3,
         weight_decay: float = 0.05,
-        warmup: float = 0.05,
         max_new_tokens: int = 40,
         max_cache_gb: float = 8.0,
-        recipe: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(weight_decay=weight_decay, **kwargs)
         if (clip is None) == (lvlm is None):
             raise BadArgumentError(
                 f"give either clip (build a tiny LLaVA) or lvlm (fine-tune one), got {clip=}, {lvlm=}"
@@ -101,8 +95,7 @@ class VisionLanguage(lightning.LightningModule):
                     raise BadArgumentError(f'{name}: no key "{key}"' + close_match(key, known))
         if guard is not None and not guard.get("detector"):
             raise BadArgumentError("guard: needs a detector, a safeclip_* release or its directory")
-        self.out, self.overwrite = Path(out), overwrite
-        self.lr, self.weight_decay, self.warmup, self.max_new_tokens = lr, weight_decay, warmup, max_new_tokens
+        self.out, self.overwrite, self.max_new_tokens = Path(out), overwrite, max_new_tokens
         self.lvlm: Any = None
         self.processor: Any = None
         self._peft: tuple[Any, ...] = ()  # in a tuple, or its parameters would count twice
@@ -164,15 +157,10 @@ class VisionLanguage(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the shares."""
-        self._report("val")
-
-    def test_step(self, batch: list[Conversation], batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._report("test")
+        figures = {f"{self.stage}/{name}": sum(hits) / len(hits) for name, hits in self._tally.items()}
+        self._tally.clear()
+        self.log_dict(figures)
+        self.log(f"{self.stage}/right", figures[f"{self.stage}/exact_match"], prog_bar=True, logger=False)
 
     @torch.no_grad()
     def answers(self, batch: list[Conversation]) -> list[str]:
@@ -199,16 +187,6 @@ class VisionLanguage(lightning.LightningModule):
             prompt = str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
             prompts.append(prompt if number or not row.instructed else self.collator.instruct(prompt, [True]))
         return prompts
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, weight decay on matrices only, linear warm-up, then a cosine to 0."""
-        trained = [parameter for parameter in self.lvlm.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
-        return with_schedule(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
 
     def on_fit_end(self) -> None:
         """Merge the adapters and write the model with its processor to `out`."""
@@ -252,12 +230,6 @@ class VisionLanguage(lightning.LightningModule):
             return build_tiny_llava(clip, processor, **sizes), processor
         except TypeError as problem:
             raise BadArgumentError(f"language: {problem}") from None
-
-    def _report(self, stage: str) -> None:
-        figures = {f"{stage}/{name}": sum(found) / len(found) for name, found in self._tally.items()}
-        self._tally.clear()
-        self.log_dict(figures)
-        self.log(f"{stage}/right", figures[f"{stage}/exact_match"], prog_bar=True, logger=False)
 
 
 #: Keys of `guard` and their defaults; `detector` must be given.
