@@ -1,8 +1,9 @@
-"""Adversarial training of classifiers: the step is taken on the worst inputs that a short attack finds."""
+"""Adversarial training of classifiers: each step trains on the worst inputs that a short attack finds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import lightning
@@ -24,15 +25,15 @@ Method = Literal["pgd", "trades", "fast"]
 
 
 class Adversarial(Classification):
-    """`Classification` on attacked inputs. The attack meets the model in evaluation mode, the step in training mode.
+    """`Classification` on attacked inputs. The attack sees the model in evaluation mode, the step in training mode.
 
     `pgd`: the loss of the worst image in the ball (Madry et al. 2018, arXiv 1706.06083), from a random start. `fast`:
-    the same with a single step of 1.25 eps (Wong et al. 2020, arXiv 2001.03994); it may overfit to its own attack from
+    the same with a single step of 1.25 eps (Wong et al. 2020, arXiv 2001.03994). It may overfit to its own attack from
     one epoch to the next, which `val/robust_accuracy` shows. `trades`: the loss of the clean input plus `beta` times
-    the divergence of the attacked answer from the clean one, which is also what the attack raises (Zhang et al. 2019,
-    arXiv 1901.08573, eq. 5; their start is a tiny noise, ours is uniform in the ball). With `text.hotflip_words` the
-    first backward pass of the attack also exchanges words, and the other passes attack the image beside those: joint
-    training.
+    the divergence of the attacked answer from the clean one, and the attack raises this divergence (Zhang et al. 2019,
+    arXiv 1901.08573, eq. 5; their start is a small noise, ours is uniform in the ball). With `text.hotflip_words` the
+    first backward pass of the attack also exchanges words, and the other passes attack the image with these words:
+    joint training.
 
     Validation also logs `val/robust_accuracy` and `val/robust_auroc` under PGD and the same changes of words.
 
@@ -43,7 +44,7 @@ class Adversarial(Classification):
             unless given.
         beta: weight of the divergence in TRADES.
         eps_warmup: share of all steps in which eps rises from 0.
-        clean_share: share of rows that nothing is done to.
+        clean_share: share of rows that are not attacked.
         text: changes of the prompts, see `TextHardening`: `{share: 0.5, hotflip_words: 3, protected: [dog]}`.
         val_attack_batches: how many batches' worth of rows validation attacks, evenly spaced over the split.
         val_attack_steps: PGD steps in validation; more than in training, or overfitting to the attack would not show.
@@ -83,11 +84,9 @@ class Adversarial(Classification):
         self.threat = None if threat is None else training_threat(threat, single_step=method == "fast")
         self.text = None if text is None else TextHardening.from_dict(text)
         self.val_attack_batches = val_attack_batches
-        self.val_threat: ImagePart | None = None
-        if self.threat is not None:
-            fields = {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
-            self.val_threat = training_threat(fields)
-        self._swaps: WordSwaps | None = None
+        self.val_threat = self.threat and training_threat(
+            {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
+        )
         self.robust_accuracy, self.robust_ranking = MeanMetric(), UnsafeRanking()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -110,7 +109,7 @@ class Adversarial(Classification):
         return loss
 
     def plain_loss(self, batch: Batch) -> Tensor:
-        """The loss of a plain training step on the same rows: what an attacked one is compared with."""
+        """The loss of a plain training step on the same rows, to compare with an attacked one."""
         return self._loss(self.model(*self._inputs(batch, drop=True)), self._target(batch))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -128,7 +127,7 @@ class Adversarial(Classification):
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.
 
-        Of the distribution over the labels for softmax, of each label by itself (mean over labels) for sigmoid.
+        For softmax it is that of the distribution over the labels, for sigmoid the mean of that of each label.
         """
         clean, other = clean.float(), other.float()
         if self.model.card.score == "softmax":
@@ -161,7 +160,7 @@ class Adversarial(Classification):
 
     @torch.no_grad()
     def _worst_edits(self, batch: Batch, target: Tensor, rows: list[int], options: list[list[str]]) -> list[str]:
-        """Of several texts for each of the rows, the one of the highest loss beside the image as it is."""
+        """Of several texts for each of the rows, the one with the highest loss together with the clean image."""
         if not rows:
             return []
         part, wanted = rows_of(batch, rows), target[rows]
@@ -199,14 +198,13 @@ class Adversarial(Classification):
             objective = self._objective(part, target[rows].clone())
             words = None
             if self.text is not None and worded.any():
-                words = Words(self.swaps(), self.text.hotflip_words, worded[rows])
-            found = worst_inputs(objective, part, threat if attacked.any() else None, words, generator)
-        replaced = {"image": attacked[rows], "input_ids": worded[rows]}
+                words = Words(self.swaps, self.text.hotflip_words, worded[rows])
+            changed = worst_inputs(objective, part, threat if attacked.any() else None, words, generator)
         worst = list(inputs)
-        for place, name in enumerate(names):
-            if name in replaced:
-                kept = replaced[name]
-                worst[place] = inputs[place].index_copy(0, rows[kept], found[name][kept])
+        for name, kept in (("image", attacked[rows]), ("input_ids", worded[rows])):
+            if name in names:
+                place = names.index(name)
+                worst[place] = inputs[place].index_copy(0, rows[kept], changed[name][kept])
         return worst
 
     def _objective(self, part: Inputs, target: Tensor) -> Callable[[Inputs], Tensor]:
@@ -218,13 +216,12 @@ class Adversarial(Classification):
             clean = self.model(*part.values())
         return lambda inputs: self.divergence(clean, self.model(*inputs.values())) * count
 
+    @cached_property  # not in the constructor: a checkpoint may bring another tokenizer after setup()
     def swaps(self) -> WordSwaps:
         """Exchanges of words for the model's tokenizer and embedding."""
-        if self._swaps is None:  # not before the first use: a checkpoint may bring another tokenizer after setup()
-            assert self.model.tokenizer_json is not None  # the model reads text
-            protected = self.text.protected if self.text is not None else ()
-            self._swaps = WordSwaps(self.model.tokenizer_json, input_embedding(self.model), protected)
-        return self._swaps
+        assert self.model.tokenizer_json is not None  # the model reads text
+        protected = self.text.protected if self.text is not None else ()
+        return WordSwaps(self.model.tokenizer_json, input_embedding(self.model), protected)
 
     def _evaluate_attacked(self, batch: Batch, batch_idx: int, taken: Tensor) -> None:
         target = self._target(batch)

@@ -82,7 +82,7 @@ class Contrastive(Base):
         self._texts.append((self.model.encode_text(*self.tokens(self._captions(batch))), groups, unsafe))
 
     def on_validation_epoch_end(self) -> None:
-        """Log retrieval both ways and, where there are labels, the AUROC of the policy."""
+        """Log retrieval both ways and, if the split has labels, the AUROC of the policy."""
         numbers = {group: number for number, group in enumerate(self._images)}
         image = torch.stack(list(self._images.values()))
         text = torch.cat([part for part, _, _ in self._texts])
@@ -106,7 +106,7 @@ class Contrastive(Base):
         return logits.softmax(dim=-1)
 
     def bank(self) -> Tensor:
-        """The policy's text bank `[P, D]` by the weights as they are now."""
+        """The policy's text bank `[P, D]` by the present weights."""
         return policy_bank(self.policy, self.model.embed_phrases)
 
     def on_predict_start(self) -> None:
@@ -126,7 +126,7 @@ class Contrastive(Base):
 
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         logits = self.model.scale() * image @ text.transpose(0, 1)
-        # Another caption of the same image, or the same words of another one, is no negative.
+        # Another caption of the same image, or the same words of another one, is not a negative.
         words: dict[str | None, int] = {}
         same_text = torch.tensor([words.setdefault(t, len(words)) for t in batch["texts"]], device=self.device)
         twins = (same_text[:, None] == same_text) | (batch["group"][:, None] == batch["group"])
@@ -176,10 +176,10 @@ class LockedTower:
         for view, start in track(steps, "Features of the locked tower", transient=True):
             numbers = wanted[start : start + CHUNK]
             pixels = torch.from_numpy(store.pixels[numbers]).to(device).permute(0, 3, 1, 2).float().div_(255.0)
-            found = self._run(data.view(pixels) if view else pixels)
+            features = self._run(data.view(pixels) if view else pixels)
             if not len(self._features):
-                self._features = torch.zeros(self.views, len(store.number), found.shape[1], device=device)
-            self._features[view, numbers] = found
+                self._features = torch.zeros(self.views, len(store.number), features.shape[1], device=device)
+            self._features[view, numbers] = features
         data.pixels_in_training = False
 
     def embed_known(self, group: Tensor) -> Tensor:

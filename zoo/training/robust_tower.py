@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning of a zero-shot model's image tower, FARE and TeCoA; the text tower stays as it is."""
+"""Adversarial fine-tuning of a zero-shot model's image tower, FARE and TeCoA; the text tower does not change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
@@ -25,10 +25,10 @@ PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
 
 
 class RobustTower(Base):
-    """Fine-tunes the image tower on attacked images, so that any policy goes on working with the same text tower.
+    """Fine-tunes the image tower on attacked images. The text tower does not change, so every policy still works.
 
     `fare` (Schlarmann et al. 2024, arXiv 2402.12336, eq. 3) needs no labels: the embedding of the attacked image is
-    drawn to the one that the original tower gives the clean image, by the squared L2 distance of the projected, not
+    pulled to the one that the original tower gives the clean image, by the squared L2 distance of the projected, not
     normalised embeddings. `tecoa` (Mao et al. 2023, arXiv 2212.07016): cross-entropy of the attacked image against the
     phrases of the policy, a category's probability being the sum of its phrases'. The attack raises the same loss.
 
@@ -89,7 +89,7 @@ class RobustTower(Base):
             if name not in names:
                 raise BadArgumentError(f'label_names: the policy has no category "{name}"' + close_match(name, names))
         freeze_parts(self.model, ["text_tower", "logit_scale"])
-        # In a list, so that it is no submodule: a checkpoint need not carry what the release holds.
+        # In a list, so that it is not a submodule: a checkpoint need not hold what the release holds.
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
         self._bank: Tensor | None = None
         self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
@@ -105,7 +105,7 @@ class RobustTower(Base):
         return loss
 
     def plain_loss(self, batch: Batch) -> Tensor:
-        """The loss of the clean images: what an attacked step is compared with."""
+        """The loss of the clean images, to compare with that of an attacked step."""
         pixels = self.pixels(batch)
         return self._loss_of(pixels, batch)(pixels)
 
@@ -120,8 +120,8 @@ class RobustTower(Base):
             with torch.inference_mode(False):
                 clean = pixels[rows.to(self.device)].clone()
                 generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
-                found = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
-            self._collect(part, clean, found, self.robust_loss, self.robust_ranking)
+                attacked = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
+            self._collect(part, clean, attacked, self.robust_loss, self.robust_ranking)
             self.log_metric("robust_loss", self.robust_loss, len(pixels))
 
     def on_validation_epoch_end(self) -> None:
@@ -135,17 +135,17 @@ class RobustTower(Base):
         return logits.float().softmax(dim=-1)
 
     def bank(self) -> Tensor:
-        """The policy's phrases `[P, D]` over its temperature; the text tower never changes, so it is embedded once."""
+        """The policy's phrases `[P, D]` over its temperature, embedded once: the text tower does not change."""
         if self._bank is None:
             with torch.inference_mode(False), evaluation_mode(self.model.text_tower):
                 self._bank = policy_bank(self.policy, self.model.embed_phrases)
         return self._bank.to(self.device)
 
     def _loss_of(self, clean: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The loss as a function of the pixels that stand for `clean` `[B, 3, S, S]`."""
+        """The loss as a function of the pixels that replace `clean` `[B, 3, S, S]`."""
         if self.method == "fare":
             with torch.no_grad():
-                wanted = self.original(clean.device)(clean).embedding.float()
+                wanted = self._original[0].to(clean.device)(clean).embedding.float()
             return lambda pixels: (self.model.image_tower(pixels).embedding.float() - wanted).square().sum(dim=1).mean()
         target = torch.tensor([self._category(row) for row in batch["labels"]], device=clean.device)
         bank = self.bank()
@@ -157,10 +157,6 @@ class RobustTower(Base):
 
         return loss
 
-    def original(self, device: torch.device) -> nn.Module:
-        """The image tower as it was before."""
-        return self._original[0].to(device)
-
     def _attack(
         self,
         pixels: Tensor,
@@ -169,10 +165,10 @@ class RobustTower(Base):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         with evaluation_mode(self.model.image_tower):
-            return perturb_pixels(lambda found: loss_of(found) * len(pixels), pixels, threat, generator)
+            return perturb_pixels(lambda moved: loss_of(moved) * len(pixels), pixels, threat, generator)
 
     def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, ranking: UnsafeRanking) -> None:
-        """Add the loss of the pixels that stand for clean ones, and the policy's ranking of them."""
+        """Add the loss of pixels that replace clean ones, and the policy's ranking of them."""
         with torch.no_grad():
             mean.update(self._loss_of(clean, batch)(pixels), weight=len(pixels))
             scores = self.model(pixels, self.bank()).float().softmax(dim=-1)
@@ -182,23 +178,23 @@ class RobustTower(Base):
             unsafe = torch.tensor([truth[place] for place in known], device=self.device)
             ranking.update(self.unsafe_score(scores)[known], unsafe)
 
-    def _names(self, row: tuple[str, ...]) -> list[int]:
+    def _categories(self, row: tuple[str, ...]) -> list[int]:
         """The categories that a row's labels belong to, by their name or by the policy's `labels`."""
         named = [self.label_names.get(label, label) for label in row]
         categories = self.policy.categories
         return [n for n, c in enumerate(categories) if any(one == c.name or one in c.labels for one in named)]
 
     def _unsafe(self, row: tuple[str, ...]) -> int | None:
-        """1 where a category of the row blocks or asks for review, 0 where all allow, None where the row has none."""
-        found = self._names(row)
-        return int(any(self.policy.categories[n].action != "allow" for n in found)) if found else None
+        """1 if a category of the row blocks or asks for review, 0 if all allow, None for a row without a category."""
+        actions = [self.policy.categories[number].action for number in self._categories(row)]
+        return int(any(action != "allow" for action in actions)) if actions else None
 
     def _category(self, row: tuple[str, ...]) -> int:
-        found = self._names(row)
-        if len(found) != 1:
+        numbers = self._categories(row)
+        if len(numbers) != 1:
             names = ", ".join(category.name for category in self.policy.categories)
             raise BadDataError(
-                f"TeCoA wants exactly one category of the policy a row ({names}), found the labels {list(row)}; "
+                f"TeCoA needs exactly one category of the policy a row ({names}), found the labels {list(row)}; "
                 "label_names says which category a label is"
             )
-        return found[0]
+        return numbers[0]
