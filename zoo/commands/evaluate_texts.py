@@ -41,8 +41,8 @@ def add(actions: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from zoo.adversary.text.edits import KINDS
+    from zoo.evaluation.texts.report import plot_text_report, print_text_report
     from zoo.evaluation.texts.run import TextOptions, evaluate_texts
-    from zoo.evaluation.texts.show import plot_text_report, print_text_report
 
     if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
         raise BadArgumentError("--update-card writes into a release directory; export again to carry the figures on")

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
+from rich.box import SIMPLE
+from rich.table import Table
 
 import zoo
 from zoo.contract import schema
@@ -67,3 +69,11 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def plain_table(title: str, *columns: str, wrap: bool = False) -> Table:
+    """A table for the terminal: the first column holds names, the others figures; `wrap` breaks long cells."""
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, padding=(0, 1, 0, 0))
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=not wrap)
+    return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +21,19 @@ _Value = Callable[[RobustnessReport], Estimate | None]
 
 
 def read_reports(paths: Iterable[Path]) -> list[RobustnessReport]:
-    """The reports in these files, and in the JSON files of these folders; replays there are passed over.
+    """The reports in these files, and in the JSON files of these folders, except replays.
 
-    Raises BadInputError for a file that is no report, or when there is none; BadCardError for one of another schema.
+    Raises BadInputError for another kind of file or without any report, and BadCardError for another schema.
     """
-    found = []
+    files = []
     for path in paths:
-        if path.is_dir():
-            inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)]
-            if not inside:
-                raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness`)")
-            found += [RobustnessReport.read(one) for one in inside]
-        else:
-            found.append(RobustnessReport.read(path))
-    if not found:
+        inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)] if path.is_dir() else [path]
+        if not inside:
+            raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness`)")
+        files += inside
+    if not files:
         raise BadArgumentError("no robustness report was named")
-    return found
+    return [RobustnessReport.read(file) for file in files]
 
 
 def _is_replay(path: Path) -> bool:
@@ -62,36 +59,31 @@ COLUMNS: tuple[tuple[str, str, _Value, bool], ...] = (
     ("robust_accuracy", "robust accuracy", _at("policy", lambda point: point.worst.robust_accuracy), True),
     ("tpr_at_fpr", "TPR at fixed FPR", _at("fpr", lambda point: point.clean.recall), True),
     ("asr_at_fpr", "ASR at fixed FPR", _at("fpr", lambda point: point.worst.success_rate), False),
-    (
-        "robust_accuracy_at_fpr",
-        "robust accuracy at fixed FPR",
-        _at("fpr", lambda point: point.worst.robust_accuracy),
-        True,
-    ),
+    ("robust_accuracy_at_fpr", "robust accuracy at fixed FPR", _at("fpr", lambda p: p.worst.robust_accuracy), True),
 )
+_UNKNOWN = Estimate(None, None, None, 0)
 _INTERVALS = ("asr", "robust_accuracy", "asr_at_fpr", "robust_accuracy_at_fpr")
 
 
 def leaderboard(reports: Sequence[RobustnessReport], sort: str = "asr_at_fpr") -> list[dict[str, Any]]:
     """Groups of reports that can be compared, as plain data: what they share, and a row for each, the best first.
 
-    Reports belong together that attacked the very same items under the same threat model, seed apart, at the same
-    fixed rate. Raises BadInputError for an unknown column to sort by.
+    A group has attacked the same items under the same threat (seeds may differ) at the same fixed rate. Raises
+    BadArgumentError for an unknown column to sort by.
     """
-    keys = {key: (value, more) for key, _, value, more in COLUMNS}
-    if sort not in (*keys, "model"):
-        raise BadArgumentError(f'`sort`: no column "{sort}"' + close_match(sort, [*keys, "model"]))
-    groups: dict[str, list[RobustnessReport]] = {}
+    rising = {key: more for key, _, _, more in COLUMNS}
+    if sort not in (*rising, "model"):
+        raise BadArgumentError(f'`sort`: no column "{sort}"' + close_match(sort, [*rising, "model"]))
+    members_of: dict[tuple[object, ...], list[RobustnessReport]] = {}
     for report in reports:
-        groups.setdefault(_group(report), []).append(report)
-    found = []
-    for members in groups.values():
+        members_of.setdefault(_comparable(report), []).append(report)
+    groups = []
+    for members in members_of.values():
         first = members[0]
         rows = [_row(report) for report in sorted(members, key=lambda report: report.model)]
         if sort != "model":
-            more = keys[sort][1]
-            rows.sort(key=lambda row: _order(row, sort, more))
-        found.append(
+            rows.sort(key=lambda row: _order(row[sort]["value"], rising[sort]))
+        groups.append(
             {
                 "data": first.data,
                 "split": first.split,
@@ -104,7 +96,7 @@ def leaderboard(reports: Sequence[RobustnessReport], sort: str = "asr_at_fpr") -
                 "rows": rows,
             }
         )
-    return found
+    return groups
 
 
 def markdown(groups: Sequence[dict[str, Any]]) -> str:
@@ -129,23 +121,13 @@ def markdown(groups: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join([*parts, legend]) + "\n"
 
 
-def _group(report: RobustnessReport) -> str:
-    threat = json.dumps(_without_seed(report.threat.to_dict()), sort_keys=True)
-    return json.dumps([report.items_sha256, threat, report.target, report.direction, _fpr_target(report)])
-
-
-def _without_seed(threat: dict[str, Any]) -> dict[str, Any]:
-    """A threat model without its seeds, which are chance and no part of what may be changed."""
-    found: dict[str, Any] = {}
-    for key, value in threat.items():
-        if key == "seed":
-            continue
-        if isinstance(value, dict):
-            value = _without_seed(value)
-        elif isinstance(value, list):
-            value = [_without_seed(one) if isinstance(one, dict) else one for one in value]
-        found[key] = value
-    return found
+def _comparable(report: RobustnessReport) -> tuple[object, ...]:
+    """What two reports must have in common; the seeds of a threat are chance and may differ."""
+    threat = report.threat
+    image = threat.image and dataclasses.replace(threat.image, seed=0)
+    text = tuple(dataclasses.replace(part, seed=0) for part in threat.text)
+    threat = dataclasses.replace(threat, image=image, text=text)
+    return report.items_sha256, threat, report.target, report.direction, _fpr_target(report)
 
 
 def _fpr_target(report: RobustnessReport) -> float | None:
@@ -153,7 +135,7 @@ def _fpr_target(report: RobustnessReport) -> float | None:
 
 
 def _row(report: RobustnessReport) -> dict[str, Any]:
-    figures = {key: _plain(value(report)) for key, _, value, _ in COLUMNS}
+    figures = {key: dataclasses.asdict(value(report) or _UNKNOWN) for key, _, value, _ in COLUMNS}
     worst = [point.worst for point in report.points]
     warnings = []
     if any(attack.blind for attack in worst):
@@ -163,14 +145,8 @@ def _row(report: RobustnessReport) -> dict[str, Any]:
     return {"model": report.model, "items": report.counts["items"], **figures, "warnings": warnings}
 
 
-def _plain(estimate: Estimate | None) -> dict[str, Any]:
-    found = estimate or Estimate(None, None, None, 0)
-    return {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
-
-
-def _order(row: dict[str, Any], key: str, more: bool) -> tuple[bool, float]:
+def _order(value: float | None, more: bool) -> tuple[bool, float]:
     """The best first, rows without the figure last."""
-    value = row[key]["value"]
     return value is None, 0.0 if value is None else -value if more else value
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic.dataclasses import dataclass
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from zoo.adversary.threat import TextPart, Threat
 from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.errors import BadDataError
-from zoo.evaluation.report import EvaluationReport
+from zoo.evaluation.report import EvaluationReport, plain_table
 from zoo.metrics import Estimate
 
 
@@ -282,28 +281,23 @@ def title(point: PointFigures) -> str:
 
 
 def _point(point: PointFigures) -> Table:
-    """The clean figures as the title, then a row for each attack."""
-    both = any(attack.robust_fpr and attack.false_alarm_rate for attack in point.attacks)
-    tells = point.clean.recall is not None
-    columns = ["robust\naccuracy", *(["robust\nrecall"] if tells else []), "attack\nsuccess", "of"]
-    columns += [*(["FPR", "false\nalarms"] if both else []), *(["AUROC"] if tells else []), "queries"]
-    table = Table(
-        "attack",
-        title=f"{title(point)}\n{_clean(point)}",
-        title_justify="left",
-        box=SIMPLE,
-        title_style="",
-        padding=(0, 1, 0, 0),
-    )
-    table.columns[0].no_wrap = True
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for attack in [*point.attacks, *([point.worst] if len(point.attacks) > 1 else [])]:
-        cells = [percent(attack.robust_accuracy), *([percent(attack.robust_recall)] if tells else [])]
-        cells += [percent(attack.success_rate), str(attack.success_rate.count)]
-        cells += [percent(attack.robust_fpr), percent(attack.false_alarm_rate)] if both else []
-        cells += [percent(attack.auroc, ends=False)] if tells else []
-        table.add_row(attack.attack, *cells, f"{attack.queries:,}")
+    """The clean figures as the title, then a row for each attack; columns without any figure are left out."""
+    rows = [*point.attacks, *([point.worst] if len(point.attacks) > 1 else [])]
+    columns = {
+        "attack": [one.attack for one in rows],
+        "robust\naccuracy": [percent(one.robust_accuracy) for one in rows],
+        "robust\nrecall": [percent(one.robust_recall) for one in rows],
+        "attack\nsuccess": [percent(one.success_rate) for one in rows],
+        "of": [str(one.success_rate.count) for one in rows],
+        "FPR": [percent(one.robust_fpr if one.false_alarm_rate else None) for one in rows],
+        "false\nalarms": [percent(one.false_alarm_rate) for one in rows],
+        "AUROC": [percent(one.auroc, ends=False) for one in rows],
+        "queries": [f"{one.queries:,}" for one in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
+    table = plain_table(f"{title(point)}\n{_clean(point)}", *columns)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -315,10 +309,8 @@ def _clean(point: PointFigures) -> str:
 
 
 def _groups(point: PointFigures) -> Table:
-    table = Table(title="worst case by kind of item", title_justify="left", box=SIMPLE, title_style="")
-    table.padding = (0, 1, 0, 0)
-    for name in ("", "items", "accuracy", "robust accuracy", "recall", "robust recall", "attack success"):
-        table.add_column(name, justify="left" if not name else "right")
+    names = ("", "items", "accuracy", "robust accuracy", "recall", "robust recall", "attack success")
+    table = plain_table("worst case by kind of item", *names, wrap=True)
     for group in point.groups:
         figures = (group.accuracy, group.robust_accuracy, group.recall, group.robust_recall, group.success_rate)
         table.add_row(f"{group.column} = {group.value}", str(group.items), *map(percent, figures))
@@ -326,11 +318,8 @@ def _groups(point: PointFigures) -> Table:
 
 
 def _curve(curve: Curve) -> Table:
-    table = Table(
-        title=f"against the budget, {curve.point}, by {', '.join(curve.attacks)}", title_justify="left", box=SIMPLE
-    )
-    for name in (f"{curve.norm} eps", "robust accuracy", "robust recall", "attack success"):
-        table.add_column(name, justify="right")
+    title = f"against the budget, {curve.point}, by {', '.join(curve.attacks)}"
+    table = plain_table(title, f"{curve.norm} eps", "robust accuracy", "robust recall", "attack success", wrap=True)
     for at in curve.points:
         cells = (at.robust_accuracy, at.robust_recall, at.success_rate)
         table.add_row("0" if not at.eps else eps_text(at.eps), *map(percent, cells))

@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic.dataclasses import dataclass
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from zoo.contract import schema
@@ -23,7 +21,7 @@ from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadDataError
-from zoo.evaluation.report import EvaluationReport, versions
+from zoo.evaluation.report import EvaluationReport, plain_table, versions
 from zoo.evaluation.robustness.attacks import AdversarialExample
 from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.report import percent
@@ -288,9 +286,8 @@ def print_replay(report: ReplayReport, console: Console | None = None) -> None:
     about = report.examples_of
     console.print(f"{report.source} ({report.policy}) on the examples in {report.folder}", highlight=False)
     console.print(f"made on {about.model}, {about.data}, {about.split}, at {about.point}: {about.threat}", markup=False)
-    table = Table(title="how many succeed", box=SIMPLE, title_justify="left")
-    for name in ("attack", "examples", "on their\nown model", "here", "% (95 %)", "unjudged"):
-        table.add_column(name, justify="left" if name == "attack" else "right")
+    names = ("attack", "examples", "on their\nown model", "here", "% (95 %)", "unjudged")
+    table = plain_table("how many succeed", *names, wrap=True)
     for attack in [*report.attacks, *([report.all] if len(report.attacks) > 1 else [])]:
         counts = (attack.examples, attack.stored, attack.passed)
         table.add_row(attack.attack, *map(str, counts), percent(attack.share), str(attack.unjudged))

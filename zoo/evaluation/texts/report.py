@@ -1,17 +1,21 @@
-"""Everything that was measured of one model of texts, as one JSON that reads itself back."""
+"""Everything that was measured of one model of texts: one JSON that reads itself back, tables, and a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
+from rich.console import Console
+from rich.table import Table
 
 from zoo.contract import schema
 from zoo.contract.card import Measurement
-from zoo.evaluation.report import EvaluationReport
+from zoo.evaluation.page import COLOURS
+from zoo.evaluation.report import EvaluationReport, plain_table
 from zoo.evaluation.texts.rankers import UNKNOWN
 from zoo.metrics import Estimate, Ranking, Values, estimate
 
@@ -172,3 +176,106 @@ class TextReport(EvaluationReport):
                 if figure is not None and figure.value is not None:
                     lines.append(Measurement(name, figure.value, data, self.texts, self.command, threat))
         return lines
+
+
+def print_text_report(report: TextReport, console: Console | None = None) -> None:
+    """Print the categories, the attacks, the tests of style, and the latency."""
+    console = console or Console()
+    console.print(f"{report.model} on {report.data}, {report.split}: {report.texts:,} texts", highlight=False)
+    if report.baseline:
+        console.print(f"baseline: {report.baseline}", highlight=False)
+    console.print(_categories(report, style=False))
+    gain = report.conditions[0].gain
+    if gain is not None:
+        console.print(f"mean AUPRC over the baseline: {_figure(gain)}", highlight=False)
+    if len(report.conditions) > 1:
+        console.print(_attacks(report))
+    if any(category.style for category in report.categories):
+        console.print(_categories(report, style=True))
+    for latency in report.latency:
+        console.print(
+            f"{latency.what}: {latency.p50_ms:.1f} ms a text (90th percentile {latency.p90_ms:.1f}), batch 1",
+            highlight=False,
+        )
+
+
+def plot_text_report(report: TextReport, path: Path) -> Path:
+    """Draw AUPRC by category, clean and after the worst attack on positives, and each attack's loss, as a PNG."""
+    from matplotlib.figure import Figure
+
+    clean = report.conditions[0]
+    attacked = [one for one in report.conditions if one.changed == "positives"]
+    figure = Figure(figsize=(12, 4.6), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = [category.name + (" (style)" if category.style else "") for category in report.categories]
+    width = 0.8 / len(clean.rankers)
+    for place, ranker in enumerate(clean.rankers):
+        label = report.model if place == 0 else "frozen MiniLM, logistic regression"
+        estimates = [ranker.auprc[category.name] for category in report.categories]
+        across = np.arange(len(names)) + place * width
+        values = [one.value or 0.0 for one in estimates]
+        ends = [[v - (v if one.low is None else one.low) for v, one in zip(values, estimates, strict=True)]]
+        ends.append([(v if one.high is None else one.high) - v for v, one in zip(values, estimates, strict=True)])
+        left.bar(across, values, width, yerr=np.clip(ends, 0, None), color=COLOURS[place], label=label, capsize=2)
+        losses = [condition.rankers[place].relative_loss for condition in attacked]
+        heights = [0.0 if one is None or one.value is None else 100 * one.value for one in losses]
+        right.bar(np.arange(len(attacked)) + place * width, heights, width, color=COLOURS[place], label=label)
+    left.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names, rotation=35, ha="right")
+    left.set(ylabel="AUPRC", ylim=(0, 1), title="as they are")
+    left.legend(fontsize="small")
+    kinds = [condition.attack for condition in attacked]
+    right.set_xticks(np.arange(len(kinds)) + 0.4 - width / 2, kinds, rotation=35, ha="right")
+    right.set(ylabel="relative loss of mean AUPRC, %", title="positives edited at random, 10 % of characters")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _categories(report: TextReport, *, style: bool) -> Table:
+    clean = report.conditions[0]
+    title = "as they are"
+    if style:
+        title = "tests of style: texts and counter-examples come from different sources; left out of the means"
+    table = plain_table(title, "category", "yes / no", *_columns(report, "AUPRC", "AUROC"))
+    for category in report.categories:
+        if category.style == style:
+            pairs = [(one.auprc[category.name], one.auroc[category.name]) for one in clean.rankers]
+            cells = [cell for precision, area in pairs for cell in (_figure(precision), _short(area))]
+            table.add_row(category.name, f"{category.positives} / {category.negatives}", *cells)
+    if not style:
+        cells = [cell for one in clean.rankers for cell in (_figure(one.mean_auprc), _short(one.mean_auroc))]
+        table.add_row("mean", "", *cells)
+    return table
+
+
+def _attacks(report: TextReport) -> Table:
+    title = "mean AUPRC under attack, and its relative loss"
+    table = plain_table(title, "attack", "on", *_columns(report, "AUPRC", "loss"))
+    for condition in report.conditions[1:]:
+        cells = [cell for one in condition.rankers for cell in (_short(one.mean_auprc), _loss(one))]
+        table.add_row(condition.attack, {"none": "-"}.get(condition.changed, condition.changed), *cells)
+    return table
+
+
+def _columns(report: TextReport, *figures: str) -> list[str]:
+    """The figures of the model, then those of the baseline."""
+    rankers = ("model", "baseline")[: len(report.conditions[0].rankers)]
+    return [f"{name}\n{ranker}" for ranker in rankers for name in figures]
+
+
+def _loss(ranker: RankerFigures) -> str:
+    if ranker.relative_loss is None or ranker.relative_loss.value is None:
+        return "-"
+    return f"{100 * ranker.relative_loss.value:.1f} %"
+
+
+def _short(figure: Estimate) -> str:
+    return "-" if figure.value is None else f"{figure.value:.3f}"
+
+
+def _figure(figure: Estimate) -> str:
+    if figure.value is None:
+        return "-"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} ({figure.low:.2f}-{figure.high:.2f})"
