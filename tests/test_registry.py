@@ -99,9 +99,9 @@ def test_register_as_function_and_as_decorator() -> None:
     ("hparams", "error", "named"),
     [
         ({"vision_widht": 64}, BadInputError, 'no hyperparameter "vision_widht"; did you mean "vision_width"'),
-        ({"image_size": 0}, BadCardError, "at least 1 pixel, got 0"),
+        ({"image_size": 0}, BadCardError, "greater than 0, got 0"),
         ({"image_size": "big"}, BadCardError, "got 'big'"),
-        ({"context_length": 1}, BadCardError, "at least 3"),
+        ({"context_length": 1}, BadCardError, "greater than or equal to 3"),
         ({"labels": "unsafe"}, BadCardError, '"labels"'),
         ({"labels": []}, BadCardError, "must list its labels"),
     ],

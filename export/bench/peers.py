@@ -26,9 +26,7 @@ from export.bench.report import About
 from export.bench.sides import Run, Side, Task
 from export.bundle.store import Bundle
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
-from zoo.judging.judge import Judge
 from zoo.models.clip import clip_config, unit
 
 #: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
@@ -69,8 +67,7 @@ def peer_side(name: str, bundle: Bundle, task: Task) -> Side:
     Raises MissingDependencyError, with the command that installs it, where its package is absent.
     """
     tower = PEERS[name](bundle.card, task.device)
-    assert isinstance(bundle.policy, Policy)  # a safeclip_* is no panel
-    judge = Judge(bundle.card, bundle.policy)
+    judge = bundle.judge
     bank = unit(torch.randn(len(judge.outputs), bundle.card.hparams["embedding_dim"])).to(task.device)
 
     @torch.inference_mode()

@@ -26,10 +26,9 @@ def add(commands: Commands) -> None:
 
 def _use(options: argparse.Namespace) -> int:
     from export.bundle.store import use_policy
-    from zoo.assets import find_asset
     from zoo.contract.policy import read_policy
 
-    policy = read_policy(find_asset(options.policy))
+    policy = read_policy(options.policy)
     use_policy(options.bundle, policy)
     print(f"{options.bundle}: judges by {policy.id}; zoo verify counts the flips at its operating points")
     return 0
@@ -37,13 +36,12 @@ def _use(options: argparse.Namespace) -> int:
 
 def _embed(options: argparse.Namespace) -> int:
     from export.bundle.store import read_bundle
-    from zoo.assets import find_asset
     from zoo.contract.policy import read_policy
     from zoo.files import is_bundle
     from zoo.judging.banks import cache_folder
     from zoo.judging.judge import bind
 
-    policy = read_policy(find_asset(options.policy))
+    policy = read_policy(options.policy)
     if is_bundle(Path(options.model)):
         from export.runtime import text_bank
 

@@ -19,7 +19,7 @@ from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
-from zoo.judging.banks import cached_bank, policy_bank
+from zoo.judging.banks import policy_bank
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 
@@ -107,9 +107,6 @@ class BundleScorer(Scorer):
         super().__init__(judge, codec, bound, limits=limits, batch_size=batch_size, threads=threads or 2)
         self.bundle, self._threads = bundle, threads
 
-    def __enter__(self) -> Self:
-        return self
-
     def same_model(self, other: Scorer) -> bool:
         """Whether both answer by the same card and the same weights."""
         weights = other.bundle.manifest.weights if isinstance(other, BundleScorer) else None
@@ -157,7 +154,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
     # read_bundle() compared both files with these hashes.
     encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))
-    return policy_bank(policy, lambda words: cached_bank(encoder, words, embed))
+    return policy_bank(policy, embed, encoder)
 
 
 def read_codec(bundle: Bundle) -> TextCodec:

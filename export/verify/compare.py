@@ -24,7 +24,7 @@ from export.verify.inputs import BATCH, Inputs, image_probes
 from export.verify.report import Check, ParityReport, difference
 from export.verify.threshold import Reference, placed_at_threshold
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.judging.judge import Judge, PanelJudge
+from zoo.judging.judge import AnyJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
 from zoo.release.store import Release
@@ -222,7 +222,7 @@ def _parts(feeds: Feeds, most: int) -> list[Feeds]:
 
 
 def _flips(
-    judges: Sequence[Judge | PanelJudge], ours: NDArray[np.float32], theirs: NDArray[np.float32], tie: float
+    judges: Sequence[AnyJudge], ours: NDArray[np.float32], theirs: NDArray[np.float32], tie: float
 ) -> tuple[list[int], int, float]:
     """The rows whose flags differ farther than `tie` from a threshold, how many differ nearer, the least margin."""
     flips = np.zeros(len(ours), dtype=np.bool_)

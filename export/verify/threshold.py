@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract.policy import Category, HeadPolicy, Policy, Threshold, one_policy
+from zoo.contract.policy import Category, HeadPolicy, Policy, Threshold
 from zoo.judging.judge import AnyJudge, Judge, PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.models.base import ZooModel
@@ -30,10 +30,10 @@ class Placed:
     feeds: Feeds
     count: int
     how: str
-    judge: Judge | PanelJudge
+    judge: AnyJudge
 
 
-def placed_at_threshold(run: Scores, judge: Judge | PanelJudge, feeds: Feeds, scores: NDArray[np.float32]) -> Placed:
+def placed_at_threshold(run: Scores, judge: AnyJudge, feeds: Feeds, scores: NDArray[np.float32]) -> Placed:
     """Make up to 2 x 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
 
     Between an input that is flagged and one that is not, the images are blended, by bisection, until the verdict
@@ -52,7 +52,7 @@ def placed_at_threshold(run: Scores, judge: Judge | PanelJudge, feeds: Feeds, sc
             return run(feeds)[:, part]
 
         by_head[name] = _placed(head, one, feeds, scores[:, part], max(4, PAIRS // len(columns)))
-    policies = tuple(HeadPolicy(name, one_policy(placed.judge.policy)) for name, placed in by_head.items())
+    policies = tuple(HeadPolicy(name, placed.judge.policy.single()) for name, placed in by_head.items())
     together = {key: np.concatenate([placed.feeds[key] for placed in by_head.values()]) for key in feeds}
     how = "for each head, " + "; ".join(sorted({placed.how for placed in by_head.values()}))
     judge = PanelJudge(judge.card, dataclasses.replace(judge.policy, heads=policies))

@@ -25,7 +25,7 @@ from zoo.contract.policy import Policy, read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError
 from zoo.files import sha256
 from zoo.inputs.text import TextCodec
-from zoo.judging.judge import bind, phrases
+from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import list_models
 
@@ -135,7 +135,7 @@ def test_another_policy_is_written_into_the_model(
 ) -> None:
     policy = Policy.read(find_asset(OTHER))
     model = export_triton(bundles[CLIP], tmp_path, policy=policy, name="signs")
-    assert (model / "labels.txt").read_text(encoding="utf-8").splitlines() == list(phrases(policy))
+    assert (model / "labels.txt").read_text(encoding="utf-8").splitlines() == list(policy.phrases)
     assert (model / "1" / "model.onnx").read_bytes() != read_bundle(bundles[CLIP]).path(_engine(bundles)).read_bytes()
     images = list(golden.values())
     with runtime.load(bundles[CLIP], policy, threads=1) as scorer, _client(model) as client:

@@ -84,7 +84,7 @@ def test_layer_and_layernorm_are_those_asked_for(tiny: Setup, layer: int, post_l
     if post_layernorm:
         cls = ours.vision_model.post_layernorm(cls)
     embedding = torch.nn.functional.normalize(ours.visual_projection(cls), dim=-1)
-    bank = tiny.release.embed_phrases(zoo.judging.judge.phrases(tiny.policy))
+    bank = tiny.release.embed_phrases(tiny.policy.phrases)
     wanted = (tiny.release.scale() * embedding @ bank.T).softmax(dim=-1)[0, -1].item()
     assert found == pytest.approx(wanted, abs=1e-6)
 

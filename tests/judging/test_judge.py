@@ -12,7 +12,7 @@ import torch
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError
-from zoo.judging.judge import Judge, phrases
+from zoo.judging.judge import Judge
 from zoo.models.clip import DualEncoder
 from zoo.models.served import text_bank
 from zoo.registry import create_model, model_card
@@ -166,4 +166,4 @@ def test_zero_shot_scores_equal_plain_numpy(pooling: Literal["sum", "max"]) -> N
 
 
 def test_phrases_keep_the_order_of_the_policy() -> None:
-    assert phrases(UNEQUAL)[2:5] == ("pistols", "a glass of beer", "a meadow")
+    assert UNEQUAL.phrases[2:5] == ("pistols", "a glass of beer", "a meadow")

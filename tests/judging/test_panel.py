@@ -93,6 +93,13 @@ def test_disagreement_is_none_where_all_agree_and_highest_where_half_do() -> Non
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
+def test_a_text_that_was_cut_off_is_said_to_be_by_the_panel_and_its_heads() -> None:
+    whole, cut = _judge("any").verdicts(np.full((2, 3), 0.1), ["a", "b"], [False, True])
+    assert [whole.text_truncated, cut.text_truncated] == [False, True]
+    assert {head.text_truncated for head in cut.heads.values()} == {True}
+    assert {head.text_truncated for head in whole.heads.values()} == {False}
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("combine", ["any", "majority", "mean", "max"])
 def test_one_head_without_an_answer_leaves_the_whole_unknown(combine: str) -> None:
@@ -207,7 +214,7 @@ def test_policies_and_panels_that_do_not_fit(members: dict[str, Path], tmp_path:
     assert isinstance(panel.policy, PanelPolicy)
     with pytest.raises(BadPolicyError, match="needs one policy for each head"):
         bind(panel.card, Policy.read(find_asset(SAFECLIP)))
-    with pytest.raises(BadPolicyError, match="is no panel"):
+    with pytest.raises(BadPolicyError, match="is one model"):
         bind(model_card(CLIP), panel.policy)
     fewer = dataclasses.replace(panel.policy, heads=panel.policy.heads[:1])
     with pytest.raises(BadPolicyError, match=r"says nothing of the heads \['test_laion_nsfw.random'\]"):

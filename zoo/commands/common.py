@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from zoo.assets import find_asset
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.policy import read_policy as read_policy_file
 from zoo.errors import BadArgumentError, close_match
@@ -65,7 +64,7 @@ def names(text: str | None) -> tuple[str, ...]:
 
 def read_policy(path: str | None) -> AnyPolicy | None:
     """The policy of a `--policy` option, as given or as shipped; None where the option was left out."""
-    return read_policy_file(find_asset(path)) if path else None
+    return read_policy_file(path) if path else None
 
 
 def renamed(columns: str) -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, names, read_policy, renamed
-from zoo.contract.policy import one_policy
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
@@ -106,7 +105,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     policy = read_policy(options.policy)
     victim = Victim(
         load_release(options.model),
-        one_policy(policy) if policy else None,
+        policy.single() if policy else None,
         target=options.target,
         device=options.device,
     )

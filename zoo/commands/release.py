@@ -20,11 +20,10 @@ def add(commands: Commands) -> None:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from zoo.contract.policy import one_policy
     from zoo.release.checkpoint import release_checkpoint
 
     policy = read_policy(options.policy)
-    single = one_policy(policy) if policy is not None else None
+    single = policy.single() if policy is not None else None
     card = release_checkpoint(options.checkpoint, options.out, policy=single, overwrite=options.overwrite)
     print(f"{options.out}: {card.name}, trained by {card.training.recipe or '?'} for {card.training.epochs} epochs")
     return 0

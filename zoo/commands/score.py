@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from zoo.commands.common import Commands, add_command, read_policy
+from zoo.commands.common import Commands, add_command
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Scorer
@@ -40,7 +40,7 @@ def _score(options: argparse.Namespace) -> int:
     if images and texts and len(texts) == 1:
         texts = texts * len(images)
     progress = Progress(console=Console(stderr=True), transient=True, disable=options.json)
-    with load_scorer(options.model, read_policy(options.policy)) as scorer, progress:
+    with load_scorer(options.model, options.policy) as scorer, progress:
         if options.verbose:
             print(scorer.why, file=sys.stderr)
         task = progress.add_task("Judging", total=len(images or texts or ()))
@@ -58,9 +58,10 @@ def _score(options: argparse.Namespace) -> int:
 
 def exit_status(verdicts: list[Verdict]) -> int:
     """4 when anything could not be judged, else 3 when anything is not safe, else 0."""
-    if any(verdict.status != "ok" for verdict in verdicts):
+    decisions = {verdict.decision for verdict in verdicts}
+    if "unknown" in decisions:
         return EXIT_UNJUDGED
-    return 0 if all(verdict.is_safe for verdict in verdicts) else EXIT_UNSAFE
+    return EXIT_UNSAFE if decisions - {"safe"} else 0
 
 
 def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | None) -> None:

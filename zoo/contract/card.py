@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
@@ -27,17 +28,11 @@ class ImageInput:
     aspect ratio (NSFWJS). `mean` and `std` are per channel, on pixels in [0, 1].
     """
 
-    size: int
+    size: PositiveInt
     resize: Resize
     interpolation: Interpolation
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -47,13 +42,9 @@ class TextInput:
     With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
     """
 
-    context_length: int
+    context_length: Annotated[int, Field(ge=3)]  # start, a token, end
     lowercase: bool = True
     deobfuscate: bool = False
-
-    def __post_init__(self) -> None:
-        if self.context_length < 3:
-            raise ValueError(f"context_length must be at least 3 (start, a token, end), got {self.context_length}")
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -180,6 +171,11 @@ class ModelCard(schema.PlainData):
             zero_shot = [number for number, card in enumerate(self.heads.values()) if card.task == "zero_shot"]
             return tuple(f"text_bank_{number}" for number in zero_shot)
         return ("text_bank",) if self.task == "zero_shot" else ()
+
+    def refuse_panel(self, instead: str) -> None:
+        """Raise BadInputError where this is the card of a panel, with what to do `instead` and the panel's heads."""
+        if self.task == "panel":
+            raise BadArgumentError(f"{self.name} is a panel: {instead} ({', '.join(self.heads)})")
 
     def replace(self, **changes: Any) -> ModelCard:
         """Return a copy with these fields changed, checked like any other card."""

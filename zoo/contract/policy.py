@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
+from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
+from zoo.assets import find_asset
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
@@ -47,14 +49,12 @@ class OperatingPoint:
 class Threshold:
     """A category is flagged when its score is **above** `value`; `chosen` says how that value came about."""
 
-    value: float
+    value: Annotated[float, Field(ge=0, le=1)]
     chosen: Literal["by_hand", "operating_point"] = "by_hand"
     reason: str = ""
     operating_point: OperatingPoint | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value <= 1:
-            raise ValueError(f"a threshold lies in [0, 1], got {self.value}")
         if (self.chosen == "operating_point") != (self.operating_point is not None):
             raise ValueError(f'chosen "{self.chosen}" and operating_point must go together')
 
@@ -79,7 +79,7 @@ class Category:
         if self.action != "allow" and self.threshold is None:
             raise ValueError(f'category "{self.name}" needs a threshold, its action is "{self.action}"')
         for kind, words in (("descriptors", self.descriptors), ("labels", self.labels)):
-            twice = sorted({word for word in words if words.count(word) > 1})
+            twice = schema.repeated(words)
             if twice or any(not word.strip() for word in words):
                 raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
 
@@ -150,26 +150,35 @@ class Policy(PolicyFile):
     categories: tuple[Category, ...]
     rule: Literal["argmax", "each"] = "each"
     pooling: Literal["sum", "mean", "logsumexp", "max"] = "sum"
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     unseen: Literal["allow"] | dict[str, float] = "allow"
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
         if self.unseen != "allow":
             raise ValueError(f'this safety-zoo enforces no tolerance: unseen must be "allow", got {self.unseen}')
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        names = [category.name for category in self.categories]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := schema.repeated(category.name for category in self.categories):
             raise ValueError(f"categories named more than once: {twice}")
         for kind in ("descriptors", "labels"):
-            words = [word for category in self.categories for word in getattr(category, kind)]
-            shared = sorted({word for word in words if words.count(word) > 1})
-            if shared:
+            if shared := schema.repeated(word for one in self.categories for word in getattr(one, kind)):
                 raise ValueError(f"{kind} that stand in two categories, so that neither decides: {shared}")
         if all(category.action == "allow" for category in self.categories):
             raise ValueError("no category blocks or asks for review, so everything would be called safe")
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """All phrases for a zero-shot model, category by category. Raises BadPolicyError for a category without one."""
+        for category in self.categories:
+            if not category.descriptors:
+                raise BadPolicyError(
+                    f'policy "{self.name}": category "{category.name}" has no descriptors, and a zero-shot model '
+                    "knows a category by them alone: add short phrases under `descriptors:`"
+                )
+        return tuple(phrase for category in self.categories for phrase in category.descriptors)
+
+    def single(self) -> Policy:
+        """This policy, which is for one model."""
+        return self
 
 
 Combine = Literal["any", "majority", "mean", "max"]
@@ -203,34 +212,33 @@ class PanelPolicy(PolicyFile):
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
-        names = [entry.head for entry in self.heads]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or not names:
-            raise ValueError(f"a panel policy names each head once, got {twice or names}")
+        twice = schema.repeated(entry.head for entry in self.heads)
+        if twice or not self.heads:
+            raise ValueError(f"a panel policy names each head once, got {twice}")
+
+    def single(self) -> Policy:
+        """Raises BadPolicyError: this policy is not for one model."""
+        raise BadPolicyError(f'policy "{self.name}" is for a panel (it has `heads:`): give the policy of one head')
 
 
 AnyPolicy: TypeAlias = Policy | PanelPolicy
 
 
-def read_policy(path: Path) -> AnyPolicy:
-    """Read a policy file, of one model or, where it has `heads`, of a panel. Raises as `Policy.read`."""
-    data = schema.read_yaml(path)
-    if isinstance(data, dict) and "heads" in data:
-        return PanelPolicy.from_dict(data, str(path))
-    return Policy.from_dict(data, str(path))
+def read_policy(path: str | Path) -> AnyPolicy:
+    """Read a policy file, as given or as shipped: of one model or, where it has `heads`, of a panel.
+
+    Raises BadInputError (missing, not YAML) or BadPolicyError.
+    """
+    given = Path(path)
+    data = schema.read_yaml(given if given.is_file() else find_asset(given))
+    kind: type[AnyPolicy] = PanelPolicy if isinstance(data, dict) and "heads" in data else Policy
+    return kind.from_dict(data, str(path))
 
 
 def panel_policy(heads: dict[str, Policy], combine: Combine) -> PanelPolicy:
     """The policy of a panel of these heads. Raises BadInputError for an unknown `combine`."""
-    known = Combine.__args__  # type: ignore[attr-defined]
-    if combine not in known:
-        raise BadArgumentError(f'no way to combine heads is named "{combine}"' + close_match(combine, known))
+    if combine not in get_args(Combine):
+        known = close_match(combine, get_args(Combine))
+        raise BadArgumentError(f'no way to combine heads is named "{combine}"{known}')
     summary = f"{len(heads)} heads on one image tower, combined by {combine}"
     return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()))
-
-
-def one_policy(policy: AnyPolicy) -> Policy:
-    """The policy of one model. Raises BadPolicyError for that of a panel."""
-    if isinstance(policy, PanelPolicy):
-        raise BadPolicyError(f'policy "{policy.name}" is that of a panel (it has `heads:`): give one of its heads\'')
-    return policy

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -84,6 +85,11 @@ def dump(value: object) -> dict[str, Any]:
     return plain
 
 
+def repeated(words: Iterable[str]) -> list[str]:
+    """The words that occur more than once, sorted."""
+    return sorted(word for word, count in Counter(words).items() if count > 1)
+
+
 def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: float | None) -> None:
     """Raise ValueError unless bounds and confidence go together, and the bounds hold the value."""
     if (bounds is None) != (confidence is None):
@@ -96,22 +102,21 @@ def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: f
 
 def read_yaml(path: Path) -> object:
     """Read one YAML file. Raises BadInputError when it is missing or is not YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadArgumentError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as problem:  # deep nesting is one
-        raise BadDataError(f"{path}: not readable as YAML: {problem}") from None
+    return _read(path, "YAML", yaml.safe_load)
 
 
 def read_json(path: Path) -> object:
     """Read one JSON file. Raises BadInputError when it is missing or is not JSON."""
+    return _read(path, "JSON", json.loads)
+
+
+def _read(path: Path, kind: str, load: Callable[[str], object]) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadArgumentError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise BadDataError(f"{path}: not readable as JSON: {problem}") from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as problem:  # RecursionError: nested too deeply
+        raise BadDataError(f"{path}: not readable as {kind}: {problem}") from None
 
 
 def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type[BadCardError]) -> None:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from zoo.assets import find_asset
-from zoo.contract.policy import Policy, one_policy
+from zoo.contract.policy import Policy, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, GuardError
 from zoo.judging.judge import Judge
@@ -38,13 +37,12 @@ def load_detector(
     Raises what `load_release` and `Detector` raise.
     """
     release = load_release(source)
-    if isinstance(policy, (str, Path)):
-        policy = Policy.read(find_asset(policy))
     if not isinstance(release.model, DualEncoder):
         raise BadArgumentError(
             f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"
         )
-    return Detector(release.model, policy or one_policy(release.policy), layer=layer)
+    chosen = read_policy(policy) if isinstance(policy, (str, Path)) else policy or release.policy
+    return Detector(release.model, chosen.single(), layer=layer)
 
 
 class Detector(nn.Module):

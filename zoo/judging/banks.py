@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.policy import Policy
-from zoo.judging.judge import phrases
 
 log = logging.getLogger("zoo.judging.banks")
 
@@ -24,29 +23,27 @@ Bank = NDArray[np.float32]
 Embedded = TypeVar("Embedded", bound=Any)
 
 
-def policy_bank(policy: Policy, embed: Callable[[tuple[str, ...]], Embedded]) -> Embedded:
+def policy_bank(policy: Policy, embed: Callable[[tuple[str, ...]], Embedded], encoder: str | None = None) -> Embedded:
     """The text bank `[P, D]` of a policy: its phrases embedded by `embed` to unit norm, over the policy's temperature.
 
-    The one place where a policy becomes a text bank: for training, the guard, panels and the runtime. Raises
-    BadPolicyError for a category without phrases.
+    The one place where a policy becomes a text bank: for training, the guard, panels and the runtime. With `encoder`,
+    which identifies text tower and tokenizer by their content, `embed` gives arrays, and they are kept on disk by
+    encoder and phrases: a change of thresholds and actions embeds nothing. A cache that cannot be read or written
+    costs time, never the answer. Raises BadPolicyError for a category without phrases.
     """
-    bank: Embedded = embed(phrases(policy)) / policy.temperature
-    return bank
+    bank: Any = embed(policy.phrases) if encoder is None else _cached(encoder, policy.phrases, embed)
+    scaled: Embedded = bank / policy.temperature
+    return scaled
 
 
-def cached_bank(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, ...]], Bank]) -> Bank:
-    """The bank `[P, D]` of these phrases, from the cache or else by `embed`, which is then remembered.
-
-    `encoder` identifies text tower and tokenizer by their content. Thresholds and actions are no part of the key, so
-    changing them embeds nothing. A cache that cannot be read or written costs time, never the answer.
-    """
+def _cached(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, ...]], Bank]) -> Bank:
     key = hashlib.sha256(json.dumps([encoder, phrases]).encode()).hexdigest()
     path = cache_folder() / "text_banks" / f"{key}.npy"
-    found = _read(path, len(phrases))
-    if found is None:
-        found = np.ascontiguousarray(embed(phrases), dtype=np.float32)
-        _write(path, found)
-    return found
+    bank = _read(path, len(phrases))
+    if bank is None:
+        bank = np.ascontiguousarray(embed(phrases), dtype=np.float32)
+        _write(path, bank)
+    return bank
 
 
 def cache_folder() -> Path:
@@ -66,7 +63,7 @@ def _read(path: Path, rows: int) -> Bank | None:
     whole = bank.dtype == np.float32 and bank.ndim == 2 and len(bank) == rows
     # Rows are unit vectors: a file that was cut or overwritten shows.
     if not whole or not np.allclose(np.linalg.norm(bank, axis=1), 1, atol=1e-3):
-        log.warning("%s: no text bank of %d phrases; embedding them again", path, rows)
+        log.warning("%s: not a text bank of %d phrases; embedding them again", path, rows)
         return None
     result: Bank = bank
     return result

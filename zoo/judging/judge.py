@@ -1,71 +1,119 @@
-"""From a model's output scores to verdicts: the one place where a policy is applied."""
+"""From a model's output scores to verdicts: the one place where a policy is applied, to one model or to a panel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import AnyPolicy, Category, PanelPolicy, Policy
-from zoo.contract.verdict import Decision, Verdict, unjudged
+from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy
+from zoo.contract.verdict import Decision, Status, Verdict
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 Scores = NDArray[np.floating]
 
+#: How far a score may lie outside [0, 1]: float16 engines round a probability of 1 upwards.
+TOLERANCE = 1e-3
 
-class Judge:
-    """A policy bound to the outputs of one model.
 
-    `outputs` are the N names that the model scores, in order: a zero-shot model's phrases as the policy lists
-    them, or a classifier's labels as the card lists them. Raises BadPolicyError when they do not fit together.
+class BaseJudge:
+    """What the judges of one model and of a panel share.
+
+    `outputs` are the N names that the model scores, in order. `threshold` is the one threshold on `unsafe_score`,
+    None where there are several. `zero_shot_policies` are the policies whose phrases are embedded, in the order of
+    `card.bank_names`.
+    """
+
+    outputs: tuple[str, ...]
+    threshold: float | None
+    zero_shot_policies: list[Policy]
+
+    def __init__(self, card: ModelCard, policy: AnyPolicy) -> None:
+        self.card, self.policy_id = card, policy.id
+
+    def verdicts(
+        self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
+    ) -> list[Verdict]:
+        """Judge output scores `[B, N]`; a row with a NaN, infinity or a value outside [0, 1] is not judged.
+
+        `sources` name the items, `truncated` says whose text was cut off. Raises BadInputError for another shape.
+        """
+        return self._judge(scores, sources or [""] * len(scores), truncated or [False] * len(scores))
+
+    def unjudged(self, status: Status, detail: str, source: str = "") -> Verdict:
+        """The verdict of an item that cannot be judged: decision `unknown`, no scores."""
+        return Verdict(status, "unknown", None, {}, self.policy_id, self.card.name, source, detail=detail)
+
+    def _check(self, scores: Scores) -> None:
+        if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
+            raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
+
+    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
+        raise NotImplementedError
+
+
+class Judge(BaseJudge):
+    """A policy bound to the outputs of one model: a zero-shot model's phrases, or a classifier's labels.
+
+    Raises BadPolicyError when policy and model do not fit together.
+
+    >>> import numpy as np
+    >>> from zoo.contract.policy import read_policy
+    >>> from zoo.registry import model_card
+    >>> judge = Judge(model_card("nsfwjs_mobilenet_v2.gantman"), read_policy("configs/policy/nsfwjs.yaml"))
+    >>> judge.outputs
+    ('drawing', 'hentai', 'neutral', 'porn', 'sexy')
+    >>> [verdict.decision for verdict in judge.verdicts(np.array([[0.0, 0.0, 1.0, 0.0, 0.0]]))]
+    ['safe']
     """
 
     def __init__(self, card: ModelCard, policy: Policy) -> None:
-        self.card, self.policy = card, policy
-        self.policy_id = policy.id
+        if card.task == "panel":
+            raise BadPolicyError(
+                f'policy "{policy.name}" is for one model, and {card.name} is a panel: it needs one policy for each '
+                "head, under `heads:` (see its own policy.yaml)"
+            )
+        super().__init__(card, policy)
+        self.policy = policy
         zero_shot = card.task == "zero_shot"
-        self.outputs = phrases(policy) if zero_shot else card.labels
         if not zero_shot and (policy.temperature != 1 or policy.pooling == "logsumexp"):
             raise BadPolicyError(
                 f'policy "{policy.name}": temperature and pooling logsumexp are for the phrases of a zero-shot model, '
                 f"and {card.name} is a classifier"
             )
+        self.outputs = policy.phrases if zero_shot else card.labels
+        self.zero_shot_policies = [policy] if zero_shot else []
         #: Which outputs make up each category, in the policy's order.
         self.members: list[list[int]] = []
-        start = 0
         for category in policy.categories:
-            if zero_shot:
-                self.members.append(list(range(start, start + len(category.descriptors))))
-                start += len(category.descriptors)
-            else:
-                self.members.append([card.labels.index(label) for label in labels_of(category, card)])
+            members = category.descriptors if zero_shot else category.labels or (category.name,)
+            unknown = [name for name in members if name not in self.outputs]
+            if unknown:
+                raise BadPolicyError(
+                    f'category "{category.name}": {card.name} has no output "{unknown[0]}"'
+                    + close_match(unknown[0], self.outputs)
+                )
+            self.members.append([self.outputs.index(name) for name in members])
         #: All members in a row, and where each category begins: pooling is one call for all of them.
         self._columns = [column for members in self.members for column in members]
         self._starts = np.cumsum([0, *(len(members) for members in self.members[:-1])])
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
         limits = {c.threshold.value for c in policy.categories if c.threshold}
-        #: The one threshold that all categories share, if they do.
         self.threshold = limits.pop() if len(limits) == 1 else None
-
-    @property
-    def zero_shot_policies(self) -> list[Policy]:
-        """The policy whose phrases are embedded, in a list as a panel's; none for a classifier."""
-        return [self.policy] if self.card.task == "zero_shot" else []
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
-        if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
-            raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
+        self._check(scores)
         pool = np.maximum if self.policy.pooling == "max" else np.add
         table: NDArray[np.float64] = pool.reduceat(scores.astype(np.float64)[:, self._columns], self._starts, axis=1)
         if self.policy.pooling in ("mean", "logsumexp"):
             table = table / [len(members) for members in self.members]
         if self.policy.pooling == "logsumexp":
-            # The mean of probabilities is that of exp(logit) but for a factor, which this undoes.
+            # The mean of probabilities is that of exp(logit), up to a factor which this removes.
             table = table / table.sum(axis=1, keepdims=True)
         return table
 
@@ -101,37 +149,21 @@ class Judge:
             below = np.where(category_scores > 0, 0.5 * category_scores / limit, 0.0)
             above = 0.5 + 0.5 * (category_scores - limit) / (1 - limit)
         risk = np.where(self.flags(category_scores), above.clip(0.5, 1.0), below.clip(0.0, 0.5))
-        highest: NDArray[np.float64] = risk[:, self._flaggable].max(axis=1)
-        return highest
+        return self.unsafe_score(risk)
 
-    def verdicts(
-        self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
-    ) -> list[Verdict]:
-        """Judge output scores `[B, N]`; a row with a NaN, infinity or a value outside [0, 1] is not judged."""
-        names = sources or [""] * len(scores)
-        cut = truncated or [False] * len(scores)
+    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
         table = self.category_scores(scores)
-        flags = self.flags(table)
-        tolerance = 1e-3  # float16 engines round a probability of 1 upwards
-        within = np.logical_and(scores >= -tolerance, scores <= 1 + tolerance).all(axis=1)
+        within = np.logical_and(scores >= -TOLERANCE, scores <= 1 + TOLERANCE).all(axis=1)
         # Scores that are all 0 have no share that `logsumexp` could give to a category.
         valid = np.logical_and(within, np.isfinite(table).all(axis=1))
         # Plain numbers from here: numpy's own are slower one by one, and this is most of what the runtime adds.
-        rows = zip(valid.tolist(), table.tolist(), flags.tolist(), names, cut, strict=True)
+        rows = zip(valid.tolist(), table.tolist(), self.flags(table).tolist(), sources, truncated, strict=True)
         return [self._verdict(*row) for row in rows]
-
-    def unreadable(self, detail: str, source: str = "") -> Verdict:
-        """The verdict of an item that could not be decoded."""
-        return unjudged("unreadable", detail, policy=self.policy_id, model=self.card.name, source=source)
-
-    def missing_input(self, detail: str, source: str = "") -> Verdict:
-        """The verdict of an item that lacks an input that the model needs."""
-        return unjudged("missing_input", detail, policy=self.policy_id, model=self.card.name, source=source)
 
     def _verdict(self, valid: bool, scores: list[float], flags: list[bool], source: str, cut: bool) -> Verdict:
         if not valid:
             detail = "the model's scores are not probabilities (NaN, infinite, or outside [0, 1])"
-            return unjudged("invalid_scores", detail, policy=self.policy_id, model=self.card.name, source=source)
+            return self.unjudged("invalid_scores", detail, source)
         categories = self.policy.categories
         flagged = [index for index, flag in enumerate(flags) if flag]
         # A blocking category outranks one that only asks for review, however high the latter scores.
@@ -140,57 +172,13 @@ class Judge:
         decision: Decision = "safe"
         if flagged:
             decision = "unsafe" if decider.action == "block" else "review"
+        bounded = {c.name: min(max(score, 0.0), 1.0) for c, score in zip(categories, scores, strict=True)}
         return Verdict(
-            "ok",
-            decision,
-            decider.name,
-            {c.name: min(max(score, 0.0), 1.0) for c, score in zip(categories, scores, strict=True)},
-            self.policy_id,
-            self.card.name,
-            source,
-            text_truncated=cut,
+            "ok", decision, decider.name, bounded, self.policy_id, self.card.name, source, text_truncated=cut
         )
 
 
-def phrases(policy: Policy) -> tuple[str, ...]:
-    """All phrases of a zero-shot policy, category by category. Raises BadPolicyError for a category without one."""
-    for category in policy.categories:
-        if not category.descriptors:
-            raise BadPolicyError(
-                f'policy "{policy.name}": category "{category.name}" has no descriptors, and a zero-shot model '
-                "knows a category by them alone: add short phrases under `descriptors:`"
-            )
-    return tuple(phrase for category in policy.categories for phrase in category.descriptors)
-
-
-def labels_of(category: Category, card: ModelCard) -> tuple[str, ...]:
-    """The classifier outputs that make up a category. Raises BadPolicyError for one that the model lacks."""
-    wanted = category.labels or (category.name,)
-    for label in wanted:
-        if label not in card.labels:
-            raise BadPolicyError(
-                f'category "{category.name}": {card.name} has no output "{label}"' + close_match(label, card.labels)
-            )
-    return wanted
-
-
-def bind(card: ModelCard, policy: AnyPolicy) -> AnyJudge:
-    """The judge of a model and a policy. Raises BadPolicyError when they do not fit together."""
-    if isinstance(policy, PanelPolicy):
-        return PanelJudge(card, policy)
-    if card.task == "panel":
-        raise BadPolicyError(
-            f'policy "{policy.name}" is for one model, and {card.name} is a panel: it needs one policy for each head, '
-            "under `heads:` (see its own policy.yaml)"
-        )
-    return Judge(card, policy)
-
-
-#: A policy bound to a model, or the policies of a panel to its heads.
-AnyJudge: TypeAlias = "Judge | PanelJudge"
-
-
-class PanelJudge:
+class PanelJudge(BaseJudge):
     """A panel policy bound to the heads of one panel; the same methods as `Judge`, over all heads' outputs in turn.
 
     Raises BadPolicyError where a head has no policy, a policy no head, or the two do not fit.
@@ -198,9 +186,11 @@ class PanelJudge:
 
     def __init__(self, card: ModelCard, policy: PanelPolicy) -> None:
         if card.task != "panel":
-            raise BadPolicyError(f'policy "{policy.name}" has `heads:`, and {card.name} is no panel')
-        self.card, self.policy = card, policy
-        self.policy_id = policy.id
+            raise BadPolicyError(
+                f'policy "{policy.name}" is for a panel (it has `heads:`), and {card.name} is one model'
+            )
+        super().__init__(card, policy)
+        self.policy = policy
         policies, heads = {entry.head: entry.policy for entry in policy.heads}, card.heads
         for name in policies:
             if name not in heads:
@@ -209,33 +199,31 @@ class PanelJudge:
         if lacking:
             raise BadPolicyError(f'policy "{policy.name}" says nothing of the heads {lacking}')
         self.judges = {name: Judge(head, policies[name]) for name, head in heads.items()}
-        self.outputs = tuple(f"{name}: {out}" for name, judge in self.judges.items() for out in judge.outputs)
-        self.threshold: float | None = None if policy.combine == "majority" else 0.5
-
-    @property
-    def zero_shot_policies(self) -> list[Policy]:
-        """The policies whose phrases are embedded, in the order of `card.bank_names`."""
-        return [policy for judge in self.judges.values() for policy in judge.zero_shot_policies]
+        self.outputs = tuple(f"{name}: {output}" for name, judge in self.judges.items() for output in judge.outputs)
+        self.zero_shot_policies = [one for judge in self.judges.values() for one in judge.zero_shot_policies]
+        self.threshold = None if policy.combine == "majority" else 0.5
+        judges = self.judges.values()
+        self._output_ends = np.cumsum([len(judge.outputs) for judge in judges])[:-1]
+        self._category_ends = np.cumsum([len(judge.policy.categories) for judge in judges])[:-1]
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Output scores `[B, N]` of all heads in turn to category scores `[B, C]` of all heads in turn."""
-        if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
-            raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
-        parts = self._split(scores, [len(judge.outputs) for judge in self.judges.values()])
-        return np.concatenate([j.category_scores(p) for j, p in zip(self.judges.values(), parts, strict=True)], axis=1)
+        self._check(scores)
+        return np.concatenate([j.category_scores(p) for j, p in self._heads(scores, self._output_ends)], axis=1)
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which categories `[B, C]` of which head are flagged."""
-        return np.concatenate([judge.flags(part) for judge, part in self._by_head(category_scores)], axis=1)
+        return np.concatenate([j.flags(p) for j, p in self._heads(category_scores, self._category_ends)], axis=1)
 
     def margins(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """How near each item `[B]` comes to a threshold of any head."""
-        nearest: NDArray[np.float64] = np.min([j.margins(p) for j, p in self._by_head(category_scores)], axis=0)
+        nearest: NDArray[np.float64]
+        nearest = np.min([j.margins(p) for j, p in self._heads(category_scores, self._category_ends)], axis=0)
         return nearest
 
     def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """One score `[B]` to rank items by: the mean risk where the panel combines by `mean`, else the highest."""
-        risks = np.stack([judge.risks(part) for judge, part in self._by_head(category_scores)], axis=1)
+        risks = self._risks(category_scores)
         combined: NDArray[np.float64] = risks.mean(axis=1) if self.policy.combine == "mean" else risks.max(axis=1)
         return combined
 
@@ -246,38 +234,32 @@ class PanelJudge:
         risks = list(verdict.scores.values())
         return float(np.mean(risks)) if self.policy.combine == "mean" else max(risks)
 
-    def verdicts(
-        self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
-    ) -> list[Verdict]:
-        """Judge output scores `[B, N]`: each head by its own policy, then all together."""
-        names = sources or [""] * len(scores)
-        table = self.category_scores(scores)
-        parts = self._split(scores, [len(judge.outputs) for judge in self.judges.values()])
-        by_head = [judge.verdicts(part, names) for judge, part in zip(self.judges.values(), parts, strict=True)]
-        risks = np.stack([judge.risks(part) for judge, part in self._by_head(table)], axis=1)
-        rows = zip(zip(*by_head, strict=True), risks, names, strict=True)
-        return [self._combine(dict(zip(self.judges, row, strict=True)), risk, name) for row, risk, name in rows]
+    def _heads(self, columns: NDArray[Any], ends: NDArray[np.int_]) -> Iterator[tuple[Judge, NDArray[Any]]]:
+        """Each head's judge with its part of the columns."""
+        return zip(self.judges.values(), np.split(columns, ends, axis=1), strict=True)
 
-    def unreadable(self, detail: str, source: str = "") -> Verdict:
-        """The verdict of an item that could not be decoded."""
-        return unjudged("unreadable", detail, policy=self.policy_id, model=self.card.name, source=source)
+    def _risks(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The risk `[B, H]` that each head sees."""
+        return np.stack([j.risks(p) for j, p in self._heads(category_scores, self._category_ends)], axis=1)
 
-    def missing_input(self, detail: str, source: str = "") -> Verdict:
-        """The verdict of an item that lacks an input that the panel needs."""
-        return unjudged("missing_input", detail, policy=self.policy_id, model=self.card.name, source=source)
+    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
+        risks = self._risks(self.category_scores(scores)).tolist()
+        by_head = [j.verdicts(part, sources, truncated) for j, part in self._heads(scores, self._output_ends)]
+        rows = zip(zip(*by_head, strict=True), risks, sources, truncated, strict=True)
+        return [self._combine(dict(zip(self.judges, heads, strict=True)), *row) for heads, *row in rows]
 
-    def _combine(self, heads: dict[str, Verdict], risks: NDArray[np.float64], source: str) -> Verdict:
+    def _combine(self, heads: dict[str, Verdict], risks: list[float], source: str, cut: bool) -> Verdict:
         broken = [name for name, verdict in heads.items() if verdict.status != "ok"]
         model, policy = self.card.name, self.policy_id
-        if broken:  # one head without an answer could have been the one to flag it
+        if broken:  # the head without an answer could have been the one to flag the item
             detail = f"{', '.join(broken)}: {heads[broken[0]].detail}"
-            return Verdict("invalid_scores", "unknown", None, {}, policy, model, source, detail=detail, heads=heads)
-        risk = {name: float(value) for name, value in zip(heads, risks, strict=True)}
+            return Verdict("invalid_scores", "unknown", None, {}, policy, model, source, cut, detail, heads)
+        risk = dict(zip(heads, risks, strict=True))
         decision = self._decide(heads, risk)
         saying = [name for name in heads if heads[name].decision == decision] or list(heads)
         share = sum(verdict.decision != "safe" for verdict in heads.values()) / len(heads)
         return Verdict(
-            "ok", decision, max(saying, key=lambda name: risk[name]), risk, policy, model, source,
+            "ok", decision, max(saying, key=risk.__getitem__), risk, policy, model, source, cut,
             heads=heads, disagreement=1 - abs(2 * share - 1),
         )  # fmt: skip
 
@@ -285,17 +267,18 @@ class PanelJudge:
         decisions = [verdict.decision for verdict in heads.values()]
         unsafe, flagged = decisions.count("unsafe"), len(decisions) - decisions.count("safe")
         if self.policy.combine == "max":
-            return heads[max(risk, key=lambda name: risk[name])].decision
+            return heads[max(risk, key=risk.__getitem__)].decision
         if self.policy.combine == "mean":
             above = sum(risk.values()) / len(risk) > 0.5
             return ("unsafe" if unsafe else "review") if above and flagged else "safe"
         needed = len(heads) // 2 + 1 if self.policy.combine == "majority" else 1
         return "unsafe" if unsafe >= needed else "review" if flagged >= needed else "safe"
 
-    def _by_head(self, table: NDArray[np.float64]) -> list[tuple[Judge, NDArray[np.float64]]]:
-        parts = self._split(table, [len(judge.policy.categories) for judge in self.judges.values()])
-        return list(zip(self.judges.values(), parts, strict=True))
 
-    @staticmethod
-    def _split(columns: NDArray[Any], widths: list[int]) -> list[NDArray[Any]]:
-        return np.split(columns, np.cumsum(widths)[:-1], axis=1)
+#: A policy bound to a model, or the policies of a panel to its heads.
+AnyJudge: TypeAlias = Judge | PanelJudge
+
+
+def bind(card: ModelCard, policy: AnyPolicy) -> AnyJudge:
+    """The judge of a model and a policy. Raises BadPolicyError when they do not fit together."""
+    return PanelJudge(card, policy) if isinstance(policy, PanelPolicy) else Judge(card, policy)

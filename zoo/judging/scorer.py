@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
-from zoo.judging.judge import Judge, PanelJudge
+from zoo.judging.judge import AnyJudge
 
 Feeds: TypeAlias = dict[str, NDArray[np.generic]]
 #: An engine: the arrays of `card.input_names` in, output scores `[B, N]` out.
@@ -47,7 +47,7 @@ class Scorer:
 
     def __init__(
         self,
-        judge: Judge | PanelJudge,
+        judge: AnyJudge,
         codec: TextCodec | None,
         engine: Engine,
         *,
@@ -117,7 +117,7 @@ class Scorer:
         if missing or not any(given.values()):
             what = " and ".join(missing) or "an image or a text"
             detail = f"{self.card.name} needs {what}, which was not given"
-            return Ready(source, self.judge.missing_input(detail, source))
+            return Ready(source, self.judge.unjudged("missing_input", detail, source))
         try:
             pixels = None
             if image is not None and self.card.image is not None:
@@ -127,7 +127,7 @@ class Scorer:
             tokens = self._codec.encode([text])
             return Ready(source, None, pixels, tokens.ids[0], tokens.mask[0], bool(tokens.truncated[0]))
         except BadInputError as problem:
-            return Ready(source, self.judge.unreadable(str(problem), source))
+            return Ready(source, self.judge.unjudged("unreadable", str(problem), source))
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises."""
@@ -146,7 +146,7 @@ class Scorer:
         self._closed = True
         self._pool.shutdown()
 
-    def __enter__(self) -> Scorer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

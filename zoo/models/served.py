@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
-from zoo.judging.banks import cached_bank, policy_bank
+from zoo.judging.banks import policy_bank
 from zoo.judging.judge import AnyJudge
 from zoo.judging.scorer import Feeds
 from zoo.models.base import Resize, ZooModel, weights_sha256
@@ -95,7 +95,7 @@ def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
         embedded: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
         return embedded
 
-    bank = policy_bank(policy, lambda words: cached_bank(encoder, words, embed))
+    bank = policy_bank(policy, embed, encoder)
     return torch.from_numpy(bank).to(next(model.text_tower.parameters()))
 
 

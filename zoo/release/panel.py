@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.assets import find_asset
 from zoo.contract.card import VISION, ModelCard, Reading, panel_card, reading_of
-from zoo.contract.policy import Combine, Policy, one_policy, panel_policy
+from zoo.contract.policy import Combine, Policy, panel_policy, read_policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.registry import list_models, model_card
 from zoo.release.store import Release, load_release
@@ -53,7 +52,7 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
     zero_shot = [name for name, head in cards.items() if head.task == "zero_shot"]
     if zero_shot:
         panel.tokenizer_json = releases[zero_shot[0]].model.tokenizer_json
-    policy = panel_policy({name: one_policy(release.policy) for name, release in releases.items()}, combine)
+    policy = panel_policy({name: release.policy.single() for name, release in releases.items()}, combine)
     return Release(panel.eval(), card, policy)
 
 
@@ -63,12 +62,10 @@ def _load(member: Member) -> Release:
 
     source, policy = member if isinstance(member, tuple) else (member, None)
     release = load_release(source)
-    if release.card.task == "panel":
-        raise BadArgumentError(f"{source} is itself a panel: name its heads instead")
-    if isinstance(policy, (str, Path)):
-        policy = Policy.read(find_asset(policy))
+    release.card.refuse_panel("name its heads instead")
     if policy is not None:
-        release = Release(release.model, release.card, policy)
+        chosen = policy if isinstance(policy, Policy) else read_policy(policy).single()
+        release = Release(release.model, release.card, chosen)
     model = release.model
     if not isinstance(model, (DualEncoder, EmbeddingClassifier)) or not isinstance(model.image_tower, ClipImageTower):
         raise BadArgumentError(

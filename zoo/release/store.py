@@ -15,15 +15,11 @@ from zoo.errors import (
     BadDataError,
     MissingDependencyError,
     NoWeightsError,
-    UnknownModelError,
 )
 from zoo.files import check_hashes, hashes, is_bundle, new_directory
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
-
-if TYPE_CHECKING:
-    from zoo.models.base import ZooModel
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
@@ -34,9 +30,9 @@ HUB = "hf-hub:"
 
 @dataclass(frozen=True)
 class Release:
-    """A model with weights (in evaluation mode), its card and the policy that judges it, bound to each other once.
+    """A model with weights (in evaluation mode), its card and its policy, bound to each other once, as `judge`.
 
-    Raises BadPolicyError when policy and model do not fit.
+    One model and a panel look the same here. Raises BadPolicyError when policy and model do not fit.
     """
 
     model: ZooModel
@@ -68,34 +64,25 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
     return card
 
 
-def checked_card(folder: Path) -> ModelCard:
-    """Read a release's card and compare every file with its sha256; raises TamperedFileError on a difference."""
-    if not (folder / CARD).is_file():
-        raise BadDataError(f"{folder}: holds no {CARD}, so it is no release (made by `zoo release`)")
-    card = ModelCard.read(folder / CARD)
-    for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
-        if required not in card.files:
-            raise BadCardError(f'{folder / CARD}: field "files" names no {required}')
-    check_hashes(folder, card.files)
-    return card
-
-
 def write_card(card: ModelCard, folder: Path) -> None:
     """Write `card.json` into a folder."""
     card.write_json(folder / CARD, indent=2)
 
 
-def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, **options: Any) -> Scorer:
-    """Load a bundle, a release, a Hub release or a registered model, or take one in memory; `policy` replaces its own.
+def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | None = None, **options: Any) -> Scorer:
+    """Load a bundle, a release, a Hub release or a registered model, ready to judge; or take a release in memory.
 
-    A bundle runs in its runtime, without torch; `options` are those of `export.runtime.load`, or `device` and
-    `batch_size`. Raises what `load_release` or the runtime raises, and BadPolicyError where they do not fit.
+    `policy`, or the file of one as given or as shipped, replaces its own. A bundle runs in its runtime, without torch.
+    `options` are those of `export.runtime.load` for a bundle, else `device` (default: where the model is) and those of
+    `Scorer`. Raises what `load_release` or the runtime raises, and BadPolicyError when policy and model do not fit.
 
     >>> with zoo.load_scorer("my_release") as scorer:
     ...     verdict = scorer.verdict("photo.jpg")
     >>> verdict.status, verdict.model
     ('ok', 'safeclip_tiny.zeroshot')
     """
+    if isinstance(policy, (str, Path)):
+        policy = read_policy(policy)
     if not isinstance(source, Release) and is_bundle(source):
         # The zoo never imports the export package: the runtime announces itself.
         runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
@@ -103,21 +90,18 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | None = None, *
             raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
         scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
         return scorer
+    from zoo.models.served import ServedRun, text_banks
+
     release = source if isinstance(source, Release) else load_release(source)
     judge = release.judge if policy is None else bind(release.card, policy)
-    return _scorer(release.model.to(options.pop("device", "cpu")), judge, **options)
+    model = release.model.to(options.pop("device", None))
+    codec = model.codec() if release.card.reads_text else None
+    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, judge)), **options)
 
 
 def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
-    """Bind a model that is in memory to a policy, on its own device. The model is put in evaluation mode."""
-    return _scorer(model, bind(model.card, policy), **options)
-
-
-def _scorer(model: ZooModel, judge: AnyJudge, **options: Any) -> Scorer:
-    from zoo.models.served import ServedRun, text_banks
-
-    codec = model.codec() if model.card.reads_text else None
-    return Scorer(judge, codec, ServedRun(model.eval(), text_banks(model, judge)), **options)
+    """Bind a model in memory to a policy, as `load_scorer`. The model is put in evaluation mode."""
+    return load_scorer(Release(model, model.card, policy), **options)
 
 
 def load_release(source: str | Path) -> Release:
@@ -139,8 +123,7 @@ def load_release(source: str | Path) -> Release:
         return _read_release(_download(name.removeprefix(HUB)))
     if "/" in name:
         raise BadArgumentError(f"{name}: no such release directory")
-    model_entry(name)  # raises UnknownModelError with the close matches
-    raise UnknownModelError(name)
+    return _published(model_entry(name))  # raises UnknownModelError with the close matches
 
 
 def load_model(source: str | Path) -> ZooModel:
@@ -156,37 +139,41 @@ def load_model(source: str | Path) -> ZooModel:
 def _read_release(folder: Path) -> Release:
     from safetensors.torch import load_file
 
-    card = checked_card(folder)
-    model = build(card)
-    release = Release(model.eval(), card, read_policy(folder / POLICY))
+    if not (folder / CARD).is_file():
+        raise BadDataError(f"{folder}: holds no {CARD}, so it is not a release (see `zoo release`)")
+    card = ModelCard.read(folder / CARD)
+    for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
+        if required not in card.files:
+            raise BadCardError(f'{folder / CARD}: field "files" names no {required}')
+    check_hashes(folder, card.files)
+    model = build(card).eval()
+    release = Release(model, card, read_policy(folder / POLICY))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as problem:
         raise BadDataError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
     if card.text is not None:
         model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
-        model.codec()
+        model.codec()  # raises for a tokenizer that does not fit
     return release
 
 
 def _published(entry: ModelEntry) -> Release:
-    policy = default_policy(entry)
-    name = entry.card.name
+    name, policy = entry.card.name, default_policy(entry)
     if entry.pretrained is None:
         raise NoWeightsError(
-            f"{name}: nobody published weights for it in a form that loads by name. Import them where there are some "
-            "(`zoo import`) or train it (`zoo recipes`), and load the release directory; untrained it is "
+            f"{name}: no downloadable weights are registered for this model. Import published ones (`zoo import`) or "
+            "train it (`zoo recipes`), and load the release directory; the untrained model is "
             f'zoo.create_model("{name}")'
         )
-    if entry.pretrained == RANDOM:
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = build(entry.card).eval()
-    else:
+    if entry.pretrained != RANDOM:
         model = load_clip(name, entry.pretrained)
-    return Release(model, model.card, policy)
+        return Release(model, model.card, policy)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Release(build(entry.card).eval(), entry.card, policy)
 
 
 def load_clip(name: str, pretrained: str | Path) -> ZooModel:
@@ -205,7 +192,6 @@ def _download(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER])
+        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise BadArgumentError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None
-    return Path(folder)

@@ -135,10 +135,7 @@ class Base(Task):
     ) -> None:
         super().__init__(**kwargs)
         entry = model_entry(model)
-        if entry.card.task == "panel":
-            raise BadArgumentError(
-                f"{model} is a panel: train or import its heads, then put them together by `zoo panel`"
-            )
+        entry.card.refuse_panel("train or import its heads, then put them together by `zoo panel`")
         self.policy = Policy.read(find_asset(policy or entry.policy))
         self.model: ZooModel
         if init_from:

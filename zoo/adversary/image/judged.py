@@ -51,8 +51,7 @@ class Judged(nn.Module):
 
     def __init__(self, model: ZooModel, policy: Policy, threshold: float | None = None) -> None:
         super().__init__()
-        if model.card.task == "panel":
-            raise BadArgumentError(f"{model.card.name} is a panel: attack its heads one by one")
+        model.card.refuse_panel("attack its heads one by one")
         judge = Judge(model.card, policy)
         self.model, self.banks = model, text_banks(model, judge)
         self.members, self.pooling = judge.members, policy.pooling

@@ -29,7 +29,6 @@ from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import AttackedPoint, Victim
 from zoo.files import new_directory
 from zoo.inputs.image import load
-from zoo.judging.judge import Judge
 from zoo.metrics import FLAGGED, Draws, Estimate
 from zoo.release.store import load_scorer, model_scorer
 
@@ -150,7 +149,6 @@ def _survivors(victim: Victim, point: AttackedPoint, rows: list[_Stored], folder
     labels = [row.item.label for row in rows]
     if point.threshold is None:
         return [passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)]
-    assert isinstance(judge, Judge)  # a panel is no victim
     pairs = zip(map(judge.rank, verdicts), labels, strict=True)
     return [score is not None and (score <= point.threshold) == (label == 1) for score, label in pairs]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
-from zoo.contract.policy import PanelPolicy, Policy
-from zoo.errors import BadArgumentError, BadDataError, BadPolicyError
+from zoo.contract.policy import Policy
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.robustness.items import Items
 from zoo.release.store import Release
 
@@ -60,17 +60,13 @@ class Victim:
         device: str = "cpu",
     ) -> None:
         card = release.card
-        if card.task == "panel":
-            heads = ", ".join(card.heads)
-            raise BadArgumentError(f"{card.name} is a panel: attack the models of its heads one by one ({heads})")
+        card.refuse_panel("attack the models of its heads one by one")
         self.by_label = target == "labels"
         if self.by_label and (not card.labels or card.image is None or card.reads_text):
             raise BadArgumentError(
                 f"`target` labels is for classifiers of images, and {card.name} is not one: attack its policy"
             )
-        own = policy or release.policy
-        if isinstance(own, PanelPolicy):
-            raise BadPolicyError(f'policy "{own.name}" is that of a panel, and {card.name} is one model')
+        own = (policy or release.policy).single()
         self.card, self.policy, self.device = card, own, torch.device(device)
         self.model = release.model.to(self.device).eval()
         self.codec = self.model.codec() if card.reads_text else None
