@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from export.commands import bench, bundle, onnx, openvino, policy, tensorrt, triton, verify
-from zoo.commands.common import Commands, add_command
+from export.commands import bundle, formats, policy
+from export.commands.bundle import add_bench, add_verify
+from zoo.commands.common import Commands
+
+__all__ = ["add_bench", "add_export", "add_verify"]
 
 
 def add_export(commands: Commands) -> None:
-    """Declare `zoo export` with its formats, and `zoo bundle` and `zoo policy`, for what was exported."""
-    text = "export a model to a bundle that runs without torch"
-    parser = add_command(commands, "export", onnx.export, text, "zoo export onnx --model releases/x --out bundles/x")
-    formats: Commands = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
-    for module in (onnx, openvino, tensorrt, triton):
-        module.add(formats)
-    bundle.add(commands)
-    policy.add(commands)
-
-
-def add_verify(commands: Commands) -> None:
-    """Declare `zoo verify`."""
-    verify.add(commands)
-
-
-def add_bench(commands: Commands) -> None:
-    """Declare `zoo bench`."""
-    bench.add(commands)
+    """Add `zoo export`, and `zoo bundle` and `zoo policy` for what was exported."""
+    for module in (formats, bundle, policy):
+        module.add(commands)

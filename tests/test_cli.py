@@ -378,7 +378,7 @@ def test_what_the_system_refuses_ends_in_one_line(
     def refuse(options: object) -> str:
         raise problem
 
-    monkeypatch.setattr("zoo.commands.recipes.recipes", lambda: refuse(None))
+    monkeypatch.setattr("zoo.commands.common.shipped", lambda kind: refuse(None))
     assert run(["recipes"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(message)
@@ -386,7 +386,7 @@ def test_what_the_system_refuses_ends_in_one_line(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.commands.recipes.recipes", lambda: 1 / 0)
+    monkeypatch.setattr("zoo.commands.common.shipped", lambda kind: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["recipes"])
 

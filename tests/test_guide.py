@@ -13,10 +13,12 @@ import pytest
 
 from tests.commands_of_docs import REPOSITORY, blocks, commands_in, commands_of, markdown, parser, refusal
 from tests.guide import PARTS, part
-from zoo.assets import recipes
+from zoo.assets import shipped
 
 GUIDE = {path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8") for path in markdown()}
-HEADERS = {name: path.read_text(encoding="utf-8").split("\nseed_everything")[0] for name, path in recipes().items()}
+HEADERS = {
+    name: path.read_text(encoding="utf-8").split("\nseed_everything")[0] for name, path in shipped("recipe").items()
+}
 OLD = (REPOSITORY / "tests" / "old_commands.txt").read_text(encoding="utf-8").splitlines()
 PROSE = {name: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for name, text in GUIDE.items()}
 
@@ -51,7 +53,7 @@ def test_every_recipe_has_its_results() -> None:
     results = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "recipes/results").iterdir()
     }
-    assert set(results) == set(recipes())
+    assert set(results) == set(shipped("recipe"))
     for name, one in results.items():
         assert set(one) <= {"trains", "needs", "time", "measured_on", "results", "commands", "note"}, name
         assert ("results" in one) == ("measured_on" in one) == ("commands" in one), name
@@ -195,6 +197,6 @@ def test_no_path_of_a_machine_is_left(folder: str) -> None:
 def test_recipes_name_their_variables() -> None:
     """Each ${oc.env:NAME} of a recipe, and of the fragments that it names, is in the table of variables."""
     table = GUIDE["recipes/README.md"]
-    for path in [*recipes().values(), *Path(REPOSITORY / "configs").rglob("*.yaml")]:
+    for path in [*shipped("recipe").values(), *Path(REPOSITORY / "configs").rglob("*.yaml")]:
         for name, default in re.findall(r"\$\{oc\.env:(\w+),([^}]*)\}", path.read_text(encoding="utf-8")):
             assert re.search(rf"\| `{name}` \|.*\| `{re.escape(default)}` \|", table), (path, name, default)

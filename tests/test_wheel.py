@@ -161,8 +161,8 @@ def test_every_extra_is_tried(published: tuple[Path, Path]) -> None:
 
 def test_commands_run_outside_the_repository(environment: Environment, tmp_path: Path) -> None:
     scripts = environment("")
-    code = "import zoo, export; from zoo.assets import recipes; print(zoo.__file__, export.__file__, sep='\\n')"
-    code += "\nprint(*recipes().values(), sep='\\n')"
+    code = "import zoo, export; from zoo.assets import shipped; print(zoo.__file__, export.__file__, sep='\\n')"
+    code += "\nprint(*shipped('recipe').values(), sep='\\n')"
     paths = [Path(line) for line in _run(scripts / "python", "-c", code, cwd=tmp_path).split("\n") if line]
     assert len(paths) > 2
     assert all(path.is_relative_to(scripts.parent) for path in paths), paths
@@ -173,6 +173,9 @@ def test_commands_run_outside_the_repository(environment: Environment, tmp_path:
     for recipe in paths[2:]:
         assert recipe.stem in listed
     assert ": ok, " in _run(zoo, "recipes", "check", paths[2], cwd=tmp_path)
+    assert ": ok, " in _run(zoo, "recipes", "check", "quickstart", cwd=tmp_path)
+    for noun, name in (("policy", "dogs"), ("threats", "linf4_pgd"), ("budgets", "int8"), ("data", "text_corpora")):
+        assert f"\n{name} " in "\n" + _run(zoo, noun, "list", cwd=tmp_path)
     assert "zoo export" in _run(zoo, "export", "--help", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -7,11 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
-from typing import cast
 
 import zoo
-from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, panel, recipes, release, score
-from zoo.commands.common import CommandParser, Commands, with_flags
+from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, recipes, release, score
+from zoo.commands.common import CommandParser, with_flags
 from zoo.errors import BadArgumentError, close_match, refusal
 from zoo.registry import import_models, load_plugins
 
@@ -33,12 +32,12 @@ MOVED = {
 }
 
 EPILOG = """
-train    zoo fit --config recipes/quickstart.yaml    (the same as: lightning fit, python -m zoo fit)
+train    zoo fit --config quickstart    (the same as: lightning fit, python -m zoo fit)
 release  zoo release runs/quickstart/checkpoints/best.ckpt --out releases/signs
 judge    zoo score --model releases/signs photo.jpg --policy my_policy.yaml
 combine  zoo panel clip_vit_l14 safeclip_vit_l14.zeroshot imported/laion --out releases/panel
 guard    zoo evaluate guard --lvlm llava --detector releases/safeclip --data questions.csv
-attack   zoo evaluate robustness --model releases/signs --data manifest.csv --threat configs/threat/linf4.yaml
+attack   zoo evaluate robustness --model releases/signs --data manifest.csv --threat linf4
 deploy   zoo export onnx --model releases/signs --out bundles/signs && zoo verify bundles/signs
 extend   zoo list --import my_models    (every command: first import this module, which registers your own models)
 
@@ -147,10 +146,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"safety-zoo {zoo.__version__}")
-    commands = cast("Commands", parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
-    for module in (models, recipes, data, release, panel, score, evaluate, guard, attacks, leaderboard):
+    for module in (models, recipes, data, release, score, evaluate, guard, attacks, leaderboard):
         module.add(commands)
     load_plugins("safety_zoo.commands", lambda add: add(commands))
     return parser

@@ -32,7 +32,7 @@ def runs_anywhere(manifest: Manifest, folder: Path) -> str:
 
 def policy_command(policy: Path, folder: Path) -> str:
     """The command that makes a file the policy of a bundle."""
-    return f"zoo policy use {shlex.quote(str(policy))} --bundle {shlex.quote(str(folder))}"
+    return f"zoo policy use {shlex.quote(str(policy))} --model {shlex.quote(str(folder))}"
 
 
 def _command(manifest: Manifest, engine: Engine, folder: Path, mode: str, changes: Given | None = None) -> str:

@@ -1,4 +1,4 @@
-"""`zoo bundle`: look into a bundle, or sign it."""
+"""`zoo bundle`, `zoo verify` and `zoo bench`: look into a bundle, sign it, compare it with its release, time it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,72 @@ from pathlib import Path
 
 from export.bundle.manifest import Engine
 from export.bundle.store import Bundle, read_bundle
-from zoo.commands.common import Commands, add_command
+from export.commands.formats import add_check_options, read_check
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, names
+from zoo.errors import BadArgumentError
 from zoo.files import MANIFEST
+
+EXAMPLES = """zoo bench bundles/vit_b32 --against transformers,open_clip --batch-sizes 1,8,32 --out figures
+  zoo bench bundles/vit_b32 --input pixels --engine onnx-fp32 --engine onnx-int8
+
+peers (the same CLIP with random weights, so the bundle must be of a safeclip_* model):
+  transformers          CLIPModel and CLIPImageProcessorPil, torch eager, float32
+  transformers-bf16     the same in bfloat16
+  transformers-compile  the same in float32, by torch.compile; needs a C++ compiler and minutes to warm up
+  open_clip             open_clip's CLIP and transform, torch eager, float32; needs open_clip_torch and torchvision
+
+In each round all sides run once. Ratios are of medians, to the first peer of the same run."""
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand and its actions."""
+    """Add `zoo bundle info` and `zoo bundle sign`."""
     parser = add_command(commands, "bundle", _info, "look into a bundle, or sign it", "zoo bundle info bundles/signs")
-    actions: Commands = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     text = "check a bundle and show its engines: precision, batches, verification, which one runs here"
     info = add_command(actions, "info", _info, text, "zoo bundle info bundles/signs --json")
-    info.add_argument("bundle", type=Path, help="bundle directory")
-    info.add_argument("--json", action="store_true", help="the manifest as JSON, with the engine that runs here")
-    info.add_argument("--public-key", type=Path, help="PEM file; SAFETY_ZOO_PUBLIC_KEY names one for every bundle")
+    _add_bundle(info)
+    add_flag(info, "--json", "the manifest, with the engine that runs here")
+    text = "PEM file to check the signature by (default: the one that SAFETY_ZOO_PUBLIC_KEY names)"
+    info.add_argument("--public-key", type=Path, metavar="PEM", help=text)
     text = "sign a bundle's manifest, and so all of its files, with an ed25519 key"
     sign = add_command(actions, "sign", _sign, text, "zoo bundle sign bundles/signs --key private.pem")
-    sign.add_argument("bundle", type=Path, help="bundle directory, complete and verified")
-    sign.add_argument("--key", type=Path, required=True, help="PEM file: openssl genpkey -algorithm ed25519")
+    _add_bundle(sign)
+    text = "PEM file of a private key: openssl genpkey -algorithm ed25519"
+    sign.add_argument("--key", type=Path, required=True, metavar="PEM", help=text)
+
+
+def add_verify(commands: Commands) -> None:
+    """Add `zoo verify`."""
+    text = "compare a bundle with the model it came from: names, shapes, values, verdicts"
+    parser = add_command(commands, "verify", _verify, text, "zoo verify bundles/signs --images photos/ --count 500")
+    _add_bundle(parser)
+    add_flag(parser, "--model", "release to compare with (default: the one it was exported from)")
+    add_flag(parser, "--engine", "repeatable (default: all of them)", action="append", default=[])
+    add_check_options(parser)
+
+
+def add_bench(commands: Commands) -> None:
+    """Add `zoo bench`."""
+    text = "time the engines of a bundle and the same model in other libraries, in turns in one run"
+    renamed = {"--batch": "--batch-sizes", "--image": "--jpeg-size"}
+    parser = add_command(commands, "bench", _bench, text, EXAMPLES, renamed)
+    _add_bundle(parser)
+    text = "peers, see below"
+    parser.add_argument("--against", default="transformers", metavar="PEER,...", help=text)
+    add_flag(parser, "--engine", "repeatable (default: all that run here)", action="append", default=[])
+    text = "from JPEG bytes to verdict, or the network alone, from pixels to scores"
+    parser.add_argument("--input", choices=("jpeg", "pixels"), default="jpeg", help=text)
+    add_flag(parser, "--device", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,...", help="batch sizes")
+    add_flags(parser, "--threads")
+    add_flag(parser, "--rounds", "for each batch size", default=20)
+    parser.add_argument("--jpeg-size", default="1024x768", metavar="WxH", help="size of the JPEGs in pixels")
+    text = "bench.json, bench.md and the plot bench.png (default: the table is only printed)"
+    add_flag(parser, "--out", text, metavar="DIR")
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -90,3 +139,43 @@ def _sign(options: argparse.Namespace) -> int:
         f"{sign(options.bundle / MANIFEST, options.key)}: signed; sign again after anything that changes the manifest"
     )
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from export.verify.compare import verify
+
+    reports = verify(options.bundle, read_check(options), model=options.model, engines=options.engine)
+    for report in reports:
+        print(report.text())
+    for report in reports:
+        report.raise_if_failed()
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    batches = [_whole(size, "--batch-sizes", "1,8,32") for size in names(options.batch_sizes)]
+    from export.bench.compare import bench
+
+    width, _, height = options.jpeg_size.partition("x")
+    result = bench(
+        options.bundle,
+        against=names(options.against),
+        engines=options.engine,
+        input=options.input,
+        device=options.device,
+        batches=batches,
+        threads=options.threads,
+        rounds=options.rounds,
+        size=(_whole(width, "--jpeg-size", "1024x768"), _whole(height, "--jpeg-size", "1024x768")),
+    )
+    print(result.text())
+    if options.out:
+        result.write(options.out)
+    return 0
+
+
+def _whole(text: str, option: str, example: str) -> int:
+    """A whole number of an option. Raises BadArgumentError that shows what is expected."""
+    if not text.isdecimal():
+        raise BadArgumentError(f'{option} takes whole numbers such as {example}, got "{text}"')
+    return int(text)

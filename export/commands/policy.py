@@ -1,27 +1,30 @@
-"""`zoo policy`: embed a policy's phrases before its first use, or give a bundle another policy."""
+"""`zoo policy`: list the shipped policies, embed phrases before their first use, give a bundle another policy."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand and its actions."""
+    """Add `zoo policy` with its actions."""
+    text = "list policies, prepare them, and give one to a bundle"
     parser = add_command(
-        commands, "policy", _embed, "prepare policies", "zoo policy embed my_policy.yaml --model bundles/signs"
+        commands, "policy", list_shipped, text, "zoo policy list && zoo policy embed dogs --model signs"
     )
-    actions: Commands = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    parser.set_defaults(kind="policy", json=False)
+    actions = parser.add_subparsers(title="actions", metavar="{list,embed,use}")
+    add_list(actions, "policy", "list the shipped policies, names for --policy")
     text = "embed a policy's phrases with a model's text tower and keep them, so that its first use is fast"
     embed = add_command(actions, "embed", _embed, text, "zoo policy embed my_policy.yaml --model bundles/signs")
-    embed.add_argument("policy", help="policy file, as given or as shipped")
-    embed.add_argument("--model", required=True, help="bundle or release directory, hf-hub:ORG/NAME, or registry name")
+    embed.add_argument("policy", metavar="POLICY", help="policy, a file or a shipped name")
+    add_flag(embed, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
     text = "make a policy that of a deployed bundle, without touching its engines"
-    use = add_command(actions, "use", _use, text, "zoo policy use my_policy.yaml --bundle bundles/signs")
-    use.add_argument("policy", help="policy file, as given or as shipped, or the bundle's own, edited")
-    use.add_argument("--bundle", type=Path, required=True, help="bundle directory; sign it again afterwards, if it was")
+    use = add_command(actions, "use", _use, text, "zoo policy use dogs --model bundles/signs", {"--bundle": "--model"})
+    use.add_argument("policy", metavar="POLICY", help="policy, a file or a shipped name; or the bundle's own, edited")
+    add_flag(use, "--model", "bundle directory; a signed one is to be signed again", type=Path, required=True)
 
 
 def _use(options: argparse.Namespace) -> int:
@@ -29,8 +32,8 @@ def _use(options: argparse.Namespace) -> int:
     from zoo.contract.policy import read_policy
 
     policy = read_policy(options.policy)
-    use_policy(options.bundle, policy)
-    print(f"{options.bundle}: judges by {policy.id}; zoo verify counts the flips at its operating points")
+    use_policy(options.model, policy)
+    print(f"{options.model}: judges by {policy.id}; zoo verify counts the flips at its operating points")
     return 0
 
 

@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable"
     )
     given = options.parse_args(arguments)
-    recipe = find_asset(given.recipe)
+    recipe = find_asset(given.recipe, "recipe")
     print(f"{recipe}: {measure(recipe, given.steps, given.set)}")
     return 0
 

@@ -135,7 +135,7 @@ def test_the_command_writes_the_manifest_and_prints_the_kinds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "manifest.csv"
-    given = ["--captions", str(_captions(tmp_path)), "--columns", "text=caption", "--words", "dog,puppies"]
+    given = ["--captions", str(_captions(tmp_path)), "--columns", "text=caption", "--positive-words", "dog,puppies"]
     assert run(["data", "proxy", *given, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in KINDS)

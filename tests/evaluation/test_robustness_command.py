@@ -88,7 +88,7 @@ def _draw(folder: Path) -> None:
 
 def _command(folder: Path, threat: str, *more: str) -> list[str]:
     given = ["--model", str(folder / "release"), "--data", str(folder / "data" / "manifest.csv"), "--threat"]
-    return ["evaluate", "robustness", *given, str(folder / f"{threat}.yaml"), "--positive", "unsafe", *more]
+    return ["evaluate", "robustness", *given, str(folder / f"{threat}.yaml"), "--positive-label", "unsafe", *more]
 
 
 def _report(out: Path, threat: str) -> RobustnessReport:
@@ -260,7 +260,7 @@ def test_wrong_calls_are_refused_before_anything_is_attacked(
         (threat, 'no attack is called "apgd_t"; did you mean "apgd-t"'),
         (missing, '"configs/threat/linf4.yaml"'),
         (_command(folder, "image", "--save", str(taken)), "exists and is not empty"),
-        (_command(folder, "image", "--positive", "unsave"), 'no item is unsafe by the label "unsave"'),
+        (_command(folder, "image", "--positive-label", "unsave"), 'no item is unsafe by the label "unsave"'),
         (_command(folder, "text", "--direction", "both"), "goes with a threat on images"),
         (_command(folder, "text", "--eps", "1/255"), "goes with a threat on images"),
         (_command(folder, "image", "--target", "labels"), "--target labels is for classifiers of images"),

@@ -264,7 +264,7 @@ def test_strings_survive_the_text_form() -> None:
 def test_the_command_writes_a_repository(
     bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--bundle", str(bundles[CLIP]), "--out", str(tmp_path), "--name", "signs", "--policy", OTHER]
+    options = ["--model", str(bundles[CLIP]), "--out", str(tmp_path), "--name", "signs", "--policy", OTHER]
     assert run(["export", "triton", *options, "--instances", "3", "--max-batch", "16", "--delay-us", "100"]) == 0
     config = _read(tmp_path / "signs")
     assert (config.max_batch_size, config.instance_group[0].count) == (16, 3)

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import SUPPRESS, ArgumentParser
 
 import zoo.training
-from zoo.assets import assets_root, recipes
+from zoo.assets import assets_root, shipped
 from zoo.cli import run as zoo_run
 from zoo.training.cli import RecipeCheck, _cli, check, run
 
@@ -45,14 +45,14 @@ def _recipe(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("path", recipes().values(), ids=recipes().keys())
+@pytest.mark.parametrize("path", shipped("recipe").values(), ids=shipped("recipe").keys())
 def test_every_shipped_recipe_binds(path: Path) -> None:
     found = check(path)
     assert found["model"].startswith("zoo.")
     assert found["data"].startswith("zoo.")
 
 
-@pytest.mark.parametrize("path", recipes().values(), ids=recipes().keys())
+@pytest.mark.parametrize("path", shipped("recipe").values(), ids=shipped("recipe").keys())
 def test_every_shipped_recipe_says_how_to_launch_it(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     header = "".join(re.match(r"(?:#.*\n)*", text)[0])  # type: ignore[index]
@@ -62,20 +62,20 @@ def test_every_shipped_recipe_says_how_to_launch_it(path: Path) -> None:
 
 
 def test_a_copied_recipe_binds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert zoo_run(["recipes", "copy", "quickstart", "--to", str(tmp_path)]) == 0
+    assert zoo_run(["recipes", "copy", "quickstart", "--out", str(tmp_path)]) == 0
     copy = tmp_path / "recipes" / "quickstart.yaml"
     assert str(copy) in capsys.readouterr().out.splitlines()
-    assert copy.read_bytes() == recipes()["quickstart"].read_bytes()
+    assert copy.read_bytes() == shipped("recipe")["quickstart"].read_bytes()
     assert zoo_run(["recipes", "check", str(copy)]) == 0
     assert capsys.readouterr().out == f"{copy}: ok, zoo.training.Contrastive with zoo.training.ManifestData\n"
-    assert zoo_run(["recipes", "copy", "quickstart", "--to", str(tmp_path)]) == 1
+    assert zoo_run(["recipes", "copy", "quickstart", "--out", str(tmp_path)]) == 1
     assert "exists already" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo_run(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipes())
+    assert [line.split()[0] for line in lines] == list(shipped("recipe"))
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -83,7 +83,10 @@ def test_recipes_are_listed_with_their_first_line(capsys: pytest.CaptureFixture[
     ("args", "message"),
     [
         (["recipes", "copy", "quickstrat"], 'no recipe is named "quickstrat"; did you mean "quickstart"'),
-        (["recipes", "check", "recipes/quickstar.yaml"], 'no such recipe file; did you mean "quickstart"'),
+        (
+            ["recipes", "check", "recipes/quickstar.yaml"],
+            'no such file, here or among the shipped ones; did you mean "recipes/quickstart.yaml"',
+        ),
     ],
 )
 def test_a_wrong_recipe_name_is_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

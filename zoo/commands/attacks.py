@@ -8,7 +8,7 @@ from zoo.commands.common import Commands, add_command
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo attacks list`."""
     text = "list every attack: what it changes, its bound, its source"
     parser = add_command(commands, "attacks", _list, text, "zoo attacks list")
     add_command(parser.add_subparsers(metavar="{list}"), "list", _list, text, "zoo attacks list")

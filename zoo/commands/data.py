@@ -5,72 +5,84 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, add_list, names, renamed
 
 SIGNS = "zoo data signs --out runs/signs"
 FOLDER = "zoo data folder photos --out photos/manifest.csv"
-CORPORA = "zoo data corpora configs/data/text_corpora.yaml --root corpora --out runs/text/manifest.csv"
+CORPORA = "zoo data corpora text_corpora --root corpora --out runs/text/manifest.csv"
 QUESTIONS = "zoo data questions --signs runs/signs --out runs/signs/questions.csv"
 PROXY = (
-    "zoo data proxy --captions flickr8k/captions.csv --columns text=caption --words dog,dogs,puppy,puppies "
+    "zoo data proxy --captions flickr8k/captions.csv --columns text=caption --positive-words dog,dogs,puppy,puppies "
     "--out runs/flickr8k_proxy/manifest.csv"
 )
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo data` with one action for each dataset."""
     parser = add_command(commands, "data", _signs, "write a dataset to disk", SIGNS)
     kinds = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
     signs = add_command(kinds, "signs", _signs, "drawn signs with captions, a third of them forbidden", SIGNS)
-    signs.add_argument("--out", type=Path, required=True, help="folder to write manifest.csv and images/ into")
+    add_flag(signs, "--out", "manifest.csv and images/", metavar="DIR", required=True)
     for split, count in (("train", 4000), ("val", 400), ("test", 800)):
-        signs.add_argument(f"--{split}", type=int, default=count, help=f"pictures in {split} (default: {count})")
-    signs.add_argument("--seed", type=int, default=0, help="seed of the drawing (default: 0)")
+        signs.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"pictures in {split}")
+    add_flags(signs, "--seed")
     text = "questions and answers about drawn signs, for a vision-language model"
     questions = add_command(kinds, "questions", _questions, text, QUESTIONS)
-    questions.add_argument("--signs", type=Path, required=True, help="folder that `zoo data signs` wrote")
-    questions.add_argument("--out", type=Path, required=True, help="CSV file to write")
-    wording = "which of two sets of phrasings, which share no sentence (default: plain)"
+    text = "folder that `zoo data signs` wrote"
+    questions.add_argument("--signs", type=Path, required=True, metavar="DIR", help=text)
+    add_flag(questions, "--out", "manifest, a CSV file", metavar="FILE", required=True)
+    wording = "which of two sets of phrasings, which share no sentence"
     questions.add_argument("--wording", choices=("plain", "new"), default="plain", help=wording)
-    questions.add_argument("--per-image", type=int, default=5, help="questions on a picture, 1 to 5 (default: 5)")
-    questions.add_argument("--seed", type=int, default=0, help="seed of the choice of questions (default: 0)")
+    questions.add_argument("--per-image", type=int, default=5, metavar="N", help="questions on a picture, 1 to 5")
+    add_flags(questions, "--seed")
     _add_proxy(kinds)
+    _add_folder(kinds)
+    _add_corpora(kinds)
 
 
 def _add_proxy(kinds: Commands) -> None:
     text = "photos and prompts that show or ask for a concept, from a manifest of captions"
-    proxy = add_command(kinds, "proxy", _proxy, text, PROXY)
+    proxy = add_command(kinds, "proxy", _proxy, text, PROXY, {"--words": "--positive-words", "--column": "--columns"})
     proxy.description = (
         "Write a manifest (image, text, labels, split, kind) to train and test judges of photo and prompt together.\n"
         "A row is unsafe where its photo shows the concept, or its prompt asks for it: labels in_image, in_prompt.\n"
         "A photo shows the concept where any of its captions has one of the words: one that no caption names counts\n"
         "as absent. In a share of the rows the prompt is a caption of another photo of the same split."
     )
-    proxy.add_argument("--captions", type=Path, required=True, help="manifest of captions: image, text, split")
-    proxy.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
-    proxy.add_argument("--columns", "--column", default="", help="rename columns: text=caption")
-    proxy.add_argument("--words", required=True, help="words for the concept, whole and in any case: dog,dogs,puppy")
-    proxy.add_argument("--out", type=Path, required=True, help="CSV file to write")
-    share = "share of rows whose prompt is another photo's (default: 0.5)"
-    proxy.add_argument("--mismatch", type=float, default=0.5, help=share)
-    count = "rows of each training photo, each with a prompt of its own; other photos have one (default: 1)"
-    proxy.add_argument("--rows-per-image", type=int, default=1, help=count)
-    share = "share of validation photos to test on, where the captions name no test split (default: 0.5)"
-    proxy.add_argument("--test-share", type=float, default=0.5, help=share)
-    proxy.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: 0)")
+    text = "manifest of captions, a CSV or Parquet file: image, text, split"
+    proxy.add_argument("--captions", type=Path, required=True, metavar="MANIFEST", help=text)
+    add_flags(proxy, "--image-root", "--columns")
+    add_flag(proxy, "--positive-words", "whole words in any case", required=True)
+    add_flag(proxy, "--out", "manifest, a CSV file", metavar="FILE", required=True)
+    text = "share of rows whose prompt is another photo's, 0 to 1"
+    proxy.add_argument("--mismatch", type=float, default=0.5, metavar="SHARE", help=text)
+    text = "rows of each training photo, each with a prompt of its own; other photos have one"
+    proxy.add_argument("--rows-per-image", type=int, default=1, metavar="N", help=text)
+    text = "share of validation photos to test on, 0 to 1, for captions that name no test split"
+    proxy.add_argument("--test-share", type=float, default=0.5, metavar="SHARE", help=text)
+    add_flags(proxy, "--seed")
+
+
+def _add_folder(kinds: Commands) -> None:
     text = "a manifest of a folder of images: SPLIT/CLASS/image or CLASS/image"
     folder = add_command(kinds, "folder", _folder, text, FOLDER)
     folder.add_argument("folder", type=Path, metavar="DIR", help="folder of SPLIT/CLASS/image or CLASS/image files")
-    folder.add_argument("--out", type=Path, required=True, help="CSV file to write: image, label, split")
-    share = "share of train that becomes val, where no split is for validation (default: 0.1)"
-    folder.add_argument("--val-share", type=float, metavar="SHARE", help=share)
-    folder.add_argument("--seed", type=int, default=0, help="seed of the hash that takes it (default: 0)")
+    add_flag(folder, "--out", "manifest, a CSV file: image, label, split", metavar="FILE", required=True)
+    text = "share of train that becomes val, 0 to 1, for a folder without a validation split (default: 0.1)"
+    folder.add_argument("--val-share", type=float, metavar="SHARE", help=text)
+    add_flags(folder, "--seed")
+
+
+def _add_corpora(kinds: Commands) -> None:
     text = "a manifest of several corpora of texts, each with its own categories"
     corpora = add_command(kinds, "corpora", _corpora, text, CORPORA)
-    corpora.add_argument("corpora", metavar="SPEC", help="YAML file of sources, as given or as shipped")
-    corpora.add_argument("--root", type=Path, required=True, help="folder of the files that it names")
-    corpora.add_argument("--out", type=Path, required=True, help="CSV file: text, labels, judged, source, split")
-    corpora.add_argument("--seed", type=int, default=0, help="seed of the hash that assigns splits (default: 0)")
+    corpora.add_argument("corpora", metavar="SPEC", help="YAML file of sources, a file or a shipped name")
+    corpora.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the files that it names")
+    add_flag(
+        corpora, "--out", "manifest, a CSV file: text, labels, judged, source, split", metavar="FILE", required=True
+    )
+    add_flags(corpora, "--seed")
+    add_list(kinds, "data", "list the shipped descriptions of data")
 
 
 def _signs(options: argparse.Namespace) -> int:
@@ -97,7 +109,7 @@ def _proxy(options: argparse.Namespace) -> int:
     table = write_proxy(
         options.captions,
         options.out,
-        options.words.split(","),
+        names(options.positive_words),
         mismatch=options.mismatch,
         rows_per_image=options.rows_per_image,
         test_share=options.test_share,
@@ -142,7 +154,7 @@ def _corpora(options: argparse.Namespace) -> int:
     from zoo.data.corpora import Corpora, write_corpora
     from zoo.data.manifest import SPLITS
 
-    spec = Corpora.read(find_asset(options.corpora))
+    spec = Corpora.read(find_asset(options.corpora, "data"))
     report = write_corpora(spec, options.root, options.out, options.seed)
     sources = Table("source", "rows", "of a text seen before", "unusable", title=str(report.manifest))
     for name, count in report.sources.items():

@@ -6,30 +6,27 @@ import argparse
 from pathlib import Path
 
 from zoo.commands import evaluate_guard, evaluate_robustness, evaluate_texts
-from zoo.commands.common import Commands, add_command, names, read_policy, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo evaluate` with its actions."""
     text = "measure a release or bundle on a labelled manifest: AUROC, rates, retrieval, report"
     example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
     parser = add_command(commands, "evaluate", _evaluate, text, example)
     # Not `required`: `zoo evaluate guard` goes without; _evaluate() asks for both.
     others = "{guard,robustness,texts}"
     parser.usage = f"zoo evaluate --model MODEL --data DATA [options]\n       zoo evaluate {others} --help"
-    parser.add_argument("--model", help="bundle or release directory, or registry name (required)")
-    parser.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split (required)")
-    parser.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
-    parser.add_argument("--columns", default="", help="rename columns: text=caption,label=nsfw")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="only this split (default: all rows)")
-    parser.add_argument("--policy", help="policy file instead of the model's own")
-    parser.add_argument("--positive-label", default="1", help="label that marks a row as unsafe (default: 1)")
-    parser.add_argument("--positive-words", help="rows are unsafe whose text (any caption) has one of: dog,dogs,puppy")
+    add_flag(parser, "--model", "bundle or release directory, or registry name (required)")
+    add_flag(parser, "--data", "image, text, label, split (required)")
+    add_flags(parser, "--image-root", "--columns")
+    add_flag(parser, "--split", "(default: all rows)")
+    add_flag(parser, "--policy", "it judges in place of the model's own")
+    add_flags(parser, "--positive-label", "--positive-words")
     parser.add_argument("--retrieval", action="store_true", help="also recall at 1, 5, 10 between images and texts")
-    parser.add_argument("--report", type=Path, help="folder for report.html and report.png")
-    parser.add_argument("--update-card", action="store_true", help="write the figures into the release's card.json")
+    add_flags(parser, "--report", "--update-card")
     parser.set_defaults(wrong_usage=parser.error)
     parser.allow_abbrev = False  # else it takes options of the actions below for abbreviations of its own
     actions = parser.add_subparsers(title="other evaluations", metavar=others, prog="zoo evaluate")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, renamed
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError
 
@@ -17,43 +17,48 @@ EXAMPLE = (
 
 
 def add(actions: Commands) -> None:
-    """Declare the action."""
+    """Add `zoo evaluate guard`."""
     text = "answer labelled questions with and without the guard: DSR, FPR, detector, overhead, report"
     parser = add_command(actions, "guard", _evaluate, text, EXAMPLE)
     need = parser.add_argument_group("what is measured")
-    need.add_argument("--lvlm", required=True, help="vision-language model: a transformers directory or Hub id")
-    need.add_argument("--detector", required=True, help="release directory or registry name of a safeclip_* model")
-    need.add_argument("--policy", help="policy file instead of the detector's own")
+    need.add_argument(
+        "--lvlm", required=True, metavar="LVLM", help="vision-language model, a transformers directory or Hub id"
+    )
+    text = "release directory or registry name of a safeclip_* model"
+    need.add_argument("--detector", required=True, metavar="MODEL", help=text)
+    add_flag(need, "--policy", "it judges in place of the detector's own")
     need.add_argument(
         "--correction",
         choices=("instruct", "refuse", "flag"),
         default="instruct",
-        help="flagged images: instruct the model to check, refuse without asking it, or only flag (default: instruct)",
+        help="flagged images: instruct the model to check, refuse without asking it, or only flag",
     )
-    need.add_argument("--layer", type=int, help="hidden state whose CLS token is read (default: the detector's)")
+    need.add_argument(
+        "--layer", type=int, metavar="N", help="hidden state whose CLS token is read (default: the detector's)"
+    )
     rows = parser.add_argument_group("on what")
-    rows.add_argument("--data", type=Path, required=True, help="manifest: image, question, label (1 unsafe), split")
-    rows.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
-    rows.add_argument("--columns", default="", help="rename columns: text=prompt,label=nsfw (text is the question)")
-    rows.add_argument("--split", choices=("train", "val", "test"), help="only this split (default: all rows)")
-    rows.add_argument("--positive-label", default="1", help="label that marks a row as unsafe (default: 1)")
-    rows.add_argument("--question", help="ask this of every image instead of the manifest's questions")
-    rows.add_argument("--limit", type=int, metavar="N", help="only N rows, drawn with --seed")
+    add_flag(rows, "--data", "image, question, label (1 unsafe), split", required=True)
+    add_flags(rows, "--image-root")
+    add_flag(rows, "--columns", "text is the question")
+    add_flag(rows, "--split", "(default: all rows)")
+    add_flags(rows, "--positive-label")
+    rows.add_argument("--question", metavar="TEXT", help="ask this of every image instead of the manifest's questions")
+    add_flags(rows, "--limit")
     how = parser.add_argument_group("how")
     how.add_argument(
         "--prompt-template",
+        metavar="TEMPLATE",
         help=r"prompt with {image} and {question}, \n for a line break (default: the chat template, else LLaVA-1.5's)",
     )
-    how.add_argument("--max-new-tokens", type=int, default=32, help="longest answer in tokens (default: 32)")
-    how.add_argument("--judge", help="causal language model, directory or Hub id, that also judges what is a refusal")
-    how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    how.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the checkpoint's"
-    )
-    how.add_argument("--seed", type=int, default=0, help="seed of --limit and of the bootstrap (default: 0)")
+    how.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
+    text = "causal language model, directory or Hub id, that also judges what is a refusal"
+    how.add_argument("--judge", metavar="LM", help=text)
+    add_flags(how, "--device", "--seed")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    add_flag(how, "--dtype", "auto is the checkpoint's own", choices=dtypes, default="auto")
     out = parser.add_argument_group("where to")
-    out.add_argument("--out", type=Path, metavar="JSON", help="file for everything: figures, intervals, every answer")
-    out.add_argument("--report", type=Path, metavar="DIR", help="folder for report.html and report.png")
+    add_flag(out, "--out", "figures, intervals and every answer as JSON", metavar="FILE")
+    add_flags(out, "--report")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, names, read_policy, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
@@ -21,69 +21,67 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \\\n"
-    "             --threat configs/threat/linf4.yaml --limit 40 --eps 0,1/255,2/255,4/255 --save adversarial\n"
+    "             --threat linf4 --limit 40 --eps 0,1/255,2/255,4/255 --save adversarial\n"
     "         zoo evaluate robustness --model runs/quickstart/bundle --replay adversarial"
 )
 
+RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--calibrate": "--threshold-split"}
+
 
 def add(actions: Commands) -> None:
-    """Declare the action."""
+    """Add `zoo evaluate robustness`."""
     text = "attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay"
-    parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE)
+    parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE, RENAMED)
     need = parser.add_argument_group("what is attacked")
-    need.add_argument("--model", required=True, help="release directory or registry name (a bundle: only --replay)")
-    need.add_argument("--policy", help="policy file instead of the model's own")
-    need.add_argument("--name", help="name in the report and its file (default: the card's)")
+    add_flag(need, "--model", "release directory or registry name; a bundle with --replay alone", required=True)
+    add_flag(need, "--policy", "it judges in place of the model's own")
+    add_flag(need, "--name", "of the report and its file (default: the card's)")
     need.add_argument(
         "--target",
         choices=("policy", "labels"),
         default="policy",
-        help="the policy's decision, or the highest label of an image classifier (default: policy)",
+        help="the policy's decision, or the highest label of an image classifier",
     )
     rows = parser.add_argument_group("on what")
-    rows.add_argument("--data", type=Path, help="manifest, CSV or Parquet: image, text, label, split")
-    rows.add_argument("--image-root", type=Path, help="folder of the images (default: the manifest's)")
-    rows.add_argument("--columns", default="", help="rename columns: text=caption,label=nsfw")
-    rows.add_argument("--split", choices=("train", "val", "test", "all"), default="test", help="default: test")
-    rows.add_argument("--positive", "--positive-label", default="1", help="label of an unsafe row (default: 1)")
-    rows.add_argument("--words", "--positive-words", help="rows are unsafe whose text has one of: dog,dogs,puppy")
-    rows.add_argument("--limit", type=int, metavar="N", help="only N items, drawn with --seed")
+    add_flag(rows, "--data", "image, text, label, split")
+    add_flags(rows, "--image-root", "--columns")
+    add_flag(rows, "--split", choices=("train", "val", "test", "all"), default="test")
+    add_flags(rows, "--positive-label", "--positive-words", "--limit")
     rows.add_argument("--by", default="", metavar="COLUMNS", help="figures by these columns too (kind is always)")
     how = parser.add_argument_group("how")
-    how.add_argument("--threat", help="threat model, such as configs/threat/linf4.yaml")
+    how.add_argument(
+        "--threat", metavar="THREAT", help="threat, a file or a shipped name: linf4 (see `zoo threats list`)"
+    )
     how.add_argument(
         "--direction",
         choices=("evade", "both"),
         default="evade",
-        help="attack unsafe items only, or on images also get safe ones flagged (default: evade)",
+        help="attack unsafe items only, or on images also get safe ones flagged",
     )
+    how.add_argument("--points", choices=("policy", "fpr", "both"), default="both", help="operating points")
+    how.add_argument("--fpr", type=float, default=0.05, metavar="RATE", help="the fixed false positive rate, 0 to 1")
     how.add_argument(
-        "--points", choices=("policy", "fpr", "both"), default="both", help="operating points (default: both)"
-    )
-    how.add_argument("--fpr", type=float, default=0.05, help="the fixed false positive rate (default: 0.05)")
-    how.add_argument(
-        "--calibrate",
+        "--threshold-split",
         choices=("train", "val", "test"),
         default="val",
-        help="split whose clean safe rows give the threshold at that rate (default: val)",
+        help="split whose clean safe rows give the threshold at that rate",
     )
     how.add_argument("--eps", default="", metavar="LIST", help="also a curve: 0,1/255,2/255,4/255 (images)")
     how.add_argument(
         "--eps-attacks", default="", metavar="LIST", help="its attacks (default: the threat's but FAB-T and Square)"
     )
     how.add_argument("--synonyms", type=Path, metavar="DIR", help="language model whose neighbours are synonyms")
-    how.add_argument("--seed", type=int, default=0, help="seed of --limit and of the intervals (default: 0)")
-    how.add_argument("--batch-size", type=int, default=64, help="default: 64")
-    how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="items attacked at once")
+    add_flags(how, "--seed", "--device")
     out = parser.add_argument_group("where to")
-    out.add_argument("--out", type=Path, default=Path("runs/robustness"), help="default: runs/robustness")
+    add_flag(out, "--out", "report as JSON, and its curve", metavar="DIR", default=Path("runs/robustness"))
     out.add_argument(
         "--save",
         type=Path,
         metavar="DIR",
         help="store the examples that succeed at the policy's point (--points fpr: at that), to replay or train on",
     )
-    out.add_argument("--update-card", action="store_true", help="write the worst case into the release's card.json")
+    add_flag(out, "--update-card", "the worst case")
     again = parser.add_argument_group("instead of attacking")
     again.add_argument("--replay", type=Path, metavar="DIR", help="judge stored examples: how many still pass")
     parser.set_defaults(wrong_usage=parser.error)
@@ -100,7 +98,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.release.store import load_release
 
     columns = renamed(options.columns)
-    threat_file = find_asset(options.threat)
+    threat_file = find_asset(options.threat, "threat")
     threat = Threat.read(threat_file)
     policy = read_policy(options.policy)
     victim = Victim(
@@ -141,9 +139,9 @@ def _how(options: argparse.Namespace) -> RobustnessOptions:
     from zoo.evaluation.robustness.run import RobustnessOptions
 
     return RobustnessOptions(
-        labelling=Labelling(options.positive, names(options.words)),
+        labelling=Labelling(options.positive_label, names(options.positive_words)),
         split=None if options.split == "all" else options.split,
-        calibrate=options.calibrate,
+        calibrate=options.threshold_split,
         fpr=options.fpr,
         points=options.points,
         direction=options.direction,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, add_flag, add_flags
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
@@ -16,27 +16,28 @@ EXAMPLE = (
 
 
 def add(actions: Commands) -> None:
-    """Declare the action."""
+    """Add `zoo evaluate texts`."""
     text = "rank texts by category: AUPRC and AUROC, edited at random and by search, beside a baseline"
-    parser = add_command(actions, "texts", _evaluate, text, EXAMPLE)
-    parser.add_argument("--model", required=True, help="release directory or registry name of a classifier of texts")
-    parser.add_argument("--data", type=Path, required=True, help="manifest that `zoo data corpora` wrote")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
-    parser.add_argument(
-        "--baseline", metavar="minilm:M", help="also logistic regression on a frozen MiniLM, directory or Hub id"
-    )
-    parser.add_argument(
-        "--attacks", default="all", metavar="LIST", help="kinds of random edits: all, none, or homoglyphs,spacing,..."
-    )
-    parser.add_argument("--search", type=int, default=0, metavar="N", help="also search against N positives a category")
-    parser.add_argument("--queries", type=int, default=200, help="texts that one search may have scored (default: 200)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N texts, drawn with --seed")
-    parser.add_argument("--seed", type=int, default=0, help="seed of edits, samples and intervals (default: 0)")
-    parser.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap (default: 1000)")
-    parser.add_argument("--bundle", help="measure the latency of this bundle, exported from the release")
-    parser.add_argument("--latency", type=int, default=200, metavar="N", help="texts timed, 0 for none (default: 200)")
-    parser.add_argument("--out", type=Path, default=Path("runs/texts"), help="folder of the JSON and PNG (runs/texts)")
-    parser.add_argument("--update-card", action="store_true", help="write the means into the release's card.json")
+    parser = add_command(actions, "texts", _evaluate, text, EXAMPLE, {"--bundle": "--latency-of"})
+    add_flag(parser, "--model", "release directory or registry name of a classifier of texts", required=True)
+    add_flag(parser, "--data", "as `zoo data corpora` writes it", required=True)
+    add_flag(parser, "--split", default="test")
+    text = "also logistic regression on a frozen MiniLM, directory or Hub id"
+    parser.add_argument("--baseline", metavar="minilm:LM", help=text)
+    text = "kinds of random edits: all, none, or homoglyphs,spacing,..."
+    parser.add_argument("--attacks", default="all", metavar="LIST", help=text)
+    for name, default, text in (
+        ("--search", 0, "also search against N positives a category"),
+        ("--queries", 200, "texts that one search may have scored"),
+        ("--draws", 1000, "draws of the bootstrap"),
+        ("--latency", 200, "texts timed, 0 for none"),
+    ):
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+    text = "also time this bundle, exported from the release"
+    parser.add_argument("--latency-of", metavar="BUNDLE", help=text)
+    add_flags(parser, "--limit", "--seed")
+    add_flag(parser, "--out", "report as JSON, and its figure as PNG", metavar="DIR", default=Path("runs/texts"))
+    add_flag(parser, "--update-card", "the means")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -60,7 +61,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             limit=options.limit,
             seed=options.seed,
             draws=options.draws,
-            bundle=options.bundle,
+            bundle=options.latency_of,
             latency=options.latency,
             progress=True,
             command=options.invocation,

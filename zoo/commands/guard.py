@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, add_flag, add_flags
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo guard bench`."""
     text = "the guard inside a vision-language model; its quality is measured by `zoo evaluate guard`"
     example = "zoo guard bench --lm-layers 16 --lm-width 2048 --lm-heads 16"
-    parser: argparse.ArgumentParser = commands.add_parser("guard", help=text, description=text, epilog=example)
+    parser = add_command(commands, "guard", _bench, text, example)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     text = "time answers with and without the guard: LLaVA-1.5's sizes, random weights, both sides in turn"
     bench = add_command(actions, "bench", _bench, text, example)
-    bench.add_argument("--lm-layers", type=int, default=32, help="layers of the Llama (default: 32, as 7B)")
-    bench.add_argument("--lm-width", type=int, default=4096, help="its width (default: 4096)")
-    bench.add_argument("--lm-heads", type=int, default=32, help="its attention heads (default: 32)")
-    bench.add_argument("--lm-hidden", type=int, help="width inside its MLP (default: 8/3 of the width)")
-    bench.add_argument("--clip", default="safeclip_vit_l14_336.zeroshot", help="registry name whose CLIP is the tower")
-    bench.add_argument("--new-tokens", type=int, default=32, help="tokens of each answer (default: 32)")
-    bench.add_argument("--rounds", type=int, default=10, help="timed rounds (default: 10)")
-    bench.add_argument("--threads", type=int, default=2, help="threads on the CPU (default: 2)")
-    bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    types = ("bfloat16", "float16", "float32")
-    text = "of all weights (default: bfloat16; on a CPU without bfloat16 instructions float32 is far faster)"
-    bench.add_argument("--dtype", choices=types, default="bfloat16", help=text)
-    bench.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    for name, default, text in (
+        ("--lm-layers", 32, "layers of the Llama (32: as in 7B)"),
+        ("--lm-width", 4096, "its width"),
+        ("--lm-heads", 32, "its attention heads"),
+        ("--lm-hidden", None, "width inside its MLP (default: 8/3 of the width)"),
+        ("--new-tokens", 32, "tokens of each answer"),
+    ):
+        bench.add_argument(name, type=int, default=default, metavar="N", help=text)
+    text = "registry name whose CLIP is the tower"
+    bench.add_argument("--clip", default="safeclip_vit_l14_336.zeroshot", metavar="NAME", help=text)
+    add_flag(bench, "--rounds", default=10)
+    add_flags(bench, "--threads", "--device")
+    text = "of all weights; on a CPU without bfloat16 instructions float32 is far faster"
+    add_flag(bench, "--dtype", text, choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add_flag(bench, "--out", "the figures as JSON (default: they are only printed)", metavar="FILE")
 
 
 def _bench(options: argparse.Namespace) -> int:

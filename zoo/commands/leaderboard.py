@@ -6,21 +6,23 @@ import argparse
 import json
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, add_flag
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo leaderboard`."""
     text = "compare robustness reports: a Markdown table, and robustness against the budget as a figure"
     example = "zoo leaderboard runs/robustness --out leaderboard.md --plot curve.png"
     parser = add_command(commands, "leaderboard", _leaderboard, text, example)
-    parser.add_argument("reports", nargs="+", type=Path, help="JSON files of `zoo evaluate robustness`, or folders")
-    parser.add_argument("--sort", default="asr_at_fpr", metavar="COLUMN", help="best first (default: asr_at_fpr)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="JSON files of `zoo evaluate robustness`, or folders"
+    )
+    parser.add_argument("--sort", default="asr_at_fpr", metavar="COLUMN", help="best first")
+    add_flag(parser, "--out", "the table that is printed", metavar="FILE")
     parser.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw all curves (measured with --eps) into one figure"
     )
-    parser.add_argument("--json", action="store_true", help="plain data in place of Markdown")
+    add_flag(parser, "--json", "plain data in place of the Markdown table")
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

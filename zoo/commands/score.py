@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from zoo.commands.common import Commands, add_command
+from zoo.commands.common import Commands, add_command, add_flag
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Scorer
@@ -17,16 +17,15 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 
 def add(commands: Commands) -> None:
-    """Declare the subcommand."""
+    """Add `zoo score`."""
     text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something could not be judged"
     parser = add_command(commands, "score", _score, text, "zoo score --model releases/signs a.jpg b.png --json")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
-    parser.add_argument("--model", required=True, help="bundle or release directory, hf-hub:ORG/NAME, or registry name")
-    parser.add_argument(
-        "--text", action="append", metavar="T", help="prompt; one for all images, or one for each (repeat the option)"
-    )
-    parser.add_argument("--policy", help="policy file instead of the model's own")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
+    add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
+    text = "prompt; one for all images, or one for each; repeatable"
+    parser.add_argument("--text", action="append", metavar="TEXT", help=text)
+    add_flag(parser, "--policy", "it judges in place of the model's own")
+    add_flag(parser, "--json", "one object a line, in place of the table")
     parser.add_argument("--verbose", action="store_true", help="say which engine runs and why, on standard error")
 
 

@@ -225,12 +225,11 @@ AnyPolicy: TypeAlias = Policy | PanelPolicy
 
 
 def read_policy(path: str | Path) -> AnyPolicy:
-    """Read a policy file, as given or as shipped: of one model or, where it has `heads`, of a panel.
+    """Read a policy, by its path or shipped name: of one model or, where it has `heads`, of a panel.
 
     Raises BadInputError (missing, not YAML) or BadPolicyError.
     """
-    given = Path(path)
-    data = schema.read_yaml(given if given.is_file() else find_asset(given))
+    data = schema.read_yaml(find_asset(path))
     kind: type[AnyPolicy] = PanelPolicy if isinstance(data, dict) and "heads" in data else Policy
     return kind.from_dict(data, str(path))
 

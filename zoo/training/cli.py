@@ -16,6 +16,7 @@ import lightning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from zoo.assets import find_asset, shipped
 from zoo.errors import close_match, refusal
 
 OWN_MODELS = "--import MODULE (repeatable) first imports a module that registers your own models."
@@ -109,6 +110,7 @@ def check(recipe: Path) -> dict[str, str]:
 
 
 def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
+    args = [_config(before, word) for before, word in zip(["", *args], args, strict=False)]
     before = sys.argv
     sys.argv = ["zoo", *args]  # LightningCLI warns when it is given arguments beside those of the process
     try:
@@ -128,6 +130,17 @@ def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
         )
     finally:
         sys.argv = before
+
+
+def _config(before: str, word: str) -> str:
+    """The value of a `--config` as a path, where it names a recipe or a fragment (`quickstart`, `gpu`)."""
+    option, sign, value = word.partition("=")
+    if option in ("-c", "--config") and sign:
+        return f"{option}={_config(option, value)}"
+    # jsonargparse also takes the text of a configuration itself.
+    if before not in ("-c", "--config") or ":" in word:
+        return word
+    return str(find_asset(word, "trainer" if word in shipped("trainer") else "recipe"))
 
 
 def _recipe(args: list[str]) -> str:

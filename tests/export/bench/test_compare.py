@@ -24,7 +24,7 @@ from zoo.models.clip import ClipImageTower, DualEncoder
 from zoo.registry import create_model, model_card
 
 CLIP = "test_safeclip.random"
-SMALL = ["--batch", "1,3", "--threads", "1", "--rounds", "5", "--image", "80x60"]
+SMALL = ["--batch-sizes", "1,3", "--threads", "1", "--rounds", "5", "--jpeg-size", "80x60"]
 
 
 def _change(folder: Path, name: str, **changes: object) -> None:
@@ -195,12 +195,15 @@ def test_options_that_are_no_numbers_and_a_file_for_a_folder_are_refused(
 ) -> None:
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     for options, error in {
-        ("--batch", "1,eight"): '--batch takes whole numbers such as 1,8,32, got "eight"',
-        ("--image", "1024"): '--image takes whole numbers such as 1024x768, got ""',
-        ("--out", str(tmp_path / "file")): "is a file, and --out takes a folder",
+        ("--batch-sizes", "1,eight"): '--batch-sizes takes whole numbers such as 1,8,32, got "eight"',
+        ("--jpeg-size", "1024"): '--jpeg-size takes whole numbers such as 1024x768, got ""',
     }.items():
         assert run(["bench", str(two), *options]) == 1
         assert error in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run(["bench", str(two), "--out", str(tmp_path / "file")])
+    assert end.value.code == 2
+    assert "is a file, and several files are written: name a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 

@@ -171,7 +171,7 @@ def test_a_broken_manifest_is_refused(bundle: Path, content: bytes) -> None:
 
 def test_another_policy_takes_the_place_of_the_bundles_own(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = hashes(bundle)
-    assert run(["policy", "use", "configs/policy/quickstart.yaml", "--bundle", str(bundle)]) == 0
+    assert run(["policy", "use", "configs/policy/quickstart.yaml", "--model", str(bundle)]) == 0
     assert "judges by quickstart@1#" in capsys.readouterr().out
     found = read_bundle(bundle)
     assert found.policy == Policy.read(find_asset("configs/policy/quickstart.yaml"))

@@ -17,7 +17,7 @@ from PIL import Image
 from export.bundle.command import rebuild, rebuild_all, runs_anywhere
 from export.bundle.manifest import Engine, Manifest, budget_of, given
 from export.bundle.store import read_bundle
-from export.commands.options import engine_options
+from export.commands.formats import engine_options
 from export.onnx.export import export_onnx
 from export.verify.inputs import image_probes
 from zoo.cli import build_parser, run
