@@ -93,7 +93,7 @@ def _files(folder: Path, split: Split | None) -> Iterator[_File]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder. Raises BadInputError where images lie beside them: they would have no class."""
+    """The folders in a folder. Raises BadInputError for images that are not in a folder: they would have no class."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     loose = [path for path in inside if path.is_file() and _is_image(path)]
     if loose:

@@ -39,14 +39,14 @@ def write_proxy(
 ) -> dict[Split, Counter[str]]:
     """Write a manifest of image, text, labels, split and kind from one of captions; returns how many rows of each kind.
 
-    A photo shows the concept where any of its captions has one of `words` (whole words, in any case), a prompt asks
-    for it where the prompt has one. The prompt of a row is a caption of its photo or, in a share `mismatch` of the
-    rows, a caption of another photo of the same split. The label `unsafe` stands for either, beside `in_image` and
-    `in_prompt`.
+    A photo shows the concept if any of its captions has one of `words` (whole words, in any case), a prompt asks
+    for it if the prompt has one. The prompt of a row is a caption of its photo or, in a share `mismatch` of the
+    rows, a caption of another photo of the same split. The labels `in_image` and `in_prompt` say which has the
+    concept, and `unsafe` that one has it.
 
-    Training photos give `rows_per_image` rows each, others one. Where no photo is named `test`, a share `test_share`
-    of the validation photos becomes that split. Everything is drawn by a seeded hash of the photo's name, so that no
-    row moves when photos come or go, but for the few whose prompt came from one of these.
+    Training photos give `rows_per_image` rows each, others one. If no photo has the split `test`, a share `test_share`
+    of the validation photos becomes that split. Everything is drawn by a seeded hash of the photo's name. When photos
+    come or go, only the few rows move whose prompt came from one of them.
 
     Raises BadInputError for shares outside [0, 1], no words, rows without image, text or split, and for a split with
     too few photos to take another's caption.
@@ -91,8 +91,8 @@ class _Ring:
         if len(self.photos) < 2:
             raise BadDataError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
         start = bisect(self.places, draw(f"other:{key}", self.seed))
-        found = self.photos[start % len(self.photos)]
-        return found if found is not photo else self.photos[(start + 1) % len(self.photos)]
+        drawn = self.photos[start % len(self.photos)]
+        return drawn if drawn is not photo else self.photos[(start + 1) % len(self.photos)]
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:
@@ -103,22 +103,22 @@ def _pattern(words: Sequence[str]) -> re.Pattern[str]:
 
 
 def _photos(rows: list[Row], captions: Path) -> list[_Photo]:
-    found: dict[Path, _Photo] = {}
+    photos: dict[Path, _Photo] = {}
     for row in rows:
         if row.image is None or row.text is None or row.split is None:
             wanting = next(name for name in ("image", "text", "split") if getattr(row, name) is None)
             raise BadDataError(
                 f"{captions}, line {row.line}: a caption has image, text and split, here is no {wanting}"
             )
-        photo = found.setdefault(row.image, _Photo(row.image, row.split))
+        photo = photos.setdefault(row.image, _Photo(row.image, row.split))
         if photo.split != row.split:
             raise BadDataError(f"{captions}, line {row.line}: {row.image} is in {photo.split} and in {row.split}")
         photo.captions.append(row.text)
-    return list(found.values())
+    return list(photos.values())
 
 
 def _divide(photos: list[_Photo], test_share: float, seed: int) -> None:
-    """Make a share of the validation photos the test split, where there is none."""
+    """Make a share of the validation photos the test split, if there is no test split."""
     if any(photo.split == "test" for photo in photos):
         return
     for photo in photos:

@@ -86,8 +86,8 @@ def write_questions(signs: Path, out: Path, *, wording: Wording = "plain", per_i
 
     Columns: image (relative to the CSV), question, answer, label (1 forbidden, 0 not), split, kind (shape, colour,
     count, place, describe; each at most once a picture), reason (what is forbidden, as a refusal would name it).
-    Same arguments, same file; does nothing where that file is there already. Raises BadInputError when `out` is
-    another file, `signs` no such dataset, or `per_image` not in [1, 5].
+    Same arguments, same file; does nothing if that file exists already. Raises BadInputError when `out` is
+    another file, `signs` is not such a dataset, or `per_image` is not in [1, 5].
     """
     if wording not in QUESTIONS:
         raise BadArgumentError(f'no wording is called "{wording}"' + close_match(wording, QUESTIONS))

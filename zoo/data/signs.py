@@ -220,7 +220,7 @@ def _slots(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def _picture(seed: int, split: str, index: int) -> tuple[str, Signs, np.random.Generator]:
-    """File name and contents of a picture, and the generator that goes on to draw it."""
+    """File name and contents of a picture, and the generator that draws it from here."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     return f"images/{split}_{index:05d}.jpg", _choose(rng, split, index), rng
 

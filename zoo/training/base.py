@@ -115,7 +115,7 @@ class Base(Task):
     Args:
         model: registry name of the model.
         model_args: hyperparameters to change, see `zoo show NAME`; a release in `init_from` brings its own.
-        policy: policy file, as given or as shipped; the model's own when None.
+        policy: path of a policy, here or among the files of the package; the model's own when None.
         init_from: a release to start from instead of random weights: the same architecture, under any tag.
         image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
         text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
@@ -241,13 +241,13 @@ class Base(Task):
 
 def _begun(start: ZooModel, name: str) -> ZooModel:
     """A loaded model under the name of what it is to become: another tag of its architecture, or the same."""
-    found, wanted = start.card, model_entry(name).card
-    if found.architecture != wanted.architecture or model_entry(found.name).builder != model_entry(name).builder:
-        raise BadArgumentError(f"init_from is a {found.name}, the recipe trains {name}: another architecture")
-    text = found.text
+    given, wanted = start.card, model_entry(name).card
+    if given.architecture != wanted.architecture or model_entry(given.name).builder != model_entry(name).builder:
+        raise BadArgumentError(f"init_from is a {given.name}, the recipe trains {name}: another architecture")
+    text = given.text
     if text is not None and wanted.text is not None:
         text = dataclasses.replace(text, deobfuscate=wanted.text.deobfuscate)
-    start.card = found.replace(
+    start.card = given.replace(
         name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
     )
     return start
@@ -257,7 +257,7 @@ class UnsafeRanking(Metric):
     """AUROC and average precision of unsafe scores against labels, over all batches and processes.
 
     torchmetrics' `BinaryAUROC` passes a batch through a sigmoid when any score of it leaves [0, 1], as pooled sums do
-    by rounding: its value then depends on the batch size. This one keeps the scores as they are.
+    by rounding: its value then depends on the batch size. This one does not change the scores.
     """
 
     full_state_update = False
@@ -290,10 +290,10 @@ class UnsafeRanking(Metric):
 
 
 def freeze_parts(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ()) -> None:
-    """Freeze the parameters under these modules, but for those under others; the longest name counts.
+    """Freeze the parameters under `frozen` modules, except those under `unfrozen` ones; the longest name counts.
 
     Frozen modules get no gradients and stay in evaluation mode: no dropout, no new running statistics. Raises
-    BadInputError for a name that is no module or parameter of the model.
+    BadInputError for a name that is not a module or parameter of the model.
     """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     known = {name for name in (*modules, *parameters) if name}

@@ -43,7 +43,7 @@ class Classification(Base):
         label_smoothing: share of the target in [0, 1) that is spread over all answers.
         label_names: what the manifest calls the labels, `{"1": unsafe, "0": safe}`.
         image_dropout: share of rows that train without their image, if the model does not need it.
-        text_dropout: share of rows that train without their text, likewise. No row loses both.
+        text_dropout: share of rows that train without their text, if the model does not need it. No row loses both.
         kwargs: arguments of `Base`.
     """
 

@@ -27,7 +27,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2, the message and the close match."""
-        # "module has no attribute" is of a class that there is not, "object has no attribute" of Python's own.
+        # "module has no attribute" names a class that does not exist, "object has no attribute" is Python's own.
         pattern = r"(?:(?:[Oo]ption|[Kk]ey|(?<!object has no )attribute) '|unrecognized arguments: --)([\w.]+)"
         wrong = re.search(pattern, message)
         if wrong:
@@ -112,7 +112,7 @@ def check(recipe: Path) -> dict[str, str]:
 def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
     args = [_config(before, word) for before, word in zip(["", *args], args, strict=False)]
     before = sys.argv
-    sys.argv = ["zoo", *args]  # LightningCLI warns when it is given arguments beside those of the process
+    sys.argv = ["zoo", *args]  # LightningCLI warns about arguments that are not those of the process
     try:
         return kind(
             model_class=lightning.LightningModule,
@@ -161,7 +161,7 @@ def _keys(parser: LightningArgumentParser) -> set[str]:
 
 
 def _arguments(classes: Iterable[str]) -> set[str]:
-    """The arguments of classes by their paths, and of a class that there is not its neighbours."""
+    """The arguments of classes by their paths; for a class that does not exist, the names in its module."""
     names: set[str] = set()
     for path in classes:
         module, _, name = path.rpartition(".")
@@ -169,11 +169,11 @@ def _arguments(classes: Iterable[str]) -> set[str]:
             home = importlib.import_module(module)
         except ImportError:
             continue
-        found = getattr(home, name, None)
-        owners = found.__mro__[:-1] if isinstance(found, type) else ()  # a class may hand arguments on to its base
+        named = getattr(home, name, None)
+        owners = named.__mro__[:-1] if isinstance(named, type) else ()  # a class may pass arguments to its base
         names |= {one for owner in owners for one in getattr(vars(owner).get("__init__"), "__annotations__", ())}
-        names |= set() if found else set(getattr(home, "__all__", vars(home)))
-    return names - {"return"}
+        names |= set() if named else set(getattr(home, "__all__", vars(home)))
+    return names - {"return", "kwargs"}
 
 
 def _no_advertising(record: logging.LogRecord) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -106,7 +106,10 @@ class ManifestData(lightning.LightningDataModule):
             return
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
         mixed = [row for path in self.mix for row in _train_rows(Path(path))]
-        spec = self._image_spec()
+        if self.trainer is None:
+            raise BadArgumentError("ManifestData takes the image size from the model: use it with a Trainer")
+        model: Any = self.trainer.lightning_module.model
+        spec: ImageInput | None = model.card.image
         paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec})
         self.images = ImageStore(paths, spec, self.max_cache_gb)
         total = len(rows) + len(mixed)
@@ -133,7 +136,7 @@ class ManifestData(lightning.LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order, every row; the validation split where the manifest has no test rows."""
+        """The test split in order, every row, or the validation split if the manifest has no test rows."""
         return self._loader("test" if self.by_split["test"] else "val")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -149,15 +152,8 @@ class ManifestData(lightning.LightningDataModule):
             batch["pixels"] = self.view(pixels) if training else pixels
         return batch
 
-    def _image_spec(self) -> ImageInput | None:
-        if self.trainer is None:
-            raise BadArgumentError("ManifestData takes the image size from the model: use it with a Trainer")
-        model: Any = self.trainer.lightning_module.model
-        spec: ImageInput | None = model.card.image
-        return spec
-
     def _without_leaks(self, mixed: list[Row]) -> list[Row]:
-        """The mixed rows that resemble no row of val or test; of the others it is said how many there were."""
+        """The mixed rows that resemble no row of val or test; the log says how many were left out."""
         placed = [dataclasses.replace(row, split=split) for split, part in self.by_split.items() for row in part]
         every = [*placed, *(dataclasses.replace(row, split=None) for row in mixed)]
         # All shares to train: whatever ends elsewhere was drawn there by a row that it resembles.
@@ -195,23 +191,24 @@ class ManifestData(lightning.LightningDataModule):
             raise BadDataError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
         lengths = [max(len(row.text or "") for row in item) for item in items]
         similar = SimilarLengths(lengths, self.batch_size) if shuffle and self.by_length else None
+        examples = _Rows(items, self.images)
         return DataLoader(
-            _Rows(items, self.images),  # type: ignore[arg-type]
+            examples,  # type: ignore[arg-type]
             batch_size=self.batch_size,
             shuffle=shuffle and similar is None,
             sampler=similar,
             drop_last=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=_collate(self.images),
+            collate_fn=examples.collate,
         )
 
 
 def _train_rows(manifest: Path) -> list[Row]:
-    """The rows of a manifest whose split is train. Raises BadInputError when none is."""
+    """The rows of a manifest whose split is train. Raises BadInputError if there is no such row."""
     rows = [row for row in read_manifest(manifest) if row.split == "train"]
     if not rows:
-        raise BadDataError(f'{manifest}: mix adds rows whose split is "train", and there are none')
+        raise BadDataError(f'{manifest}: mix adds rows whose split is "train", but no row has it')
     return rows
 
 
@@ -242,12 +239,14 @@ class ImageStore:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
         self.prints, self.refused = fingerprints(paths, self._keep)
 
-    def get(self, path: Path) -> NDArray[np.uint8]:
-        """The fitted pixels `[S, S, 3]` of a readable image."""
+    def get(self, path: Path | None) -> NDArray[np.uint8]:
+        """The fitted pixels `[S, S, 3]` of a readable image, or black ones for None."""
+        assert self.spec is not None  # only a model that reads images has an image asked for
+        if path is None:
+            return np.zeros((self.spec.size, self.spec.size, 3), np.uint8)
         if self.pixels is not None:
             kept: NDArray[np.uint8] = self.pixels[self.number[path]]
             return kept
-        assert self.spec is not None  # rows keep their image only where the model reads images
         return fit(decode(path), self.spec)
 
     def _keep(self, path: Path, image: Image.Image) -> None:
@@ -256,7 +255,7 @@ class ImageStore:
 
 
 class _Rows(Dataset[Row]):
-    """Items of one or more rows; of several, one is drawn each time."""
+    """Items of one or more rows; one of several is drawn each time."""
 
     def __init__(self, items: list[list[Row]], images: ImageStore) -> None:
         self.items, self.images = items, images
@@ -268,30 +267,24 @@ class _Rows(Dataset[Row]):
         choices = self.items[index]
         return choices[0] if len(choices) == 1 else choices[random.randrange(len(choices))]
 
-
-def _collate(images: ImageStore) -> Callable[[list[Row]], dict[str, Any]]:
-    def collate(rows: list[Row]) -> dict[str, Any]:
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """A batch of rows; its images are `image`, uint8 `[B, S, S, 3]`."""
         batch: dict[str, Any] = {"labels": [row.labels for row in rows], "lines": [row.line for row in rows]}
         batch["judged"] = [row.judged for row in rows]
-        if images.number:
-            present = [row.image is not None for row in rows]
-            blank = np.zeros((images.spec.size, images.spec.size, 3), np.uint8) if images.spec else None
-            stack = [images.get(row.image) if row.image else blank for row in rows]
-            batch["image"] = torch.from_numpy(np.stack(stack))  # type: ignore[arg-type]
-            batch["image_present"] = torch.tensor(present)
-            batch["group"] = torch.tensor([images.number[row.image] if row.image else -row.line for row in rows])
+        if number := self.images.number:
+            batch["image"] = torch.from_numpy(np.stack([self.images.get(row.image) for row in rows]))
+            batch["image_present"] = torch.tensor([row.image is not None for row in rows])
+            batch["group"] = torch.tensor([number[row.image] if row.image else -row.line for row in rows])
         if any(row.text for row in rows):
             batch["texts"] = [row.text for row in rows]
         return batch
-
-    return collate
 
 
 class RandomView(nn.Module):
     """`[B, 3, S, S]` to the same shape: a random crop of at least `min_crop` of the area, and a mirror image.
 
     Each image gets its own crop; the crop keeps the aspect ratio within 3:4 and 4:3. With `min_crop` 1 and no
-    `flip` the batch is returned as it is.
+    `flip` the batch is returned unchanged.
     """
 
     def __init__(self, *, flip: bool = False, min_crop: float = 1.0) -> None:
@@ -325,8 +318,8 @@ class RandomView(nn.Module):
 class SimilarLengths(Sampler[int]):
     """Draws every item once, so that each run of `batch_size` items has similar lengths.
 
-    Items are shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again: what stands
-    together changes with every epoch. The batch that the items do not fill comes last.
+    Items are shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again, so batches
+    change with every epoch. The batch that the items do not fill comes last.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, pool: int = 50) -> None:

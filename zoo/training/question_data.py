@@ -34,10 +34,10 @@ class Conversation:
 class QuestionData(lightning.LightningDataModule):
     """Conversations from a manifest of questions (see `read_questions`), unreadable images set aside.
 
-    Training batches have one conversation about each image, of questions and an order that are drawn anew in each
-    epoch. A share of them carries the guard's instruction: on an unsafe image the first answer is then a refusal with
-    the reason, on any other all answers are plain. Without the instruction every answer is plain. So the language
-    model learns to look for itself, and a detection alone forces no refusal.
+    Training batches have one conversation about each image, with questions and an order that each epoch draws again.
+    A share of the conversations carries the guard's instruction: the first answer about an unsafe image is then a
+    refusal with the reason, and all answers about a safe one are plain. Without the instruction every answer is
+    plain. So the language model learns to look at the image, and a detection alone forces no refusal.
 
     Args:
         questions: CSV or Parquet file with image, question, answer; optional are label (1 unsafe), split, kind, reason.
@@ -45,8 +45,8 @@ class QuestionData(lightning.LightningDataModule):
         batch_size: conversations in a batch.
         turns: questions in a training conversation, at most.
         instructed: share of training conversations with the instruction, in [0, 1].
-        evaluated: questions that validation and test ask, each with and without the instruction; the first of a
-            seeded order. 0: all.
+        evaluated: how many questions validation and test ask, each with and without the instruction: the first of a
+            seeded order. 0 asks all.
         splits: shares of train, val and test, for rows without a split in the manifest.
         split_seed: seeds the hash that assigns them, and the order of the questions to evaluate on.
     """
@@ -120,16 +120,12 @@ class QuestionData(lightning.LightningDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[list[Conversation]]:
-        """Single questions of the test split; of the validation split where the manifest has no test rows."""
-        return self._evaluation(self.evaluation_split("test"))
+        """Single questions of the test split, or of the validation split if the manifest has no test rows."""
+        return self._evaluation("test" if self.by_split["test"] else "val")
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """A batch is text: the model makes tensors of it."""
+        """Return the batch unchanged: it is text, of which the model makes tensors."""
         return batch
-
-    def evaluation_split(self, stage: str) -> Split:
-        """The split that this stage asks about."""
-        return "test" if stage == "test" and self.by_split["test"] else "val"
 
     def _evaluation(self, split: Split) -> DataLoader[list[Conversation]]:
         questions = list(self.by_split[split])
@@ -142,18 +138,13 @@ class QuestionData(lightning.LightningDataModule):
 
 
 def conversation(questions: list[Question], instructed: bool) -> Conversation:
-    """A conversation about one image: with the instruction, an unsafe image is refused, which ends it."""
+    """A conversation about one image. With the instruction, it is one refused question if the image is unsafe."""
     first = questions[0]
-    refused = instructed and first.unsafe
-    questions = questions[:1] if refused else questions
-    return Conversation(
-        first.image,
-        tuple(question.question for question in questions),
-        tuple(refusal(question) if refused else question.answer for question in questions),
-        instructed,
-        first.unsafe,
-        first.kind,
-    )
+    if refused := instructed and first.unsafe:
+        questions = questions[:1]
+    asked = tuple(one.question for one in questions)
+    answers = tuple(refusal(one) if refused else one.answer for one in questions)
+    return Conversation(first.image, asked, answers, instructed, first.unsafe, first.kind)
 
 
 def refusal(question: Question) -> str:

@@ -125,7 +125,11 @@ class VisionLanguage(Task):
         self.features = TowerFeatures(self.lvlm, self.processor, detector, h.max_cache_gb)
         self.lvlm.train().model.vision_tower.requires_grad_(False)
         if h.lora:
-            self._peft = (add_lora(self.lvlm, h.lora),)
+            # CLIP's vision tower has projections of the same names: only the language model's are meant.
+            config = lora_config(h.lora, {"language_model": self.lvlm.model.language_model}, "the language model")
+            from peft import get_peft_model
+
+            self._peft = (get_peft_model(self.lvlm, config),)
 
     def on_fit_start(self) -> None:
         """Encode all images."""
@@ -133,7 +137,7 @@ class VisionLanguage(Task):
         self.features.compute(data.images("train", "val"))
 
     def training_step(self, batch: list[Conversation], batch_idx: int) -> Tensor:
-        """One step on a batch of conversations, corrected by the guard where there is one."""
+        """One step on a batch of conversations, corrected by the guard if one is given."""
         inputs = self.collator([self._example(row) for row in batch])
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         images = self.features.outputs([row.image for row in batch])
@@ -167,7 +171,7 @@ class VisionLanguage(Task):
         """The answers to the first question of each conversation, generated greedily."""
         images = [row.image for row in batch]
         self.features.compute(images)
-        prompts = [next(iter(self.prompts(row))) for row in batch]
+        prompts = [self.prompts(row)[0] for row in batch]
         inputs = self.collator.prompts(prompts, [(self.features.tokens,)] * len(batch))
         sequences = self.lvlm.generate(
             **{key: value.to(self.device) for key, value in inputs.items()},
@@ -236,23 +240,11 @@ class VisionLanguage(Task):
 GUARD: dict[str, Any] = {"detector": None, "policy": None, "instructed": 0.25}
 
 
-def add_lora(lvlm: Any, lora: dict[str, Any]) -> Any:
-    """Put adapters on the language model, in place, and freeze all else; returns the PeftModel around it.
-
-    Raises MissingDependencyError without peft, BadInputError for modules that the language model does not have.
-    """
-    # CLIP's vision tower has projections of the same names: only the language model's are meant.
-    config = lora_config(lora, {"language_model": lvlm.model.language_model}, "the language model")
-    from peft import get_peft_model
-
-    return get_peft_model(lvlm, config)
-
-
 class TowerFeatures:
     """The hidden states `[T, W]` that a LLaVA's projector reads, and a detector's verdict, for each image file.
 
-    `model` is a LlavaForConditionalGeneration whose tower stays as it is; more than `max_gigabytes` of hidden states
-    are refused with BadInputError. LLaVA-1.5 (576 x 1024 in float16) takes 1.2 MB an image.
+    `model` is a LlavaForConditionalGeneration whose tower does not change. BadInputError refuses more than
+    `max_gigabytes` of hidden states. LLaVA-1.5 (576 x 1024 in float16) takes 1.2 MB an image.
     """
 
     def __init__(self, model: Any, processor: Any, detector: Detector | None, max_gigabytes: float = 8.0) -> None:
@@ -282,8 +274,8 @@ class TowerFeatures:
                     f"the features of {len(new)} images take {size:.1f} GB, more than max_cache_gb {self.max_gigabytes}"
                 )
             if self._detector is not None and cls is not None:
-                found = self._detector.verdicts(self._detector(cls), [1] * len(batch))
-                self.verdicts |= dict(zip(batch, found, strict=True))
+                verdicts = self._detector.verdicts(self._detector(cls), [1] * len(batch))
+                self.verdicts |= dict(zip(batch, verdicts, strict=True))
             self._number |= {path: len(self._states) + offset for offset, path in enumerate(batch)}
             self._states += states.cpu().unbind()
 
