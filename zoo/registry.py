@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from zoo.models.base import ZooModel
 
 Builder = Callable[[ModelCard], "ZooModel"]
+
+_Named = TypeVar("_Named", bound="str | Builder")
 
 log = logging.getLogger("zoo.registry")
 
@@ -56,7 +58,7 @@ _loaded = False
 def register_model(
     card: ModelCard, *, policy: str, builder: str | Builder | None = None, pretrained: str | None = None
 ) -> Callable[[Builder], Builder]:
-    """Register a model under `card.name`; with `builder` at once, else as a decorator of the builder.
+    """Register a model under `card.name`: at once with `builder`, otherwise as a decorator of the builder.
 
     A builder takes the card (hyperparameters in `card.hparams`) and returns an untrained `ZooModel`.
     Raises BadArgumentError when the name is taken.
@@ -71,20 +73,15 @@ def register_model(
     ['my_net.small']
     """
 
-    def add(function: str | Builder) -> None:
-        _load()  # a clash is then the fault of who comes later
+    def decorate(function: _Named) -> _Named:
+        _load()  # a shipped model keeps its name; the later one is refused
         if card.name in _entries:
             raise BadArgumentError(f'a model named "{card.name}" is already registered')
         _entries[card.name] = ModelEntry(card, function, policy, pretrained)
-
-    if builder is not None:
-        add(builder)
-
-    def decorate(function: Builder) -> Builder:
-        if builder is None:
-            add(function)
         return function
 
+    if builder is not None:
+        decorate(builder)
     return decorate
 
 
@@ -155,10 +152,8 @@ def build(card: ModelCard) -> ZooModel:
     builder = model_entry(card.name).builder
     if isinstance(builder, str):
         module, _, attribute = builder.partition(":")
-        function: Builder = getattr(importlib.import_module(module), attribute)
-    else:
-        function = builder
-    return function(card)
+        builder = cast("Builder", getattr(importlib.import_module(module), attribute))
+    return builder(card)
 
 
 def create_model(name: str, **hparams: Any) -> ZooModel:

@@ -197,9 +197,9 @@ def test_members_of_another_tower_are_refused(members: dict[str, Path], tmp_path
         create_panel("test_clip", [members["early"], tmp_path / "stranger"])
     with pytest.raises(BadInputError, match='no tower is named "clip_vit_l41"; did you mean "clip_vit_l14"'):
         create_panel("clip_vit_l41", [members["early"]])
-    with pytest.raises(BadInputError, match="no clip_vit_b32: patch_size is 8, expected 32"):
+    with pytest.raises(BadInputError, match="do not fit clip_vit_b32: patch_size is 8, expected 32"):
         create_panel("clip_vit_b32", [members["early"]])
-    with pytest.raises(BadInputError, match="is no head on the embedding"):
+    with pytest.raises(BadInputError, match="is not a head on the embedding"):
         create_panel("test_clip", ["test_nsfwjs.random"])
     with pytest.raises(BadInputError, match="needs at least one head"):
         create_panel("test_clip", [])

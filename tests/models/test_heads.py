@@ -256,7 +256,7 @@ def test_the_tower_is_read_as_clip_reads_it() -> None:
 
 
 def test_what_no_head_can_be_built_from_is_refused() -> None:
-    with pytest.raises(BadInputError, match='no head "q15"; did you mean "q16"'):
+    with pytest.raises(BadInputError, match='no head is named "q15"; did you mean "q16"'):
         create_model("test_q16.random", head="q15")
     with pytest.raises(BadInputError, match=r"labels must be concept_\.\.\. and then special_care_"):
         create_model("test_safety_checker.random", labels=["special_care_0", "concept_0"])

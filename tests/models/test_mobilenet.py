@@ -125,7 +125,11 @@ def test_mobilenet_v1_equals_the_keras_graph(shared: Path) -> None:
     config.num_labels = 1000
     whole = MobileNetV1ForImageClassification(config)
     whole.train(False)
-    whole.load_state_dict(mobilenet_v1_state(weights, classifier=True))
+    state = {f"mobilenet_v1.{key}": value for key, value in mobilenet_v1_state(weights).items()}
+    # The classifier is a 1 x 1 convolution in Keras, [1, 1, in, out].
+    state["classifier.weight"] = torch.from_numpy(weights["conv_preds/kernel"][0, 0].T.copy())
+    state["classifier.bias"] = torch.from_numpy(weights["conv_preds/bias"])
+    whole.load_state_dict(state)
     pixels = 2 * _pixels() - 1
     keras = _walk(folder, pixels)
     with torch.inference_mode():

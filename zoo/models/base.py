@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from zoo.contract.card import ImageInput, ModelCard
-from zoo.errors import BadArgumentError
+from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import hub_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 
 
 def weights_sha256(model: ZooModel, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The sha256 of a model's tokenizer and of named tensors of its, in this order: what they answer hangs on both."""
+    """The sha256 of a model's tokenizer and of some of its tensors, in this order: the answers depend on both."""
     digest = hashlib.sha256((model.tokenizer_json or "").encode())
     for name, value in tensors:
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -23,11 +24,29 @@ def weights_sha256(model: ZooModel, tensors: Iterable[tuple[str, Tensor]]) -> st
     return digest.hexdigest()
 
 
-class ZooModel(nn.Module):
-    """A module with a card. Images come as `[B, 3, size, size]` float32 RGB in [0, 1]; logits go out.
+def read_transformers(
+    kind: type[Any], source: str, what: str, *, with_tokenizer: bool = True, **options: Any
+) -> tuple[Any, str | None]:
+    """A model of a class of transformers, from a Hub id or a directory, and its tokenizer.json.
 
-    `tokenizer_json` is the tokenizer.json that its texts are encoded with; None where the model reads no text.
-    `stays_in_eval` names modules that `train()` leaves in evaluation mode, whoever calls it: frozen ones.
+    Raises BadDataError, which names `what` was to be read, when it cannot be fetched or read, or lacks a tensor.
+    """
+    try:
+        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8") if with_tokenizer else None
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise BadDataError(f"{what} {source} cannot be loaded: {problem}") from None
+    if report["missing_keys"]:  # transformers would leave them at random values, with only a warning
+        absent = ", ".join(sorted(report["missing_keys"])[:4])
+        raise BadDataError(f"{what} {source}: the weights are incomplete, without {absent}")
+    return model, tokenizer
+
+
+class ZooModel(nn.Module):
+    """A module with a card. Images come in as `[B, 3, size, size]` float32 RGB in [0, 1]; logits `[B, N]` go out.
+
+    `tokenizer_json` is the tokenizer.json that encodes its texts, None for a model that reads no text.
+    `stays_in_eval` names frozen modules, which `train()` leaves in evaluation mode.
     """
 
     stays_in_eval: frozenset[str] = frozenset()
@@ -38,14 +57,14 @@ class ZooModel(nn.Module):
         self.tokenizer_json: str | None = train_tokenizer([], 0) if card.text is not None else None
 
     def train(self, mode: bool = True) -> Self:
-        """Switch modes as `nn.Module.train` does, but for the modules in `stays_in_eval`."""
+        """Switch modes as `nn.Module.train` does, except for the modules in `stays_in_eval`."""
         super().train(mode)
         for name in self.stays_in_eval:
             self.get_submodule(name).training = False
         return self
 
     def answer(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and scores, both float32 `[B, N]`: what `forward` gives, and the score function of the card."""
+        """Logits and scores, both float32 `[B, N]`: the output of `forward`, and the card's score function of it."""
         logits: Tensor = self(*inputs).float()
         return logits, logits.softmax(dim=-1) if self.card.score == "softmax" else logits.sigmoid()
 

@@ -50,13 +50,13 @@ class ClipImageTower(nn.Module):
             raise BadArgumentError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
         self.normalise = Normalise(card.image)
         self.vision_model = CLIPVisionModel(vision)
-        # hidden_states[-1 - k] is what comes out when the last k layers are left away: build only what is used.
+        # hidden_states[-1 - k] is the output without the last k layers: build only the others.
         self.vision_model.encoder.layers = self.vision_model.encoder.layers[: depth + 1 + layer]
         self.visual_projection = nn.Linear(vision.hidden_size, vision.projection_dim, bias=False)
         self.width: int = vision.hidden_size
         self.post_layernorm = post_layernorm
         if not post_layernorm:
-            # It always runs inside transformers' module, unused here: frozen, it is no parameter to train.
+            # transformers' module always runs it, and its output is unused here: freeze it, so that nothing trains it.
             self.vision_model.post_layernorm.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Encoded:

@@ -1,4 +1,4 @@
-"""A CLIP to copy weights from: one of transformers', or the towers of a model of ours, with what shapes do not show."""
+"""A CLIP to copy weights from, of transformers or in a model of the zoo, with the settings that shapes do not show."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import hub_file
-from zoo.models.base import ZooModel
+from zoo.models.base import ZooModel, read_transformers
 from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
 
-#: What decides a transformer's output and shows in no shape: a mistake here would go unnoticed.
+#: Settings that change a transformer's output but no shape: without a check, a difference would go unnoticed.
 _UNSEEN = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 _OPENAI = "openai/clip-"
 _PROJECTION = "visual_projection.weight"
@@ -24,9 +23,9 @@ _PROJECTION = "visual_projection.weight"
 class ClipWeights:
     """Tensors by transformers' names, the configuration of both towers, and where they come from.
 
-    `layers` counts the layers of the image tower that are there: a release of ours keeps only those that it reads.
+    `layers` counts the layers of the image tower: a release of the zoo keeps only those that it reads.
     `final_norm` says whether the image tower's final LayerNorm is that of a trained CLIP. `text` is None, and there
-    are no text tensors, where the source judges images alone.
+    are no text tensors, for a source that judges images alone.
     """
 
     source: str
@@ -44,14 +43,7 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
 
     Raises BadInputError when it cannot be fetched or read, or lacks a tensor.
     """
-    try:
-        clip, report = CLIPModel.from_pretrained(source, output_loading_info=True)
-        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8") if with_text else None
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise BadDataError(f"the CLIP {source} cannot be loaded: {problem}") from None
-    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
-        absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadDataError(f"the weights of {source} are incomplete, without {absent}")
+    clip, tokenizer = read_transformers(CLIPModel, source, "the CLIP", with_tokenizer=with_text)
     return ClipWeights(
         source=f"https://huggingface.co/{source}" if not Path(source).is_dir() else f"directory {Path(source).name}",
         licence="MIT (OpenAI CLIP weights)" if source.startswith(_OPENAI) else f"that of {Path(source).name}",
@@ -64,7 +56,7 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
 
 
 def clip_of(model: ZooModel, source: str) -> ClipWeights:
-    """The CLIP in a model of ours. Raises BadInputError when its image tower is no CLIP's."""
+    """The CLIP in a model of the zoo. Raises BadArgumentError for a model without a CLIP image tower."""
     image, text = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
     card = model.card
     if not isinstance(image, ClipImageTower):
@@ -81,7 +73,7 @@ def clip_of(model: ZooModel, source: str) -> ClipWeights:
         state=state,
         vision=image.vision_model.config,
         layers=len(image.vision_model.encoder.layers),
-        # Without its use in training it is still at its initial value; a CLIP that was copied brought its own along.
+        # Training leaves an unused LayerNorm at its initial value. A CLIP that was copied has a trained one.
         final_norm=image.post_layernorm or not card.training.recipe,
         text=text.text_model.config if isinstance(text, ClipTextTower) else None,
         tokenizer_json=model.tokenizer_json,

@@ -15,8 +15,7 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import hub_file
-from zoo.models.base import Normalise, ZooModel
+from zoo.models.base import Normalise, ZooModel, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 from zoo.models.tfjs import read_tfjs
@@ -127,22 +126,17 @@ def build_resnet(card: ModelCard) -> DualEncoder:
 
 
 def load_pretrained(model: ZooModel, image: str | None, text: str | None) -> None:
-    """Start the towers from published weights, where they are named: see the two functions below."""
+    """Start towers from published weights: `image` is a folder with a TensorFlow.js MobileNetV1, `text` a BERT.
+
+    Raises BadInputError when the model has no such tower, or the source holds no such network.
+    """
     if image:
-        load_pretrained_image(model, Path(image))
+        tower = getattr(model, "image_tower", None)
+        if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
+            raise BadArgumentError(f"{model.card.name} has no MobileNetV1 image tower to read {image} into")
+        tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(Path(image)).weights))
     if text:
         load_pretrained_text(model, text)
-
-
-def load_pretrained_image(model: ZooModel, source: Path) -> None:
-    """Read a TensorFlow.js MobileNetV1 into the image tower of a model that has one.
-
-    Raises BadInputError when the model has no such tower, or the directory holds no such network.
-    """
-    tower = getattr(model, "image_tower", None)
-    if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
-        raise BadArgumentError(f"{model.card.name} has no MobileNetV1 image tower to read {source} into")
-    tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(source).weights))
 
 
 def load_pretrained_text(model: ZooModel, source: str) -> None:
@@ -153,17 +147,10 @@ def load_pretrained_text(model: ZooModel, source: str) -> None:
     tower = getattr(model, "text_tower", None)
     if not isinstance(tower, BertTextTower):
         raise BadArgumentError(f"{model.card.name} has no BERT text tower to read {source} into")
-    try:
-        bert, report = BertModel.from_pretrained(source, add_pooling_layer=False, output_loading_info=True)
-        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:
-        raise BadDataError(f"text weights {source} cannot be loaded: {problem}") from None
-    if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
-        absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadDataError(f"text weights {source} are incomplete, without {absent}")
+    bert, tokenizer = read_transformers(BertModel, source, "the text weights", add_pooling_layer=False)
     try:
         tower.bert.load_state_dict(bert.state_dict())
     except RuntimeError as problem:
-        raise BadDataError(f"text weights {source} do not fit {model.card.name}: {problem}") from None
+        raise BadDataError(f"the text weights {source} do not fit {model.card.name}: {problem}") from None
     model.tokenizer_json = tokenizer
     model.codec()

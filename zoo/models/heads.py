@@ -40,7 +40,7 @@ class EmbeddingClassifier(ZooModel):
         super().__init__(card)
         kind = card.hparams["head"]
         if kind not in HEADS:
-            raise BadArgumentError(f'{card.name}: there is no head "{kind}"' + close_match(str(kind), HEADS))
+            raise BadArgumentError(f'{card.name}: no head is named "{kind}"' + close_match(str(kind), HEADS))
         self.image_tower = ClipImageTower(card, vision_config(card), layer=-1, post_layernorm=True)
         self.head = HEADS[kind](card)
 
@@ -97,11 +97,11 @@ class SafetyChecker(nn.Module):
     above 0. The adjustment is 0 and becomes 0.01 for all scores that follow, in the order special care, concepts, as
     soon as one special-care score is above 0. An image is flagged when a concept is hit.
 
-    Rounding has no gradient, and lets a difference of 1e-7 between two engines jump by 1e-3. So nothing is rounded
-    here; instead every score is lowered by 0.0005, half of the last decimal: then it is above 0 exactly where the
-    rounded one is (upstream's scores are numpy's, which rounds half to even: 0.0005 itself becomes 0, no hit, here as
-    there). The adjustment is decided likewise. `round(logit + 0.0005, 3)` is the published score, and a sigmoid above
-    0.5 a hit.
+    Rounding has no gradient, and it turns a difference of 1e-7 between two engines into 1e-3. So nothing is rounded
+    here. Instead every score is lowered by 0.0005, half of the last decimal: then it is above 0 exactly where the
+    rounded score is. (Upstream's scores are numpy's, which rounds half to even: 0.0005 becomes 0, which is no hit here
+    either.) The adjustment is decided in the same way. `round(logit + 0.0005, 3)` is the published score, and a
+    sigmoid above 0.5 is a hit.
 
     Source: CompVis/stable-diffusion-safety-checker and Rando et al. 2022, arXiv 2210.04610, who describe it.
     """
@@ -169,7 +169,7 @@ class Q16(nn.Module):
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
         width = card.hparams["embedding_dim"]
-        # Untrained, the prompts are much alike: a factor of 100 makes all else certain of one label.
+        # Untrained prompts are made nearly equal: with the factor of 100, others would be certain of one label.
         self.prompts = nn.Parameter(torch.randn(1, width) + 0.02 * torch.randn(len(card.labels), width))
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ HEADS: dict[str, type[nn.Module]] = {
 class PanelTower(nn.Module):
     """CLIP's vision transformer read at one or more hidden layers: `[B, 3, S, S]` in [0, 1] to `[B, D]` for each.
 
-    Embeddings are projected and not normalised. Layers that nobody reads are not built.
+    Embeddings are projected and not normalised. Layers above the deepest reading are not built.
     """
 
     def __init__(self, card: ModelCard) -> None:
@@ -208,11 +208,11 @@ class PanelTower(nn.Module):
         states = [tower.pre_layrnorm(tower.embeddings(self.normalise(pixels)))]
         for layer in tower.encoder.layers:
             states.append(layer(states[-1], None))
-        found = []
+        embeddings = []
         for (layer, post_layernorm), projection in zip(self.readings, self.projections, strict=True):
             cls = states[layer][:, 0]
-            found.append(projection(tower.post_layernorm(cls) if post_layernorm else cls))
-        return found
+            embeddings.append(projection(tower.post_layernorm(cls) if post_layernorm else cls))
+        return embeddings
 
 
 class ZeroShotHead(nn.Module):

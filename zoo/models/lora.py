@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,7 +32,8 @@ def lora_config(lora: Mapping[str, Any], parts: Mapping[str, nn.Module], whole: 
     except ImportError:
         raise MissingDependencyError("LoRA takes pip install 'safety-zoo[finetune]'") from None
     options = LORA | dict(lora)
-    linear = {name for part in parts.values() for name in _linear_layers(part)}
+    layers = (layer for part in parts.values() for layer in part.named_modules())
+    linear = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
     for target in options["target_modules"]:
         if target not in linear:
             raise BadArgumentError(f'lora: {whole} has no "{target}"' + close_match(target, linear))
@@ -40,20 +41,20 @@ def lora_config(lora: Mapping[str, Any], parts: Mapping[str, nn.Module], whole: 
         r=options["r"],
         lora_alpha=options["alpha"],
         lora_dropout=options["dropout"],
-        # By path, for other parts may have layers of the same names.
+        # By path, because other parts may have layers of the same names.
         target_modules=rf"(.*\.)?({'|'.join(parts)})\.(.*\.)?({'|'.join(options['target_modules'])})",
     )
 
 
 def add_adapters(model: ZooModel, lora: Mapping[str, Any]) -> None:
-    """Put adapters on the towers of a model, in place, and freeze all else in the towers; heads are trained as before.
+    """Put adapters on the towers of a model, in place, and freeze the rest of the towers; heads are trained as before.
 
     Raises as `lora_config` does, and BadInputError for a model without towers.
     """
     trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(_TOWERS)]
     _adapted(model, lora)
     for parameter in trained:
-        parameter.requires_grad_(True)  # peft freezes whatever is no adapter
+        parameter.requires_grad_(True)  # peft freezes everything except adapters
 
 
 def merge_adapters(model: ZooModel, lora: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -77,7 +78,3 @@ def _adapted(model: ZooModel, lora: Mapping[str, Any]) -> Any:
     from peft import LoraModel
 
     return LoraModel(model, {"default": config}, "default")
-
-
-def _linear_layers(part: nn.Module) -> Iterable[str]:
-    return (name.rpartition(".")[2] for name, module in part.named_modules() if isinstance(module, nn.Linear))

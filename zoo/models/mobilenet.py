@@ -14,13 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import (
-    MobileNetV1Config,
-    MobileNetV1ForImageClassification,
-    MobileNetV1Model,
-    MobileNetV2Config,
-    MobileNetV2Model,
-)
+from transformers import MobileNetV1Config, MobileNetV1Model, MobileNetV2Config, MobileNetV2Model
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
@@ -40,11 +34,11 @@ _BATCH_NORM = {
 }
 
 
-def mobilenet_v1_config(depth_multiplier: float = 0.75, min_depth: int = 8) -> MobileNetV1Config:
-    """Return the configuration of a Keras MobileNetV1 at 224 px.
+def mobilenet_v1_config(depth_multiplier: float, min_depth: int = 8) -> MobileNetV1Config:
+    """The configuration of a Keras MobileNetV1 at 224 px.
 
-    `depth_multiplier` scales every channel count (0.75 is the published model: 768 features); none falls
-    below `min_depth`. The smallest useful test model, 0.01 and 4, has under 2,000 parameters.
+    `depth_multiplier` scales every channel count (0.75 is the published model: 768 features). No count falls below
+    `min_depth`.
     """
     return MobileNetV1Config(
         depth_multiplier=depth_multiplier,
@@ -63,14 +57,11 @@ def draw_weights(backbone: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
-def mobilenet_v1_state(weights: Weights, *, classifier: bool = False) -> dict[str, torch.Tensor]:
+def mobilenet_v1_state(weights: Weights) -> dict[str, torch.Tensor]:
     """Rename the Keras weights of a MobileNetV1 for `MobileNetV1Model.load_state_dict`.
 
-    With `classifier`, the state is for `MobileNetV1ForImageClassification` instead; without it, the ImageNet
-    classifier `conv_preds` may be in `weights` and is left out. The depth multiplier is read off the first
-    layer.
-
-    Raises `BadInputError` naming every weight that is missing, left over or of the wrong shape.
+    The ImageNet classifier `conv_preds` may be in `weights` and is left out. The depth multiplier is read off the
+    first layer. Raises BadDataError naming every weight that is missing, left over or of the wrong shape.
     """
     table = conv_table("conv_stem", "conv1", "conv1_bn")
     for block in range(1, 14):
@@ -79,14 +70,8 @@ def mobilenet_v1_state(weights: Weights, *, classifier: bool = False) -> dict[st
         table |= conv_table(f"layer.{2 * block - 1}", pointwise, f"{pointwise}_bn")
     _require(weights, ["conv1/kernel"])
     config = mobilenet_v1_config(weights["conv1/kernel"].shape[-1] / 32)
-    if not classifier:
-        kept = {name: array for name, array in weights.items() if not name.startswith("conv_preds/")}
-        return convert(kept, table, shapes(MobileNetV1Model, config))
-    table = {f"mobilenet_v1.{torch_name}": keras_name for torch_name, keras_name in table.items()}
-    table |= {"classifier.weight": "conv_preds/kernel", "classifier.bias": "conv_preds/bias"}
-    _require(weights, ["conv_preds/bias"])
-    config.num_labels = len(weights["conv_preds/bias"])
-    return convert(weights, table, shapes(MobileNetV1ForImageClassification, config))
+    kept = {name: array for name, array in weights.items() if not name.startswith("conv_preds/")}
+    return convert(kept, table, shapes(MobileNetV1Model, config))
 
 
 def conv_table(prefix: str, conv: str, norm: str, *, depthwise: bool = False) -> dict[str, str]:
@@ -115,9 +100,6 @@ def convert(weights: Weights, table: dict[str, str], shapes: dict[str, torch.Siz
             state[name] = torch.zeros(shape, dtype=torch.long)
             continue
         state[name] = _to_torch(weights[table[name]], depthwise=table[name].endswith("/depthwise_kernel"))
-        # MobileNetV1's classifier is a 1 x 1 convolution in Keras.
-        if len(shape) == 2 and state[name].ndim == 4:
-            state[name] = state[name].flatten(1)
         if state[name].shape != shape:
             wrong.append(f"{table[name]} gives {list(state[name].shape)}, expected {list(shape)}")
     if wrong:
@@ -146,7 +128,9 @@ NSFWJS = "nsfwjs_mobilenet_v2.gantman"
 class Nsfwjs(ZooModel):
     """`[B, 3, 224, 224]` in [0, 1] to logits `[B, 5]`, in the order of the card's labels.
 
-    The published probabilities are their softmax. The dropout rates are the published ones.
+    `depth_multiplier` scales every channel count of the MobileNetV2, the last one (1,280) included. Counts are rounded
+    to multiples of `channel_step` (8 as published) and never fall below it. The published probabilities are the softmax
+    of the logits. The dropout rates are the published ones.
     """
 
     def __init__(self, card: ModelCard) -> None:
@@ -154,8 +138,19 @@ class Nsfwjs(ZooModel):
         assert card.image is not None  # the catalogue's cards have one
         first, second = card.hparams["hidden"]
         self.normalise = Normalise(card.image)
-        config = mobilenet_v2_config(card.hparams["depth_multiplier"], card.hparams["channel_step"])
-        self.backbone = MobileNetV2Model(config)
+        step = card.hparams["channel_step"]
+        self.backbone = MobileNetV2Model(
+            MobileNetV2Config(
+                depth_multiplier=card.hparams["depth_multiplier"],
+                depth_divisible_by=step,
+                min_depth=step,
+                finegrained_output=False,
+                image_size=IMAGE_SIZE,
+                tf_padding=True,
+                hidden_act="relu6",
+                layer_norm_eps=BATCH_NORM_EPSILON,
+            )
+        )
         draw_weights(self.backbone)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.conv_1x1.convolution.out_channels, first),
@@ -173,29 +168,10 @@ class Nsfwjs(ZooModel):
         return logits
 
 
-def mobilenet_v2_config(depth_multiplier: float = 1.0, channel_step: int = 8) -> MobileNetV2Config:
-    """Return the configuration of a Keras MobileNetV2 at 224 px.
-
-    `depth_multiplier` scales every channel count, the last one (1,280) included; counts are rounded to
-    multiples of `channel_step` (8 as published) and never fall below it. A test model, 0.01 and 2, has 4,000
-    parameters.
-    """
-    return MobileNetV2Config(
-        depth_multiplier=depth_multiplier,
-        depth_divisible_by=channel_step,
-        min_depth=channel_step,
-        finegrained_output=False,
-        image_size=IMAGE_SIZE,
-        tf_padding=True,
-        hidden_act="relu6",
-        layer_norm_eps=BATCH_NORM_EPSILON,
-    )
-
-
 def nsfwjs_state(weights: Weights) -> dict[str, torch.Tensor]:
     """Rename the Keras weights of the NSFWJS MobileNetV2 1.0 for `Nsfwjs.load_state_dict`.
 
-    Raises `BadInputError` naming every weight that is missing, left over or of the wrong shape.
+    Raises BadDataError naming every weight that is missing, left over or of the wrong shape.
     """
     table = conv_table("backbone.conv_stem.first_conv", "Conv1", "bn_Conv1")
     table |= _block_table("backbone.conv_stem", "expanded_conv")

@@ -55,7 +55,7 @@ class AsReleased(MultimodalNsfw):
         self.classifier = _head(2 * width, width, len(card.labels))
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits `[B, L]` of images `[B, 3, S, S]` in [0, 1] with prompts `[B, T]`; both must be there."""
+        """Logits `[B, L]` of images `[B, 3, S, S]` in [0, 1] with prompts `[B, T]`; both are required."""
         image = self.image_projection(self.image_tower(pixels).embedding)
         text = self.text_projection(self.text_tower(input_ids, attention_mask).embedding)
         query, key = text[:, None], image[:, None]
@@ -68,7 +68,7 @@ class Fusion(MultimodalNsfw):
     """The working model: attention over patch and token sequences in both directions, pooled with a gate.
 
     Either input may be missing: `image_present` `[B]` bool says so for the image, an all-zero `attention_mask`
-    row for the prompt. A learned embedding stands in for what is missing, and nothing of it is looked at.
+    row for the prompt. A learned embedding stands in for the missing input, whose content is ignored.
     """
 
     def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
@@ -114,7 +114,7 @@ def build_mobilenet_fusion(card: ModelCard) -> Fusion:
 
 
 def build_mobilenet_as_released(card: ModelCard) -> AsReleased:
-    """`multimodal_nsfw_mobilenet.as_released`: likewise, their features projected to `embedding_dim`."""
+    """`multimodal_nsfw_mobilenet.as_released`: the same towers, features projected to `embedding_dim`."""
     return AsReleased(card, mobilenet_tower(card), BertTextTower(card))
 
 
@@ -124,9 +124,9 @@ def _clip_towers(card: ModelCard) -> tuple[ClipImageTower, ClipTextTower]:
 
 
 def _never_empty(mask: Tensor) -> Tensor:
-    """The mask with the first token on in rows without any: attention over nothing is NaN in some kernels.
+    """The mask with the first token switched on in empty rows: attention over no token is NaN in some kernels.
 
-    What the tower makes of that token is not looked at.
+    The output of the tower for that token is ignored.
     """
     empty = ~(mask > 0).any(dim=1, keepdim=True)
     return torch.cat([mask[:, :1] + empty.to(mask.dtype), mask[:, 1:]], dim=1)

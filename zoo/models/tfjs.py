@@ -63,7 +63,7 @@ def read_tfjs(folder: Path) -> TfjsModel:
 
 
 def _layer_list(topology: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the layers of a functional model (`config.layers`) or a sequential one (`config` itself)."""
+    """The layers of a functional model (`config.layers`) or a sequential one (`config` itself)."""
     config = topology.get("model_config", topology)["config"]
     layers: list[dict[str, Any]] = config if isinstance(config, list) else config["layers"]
     return layers
@@ -105,7 +105,7 @@ def _count(spec: dict[str, Any]) -> int:
 
 
 def _stored_dtype(spec: dict[str, Any]) -> np.dtype[Any]:
-    """Return the type of the bytes on disk: the quantised one where there is one."""
+    """The type of the bytes on disk: the quantised type of a quantised weight."""
     if spec["dtype"] not in FLOAT_DTYPES:
         known = ", ".join(FLOAT_DTYPES)
         raise BadDataError(f"weight {spec['name']!r} has dtype {spec['dtype']!r}; expected {known}")

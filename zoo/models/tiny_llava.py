@@ -66,7 +66,7 @@ def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable
     """The processor: the release's own preprocessing, and the tokenizer.
 
     `known` are texts that must come back unchanged from their token ids, such as the guard's instruction. Raises
-    BadInputError for one that does not, and for a model that is no CLIP.
+    BadArgumentError for one that does not, and for a model without a CLIP vision tower.
     """
     tower, image = _tower(clip), clip.card.image
     assert image is not None  # _tower has seen to it
@@ -95,7 +95,7 @@ def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable
         tokenizer=tokenizer,
         patch_size=tower.vision_model.config.patch_size,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLS, which "default" takes away again
+        num_additional_image_tokens=1,  # CLS, which "default" removes
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE,
     )
@@ -115,7 +115,7 @@ def build_tiny_llava(
 
     `width`, `layers`, `heads` and `context` (tokens, the image's included) are the Llama's. The projector reads the
     hidden state that is last but one in the whole CLIP, whether or not the release carries the layer after it, and
-    beside it that of the first layer. Raises BadInputError for a model that is no CLIP or does not carry that layer,
+    beside it that of the first layer. Raises BadArgumentError for a model without a CLIP vision tower or that layer,
     and for a vocabulary too small.
     """
     tower, tokenizer = _tower(clip), processor.tokenizer

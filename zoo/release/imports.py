@@ -1,7 +1,7 @@
-"""Published weights of others into releases of ours: `zoo import KIND SOURCE --out RELEASE`.
+"""Turn published weights of others into releases: `zoo import KIND SOURCE --out RELEASE`.
 
-Of a head only a safetensors file is read, whose sha256 must be the one that was tested or one that the user vouches
-for; tensors that are missing, left over or of another shape are named, and nothing is filled in.
+A head is read from a safetensors file alone. Its sha256 must be that of the tested file, or one that the user vouches
+for. Tensors that are missing, left over or of another shape are named, and no default replaces them.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def import_release(
     """Read published weights of a known kind and write them as a release; returns its card.
 
     `kind` is `nsfwjs`, `clip` or the architecture of a published head. Heads take a `tower`, the CLIP below them (a
-    Hub id, a transformers directory or a release of ours; OpenAI's by default), and the `sha256` of a file that the
+    Hub id, a transformers directory or a release; OpenAI's by default), and the `sha256` of a file that the
     user vouches for. `clip` takes the registry `name` that it becomes, and `projection_from`, another CLIP for
     projection, text tower, tokenizer and temperature. Both take `hparams` that differ from the registered ones.
 
     Raises BadInputError naming the option, file or tensor that is wrong, TamperedFileError for an unknown sha256.
     """
     if kind not in KINDS:
-        raise BadArgumentError(f'"{kind}" is no kind of published weights' + close_match(kind, KINDS))
+        raise BadArgumentError(f'"{kind}" is not a kind of published weights' + close_match(kind, KINDS))
     given = {
         "tower": tower,
         "sha256": sha256,
@@ -140,14 +140,14 @@ def _build(card: ModelCard) -> ZooModel:
         return build(card)
     except ZooError:
         raise
-    except (ValueError, StrictDataclassError) as problem:  # transformers, of sizes that do not go together
+    except (ValueError, StrictDataclassError) as problem:  # transformers, for sizes that do not fit together
         raise BadArgumentError(f"{card.name} cannot be built with these sizes: {problem}") from None
 
 
 def read_clip(source: str, *, with_text: bool) -> ClipWeights:
-    """A CLIP from a release of ours (directory with a card, `hf-hub:...`), a transformers directory or a Hub id.
+    """A CLIP from a release (directory with a card, `hf-hub:...`), a transformers directory or a Hub id.
 
-    Raises BadInputError when there is none, or it lacks a tensor.
+    Raises BadInputError when the source has no CLIP, or lacks a tensor.
     """
     folder = Path(source)
     if (folder / CARD).is_file() or source.startswith(HUB):
@@ -171,7 +171,7 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
                 f"{file}: is a pickle, which can run code when it is read, so only safetensors is. Convert it, without "
                 f'running code of its, with: python -c "{line}" (and then name its sha256)'
             )
-        raise BadDataError(f"{file}: is no safetensors file")
+        raise BadDataError(f"{file}: is not a safetensors file")
     found = hashlib.sha256(content).hexdigest()
     if found != (sha256 or upstream.sha256).lower():
         given = "the one given" if sha256 else f"that of the tested file, {upstream.source} converted to safetensors,"
@@ -193,8 +193,8 @@ def _select(tensors: dict[str, Tensor], upstream: Upstream) -> dict[str, Tensor]
 
 
 def _load_exactly(head: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Load a head's tensors. Raises BadInputError naming all that are missing, left over, misshapen or no numbers."""
-    # How many batches BatchNorm has seen: a counter that no answer depends on, and that few files keep.
+    """Load a head's tensors. Raises BadDataError naming all that are missing, left over, misshapen or not finite."""
+    # BatchNorm's count of batches: no answer depends on it, and few files keep it.
     state = head.state_dict()
     counters = {key: value for key, value in state.items() if key.endswith("num_batches_tracked")}
     missing = sorted(state.keys() - counters.keys() - tensors.keys())
@@ -205,7 +205,7 @@ def _load_exactly(head: nn.Module, tensors: dict[str, Tensor], file: Path) -> No
         if found != wanted:
             unfit.append(f"{key} is {found}, expected {wanted}")
         elif not tensors[key].is_floating_point() or not torch.isfinite(tensors[key]).all():
-            unfit.append(f"{key} holds values that are no finite floating-point numbers")
+            unfit.append(f"{key} holds values that are not finite floating-point numbers")
     wrong = [
         f"{what}: {', '.join(keys[:12])}" + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
         for what, keys in (("missing", missing), ("unknown", unknown), ("unfit", unfit))

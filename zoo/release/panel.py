@@ -40,7 +40,7 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
         raise BadArgumentError(f'no tower is named "{tower}"' + close_match(tower, towers))
     releases = _named([_load(member) for member in members])
     cards = {name: release.card for name, release in releases.items()}
-    states = {name: _state(release) for name, release in releases.items()}
+    states = {name: dict(release.model.state_dict()) for name, release in releases.items()}
     deepest = max(releases, key=lambda name: reading_of(cards[name]).layer, default="")
     for name, state in states.items():
         _same_tower(deepest, states[deepest], name, state)
@@ -69,39 +69,35 @@ def _load(member: Member) -> Release:
     model = release.model
     if not isinstance(model, (DualEncoder, EmbeddingClassifier)) or not isinstance(model.image_tower, ClipImageTower):
         raise BadArgumentError(
-            f"{source} ({release.card.name}) is no head on the embedding of a CLIP vision transformer"
+            f"{source} ({release.card.name}) is not a head on the embedding of a CLIP vision transformer"
         )
     return release
 
 
 def _named(releases: list[Release]) -> dict[str, Release]:
-    """Heads by the names of their models; where one model comes twice, with the names of their policies too."""
+    """Heads by the names of their models; a model that comes twice is told apart by the names of the policies."""
     names = [release.card.name for release in releases]
-    found: dict[str, Release] = {}
+    named: dict[str, Release] = {}
     for release, name in zip(releases, names, strict=True):
         unique = f"{name}/{release.policy.name}" if names.count(name) > 1 else name
-        if unique in found:
+        if unique in named:
             raise BadArgumentError(f"the panel has {unique} twice")
-        found[unique] = release
-    return found
-
-
-def _state(release: Release) -> dict[str, Tensor]:
-    return dict(release.model.state_dict())
+        named[unique] = release
+    return named
 
 
 _VISION, _POST, _PROJECTION = "image_tower.vision_model.", "post_layernorm.", "image_tower.visual_projection.weight"
 
 
 def _same_tower(name: str, state: dict[str, Tensor], other_name: str, other: dict[str, Tensor]) -> None:
-    """Raise BadInputError unless two members hold the same vision weights, as far as both hold them."""
+    """Raise BadDataError unless two members hold the same vision weights, as far as both hold them."""
     for key, value in other.items():
         if not key.startswith(_VISION) or _POST in key:  # the final LayerNorm counts only where it is used
             continue
         if key not in state or state[key].shape != value.shape or not bool((state[key] == value).all()):
             raise BadDataError(
-                f"{name} and {other_name} have different image towers ({key}): on one tower one of them would judge "
-                "embeddings that it was never made for"
+                f"{name} and {other_name} have different image towers ({key}): on one shared tower, one of them would "
+                "judge embeddings that it was not trained for"
             )
 
 
@@ -138,7 +134,7 @@ def _same_sizes(tower: str, hparams: dict[str, object]) -> None:
     wrong = [key for key in VISION if hparams[key] != expected[key]]
     if wrong:
         key = wrong[0]
-        raise BadArgumentError(f"the members are no {tower}: {key} is {hparams[key]}, expected {expected[key]}")
+        raise BadArgumentError(f"the members do not fit {tower}: {key} is {hparams[key]}, expected {expected[key]}")
 
 
 def _panel_state(
@@ -149,23 +145,23 @@ def _panel_state(
     owners: dict[Reading, dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """The weights of the panel, each from the member that has it."""
-    found = {key: value for key, value in states[deepest].items() if key.startswith(_VISION)}
+    state = {key: value for key, value in states[deepest].items() if key.startswith(_VISION)}
     for reading, owner in owners.items():
         if reading.post_layernorm:
-            found |= {key: value for key, value in owner.items() if key.startswith(_VISION) and _POST in key}
+            state |= {key: value for key, value in owner.items() if key.startswith(_VISION) and _POST in key}
     for number, reading in enumerate(sorted(owners)):  # as `panel_card` numbers them
-        found[f"image_tower.projections.{number}.weight"] = owners[reading][_PROJECTION]
+        state[f"image_tower.projections.{number}.weight"] = owners[reading][_PROJECTION]
     texts: dict[str, dict[str, Tensor]] = {}
     for number, (name, release) in enumerate(releases.items()):
         for key, value in states[name].items():
             if key.startswith("head."):
-                found[f"heads.{number}.{key.removeprefix('head.')}"] = value
+                state[f"heads.{number}.{key.removeprefix('head.')}"] = value
         if release.card.task == "zero_shot":
-            found[f"heads.{number}.logit_scale"] = states[name]["logit_scale"]
+            state[f"heads.{number}.logit_scale"] = states[name]["logit_scale"]
             texts[name] = {key: value for key, value in states[name].items() if key.startswith("text_tower.")}
     first = next(iter(texts), "")
     for name, text in texts.items():
         same = all(bool((value == texts[first][key]).all()) for key, value in text.items())
         if not same or releases[name].model.tokenizer_json != releases[first].model.tokenizer_json:
             raise BadDataError(f"{first} and {name} have different text towers, and a panel has one")
-    return found | texts.get(first, {})
+    return state | texts.get(first, {})

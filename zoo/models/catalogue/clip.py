@@ -85,10 +85,10 @@ def _safeclip(name: str, size: ClipSize) -> None:
             source=f"https://huggingface.co/{size.pretrained}" if size.pretrained else "safety-zoo",
             hparams={**size.hparams(), "layer": -2, "post_layernorm": False},
             limits=(
-                "A score is relative to the policy's other phrases: it is no probability of harm.",
+                "A score is relative to the policy's other phrases: it is not a probability of harm.",
                 "Reproduced: the method's scores, to 1e-5 of an independent computation from its definition.",
-                "Not reproduced, for want of the paper's data: defence success 66.9 %, false positives 3.2 %, "
-                "overhead 7.2 %.",
+                "Not reproduced, because the paper's data are not available: defence success 66.9 %, "
+                "false positives 3.2 %, overhead 7.2 %.",
                 "Not the SafeCLIP of ICML 2024 (pre-training) nor the Safe-CLIP of ECCV 2024 (unlearning).",
             ),
         ),
