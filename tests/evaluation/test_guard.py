@@ -27,6 +27,7 @@ from zoo.evaluation.guard.figures import agreement, figures
 from zoo.evaluation.guard.models import PROMPT, RefusalJudge
 from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
+from zoo.guard.guard import Guard
 from zoo.guard.insertion import INSTRUCTION, instructed
 from zoo.guard.lvlm import load_lvlm
 from zoo.guard.refusals import is_refusal
@@ -320,7 +321,7 @@ def test_the_prompt_is_the_chat_template_or_the_one_given(made: Made) -> None:
 
 def test_a_guard_that_fails_is_counted_and_a_guard_that_always_fails_is_an_error(made: Made) -> None:
     lvlm = load_lvlm(made.lvlm)
-    guard = evaluation.build_guard(lvlm, str(made.detector))
+    guard = Guard(lvlm.model, lvlm.processor, made.detector)
     images = [made.pictures / "green0.png", made.pictures / "green1.png"]
     queries = [evaluation.Query(line, image, QUESTION, 0) for line, image in enumerate(images)]
     bank = guard.detector.text_bank.clone()

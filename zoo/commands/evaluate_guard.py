@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, renamed
-from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError
 
 EXAMPLE = (
@@ -70,6 +68,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
     from zoo.evaluation.report import versions
+    from zoo.guard.detector import load_detector
+    from zoo.guard.guard import Guard
     from zoo.guard.lvlm import load_lvlm
 
     columns = renamed(options.columns)
@@ -79,20 +79,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     queries = guard.queries_of(
         rows, Labelling(options.positive_label), question=options.question, limit=options.limit, seed=options.seed
     )
-    policy = Policy.read(find_asset(options.policy)) if options.policy else None
     lvlm = load_lvlm(options.lvlm, template=options.prompt_template, device=options.device, dtype=options.dtype)
     judge = RefusalJudge(options.judge, options.device) if options.judge else None
-    guarded = guard.build_guard(
-        lvlm, options.detector, policy=policy, correction=options.correction, layer=options.layer
-    )
+    detector = load_detector(options.detector, options.policy, layer=options.layer)
+    guarded = Guard(lvlm.model, lvlm.processor, detector, correction=options.correction)
     outcomes = guard.run(queries, lvlm, guarded, max_new_tokens=options.max_new_tokens)
     if judge:
         outcomes = guard.ask_judge(outcomes, judge.log_odds)
     setting = {
         "lvlm": options.lvlm,
-        "detector": f"{options.detector}, layer {guarded.detector.layer}",
+        "detector": f"{options.detector}, layer {detector.layer}",
         "same vision tower": "yes" if guarded.tower_matches else "no: the detector was made of another CLIP",
-        "policy": guarded.detector.judge.policy_id,
+        "policy": detector.judge.policy_id,
         "correction": options.correction,
         "data": options.data.name + (f", split {options.split}" if options.split else ""),
         "question": options.question,

@@ -1,4 +1,4 @@
-"""ModelCard: what a model eats, what it answers, where it comes from, how good it was measured to be."""
+"""ModelCard: what a model reads and answers, where it comes from, and how it was measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Task = Literal["zero_shot", "classification", "panel"]
 
 @dataclass(frozen=True, config=schema.STRICT)
 class ImageInput:
-    """Images as the model eats them: `[B, 3, size, size]` float32 RGB in [0, 1], normalised inside the model.
+    """Images as the model reads them: `[B, 3, size, size]` float32 RGB in [0, 1], normalised inside the model.
 
     `shortest_edge_crop` scales the short side to `size` and crops the centre (CLIP); `squash` ignores the
     aspect ratio (NSFWJS). `mean` and `std` are per channel, on pixels in [0, 1].
@@ -37,7 +37,7 @@ class ImageInput:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class TextInput:
-    """Texts as the model eats them: at most `context_length` tokens of the release's tokenizer.json.
+    """Texts as the model reads them: at most `context_length` tokens of the release's tokenizer.json.
 
     With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
     """

@@ -97,7 +97,9 @@ def generate_or_refuse(
     if kept:
         output = model.generate(**_rows(inputs, screening, kept))
         answers = (output if isinstance(output, Tensor) else output.sequences)[:, ids.shape[1] :]
-    copies = len(answers) // len(kept) if kept else _copies(inner, inputs)
+    config = inputs.get("generation_config") or inner.generation_config
+    asked = int(inputs.get("num_return_sequences") or config.num_return_sequences or 1)
+    copies = len(answers) // len(kept) if kept else asked
     pad, end = control_tokens(inner, tokenizer, inputs)
     refusals = {
         row: torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], *end[:1]], device=ids.device)
@@ -148,11 +150,6 @@ def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> d
     if screening.features is not None and images:
         part["mm_encoder_outputs"] = screening.features.encoder_outputs(images)
     return part
-
-
-def _copies(model: Any, inputs: Mapping[str, Any]) -> int:
-    config = inputs.get("generation_config") or model.generation_config
-    return int(inputs.get("num_return_sequences") or config.num_return_sequences or 1)
 
 
 def _stream(streamer: Any, ids: Tensor, refusals: list[Tensor], pad: int) -> None:

@@ -89,7 +89,9 @@ class Guard:
         self.model, self.processor = model, processor
         self._inner = unwrap(model)
         tower = clip_tower(self._inner)
-        self.detector = _detector(detector, policy)
+        if isinstance(detector, Detector) and policy is not None:
+            raise BadArgumentError("a Detector has its policy already: give the policy to it, not to the guard")
+        self.detector = detector if isinstance(detector, Detector) else load_detector(detector, policy)
         self.correction, self.refusal = correction, refusal
         refusal_for([], refusal)
         self._image_token_id = _image_token_id(self._inner, processor)
@@ -253,14 +255,6 @@ class Guard:
             found = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
             raise BadArgumentError(f"input_ids must be a tensor [B, T], got {found}")
         return ids
-
-
-def _detector(source: str | Path | Detector, policy: Policy | str | Path | None) -> Detector:
-    if isinstance(source, Detector):
-        if policy is not None:
-            raise BadArgumentError("a Detector has its policy already: give the policy to it, not to the guard")
-        return source
-    return load_detector(source, policy)
 
 
 def _image_token_id(model: Any, processor: Any) -> int:

@@ -1,1 +1,1 @@
-"""What goes into a model: image decoding and text cleaning without torch; resize and normalisation with it."""
+"""What goes into a model: image decoding, text cleaning and tokens. No torch."""

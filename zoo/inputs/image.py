@@ -137,17 +137,15 @@ def _read(source: str | Path | bytes, limits: ImageLimits) -> tuple[bytes, str]:
             if path.is_dir():
                 raise BadDataError(f"{name}: is a directory, expected an image file")
             if path.exists() and not path.is_file():  # a pipe or a device would never end
-                raise BadDataError(f"{name}: is no regular file, expected an image file")
-            too_large = path.stat().st_size > limits.max_bytes
-            data = b"" if too_large else path.read_bytes()
+                raise BadDataError(f"{name}: is not a regular file, expected an image file")
+            with path.open("rb") as stream:
+                data = stream.read(limits.max_bytes + 1)
         except FileNotFoundError:
             raise BadDataError(f"{name}: no such file") from None
         except BadInputError:
             raise
         except (OSError, ValueError) as problem:  # ValueError: a null character in the name
             raise BadDataError(f"{name[:200]}: cannot be read: {getattr(problem, 'strerror', problem)}") from None
-        if too_large:
-            raise BadDataError(f"{name}: larger than the limit of {limits.max_bytes:,} bytes")
     else:
         raise BadArgumentError(f"an image is a path, bytes or a uint8 array, got {type(source).__name__}")
     if not data:

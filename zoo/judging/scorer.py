@@ -29,7 +29,7 @@ Engine: TypeAlias = Callable[[Feeds], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Ready:
-    """One item as the engine eats it, or the verdict that says why it cannot be; `source` names it in its verdict.
+    """One item as the engine takes it, or the verdict that says why it cannot be judged. `source` names it there.
 
     `pixels` uint8 `[size, size, 3]`, `ids` and `mask` int64 `[T]`; `truncated` where the text was cut.
     """

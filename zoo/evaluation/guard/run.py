@@ -22,12 +22,10 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, GuardError
 from zoo.evaluation.labelling import Labelling
-from zoo.guard.detector import load_detector
 from zoo.guard.guard import Guard
 from zoo.guard.lvlm import VisionLanguageModel
 from zoo.guard.refusals import is_refusal
@@ -113,15 +111,14 @@ def ratios(pairs: Sequence[tuple[AnswerTime, AnswerTime]]) -> list[Overhead]:
         "decode": [(off.decode, on.decode) for off, on in pairs if off.decode is not None and on.decode is not None],
         "total": [(off.total, on.total) for off, on in pairs],
     }
-    return [ratio(phase, times) for phase, times in phases.items() if times]
-
-
-def ratio(phase: str, times: Sequence[tuple[float, float]]) -> Overhead:
-    """The ratio of the medians of (unguarded, guarded) seconds, with the spread of the pairs."""
-    table = np.array(times, dtype=np.float64)
-    off, on = np.median(table, axis=0)
-    low, high = np.percentile(table[:, 1] / table[:, 0], [10, 90])
-    return Overhead(phase, float(1000 * off), float(1000 * on), float(on / off), float(low), float(high), len(table))
+    overheads = []
+    for phase, times in phases.items():
+        if times:
+            table = np.array(times, dtype=np.float64)
+            off, on = (float(seconds) for seconds in np.median(table, axis=0))
+            low, high = (float(share) for share in np.percentile(table[:, 1] / table[:, 0], [10, 90]))
+            overheads.append(Overhead(phase, 1000 * off, 1000 * on, on / off, low, high, len(table)))
+    return overheads
 
 
 Status = Literal["ok", "unreadable", "guard_failed"]
@@ -194,19 +191,6 @@ def queries_of(
     if not queries:
         raise BadDataError("no rows are left to ask about")
     return queries
-
-
-def build_guard(
-    lvlm: VisionLanguageModel,
-    detector: str,
-    *,
-    policy: Policy | None = None,
-    correction: Literal["instruct", "refuse", "flag"] = "instruct",
-    layer: int | None = None,
-) -> Guard:
-    """The guard that is to be measured. Raises BadInputError when model and detector do not fit."""
-    head = load_detector(detector, policy, layer=layer)
-    return Guard(lvlm.model, lvlm.processor, head, correction=correction)
 
 
 def run(
