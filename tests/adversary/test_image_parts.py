@@ -14,9 +14,8 @@ from zoo.adversary.image import square
 from zoo.adversary.image.attack import TOLERANCE, allowed_images
 from zoo.adversary.image.ball import Ball, lengths, noise
 from zoo.adversary.image.fab import towards_plane
-from zoo.adversary.image.loss import cross_entropy, goal_margin, margin, targeted_dlr
 from zoo.adversary.image.pgd import checkpoints
-from zoo.adversary.image.target import Batch, misjudged
+from zoo.adversary.image.target import ImageBatch, cross_entropy, goal_margin, margin, misjudged, targeted_dlr
 from zoo.adversary.threat import ImagePart
 
 NORMS: tuple[Literal["Linf", "L2"], ...] = ("Linf", "L2")
@@ -26,10 +25,10 @@ def _images(count: int, seed: int = 0, size: int = 6) -> Tensor:
     return torch.rand(count, 2, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def _batch(pixels: Tensor, labels: list[int] | None = None, goals: list[int] | None = None) -> Batch:
+def _batch(pixels: Tensor, labels: list[int] | None = None, goals: list[int] | None = None) -> ImageBatch:
     rows = torch.arange(len(pixels))
     aims = None if goals is None else torch.tensor(goals)
-    return Batch(pixels, torch.tensor(labels or [0] * len(pixels)), rows, aims)
+    return ImageBatch(pixels, torch.tensor(labels or [0] * len(pixels)), rows, aims)
 
 
 @pytest.mark.parametrize("norm", NORMS)

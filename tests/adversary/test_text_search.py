@@ -10,7 +10,7 @@ import pytest
 
 from zoo.adversary.text.edits import KINDS, TextBudget, count_banned
 from zoo.adversary.text.model import success_rate, summary
-from zoo.adversary.text.search import search_items, search_texts
+from zoo.adversary.text.search import search_texts
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
@@ -148,7 +148,7 @@ def test_a_model_that_sees_more_than_the_text_is_told_which_item_it_is() -> None
     def score(texts: list[str], items: list[int]) -> list[float]:
         return [0.9 if guarded[item] else one for one, item in zip(keyword(texts), items, strict=True)]
 
-    results = search_items(score, [TEXTS[0]] * 3, TextPart(), threshold=0.5)
+    results = search_texts(score, [TEXTS[0]] * 3, TextPart(), threshold=0.5, items=range(3))
     assert [result.outcome for result in results] == ["held", "broken", "held"]
 
 

@@ -351,6 +351,7 @@ def test_rounding_goes_towards_the_clean_image_and_keeps_whole_steps() -> None:
 
 def test_budgets_are_read_as_fractions_and_described() -> None:
     assert read_eps("4/255, 0,1/255") == (0.0, 1 / 255, 4 / 255)
+    assert read_eps("1.5/255,0.03") == (1.5 / 255, 0.03)
     for wrong in ("a", "1/0", "-1", ","):
         with pytest.raises(BadInputError, match="--eps"):
             read_eps(wrong)

@@ -16,9 +16,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from zoo.adversary.image.attack import IMAGE_ATTACKS, allowed_images
-from zoo.adversary.image.loss import margin
-from zoo.adversary.image.target import Batch, Target, evaluation_mode, misjudged
+from zoo.adversary.image.attack import IMAGE_ATTACKS, AttackOutcome, allowed_images
+from zoo.adversary.image.target import ImageBatch, Target, evaluation_mode, margin, misjudged
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import Variants, count_banned
 from zoo.adversary.text.model import TextModel
@@ -125,53 +124,30 @@ _THRESHOLD = -1e-6
 
 
 @dataclass(frozen=True)
-class JointResult:
+class JointResult(AttackOutcome):
     """The outcome for N items.
 
     `pixels` `[N, C, H, W]` and `texts` are the best that was found, within their budgets, also where that broke
-    nothing. `correct` `[N]`: judged right before; only those are attacked, and only they can be `broken` `[N]`.
-    `margins` `[N]` are the right logit less the best other one at what was found. `refuted` counts claims that a fresh
-    pass did not confirm; `blind` `[N]` are images without a gradient, which Square attacked instead, and texts whose
-    tokens had none.
+    nothing. `margins` `[N]` are the right logit less the best other one there. `refuted` counts claims that a fresh
+    pass did not confirm. `blind` are images without a gradient, which Square attacked instead, and texts whose tokens
+    had none.
     """
 
     threat: Threat
     pixels: Tensor
     texts: tuple[str, ...]
-    correct: Tensor
-    broken: Tensor
     margins: Tensor
     refuted: int
-    blind: Tensor
     forwards: int
     backwards: int
-
-    @property
-    def success_rate(self) -> float:
-        """Share of the items judged right that the attack broke; 0 where there were none."""
-        return int(self.broken.sum()) / max(1, int(self.correct.sum()))
-
-    @property
-    def robust_accuracy(self) -> float:
-        """Share of the N items still judged right under the attack: an upper bound of the true one."""
-        return float((self.correct & ~self.broken).double().mean())
-
-    @property
-    def obfuscated(self) -> bool:
-        """Whether some attack went on without a gradient."""
-        return bool(self.blind.any())
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain data, without images and texts."""
         return {
             "threat": self.threat.to_dict(),
             "items": len(self.correct),
-            "clean_accuracy": float(self.correct.double().mean()),
-            "robust_accuracy": self.robust_accuracy,
-            "success_rate": self.success_rate,
+            **self.figures(),
             "refuted": self.refuted,
-            "obfuscated": self.obfuscated,
-            "blind_share": float(self.blind.double().mean()),
             "forwards": self.forwards,
             "backwards": self.backwards,
         }
@@ -265,14 +241,14 @@ class _Joint:
         broken = claimed & misjudged(logits, self.labels) & self._permitted()
         margins = -margin(logits, self._batch(torch.arange(len(self.texts))))
         return JointResult(
+            self.correct,
+            broken,
+            self.blind,
             self.threat,
             self.pixels,
             tuple(self.texts),
-            self.correct,
-            broken,
             margins,
             int((claimed & ~broken).sum()),
-            self.blind,
             self.target.forwards,
             self.target.backwards,
         )
@@ -291,9 +267,9 @@ class _Joint:
         ]
         return images & torch.tensor(kept, device=images.device)
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _batch(self, rows: Tensor) -> ImageBatch:
         rows = rows.to(self.clean.device)
-        return Batch(self.clean[rows], self.labels[rows], rows)
+        return ImageBatch(self.clean[rows], self.labels[rows], rows)
 
     def _logits(self) -> Tensor:
         """Logits `[N, K]` of all items as they stand."""
@@ -339,7 +315,7 @@ class _Joint:
             left = rows[self.margins[rows] > _THRESHOLD]
             if not len(left):
                 return
-            batch = Batch(self.clean[left], self.labels[left], left, self.goals[left])
+            batch = ImageBatch(self.clean[left], self.labels[left], left, self.goals[left])
             found = IMAGE_ATTACKS[name](self.target, batch, self.part, number * self.part.restarts + restart)
             margins = -margin(self.target.logits(found, batch), batch)
             better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, self.part)
@@ -353,7 +329,7 @@ class _Joint:
             def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
                 self.target.forwards += len(items)
                 logits = model(places[items], ids, mask).float()
-                return -margin(logits, Batch(self.pixels[items], self.labels[items], items))
+                return -margin(logits, ImageBatch(self.pixels[items], self.labels[items], items))
 
             for threat in self.threat.alternatives:
                 self._try_texts(self._alive(), TextModel(score, self.codec, self.embedding), threat)

@@ -50,7 +50,7 @@ ATTACKS = tuple(name for name, source in SOURCES.items() if source.kind == "imag
 #: Six attacks on characters, synonyms by embedding, token substitution by gradient.
 TEXT_ATTACKS = tuple(name for name, source in SOURCES.items() if source.kind == "text")
 #: The attacks on texts that need the model's gradient.
-GRADIENT_ATTACKS = ("hotflip", "gcg")
+GRADIENT_ATTACKS: tuple[Literal["hotflip", "gcg"], ...] = ("hotflip", "gcg")
 #: The attacks of AutoAttack's standard version, in its order (Croce & Hein 2020, arXiv 2003.01690, section 6).
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 #: The attacks on images that can take turns with one on texts. A FAB run that fails brings the image no closer to the
@@ -58,18 +58,17 @@ AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 JOINT_IMAGE_ATTACKS = tuple(name for name in ATTACKS if name != "fab-t")
 
 
-def read_fraction(value: object) -> object:
-    """Read `4/255` as the number that it stands for; anything but a text is left to the field's own check."""
-    if not isinstance(value, str):
-        return value
-    over, slash, under = value.partition("/")
+def read_fraction(text: str) -> float:
+    """Read `4/255`, `1.5/255` or `0.03` as the number that it stands for. Raises ValueError for anything else."""
+    over, slash, under = text.partition("/")
     try:
         return float(over) / float(under) if slash else float(over)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f'expected a number or a fraction such as "4/255", got "{value}"') from None
+        raise ValueError(f'expected a number or a fraction such as "4/255", got "{text}"') from None
 
 
-_Fraction = BeforeValidator(read_fraction)
+#: A field that may be a fraction in a file; anything but a text is left to the field's own check.
+_Fraction = BeforeValidator(lambda value: read_fraction(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True, config=schema.STRICT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,11 +201,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 def read_eps(text: str) -> tuple[float, ...]:
     """The budgets of `0,1/255,2/255`, sorted. Raises BadArgumentError for what is not a number of at least 0."""
+    from zoo.adversary.threat import read_fraction
+
     budgets = set()
     for part in names(text):
         try:
-            value = float(Fraction(part))
-        except (ValueError, ZeroDivisionError):
+            value = read_fraction(part)
+        except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value >= 0):
             raise BadArgumentError(

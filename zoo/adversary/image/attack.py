@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.ball import Ball, lengths
 from zoo.adversary.image.fab import fab_t
-from zoo.adversary.image.loss import cross_entropy
 from zoo.adversary.image.pgd import apgd_ce, apgd_t, fgsm, pgd
 from zoo.adversary.image.square import square
-from zoo.adversary.image.target import Batch, Model, Target, evaluation_mode, misjudged
+from zoo.adversary.image.target import ImageBatch, Model, Target, cross_entropy, evaluation_mode, misjudged
 from zoo.adversary.threat import ImagePart
 from zoo.errors import BadArgumentError, BadDataError
 
@@ -40,44 +39,58 @@ class AttackRecord:
 
 
 @dataclass(frozen=True)
-class AttackResult:
-    """The outcome for N images.
+class AttackOutcome:
+    """What an attack did to N inputs: which were judged right before (`correct` `[N]`), and `broken` `[N]` by it.
 
-    `adversarial` `[N, C, H, W]` are misjudged images inside the budget, or the clean ones where none was found.
-    `correct` `[N]` tells which clean images are judged right: only those are attacked, and only they can be `broken`
-    `[N]`. `blind` `[N]` tells where the model gives no gradient: gradient attacks say nothing there, and Square was
-    used instead; `why_blind` is the model's own complaint, if it raised one. `randomised`: two passes gave different
-    logits, so that the success of an attack is partly luck.
+    Only inputs that are judged right are attacked, and only they can be broken. `blind` `[N]` tells where the model
+    gives no gradient.
     """
 
-    threat: ImagePart
-    adversarial: Tensor
     correct: Tensor
     broken: Tensor
     blind: Tensor
-    why_blind: str
-    randomised: bool
-    records: tuple[AttackRecord, ...]
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of the N images judged right before any attack."""
+        """Share of the N inputs judged right before any attack."""
         return float(self.correct.double().mean())
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of the N images still judged right under every attack: an upper bound of the true one."""
+        """Share of the N inputs still judged right under attack: an upper bound of the true one."""
         return float((self.correct & ~self.broken).double().mean())
 
     @property
     def success_rate(self) -> float:
-        """Share of the images judged right that an attack broke; 0 where there were none."""
+        """Share of the inputs judged right that the attack broke; 0 if none were judged right."""
         return int(self.broken.sum()) / max(1, int(self.correct.sum()))
 
     @property
     def obfuscated(self) -> bool:
-        """Whether some attacked image has no gradient at all: the robust accuracy there is Square's alone."""
+        """Whether some attacked input has no gradient at all."""
         return bool(self.blind.any())
+
+    def figures(self) -> dict[str, Any]:
+        """The shares as plain data."""
+        names = ("clean_accuracy", "robust_accuracy", "success_rate", "obfuscated")
+        return {name: getattr(self, name) for name in names} | {"blind_share": float(self.blind.double().mean())}
+
+
+@dataclass(frozen=True)
+class AttackResult(AttackOutcome):
+    """The outcome for N images.
+
+    `adversarial` `[N, C, H, W]` are misjudged images inside the budget, or the clean ones where none was found.
+    Gradient attacks say nothing where an image is `blind`, so Square attacks it instead; `why_blind` is the error that
+    the model raised there, if any. `randomised`: two passes gave different logits, so that the success of an attack is
+    partly luck.
+    """
+
+    threat: ImagePart
+    adversarial: Tensor
+    why_blind: str
+    randomised: bool
+    records: tuple[AttackRecord, ...]
 
     @property
     def forwards(self) -> int:
@@ -94,11 +107,7 @@ class AttackResult:
         return {
             "threat": self.threat.to_dict(),
             "images": len(self.correct),
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy,
-            "success_rate": self.success_rate,
-            "obfuscated": self.obfuscated,
-            "blind_share": float(self.blind.double().mean()),
+            **self.figures(),
             "why_blind": self.why_blind,
             "randomised": self.randomised,
             "forwards": self.forwards,
@@ -110,7 +119,7 @@ class AttackResult:
 #: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.
 TOLERANCE = 1e-6
 
-_Attack = Callable[[Target, Batch, ImagePart, int], Tensor]
+_Attack = Callable[[Target, ImageBatch, ImagePart, int], Tensor]
 #: The attacks by their names in a threat model: each takes a batch and the number of the restart to pixels.
 IMAGE_ATTACKS: dict[str, _Attack] = {
     "fgsm": fgsm,
@@ -204,15 +213,15 @@ class _Campaign:
         with Progress(disable=not progress) as bar:
             records = tuple(self._attack(name, allowed, bar) for name, allowed in plan)
         return AttackResult(
-            self.threat, self.adversarial, self.correct, self.broken, blind, self.why_blind, randomised, records
+            self.correct, self.broken, blind, self.threat, self.adversarial, self.why_blind, randomised, records
         )
 
-    def _batches(self, wanted: Tensor) -> list[Batch]:
+    def _batches(self, wanted: Tensor) -> list[ImageBatch]:
         """The images that a mask `[N]` picks, in batches."""
         parts = torch.split(wanted.nonzero()[:, 0], self.batch_size)
-        return [Batch(self.pixels[rows], self.labels[rows], rows) for rows in parts if len(rows)]
+        return [ImageBatch(self.pixels[rows], self.labels[rows], rows) for rows in parts if len(rows)]
 
-    def _everything(self) -> list[Batch]:
+    def _everything(self) -> list[ImageBatch]:
         return self._batches(torch.ones_like(self.blind))
 
     def _clean(self, target: Target) -> Tensor:
@@ -222,7 +231,7 @@ class _Campaign:
     def _look(self) -> Tensor:
         """The attacked model's logits `[N, K]` of the clean images, and in the same pass where it gives no gradient."""
 
-        def objective(logits: Tensor, batch: Batch) -> Tensor:
+        def objective(logits: Tensor, batch: ImageBatch) -> Tensor:
             _check_labels(self.labels, logits.shape[1])  # first: on a GPU a wrong index ends the process
             return cross_entropy(logits, batch)
 
@@ -255,7 +264,7 @@ class _Campaign:
         """Whether a second pass of a few clean images gives other logits than the first."""
         rows = torch.arange(min(_SAMPLE, len(self.pixels)), device=self.pixels.device)
         before = self.own_clean[rows]
-        again = self.target.logits(self.pixels[rows], Batch(self.pixels[rows], self.labels[rows], rows))
+        again = self.target.logits(self.pixels[rows], ImageBatch(self.pixels[rows], self.labels[rows], rows))
         return bool(((again - before).abs() > 0.01 * (1 + before.abs())).any())
 
     def _attack(self, name: str, allowed: Tensor, bar: Progress) -> AttackRecord:
@@ -272,7 +281,7 @@ class _Campaign:
             for batch in self._batches(self.correct & ~self.broken & allowed):
                 goals = None if rank is None else self.goals[batch.rows, rank]
                 known = None if self.gradient is None else self.gradient[batch.rows]
-                aimed = Batch(batch.pixels, batch.labels, batch.rows, goals, known)
+                aimed = ImageBatch(batch.pixels, batch.labels, batch.rows, goals, known)
                 outside += self._keep(aimed, IMAGE_ATTACKS[name](self.target, aimed, self.threat, restart))
                 bar.advance(task, len(batch))
             bar.update(task, completed=attempted * number, description=f"{name}: {int(self.broken.sum())} broken")
@@ -288,7 +297,7 @@ class _Campaign:
             robust_accuracy=float((self.correct & ~self.broken).double().mean()),
         )
 
-    def _keep(self, batch: Batch, found: Tensor) -> int:
+    def _keep(self, batch: ImageBatch, found: Tensor) -> int:
         """Keep the found images that a fresh pass misjudges inside the budget; returns how many were outside it."""
         wrong = misjudged(self.judge.logits(found, batch), batch.labels)
         inside = allowed_images(found, batch.pixels, self.threat)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.adversary.image.target import Batch
+from zoo.adversary.image.target import ImageBatch
 from zoo.adversary.threat import ImagePart
 
 
@@ -74,7 +74,7 @@ class Ball:
             return gradient.sign()
         return gradient / lengths(gradient, "L2").clamp_(min=1e-12)
 
-    def random(self, threat: ImagePart, attack: str, restart: int, batch: Batch, *, edge: bool = False) -> Tensor:
+    def random(self, threat: ImagePart, attack: str, restart: int, batch: ImageBatch, *, edge: bool = False) -> Tensor:
         """A random allowed image for each of the batch: uniform in Linf; in L2 of uniform direction and length.
 
         With `edge` the length is eps in L2, the start of the reference implementation of APGD.

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.ball import Ball, lengths
-from zoo.adversary.image.loss import goal_margin
-from zoo.adversary.image.target import Batch, Target, misjudged
+from zoo.adversary.image.target import ImageBatch, Target, goal_margin, misjudged
 from zoo.adversary.threat import ImagePart
 
 _BIAS = 0.1  # alpha_max of the paper: how much of the way is taken from the clean image's own projection
@@ -15,7 +14,7 @@ _OVERSHOOT = 1.05  # eta: how far beyond the linearised boundary
 _BACKWARD = 0.9  # beta: what remains of a perturbation that was large enough
 
 
-def fab_t(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """Walk along the linearised boundary between the label and `batch.goals`, staying near the clean image.
 
     The first run starts at the clean image, later ones at random in half the ball. Returns pixels `[B, C, H, W]`: the
@@ -47,7 +46,7 @@ def fab_t(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> 
     return ball.project(found)
 
 
-def _step(target: Target, pixels: Tensor, batch: Batch, norm: str) -> Tensor:
+def _step(target: Target, pixels: Tensor, batch: ImageBatch, norm: str) -> Tensor:
     """One step (equation 9 of the paper) from pixels `[B, C, H, W]`, biased towards the clean images."""
     _, value, gradient = target.gradient(pixels, batch, goal_margin)
     # On the linearised boundary z: value + <gradient, z - pixels> = 0. The same plane is seen from both points.

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.ball import Ball
-from zoo.adversary.image.loss import cross_entropy, targeted_dlr
-from zoo.adversary.image.target import Batch, Objective, Target
+from zoo.adversary.image.target import ImageBatch, Objective, Target, cross_entropy, targeted_dlr
 from zoo.adversary.threat import ImagePart
 
 
-def fgsm(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def fgsm(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """One step of length eps from the clean image (Goodfellow et al. 2015, arXiv 1412.6572): pixels `[B, C, H, W]`."""
     ball = Ball.around(batch.pixels, threat)
     gradient = batch.gradient  # at the clean image, where it may be known already
@@ -23,7 +22,7 @@ def fgsm(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> T
     return ball.project(ball.direction(gradient).mul_(threat.eps).add_(batch.pixels))
 
 
-def pgd(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def pgd(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """Projected gradient ascent on the cross-entropy from a random start (Madry et al. 2018, arXiv 1706.06083).
 
     Returns pixels `[B, C, H, W]`: of an image that is misjudged on the way, the first such ones; else the last.
@@ -51,12 +50,12 @@ _MOMENTUM = 0.75  # the paper's alpha
 _RISING = 0.75  # the paper's rho: the share of steps since the last checkpoint that must have raised the objective
 
 
-def apgd_ce(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def apgd_ce(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """APGD on the cross-entropy: pixels `[B, C, H, W]`, the first misjudged ones, else those of the highest loss."""
     return _apgd(target, batch, threat, restart, cross_entropy, "apgd-ce")
 
 
-def apgd_t(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def apgd_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """APGD towards the classes `batch.goals`, on the targeted DLR, or with two classes on the margin: as `apgd_ce`."""
     return _apgd(target, batch, threat, restart, targeted_dlr, "apgd-t")
 
@@ -120,7 +119,9 @@ class _Ascent:
         self.rises = torch.zeros_like(self.rises)
 
 
-def _apgd(target: Target, batch: Batch, threat: ImagePart, restart: int, objective: Objective, name: str) -> Tensor:
+def _apgd(
+    target: Target, batch: ImageBatch, threat: ImagePart, restart: int, objective: Objective, name: str
+) -> Tensor:
     ball = Ball.around(batch.pixels, threat)
     state = _begin(ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
     found = torch.empty_like(batch.pixels)

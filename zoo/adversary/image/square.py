@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.ball import Ball, lengths, noise
-from zoo.adversary.image.loss import margin
-from zoo.adversary.image.target import Batch, Target
+from zoo.adversary.image.target import ImageBatch, Target, margin
 from zoo.adversary.threat import ImagePart
 
 _ROUNDS = 4  # of scaling an L2 perturbation to eps and clipping it
@@ -20,7 +19,7 @@ _SHARE = 0.8  # of the image that the first squares cover; AutoAttack's choice i
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-def square(target: Target, batch: Batch, threat: ImagePart, restart: int = 0) -> Tensor:
+def square(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) -> Tensor:
     """Change one random square at a time, keep what brings the image nearer to a misjudgement: pixels `[B, C, H, W]`.
 
     The places of the squares are one sequence for all images, set by seed and restart; the signs are each image's own.
@@ -62,7 +61,7 @@ class _Signs:
 
     threat: ImagePart
     restart: int
-    batch: Batch
+    batch: ImageBatch
     _block: Tensor | None = None
     _start: int = -1
 
@@ -99,7 +98,7 @@ def _window(side: int, pixels: Tensor, draw: np.random.Generator) -> tuple[slice
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
 
 
-def _stripes(ball: Ball, batch: Batch, threat: ImagePart, restart: int) -> Tensor:
+def _stripes(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> Tensor:
     """The start in Linf: vertical stripes of one pixel, up or down by eps at random in each channel."""
     _, channels, _, width = batch.pixels.shape
     uniform = noise(threat, "square start", restart, batch.rows.tolist(), (channels, 1, width)).to(batch.pixels)
@@ -122,7 +121,7 @@ def _linf_square(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.
     return trial
 
 
-def _tiles(ball: Ball, batch: Batch, threat: ImagePart, restart: int) -> Tensor:
+def _tiles(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> Tensor:
     """The start in L2: a grid of about 5 x 5 bumps of random sign, together of length eps."""
     count, channels, height, width = batch.pixels.shape
     side = max(1, min(height, width) // 5)

@@ -1,4 +1,4 @@
-"""The model under attack: any function of pixels to logits, its passes counted, its modules in evaluation mode."""
+"""The model under attack, with its passes counted and its modules in evaluation mode, and what attacks raise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Model: TypeAlias = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Images under attack: clean `pixels` `[B, C, H, W]`, `labels` `[B]`, their `rows` `[B]` in the whole set.
 
     `goals` `[B]` are the classes that a targeted attack aims at. `gradient` `[B, C, H, W]` is that of the cross-entropy
@@ -33,14 +33,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, keep: Tensor) -> Batch:
+    def take(self, keep: Tensor) -> ImageBatch:
         """The images that a mask `[B]` or a list of indices picks."""
         goals, gradient = (None if one is None else one[keep] for one in (self.goals, self.gradient))
-        return Batch(self.pixels[keep], self.labels[keep], self.rows[keep], goals, gradient)
+        return ImageBatch(self.pixels[keep], self.labels[keep], self.rows[keep], goals, gradient)
 
 
 #: What an attack raises: logits `[B, K]` of the images of a batch, to one value each `[B]`.
-Objective: TypeAlias = Callable[[Tensor, Batch], Tensor]
+Objective: TypeAlias = Callable[[Tensor, ImageBatch], Tensor]
 
 
 class Target:
@@ -55,12 +55,12 @@ class Target:
         self.model, self.extras, self.stop = model, tuple(extras), stop
         self.forwards = self.backwards = 0
 
-    def logits(self, pixels: Tensor, batch: Batch) -> Tensor:
+    def logits(self, pixels: Tensor, batch: ImageBatch) -> Tensor:
         """Logits `[B, K]` without a graph. Raises BadInputError when the model gives something else."""
         with torch.no_grad():
             return self._run(pixels, batch)
 
-    def gradient(self, pixels: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, pixels: Tensor, batch: ImageBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[B, K]`, objective `[B]` and its gradient `[B, C, H, W]`; zero where there is none, or no number."""
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
@@ -74,11 +74,11 @@ class Target:
         found = torch.zeros_like(pixels) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
         return logits.detach(), values.detach(), found
 
-    def fooled(self, logits: Tensor, batch: Batch) -> Tensor:
+    def fooled(self, logits: Tensor, batch: ImageBatch) -> Tensor:
         """Which images `[B]` an attack can let go of: the misjudged ones, or none when it is not to stop."""
         return misjudged(logits, batch.labels) & self.stop
 
-    def _run(self, pixels: Tensor, batch: Batch) -> Tensor:
+    def _run(self, pixels: Tensor, batch: ImageBatch) -> Tensor:
         self.forwards += len(pixels)
         logits = self.model(pixels, *(extra[batch.rows] for extra in self.extras))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] < 2:
@@ -117,3 +117,43 @@ def evaluation_mode(*models: object) -> Iterator[None]:
             module.training = training
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def cross_entropy(logits: Tensor, batch: ImageBatch) -> Tensor:
+    """What stands for the cross-entropy: the log-odds `[B]` of any class but the label, from logits `[B, K]`.
+
+    The cross-entropy is their softplus. It rises with them and its gradient points the same way, so that attacks that
+    use the direction of a gradient and the order of values take the very same steps. But where a model is sure (17
+    nats do), float32 rounds the cross-entropy and the label's part of its gradient to zero: false robustness.
+    """
+    own = logits.gather(1, batch.labels[:, None])[:, 0]
+    return logits.scatter(1, batch.labels[:, None], -torch.inf).logsumexp(dim=1) - own
+
+
+def margin(logits: Tensor, batch: ImageBatch) -> Tensor:
+    """The best other logit minus the label's `[B]`: above 0 where the image is misjudged (arXiv 1912.00049, eq. 2)."""
+    own = logits.gather(1, batch.labels[:, None])[:, 0]
+    others = logits.scatter(1, batch.labels[:, None], -torch.inf)
+    return others.amax(dim=1) - own
+
+
+def goal_margin(logits: Tensor, batch: ImageBatch) -> Tensor:
+    """The goal's logit minus the label's `[B]`: above 0 where the goal has overtaken the label."""
+    assert batch.goals is not None
+    pair = logits.gather(1, torch.stack([batch.goals, batch.labels], dim=1))
+    return pair[:, 0] - pair[:, 1]
+
+
+def targeted_dlr(logits: Tensor, batch: ImageBatch) -> Tensor:
+    """The targeted difference-of-logits ratio `[B]` (Croce & Hein 2020, arXiv 2003.01690, eq. 7).
+
+    `(z_t - z_y) / (z_1 - (z_3 + z_4) / 2)` with sorted logits, so that no scaling of the logits changes it. Three
+    classes have no fourth: there the denominator is `z_1 - z_3`. Two have neither: there it is the plain margin
+    `z_t - z_y`, which saturates nowhere, and of which the attacks use the direction only.
+    """
+    gain = goal_margin(logits, batch)
+    classes = logits.shape[1]
+    if classes == 2:
+        return gain
+    top = logits.topk(min(4, classes), dim=1).values
+    return gain / (top[:, 0] - top[:, 2:].mean(dim=1) + 1e-12)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.gradient import substitute_tokens
 from zoo.adversary.text.model import ItemScore, TextModel, TextResult
-from zoo.adversary.text.search import search_items
+from zoo.adversary.text.search import search_texts
 from zoo.adversary.threat import GRADIENT_ATTACKS, TextPart
 from zoo.errors import BadArgumentError
-
-_Attack = Callable[[list[str], list[int]], list[TextResult]]
 
 
 def attack_texts(
@@ -35,75 +35,34 @@ def attack_texts(
     attacked set, by default 0, 1, ...) to scores. Raises BadInputError where an attack lacks what it needs.
     """
     places = list(range(len(texts))) if items is None else list(items)
+    how: dict[str, Any] = {"threat": threat, "threshold": threshold, "batch_size": batch_size, "progress": progress}
+    plan = _plan(model, threat, synonyms, how)
     found: dict[int, TextResult] = {}
-    modules = model.modules if isinstance(model, TextModel) else ()
-    with evaluation_mode(*modules):
-        for attack in _plan(model, threat, threshold, synonyms, batch_size, progress):
+    with evaluation_mode(*(model.modules if isinstance(model, TextModel) else ())):
+        for attack in plan:
             left = [n for n in range(len(texts)) if n not in found or found[n].outcome in ("held", "refuted")]
             if left:
-                results = attack([texts[n] for n in left], [places[n] for n in left])
+                results = attack([texts[n] for n in left], items=[places[n] for n in left])
                 found |= {n: _joined(found.get(n), result) for n, result in zip(left, results, strict=True)}
     return [found[n] for n in range(len(texts))]
 
 
 def _plan(
-    model: TextModel | ItemScore,
-    threat: TextPart,
-    threshold: float,
-    synonyms: Variants | None,
-    batch_size: int,
-    progress: bool,
-) -> list[_Attack]:
-    score: ItemScore = model.score if isinstance(model, TextModel) else model
-
-    def searching(variants: Variants | None) -> _Attack:
-        def run(texts: list[str], places: list[int]) -> list[TextResult]:
-            def of_items(part: list[str], owners: list[int]) -> object:
-                return score(part, [places[owner] for owner in owners])
-
-            return search_items(
-                of_items,
-                texts,
-                threat,
-                threshold=threshold,
-                variants=variants,
-                batch_size=batch_size,
-                progress=progress,
-            )
-
-        return run
-
-    plan: list[_Attack] = []
-    if threat.kinds:
-        plan.append(searching(None))
+    model: TextModel | ItemScore, threat: TextPart, synonyms: Variants | None, how: dict[str, Any]
+) -> list[Callable[..., list[TextResult]]]:
+    """The attacks of the threat in their order, each a function of texts and their `items`."""
+    search = partial(search_texts, model.score if isinstance(model, TextModel) else model, **how)
+    plan: list[Callable[..., list[TextResult]]] = [search] if threat.kinds else []
     if "synonyms" in threat.attacks:
         if synonyms is None:
             raise BadArgumentError('the attack "synonyms" needs the neighbours of words: give `synonyms`')
-        plan.append(searching(synonyms))
+        plan.append(partial(search, variants=synonyms))
     for method in GRADIENT_ATTACKS:
         if method in threat.attacks:
             if not isinstance(model, TextModel):
                 raise BadArgumentError(f"the attack `{method}` needs a gradient: give the model as a TextModel")
-            plan.append(_substituting(model, threat, method, threshold, batch_size, progress))
+            plan.append(partial(substitute_tokens, model, method=method, **how))
     return plan
-
-
-def _substituting(
-    model: TextModel, threat: TextPart, method: str, threshold: float, batch_size: int, progress: bool
-) -> _Attack:
-    def run(texts: list[str], places: list[int]) -> list[TextResult]:
-        return substitute_tokens(
-            model,
-            texts,
-            threat,
-            "gcg" if method == "gcg" else "hotflip",
-            threshold=threshold,
-            items=places,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    return run
 
 
 def _joined(before: TextResult | None, now: TextResult) -> TextResult:

@@ -13,7 +13,7 @@ import dataclasses
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,45 +37,25 @@ _Search: TypeAlias = Generator[list[str], NDArray[np.float64], TextResult]
 
 
 def search_texts(
-    score: Score,
+    score: Score | ItemScore,
     texts: Sequence[str],
     threat: TextPart,
     *,
     threshold: float,
     variants: Variants | None = None,
+    items: Sequence[int] | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> list[TextResult]:
     """Attack texts by the `variants` of their words, by default those of the threat's attacks on characters.
 
-    `variants` that are given count as other words, which leave the protected ones (see `TextPart`).
-    A text is flagged when its score is **above** `threshold`, as in a policy; it is broken when it no longer is, and no
-    banned word is left. All searches run side by side, so that the model gets large batches, and each stops at its
-    first success; successes are confirmed on a fresh pass. What is found depends on threat, model and text only.
-    Raises BadInputError for scores that are no numbers, and for a threat without attacks on characters or `variants`.
+    Given `variants` count as other words, which leave the protected ones (see `TextPart`). A text is flagged when its
+    score is **above** `threshold`, as in a policy. It is broken when it no longer is and no banned word is left. All
+    searches run side by side, so that the model gets large batches, and each stops at its first success; successes are
+    confirmed on a fresh pass. The result depends on threat, model and text only. A model that judges each text
+    together with something else gets the places of both in the attacked set: give `items`, and an `ItemScore`.
+    Raises BadInputError for scores that are not finite, and for a threat without attacks on characters or `variants`.
     """
-    return search_items(
-        lambda part, _: score(part),
-        texts,
-        threat,
-        threshold=threshold,
-        variants=variants,
-        batch_size=batch_size,
-        progress=progress,
-    )
-
-
-def search_items(
-    score: ItemScore,
-    texts: Sequence[str],
-    threat: TextPart,
-    *,
-    threshold: float,
-    variants: Variants | None = None,
-    batch_size: int = 256,
-    progress: bool = False,
-) -> list[TextResult]:
-    """`search_texts` for a model that judges each text together with something else, found by the item's place."""
     exchanged = variants is not None
     if variants is None:
         if not threat.kinds:
@@ -83,11 +63,15 @@ def search_items(
         variants = character_edits(threat.kinds)
     if batch_size < 1:
         raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
+
+    def scored(part: list[str], owners: list[int]) -> Any:
+        return score(part) if items is None else score(part, [items[owner] for owner in owners])  # type: ignore[call-arg]
+
     kept = _keeping(variants, threat, exchanged)
     searches = [_greedy(text, kept, threat, threshold) for text in texts]
-    found = _side_by_side(searches, score, batch_size, progress)
+    found = _side_by_side(searches, scored, batch_size, progress)
     found = [dataclasses.replace(result, exchanged=exchanged) for result in found]
-    return confirmed(found, score, threat, threshold, batch_size)
+    return confirmed(found, scored, threat, threshold, batch_size)
 
 
 def _keeping(variants: Variants, threat: TextPart, exchanged: bool) -> Variants:
