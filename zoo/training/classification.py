@@ -135,9 +135,9 @@ class Classification(Base):
         image_there = batch.get("image_present", torch.zeros(count, dtype=torch.bool)).to(self.device)
         texts = batch.get("texts") or [None] * count
         text_there = torch.tensor([text is not None for text in texts], device=self.device)
-        for kind, there in (("image", image_there), ("text", text_there)):
+        for kind, what, there in (("image", "an image", image_there), ("text", "a text", text_there)):
             if kind in card.requires and not there.all():
-                raise BadDataError(f"{card.name} needs an {kind} in every row of the manifest")
+                raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
         if drop:
             chance = torch.rand(count, device=self.device)
             both = image_there & text_there

@@ -54,7 +54,7 @@ class ZooCLI(LightningCLI):
             arguments.recipe = _recipe(sys.argv)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """Add the default loggers where the recipe names none: `runs/RECIPE/version_N`."""
+        """Add the default loggers, in `runs/RECIPE/version_N`, unless the recipe names loggers."""
         config = self.config[self.subcommand]
         if config.trainer.logger is None and not config.trainer.fast_dev_run:
             folder = Path(config.trainer.default_root_dir or "runs")
