@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 
 import zoo
-from zoo.commands import attacks, data, evaluate, guard, leaderboard, models, recipes, release, score
+from zoo.commands import data, evaluate, guard, models, recipes, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
 from zoo.errors import BadArgumentError, close_match, refusal
 from zoo.registry import import_models, load_plugins
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
-    for module in (models, recipes, data, release, score, evaluate, guard, attacks, leaderboard):
+    for module in (models, recipes, data, release, score, evaluate, guard, robustness):
         module.add(commands)
     load_plugins("safety_zoo.commands", lambda add: add(commands))
     return parser

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.adversary.threat import ImagePart, TextPart, Threat
-from zoo.commands.evaluate_robustness import read_eps
+from zoo.commands.robustness import read_eps
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
@@ -167,7 +167,7 @@ def test_the_threshold_at_a_fixed_rate_is_found_on_the_clean_negatives_of_anothe
 
 def test_without_other_rows_the_attacked_ones_give_the_threshold_and_the_report_says_so(data: Path) -> None:
     said: list[str] = []
-    report = _run(data, split="val", calibrate="val", say=said.append).report
+    report = _run(data, split="val", threshold_split="val", say=said.append).report
     assert report.points[1].calibrated_on == "the attacked rows themselves (val)"
     assert any("the attacked rows themselves" in line for line in said)
 

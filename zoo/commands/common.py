@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import json
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from zoo.assets import KINDS, shipped, summary
 from zoo.contract.policy import AnyPolicy
@@ -17,6 +18,7 @@ from zoo.contract.policy import read_policy as read_policy_file
 from zoo.errors import BadArgumentError, close_match
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+_Made = TypeVar("_Made")
 
 #: Flags that several commands take. A command adds a detail after the colon, never another meaning.
 FLAGS: dict[str, dict[str, Any]] = {
@@ -180,6 +182,12 @@ def renamed(columns: str) -> dict[str, str]:
             raise BadArgumentError(f'--columns: "{pair}" must be ROLE=COLUMN, such as text=caption')
         roles[role.strip()] = name.strip()
     return roles
+
+
+def fields_from(kind: type[_Made], options: argparse.Namespace, **more: Any) -> _Made:
+    """An instance of a dataclass: each field from the option of its name, or from `more`."""
+    given = {name: getattr(options, name) for name in inspect.signature(kind).parameters if hasattr(options, name)}
+    return kind(**{**given, **more})
 
 
 def with_flags(message: str, options: argparse.Namespace) -> str:

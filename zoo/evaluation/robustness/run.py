@@ -35,14 +35,14 @@ SLOW = ("fab-t", "square")
 class RobustnessOptions:
     """How a release is attacked. `split` None takes all rows; `limit` draws that many items by `seed`.
 
-    The fixed operating point holds the false positive rate `fpr` on the safe rows of the split `calibrate`. `eps` asks
-    for a curve over these budgets, by `eps_attacks` (default: the threat's attacks except FAB-T and Square). `keep`
-    keeps the examples that succeed, and `say` gets a line for each step.
+    The fixed operating point holds the false positive rate `fpr` on the safe rows of `threshold_split`. `eps` asks for
+    a curve over these budgets, by `eps_attacks` (default: the threat's attacks except FAB-T and Square). `keep` keeps
+    the examples that succeed, and `say` gets a line for each step.
     """
 
     labelling: Labelling = field(default_factory=Labelling)
     split: str | None = "test"
-    calibrate: str = "val"
+    threshold_split: str = "val"
     fpr: float = 0.05
     points: Literal["policy", "fpr", "both"] = "both"
     direction: Literal["evade", "both"] = "evade"
@@ -190,7 +190,7 @@ class _Run:
 
     def _fixed_point(self) -> AttackedPoint:
         """The threshold at the fixed rate, on the safe rows of the calibration split, else of the attacked rows."""
-        split, fpr = self.options.calibrate, self.options.fpr
+        split, fpr = self.options.threshold_split, self.options.fpr
         rows = [row for row in self.rows if row.split == split and split != self.split]
         others = self._items(rows) if rows else None
         if others is not None and bool((others.labels == 0).any()):

@@ -96,9 +96,9 @@ def searched(
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is measured. `attacks` are kinds of random edits; so many positives of each category are searched against.
+    """What is measured. `attacks` are kinds of random edits; `search` positives of each category are searched.
 
-    `limit` draws that many texts by `seed`; `bundle` is what latency is measured through, instead of the release.
+    `limit` draws that many texts by `seed`. Latency is that of the bundle `latency_of`, or else of the release.
     """
 
     split: str = "test"
@@ -108,7 +108,7 @@ class TextOptions:
     limit: int | None = None
     seed: int = 0
     draws: int = 1000
-    bundle: str | None = None
+    latency_of: str | None = None
     latency: int = 200
     progress: bool = False
     command: str = ""
@@ -154,7 +154,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
         texts=len(rows),
         categories=tuple(_category(rows, column, name, style) for column, name in enumerate(categories)),
         conditions=tuple(_conditions(rankers, rows, figures, options)),
-        latency=_latency(options.bundle or model, rankers[1:], rows, options),
+        latency=_latency(options.latency_of or model, rankers[1:], rows, options),
         threat=_threat(options).to_dict(),
         seed=options.seed,
         command=options.command,

@@ -1,21 +1,22 @@
-"""`zoo evaluate robustness`: how a model with its policy holds against a threat model; and stored examples replayed."""
+"""`zoo evaluate robustness`, `zoo leaderboard`, `zoo attacks`: attack a model, compare reports, list the attacks."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, names, read_policy, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, fields_from, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection
-    from zoo.evaluation.robustness.run import Outcome, RobustnessOptions
+    from zoo.evaluation.robustness.run import Outcome
     from zoo.evaluation.robustness.victim import Victim
 
 EXAMPLE = (
@@ -27,7 +28,27 @@ EXAMPLE = (
 RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--calibrate": "--threshold-split"}
 
 
-def add(actions: Commands) -> None:
+def add(commands: Commands) -> None:
+    """Add `zoo attacks list` and `zoo leaderboard`."""
+    text = "list every attack: what it changes, its bound, its source"
+    parser = add_command(commands, "attacks", _list, text, "zoo attacks list")
+    add_command(parser.add_subparsers(metavar="{list}"), "list", _list, text, "zoo attacks list")
+
+    text = "compare robustness reports: a Markdown table, and robustness against the budget as a figure"
+    example = "zoo leaderboard runs/robustness --out leaderboard.md --plot curve.png"
+    parser = add_command(commands, "leaderboard", _leaderboard, text, example)
+    parser.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="JSON files of `zoo evaluate robustness`, or folders"
+    )
+    parser.add_argument("--sort", default="asr_at_fpr", metavar="COLUMN", help="best first")
+    add_flag(parser, "--out", "the table that is printed", metavar="FILE")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw all curves (measured with --eps) into one figure"
+    )
+    add_flag(parser, "--json", "plain data in place of the Markdown table")
+
+
+def add_robustness(actions: Commands) -> None:
     """Add `zoo evaluate robustness`."""
     text = "attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay"
     parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE, RENAMED)
@@ -91,8 +112,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _replay(options)
     _check(options)
     from zoo.adversary.threat import Threat
+    from zoo.evaluation.labelling import Labelling
     from zoo.evaluation.robustness.items import Selection
-    from zoo.evaluation.robustness.run import evaluate_robustness
+    from zoo.evaluation.robustness.run import RobustnessOptions, evaluate_robustness
     from zoo.evaluation.robustness.victim import Victim
     from zoo.release.store import load_release
 
@@ -106,9 +128,19 @@ def _evaluate(options: argparse.Namespace) -> int:
         target=options.target,
         device=options.device,
     )
-    how = _how(options)
+    given = fields_from(
+        RobustnessOptions,
+        options,
+        labelling=Labelling(options.positive_label, names(options.positive_words)),
+        split=None if options.split == "all" else options.split,
+        eps=read_eps(options.eps) if options.eps else (),
+        eps_attacks=names(options.eps_attacks),
+        keep=options.save is not None,
+        progress=True,
+        command=options.invocation,
+    )
     selection = Selection(options.data, options.image_root, columns, names(options.by))
-    outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, how)
+    outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, given)
     _tell(options, victim, outcome, selection)
     return 0
 
@@ -131,29 +163,6 @@ def _check(options: argparse.Namespace) -> None:
         raise BadArgumentError(
             f"--batch-size is at least 1 and --seed at least 0: {options.batch_size}, {options.seed}"
         )
-
-
-def _how(options: argparse.Namespace) -> RobustnessOptions:
-    from zoo.evaluation.labelling import Labelling
-    from zoo.evaluation.robustness.run import RobustnessOptions
-
-    return RobustnessOptions(
-        labelling=Labelling(options.positive_label, names(options.positive_words)),
-        split=None if options.split == "all" else options.split,
-        calibrate=options.threshold_split,
-        fpr=options.fpr,
-        points=options.points,
-        direction=options.direction,
-        eps=read_eps(options.eps) if options.eps else (),
-        eps_attacks=names(options.eps_attacks),
-        limit=options.limit,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        keep=options.save is not None,
-        progress=True,
-        synonyms=options.synonyms,
-        command=options.invocation,
-    )
 
 
 def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selection: Selection) -> None:
@@ -217,3 +226,26 @@ def read_eps(text: str) -> tuple[float, ...]:
     if not budgets:
         raise BadArgumentError("--eps names no budget; expected numbers or fractions such as 0,1/255,4/255")
     return tuple(sorted(budgets))
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from zoo.evaluation.robustness.leaderboard import leaderboard, markdown, plot_curves, read_reports
+
+    reports = read_reports(options.reports)
+    groups = leaderboard(reports, options.sort)
+    text = json.dumps(groups, indent=1, ensure_ascii=False) + "\n" if options.json else markdown(groups)
+    print(text, end="")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    if options.plot:
+        plot_curves(reports, options.plot)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from zoo.adversary.threat import SOURCES
+
+    for name, source in SOURCES.items():
+        print(f"{name:12} {source.kind:6} {source.bound:20} {source.needs:21} {source.paper}")
+    return 0
