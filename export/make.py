@@ -81,10 +81,9 @@ def add_engine(
         manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
-            report = verify_engine(read_bundle(folder), engines[name], release, check)
+            report = verify_engine(read_bundle(folder), engines[name], release.model, check)
             report.raise_if_failed()
-            manifest = report.noted(manifest)
-            manifest.write(folder)
+            manifest = report.note(manifest, folder)
     return manifest
 
 

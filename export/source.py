@@ -9,17 +9,24 @@ import torch
 
 from zoo.models.base import ZooModel, weights_sha256
 from zoo.registry import create_model, default_policy, model_entry
-from zoo.release.store import Release, load_release
+from zoo.release.store import Release, load_model, load_release
 
 
 def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release:
     """The release of a source; with `untrained`, a registered architecture with seeded random weights."""
     if untrained is None:
         return load_release(source)
+    model = load_alone(source, untrained)
+    return Release(model, model.card, default_policy(model_entry(str(source))))
+
+
+def load_alone(source: str | Path, untrained: dict[str, Any] | None = None) -> ZooModel:
+    """The model of `load` without its policy, for who has another."""
+    if untrained is None:
+        return load_model(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model(str(source), **untrained)
-    return Release(model, model.card, default_policy(model_entry(str(source))))
+        return create_model(str(source), **untrained)
 
 
 def weights_hash(model: ZooModel) -> str:

@@ -18,22 +18,20 @@ import shutil
 from pathlib import Path
 from typing import TypeAlias, Union
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.bundle.command import runs_anywhere
 from export.bundle.manifest import CARD, POLICY, TOKENIZER, Device, Engine, TensorSpec
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
-from export.tensorrt.package import REPORT, PlanReport
-from zoo.contract import schema
+from export.runtime.tensorrt import read_report
+from export.tensorrt.package import PlanReport
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import MANIFEST, new_directory
-from zoo.judging.judge import bind
+from zoo.judging.judge import AnyJudge, bind
 
 Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
 #: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.
@@ -98,7 +96,7 @@ def export_triton(
         raise BadArgumentError(f'"{name}" is no name for a model: letters, digits, ".", "_" and "-", no dot in front')
     largest = chosen.batch[2] if max_batch is None else max_batch
     _check(chosen, largest, instances, delay_us, queue, version)
-    config = _Config(bundle, chosen, policy or bundle.policy, name, largest, _device(chosen, device))
+    config = _Config(bundle, chosen, policy, name, largest, _device(chosen, device))
     text = config.text(instances, delay_us, queue)
     model = repository / name
     if model.is_dir() and not overwrite:
@@ -118,13 +116,11 @@ class _Config:
     """One engine, policy and device, as Triton is told of them."""
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, policy: AnyPolicy, name: str, max_batch: int, device: Device
+        self, bundle: Bundle, engine: Engine, policy: AnyPolicy | None, name: str, max_batch: int, device: Device
     ) -> None:
-        self.bundle, self.engine, self.policy, self.name = bundle, engine, policy, name
-        self.max_batch, self.device = max_batch, device
-        outputs = bind(bundle.card, policy).outputs
-        self.labels = "".join(" ".join(output.split()) + "\n" for output in outputs)
-        self.columns = len(outputs)
+        self.bundle, self.engine, self.name, self.max_batch, self.device = bundle, engine, name, max_batch, device
+        self.judge = bundle.judge if policy is None else bind(bundle.card, policy)
+        self.labels = "".join(" ".join(output.split()) + "\n" for output in self.judge.outputs)
 
     def text(self, instances: int, delay_us: int, queue: int) -> str:
         """The text of config.pbtxt."""
@@ -156,14 +152,14 @@ class _Config:
         if self.engine.kind == "onnx":
             for other in self.engine.files[1:]:  # external data, found by its name
                 shutil.copyfile(self.bundle.folder / other, folder / other)
-        if self.policy.id == self.engine.embedded or not self.bundle.card.bank_names:
-            shutil.copyfile(self.bundle.path(self.engine), folder / file)
+        if self.judge.policy_id == self.engine.embedded or not self.bundle.card.bank_names:
+            shutil.copyfile(self.bundle.folder / self.engine.files[0], folder / file)
         else:
-            _write_with_banks(self.bundle, self.engine, self.policy, folder / file)
+            _write_with_banks(self.bundle, self.engine, self.judge, folder / file)
         for extra in (CARD, TOKENIZER, MANIFEST):
             if (self.bundle.folder / extra).is_file():
                 shutil.copyfile(self.bundle.folder / extra, folder / extra)
-        (folder / POLICY).write_text(self.policy.to_yaml(), encoding="utf-8")
+        (folder / POLICY).write_text(self.judge.policy.to_yaml(), encoding="utf-8")
 
     def _banks(self) -> list[TensorSpec]:
         """The text banks that a request may bring: Triton allows optional inputs in ONNX without batching alone."""
@@ -190,7 +186,7 @@ class _Config:
         return found
 
     def _output(self, name: str) -> Message:
-        dims = self._dims([-1, self.columns])
+        dims = self._dims([-1, len(self.judge.outputs)])
         return {"name": name, "data_type": "@TYPE_FP32", "dims": dims, "label_filename": LABELS}
 
     def _dims(self, shape: list[int]) -> list[int]:
@@ -237,8 +233,7 @@ def _engine(bundle: Bundle, name: str | None) -> Engine:
 
 
 def _report(bundle: Bundle, engine: Engine) -> PlanReport:
-    path = bundle.path(engine).with_suffix(REPORT)
-    return PlanReport.from_dict(schema.read_json(path), str(path))
+    return read_report(bundle.folder / engine.files[0])
 
 
 def _device(engine: Engine, device: Device | None) -> Device:
@@ -270,24 +265,20 @@ def _same_settings(model: Path, config: str, labels: str) -> None:
             )
 
 
-def _write_with_banks(bundle: Bundle, engine: Engine, policy: AnyPolicy, path: Path) -> None:
+def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Path) -> None:
     """Write an ONNX graph whose default text banks are those of a policy."""
     if engine.kind != "onnx":
         raise IncompatibleBundleError(
-            f'engine "{engine.name}" has the phrases of {engine.embedded} built in, and {policy.id} was asked '
+            f'engine "{engine.name}" has the phrases of {engine.embedded} built in, and {judge.policy_id} was asked '
             "for: export a bundle of a release with that policy, and build the engine in it"
         )
-    policies = bind(bundle.card, policy).zero_shot_policies
-    banks = {name: text_bank(bundle, one) for name, one in zip(bundle.card.bank_names, policies, strict=True)}
-    graph = onnx.load(bundle.path(engine), load_external_data=False)
+    named = zip(bundle.card.bank_names, judge.zero_shot_policies, strict=True)
+    banks = {name: numpy_helper.from_array(text_bank(bundle, one), name) for name, one in named}
+    graph = onnx.load(bundle.folder / engine.files[0], load_external_data=False)
     kept = [tensor for tensor in graph.graph.initializer if tensor.name not in banks]
     del graph.graph.initializer[:]
-    graph.graph.initializer.extend([*kept, *(_tensor(bank, name) for name, bank in banks.items())])
+    graph.graph.initializer.extend([*kept, *banks.values()])
     onnx.save(graph, path)
-
-
-def _tensor(bank: NDArray[np.float32], name: str) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(bank, dtype=np.float32), name)
 
 
 def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:

@@ -15,8 +15,7 @@ from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle
 from export.runtime import BundleScorer, load
 from export.runtime.engine import obstacle
-from export.verify.inputs import image_probes
-from zoo.contract.card import ImageInput
+from export.verify.inputs import drawn_images
 from zoo.errors import IncompatibleBundleError
 
 #: `jpeg` is the whole road from the bytes of a file to a verdict, `pixels` the network alone.
@@ -44,9 +43,8 @@ class Side:
 
 def drawn_jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
     """Drawn pictures of `size` (width, height), a third with photo-like noise, whose JPEGs are as large as photos'."""
-    side = ImageInput(max(size), "squash", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     found = []
-    for pixels in image_probes(count, side, None):
+    for pixels in drawn_images(count, max(size)):
         stream = io.BytesIO()
         Image.fromarray(pixels[: size[1], : size[0]]).save(stream, "JPEG", quality=90)
         found.append(stream.getvalue())

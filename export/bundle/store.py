@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle.command import policy_command, rebuild, rebuild_all
-from export.bundle.manifest import CARD, POLICY, TOKENIZER, Engine, Manifest, signature_path
+from export.bundle.manifest import CARD, POLICY, TOKENIZER, Manifest, signature_path
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
@@ -34,10 +34,6 @@ class Bundle:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "judge", bind(self.card, self.policy))
-
-    def path(self, engine: Engine) -> Path:
-        """The file of an engine that is to be loaded."""
-        return self.folder / engine.files[0]
 
 
 def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequence[str] = ()) -> Bundle:

@@ -124,7 +124,7 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
             passed_over[f"{spec.name} on {candidate.device}"] = str(problem)
             continue
         chosen: RunningEngine = running
-        chosen.why = _why(chosen, bundle.policy.id, wanted is not None, passed_over)
+        chosen.why = _why(chosen, bundle.judge.policy_id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
     if _lacks_package(bundle, wanted or _plain(bundle), devices[device]):

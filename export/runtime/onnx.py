@@ -47,7 +47,7 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> OnnxEngine:
     """Load an ONNX engine of a bundle. Raises IncompatibleBundleError when it does not start on that device."""
-    return OnnxEngine(bundle.path(spec), spec, device, threads)
+    return OnnxEngine(bundle.folder / spec.files[0], spec, device, threads)
 
 
 def session(path: Path, device: Device, threads: int | None) -> Any:

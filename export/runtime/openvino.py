@@ -65,7 +65,7 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
         sides = {"batch": batch, "height": size, "width": size}
         fed = [one for one in bundle.manifest.inputs if not one.optional]  # a bank is as long as the policy says
         exact.append({one.name: tuple(sides[n] if isinstance(n, str) else n for n in one.shape) for one in fed})
-    return OpenVINOEngine(bundle.path(spec), spec, exact, threads)
+    return OpenVINOEngine(bundle.folder / spec.files[0], spec, exact, threads)
 
 
 def compile_graph(core: Any, model: Any, shapes: InputShapes | None = None, threads: int | None = None) -> Any:

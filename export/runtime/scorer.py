@@ -14,7 +14,6 @@ from export.bundle.manifest import TEXT_ENCODER, TOKENIZER
 from export.bundle.store import Bundle, read_bundle
 from export.runtime.engine import RunningEngine, open_best
 from export.runtime.onnx import session
-from export.runtime.service import Service
 from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
@@ -52,38 +51,6 @@ def load(
             + rebuild(found.manifest, running.spec, found.folder, batch=(1, min(size, running.spec.batch[1]), size))
         )
     return BundleScorer(found, running, policy or found.policy, threads=threads, batch_size=size, limits=limits)
-
-
-def serve(
-    bundle: str | Path,
-    policy: AnyPolicy | None = None,
-    *,
-    device: str = "auto",
-    engine: str | None = None,
-    threads: int | None = None,
-    max_batch: int | None = None,
-    max_wait_ms: float = 2.0,
-    queue: int = 1024,
-    decoders: int = 2,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    public_key: Path | None = None,
-) -> Service:
-    """Load a bundle and serve many threads with it, in batches, warmed up; see `export.runtime.service.Service`.
-
-    `max_batch` is the engine's usual batch when None. Raises what `load` raises, BadInputError for sizes below 1, and
-    EngineError when the engine cannot run.
-    """
-    scorer = load(
-        bundle, policy, device=device, engine=engine, threads=threads, batch_size=max_batch, limits=limits,
-        public_key=public_key,
-    )  # fmt: skip
-    service = Service(scorer, max_batch=scorer.batch_size, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
-    try:
-        service.warm_up()
-    except BaseException:
-        service.close()
-        raise
-    return service
 
 
 class BundleScorer(Scorer):

@@ -13,13 +13,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from export.runtime.scorer import load
+from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
-from zoo.inputs.image import ImageSource
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.judging.scorer import Ready, Scorer
 
 #: After so many failed batches in a row the service reports itself as failing.
@@ -29,6 +32,38 @@ LATENCIES = 1024
 
 _CLOSED = "the service was closed before it judged this request"
 _DEAD = "the thread of the engine has ended, so nothing is judged any more: serve the bundle again"
+
+
+def serve(
+    bundle: str | Path,
+    policy: AnyPolicy | None = None,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    max_wait_ms: float = 2.0,
+    queue: int = 1024,
+    decoders: int = 2,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    public_key: Path | None = None,
+) -> Service:
+    """Load a bundle and serve many threads with it, in batches, warmed up; see `Service`.
+
+    `max_batch` is the engine's usual batch when None. Raises what `load` raises, BadInputError for sizes below 1, and
+    EngineError when the engine cannot run.
+    """
+    scorer = load(
+        bundle, policy, device=device, engine=engine, threads=threads, batch_size=max_batch, limits=limits,
+        public_key=public_key,
+    )  # fmt: skip
+    service = Service(scorer, max_batch=scorer.batch_size, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
+    try:
+        service.warm_up()
+    except BaseException:
+        service.close()
+        raise
+    return service
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ class TensorRTEngine(RunningEngine):
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why a plan cannot run on this machine, as far as can be said without loading it; None when it can."""
     try:
-        check_machine(read_report(bundle.path(spec)), _mend(bundle, spec))
+        check_machine(read_report(bundle.folder / spec.files[0]), _mend(bundle, spec))
     except (IncompatibleBundleError, MissingDependencyError) as problem:
         return str(problem)
     return None
@@ -251,7 +251,7 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> TensorRTEngine:
     """Load a plan of a bundle. Raises IncompatibleBundleError when this machine cannot run it."""
-    return TensorRTEngine(LoadedPlan(bundle.path(spec), _mend(bundle, spec)), spec, device)
+    return TensorRTEngine(LoadedPlan(bundle.folder / spec.files[0], _mend(bundle, spec)), spec, device)
 
 
 def filled(feeds: Feeds, least: int) -> Feeds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,18 @@ from rich.progress import track
 from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle, read_bundle
 from export.precision.nodes import rounded_float32, save
-from export.runtime import text_banks as fed_banks
-from export.runtime.cuda import local_gpu
 from export.runtime.engine import RunningEngine, module_of, obstacle
 from export.runtime.onnx import OnnxEngine
-from export.source import load, weights_hash
-from export.verify.inputs import BATCH, Inputs, image_probes
+from export.runtime.scorer import text_banks
+from export.source import load_alone, weights_hash
+from export.verify.inputs import BATCH, Inputs, drawn_images
 from export.verify.report import Check, ParityReport, difference
-from export.verify.threshold import Reference, placed_at_threshold
+from export.verify.threshold import Answers, Reference, placed_at_threshold
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.judging.judge import AnyJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
-from zoo.release.store import Release
+from zoo.models.base import ZooModel
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)
@@ -49,36 +47,35 @@ def verify(
     bundle = read_bundle(folder)
     manifest = bundle.manifest
     source = model or manifest.source
-    release = load(source, manifest.untrained)
-    if weights_hash(release.model) != manifest.weights:
+    trained = load_alone(source, manifest.untrained)
+    if weights_hash(trained) != manifest.weights:
         raise TamperedFileError(f"{source}: other weights than those that {folder} was exported from; export again")
     wanted = [manifest.engine(name) for name in engines] or list(manifest.engines)
     obstacles = {spec.name: reason for spec in wanted if (reason := _obstacle(bundle, spec)) is not None}
     if obstacles and (engines or len(obstacles) == len(wanted)):
         raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
     reports = []
-    reference = Reference(release.model, bundle.judge)
+    reference = Reference(trained, bundle.judge)
     for spec in wanted:
         if spec.name not in obstacles:
-            reports.append(verify_engine(bundle, spec, release, check or Check(), reference))
-            manifest = reports[-1].noted(manifest)
-            manifest.write(Path(folder))
+            reports.append(verify_engine(bundle, spec, trained, check or Check(), reference))
+            manifest = reports[-1].note(manifest, bundle.folder)
     return reports
 
 
 def verify_engine(
-    bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference | None = None
+    bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference | None = None
 ) -> ParityReport:
-    """Compare one engine with the release that it came from.
+    """Compare one engine with the model that it came from.
 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
     placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first. Give the `reference`
-    of the release's model and the bundle's policy where several engines are compared with it.
+    of the model and the bundle's policy where several engines are compared with it.
     """
     budget = check.budget_of(spec.precision)
-    pair = _Pair(bundle, spec, release, check, reference or Reference(release.model, bundle.judge))
+    pair = _Pair(bundle, spec, model, check, reference or Reference(model, bundle.judge))
     report = ParityReport(
-        bundle.folder, release.card.name, spec, budget, pair.device, check.source, check.options, bundle.policy.id
+        bundle.folder, model.card.name, spec, budget, pair.device, check.source, check.options, bundle.judge.policy_id
     )
     _check_names(bundle, pair, report)
     _check_batches(pair, report)
@@ -91,14 +88,12 @@ def verify_engine(
 class _Pair:
     """The two engines side by side, each giving logits and scores `[B, N]`."""
 
-    def __init__(self, bundle: Bundle, spec: Engine, release: Release, check: Check, reference: Reference) -> None:
-        self.card = release.card
-        self.judge = bundle.judge
+    def __init__(self, bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference) -> None:
+        self.judge, self.eager = bundle.judge, reference.run
         engine, self.device = _open(bundle, spec)
-        self.engine = engine.with_banks(fed_banks(bundle, engine, bundle.judge))
-        self.eager = reference.run
-        codec = release.model.codec() if release.card.reads_text else None
-        self.inputs = Inputs(release.card, codec, check)
+        self.engine = engine.with_banks(text_banks(bundle, engine, bundle.judge))
+        codec = model.codec() if model.card.reads_text else None
+        self.inputs = Inputs(model.card, codec, check)
 
     def ours(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores of the engine, which takes no more at a time than it was built for."""
@@ -123,7 +118,7 @@ def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
         return engine, _in_words(devices[0])
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
         path = Path(folder) / "rounded.onnx"
-        save(rounded_float32(onnx.load(bundle.path(spec))), path)
+        save(rounded_float32(onnx.load(bundle.folder / spec.files[0])), path)
         return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
 
 
@@ -131,6 +126,8 @@ def _in_words(device: Device) -> str:
     """A device, with the card's name and architecture where CUDA tells them."""
     if device == "cpu":
         return device
+    from export.runtime.cuda import local_gpu
+
     try:
         gpu = local_gpu()
     except (IncompatibleBundleError, MissingDependencyError):
@@ -162,57 +159,39 @@ def _check_batches(pair: _Pair, report: ParityReport) -> None:
             report.problems.append(f"batch {rows}: logits {logits.shape}, scores {scores.shape}, expected {wanted}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Answers:
-    """Logits and scores `[N, P]` of both, with the names and labels of the inputs."""
-
-    ours: tuple[NDArray[np.float32], NDArray[np.float32]]
-    theirs: tuple[NDArray[np.float32], NDArray[np.float32]]
-    names: list[str]
-    labels: NDArray[np.int64]
-
-
 def _check_values(pair: _Pair, report: ParityReport) -> None:
-    natural = _answers(pair)
-    base = len(pair.inputs.base.names)
+    parts, names, labels, base = [], [], [], pair.inputs.base
+    for batch in track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True):
+        parts.append((pair.ours(batch.feeds), pair.eager(batch.feeds)))
+        names += batch.names
+        labels.append(batch.labels)
+    ours, theirs = _joined(parts)
     placed = placed_at_threshold(
-        lambda feeds: pair.eager(feeds)[1], pair.judge, pair.inputs.base.feeds, natural.theirs[1][:base]
+        lambda feeds: pair.eager(feeds)[1], pair.judge, base.feeds, theirs[1][: len(base.names)]
     )
-    ours, theirs = _run(pair, placed.feeds) if placed.count else ([], [])
-    report.inputs, report.at_threshold, report.how_placed = len(natural.names), placed.count, placed.how
-    pairs = zip(("logits", "scores"), natural.ours, natural.theirs, strict=True)
+    report.inputs, report.at_threshold, report.how_placed = len(names), placed.count, placed.how
+    pairs = zip(("logits", "scores"), ours, theirs, strict=True)
     report.differences = {name: difference(one, other) for name, one, other in pairs}
     # The policy's own thresholds count everywhere; those that were moved to make a close call only at the threshold,
     # or, where the budget is that of float32, everywhere too.
     judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
-    flips, ties, nearest = _flips(judges, natural.ours[1], natural.theirs[1], TIE * report.budget.at_threshold)
-    report.flips = [natural.names[row] for row in flips]
+    flips, ties, nearest = _flips(judges, ours[1], theirs[1], TIE * report.budget.at_threshold)
+    report.flips = [names[row] for row in flips]
     report.ties, report.nearest = ties, nearest
-    flagged = pair.judge.flags(pair.judge.category_scores(natural.theirs[1])).any(axis=1)
+    flagged = pair.judge.flags(pair.judge.category_scores(theirs[1])).any(axis=1)
     report.flagged = float(flagged.mean())
+    _check_ranking(pair, ours[1], theirs[1], np.concatenate(labels), report)
     if placed.count:
+        ours, theirs = _joined([(pair.ours(part), pair.eager(part)) for part in _parts(placed.feeds, BATCH)])
         flips, ties, nearest = _flips([pair.judge, placed.judge], ours[1], theirs[1], TIE)
         report.flips_at_threshold = [f"placed {row}" for row in flips]
         report.ties, report.nearest = report.ties + ties, min(report.nearest, nearest)
-    _check_ranking(pair, natural, report)
 
 
-def _answers(pair: _Pair) -> _Answers:
-    parts, names, labels = [], [], []
-    batches = track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True)
-    for batch in batches:
-        parts.append((*pair.ours(batch.feeds), *pair.eager(batch.feeds)))
-        names += batch.names
-        labels.append(batch.labels)
-    a, b, c, d = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Answers((a, b), (c, d), names, np.concatenate(labels))
-
-
-def _run(pair: _Pair, feeds: Feeds) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """Logits and scores of both engines."""
-    parts = _parts(feeds, BATCH)
-    ours, theirs = [pair.ours(part) for part in parts], [pair.eager(part) for part in parts]
-    return [np.concatenate(c) for c in zip(*ours, strict=True)], [np.concatenate(c) for c in zip(*theirs, strict=True)]
+def _joined(parts: list[tuple[Answers, Answers]]) -> tuple[Answers, Answers]:
+    """The answers `[N, P]` of both engines to all batches."""
+    ours, theirs = ([np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True))
+    return (ours[0], ours[1]), (theirs[0], theirs[1])
 
 
 def _parts(feeds: Feeds, most: int) -> list[Feeds]:
@@ -235,31 +214,32 @@ def _flips(
     return np.flatnonzero(flips & ~near).tolist(), int((flips & near).sum()), float(margins.min())
 
 
-def _check_ranking(pair: _Pair, answers: _Answers, report: ParityReport) -> None:
-    known = answers.labels >= 0
+def _check_ranking(
+    pair: _Pair, ours: NDArray[np.float32], theirs: NDArray[np.float32], labels: NDArray[np.int64], report: ParityReport
+) -> None:
+    known = labels >= 0
     if not known.any():
         return
-    labels = answers.labels[known]
+    labels = labels[known]
     if len(np.unique(labels)) < 2:
         report.problems.append(f"the labelled data are all {'unsafe' if labels[0] else 'safe'}: no AUROC can be had")
         return
-    ours, theirs = (
-        auroc(pair.judge.unsafe_score(pair.judge.category_scores(side[1][known])), labels)
-        for side in (answers.ours, answers.theirs)
+    found, wanted = (
+        auroc(pair.judge.unsafe_score(pair.judge.category_scores(scores[known])), labels) for scores in (ours, theirs)
     )
-    assert ours is not None  # both classes are there
-    assert theirs is not None
-    report.auroc, report.auroc_loss = ours, theirs - ours
+    assert found is not None  # both classes are there
+    assert wanted is not None
+    report.auroc, report.auroc_loss = found, wanted - found
 
 
 def _check_resize(pair: _Pair, report: ParityReport) -> None:
-    if pair.card.image is None:
+    if pair.inputs.card.image is None:
         return
     for height, width in SIZES:
         if not _takes(report.engine, (height, width)):
             continue
-        pixels = image_probes(2, dataclasses.replace(pair.card.image, size=max(height, width)))
-        feeds = pair.inputs.feeds(np.ascontiguousarray(pixels[:, :height, :width]))
+        pixels = drawn_images(2, max(height, width))
+        feeds = pair.inputs.feeds(np.ascontiguousarray(np.stack(pixels)[:, :height, :width]))
         found = np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max()
         report.at_shapes[f"{width}x{height} pixels"] = float(found)
 

@@ -80,9 +80,14 @@ def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None
     if folder is not None and spec is not None:
         pixels, names = photos(folder, spec, count)
         found = list(pixels)
-    rng = np.random.default_rng(0)
-    drawn = [_draw(rng, size, number) for number in range(count - len(names))]
+    drawn = drawn_images(count - len(names), size)
     return np.stack([*found, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
+
+
+def drawn_images(count: int, size: int) -> list[Images]:
+    """So many pictures `[size, size, 3]` uint8, seeded: gradients, shapes and noise in turn."""
+    rng = np.random.default_rng(0)
+    return [_draw(rng, size, number) for number in range(count)]
 
 
 def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:

@@ -184,8 +184,8 @@ class ParityReport:
         if loss is not None and allowed is not None and not loss <= allowed:
             self.problems.append(f"AUROC falls by {loss:.4f} to {self.auroc:.4f}, at most {allowed} may be lost")
 
-    def noted(self, manifest: Manifest) -> Manifest:
-        """The manifest with this verification in its engine."""
+    def note(self, manifest: Manifest, folder: Path) -> Manifest:
+        """Write the manifest of a bundle with this verification in its engine; returns it."""
         found = Verification(
             passed=not self.problems,
             inputs=self.inputs,
@@ -203,13 +203,11 @@ class ParityReport:
             options=self.options,
             policy=self.policy,
         )
-        engines = tuple(
-            dataclasses.replace(engine, budget=self.budget, verification=found)
-            if engine.name == self.engine.name
-            else engine
-            for engine in manifest.engines
-        )
-        return dataclasses.replace(manifest, engines=engines)
+        engines = {engine.name: engine for engine in manifest.engines}
+        engine = dataclasses.replace(engines[self.engine.name], budget=self.budget, verification=found)
+        manifest = dataclasses.replace(manifest, engines=tuple((engines | {engine.name: engine}).values()))
+        manifest.write(folder)
+        return manifest
 
 
 def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Difference:

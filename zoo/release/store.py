@@ -114,29 +114,41 @@ def load_release(source: str | Path) -> Release:
     >>> release.card.name, release.policy.name
     ('safeclip_tiny.zeroshot', 'safeclip')
     """
-    if Path(source).is_dir():
-        return _read_release(Path(source))
-    name = str(source)
-    if name in list_models():
-        return _published(model_entry(name))
-    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
-        return _read_release(_download(name.removeprefix(HUB)))
-    if "/" in name:
-        raise BadArgumentError(f"{name}: no such release directory")
-    return _published(model_entry(name))  # raises UnknownModelError with the close matches
+    place = _find(source)
+    model = _load(place)
+    policy = read_policy(place / POLICY) if isinstance(place, Path) else default_policy(place)
+    return Release(model, model.card, policy)
 
 
 def load_model(source: str | Path) -> ZooModel:
-    """The module of `load_release`, in evaluation mode.
+    """The module of `load_release`, in evaluation mode. Its policy is not read.
 
     >>> model = zoo.load_model("my_release")
     >>> model.encode_image(torch.rand(2, 3, 64, 64)).shape
     torch.Size([2, 128])
     """
-    return load_release(source).model
+    return _load(_find(source))
 
 
-def _read_release(folder: Path) -> Release:
+def _find(source: str | Path) -> Path | ModelEntry:
+    """The folder of a release, fetched from the Hub if need be, or the entry of a registered model."""
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
+    if name in list_models():
+        return model_entry(name)
+    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
+        return _download(name.removeprefix(HUB))
+    if "/" in name:
+        raise BadArgumentError(f"{name}: no such release directory")
+    return model_entry(name)  # raises UnknownModelError with the close matches
+
+
+def _load(place: Path | ModelEntry) -> ZooModel:
+    return _read_model(place) if isinstance(place, Path) else _published(place)
+
+
+def _read_model(folder: Path) -> ZooModel:
     from safetensors.torch import load_file
 
     if not (folder / CARD).is_file():
@@ -147,7 +159,6 @@ def _read_release(folder: Path) -> Release:
             raise BadCardError(f'{folder / CARD}: field "files" names no {required}')
     check_hashes(folder, card.files)
     model = build(card).eval()
-    release = Release(model, card, read_policy(folder / POLICY))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as problem:
@@ -155,11 +166,11 @@ def _read_release(folder: Path) -> Release:
     if card.text is not None:
         model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
         model.codec()  # raises for a tokenizer that does not fit
-    return release
+    return model
 
 
-def _published(entry: ModelEntry) -> Release:
-    name, policy = entry.card.name, default_policy(entry)
+def _published(entry: ModelEntry) -> ZooModel:
+    name = entry.card.name
     if entry.pretrained is None:
         raise NoWeightsError(
             f"{name}: no downloadable weights are registered for this model. Import published ones (`zoo import`) or "
@@ -167,13 +178,12 @@ def _published(entry: ModelEntry) -> Release:
             f'zoo.create_model("{name}")'
         )
     if entry.pretrained != RANDOM:
-        model = load_clip(name, entry.pretrained)
-        return Release(model, model.card, policy)
+        return load_clip(name, entry.pretrained)
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Release(build(entry.card).eval(), entry.card, policy)
+        return build(entry.card).eval()
 
 
 def load_clip(name: str, pretrained: str | Path) -> ZooModel:

@@ -192,7 +192,7 @@ def _on_cpu(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, pa
     if cell.depth == "build":
         return cell
     with paused():
-        report = verify_engine(bundle, spec, release, settings.check, subject.reference)
+        report = verify_engine(bundle, spec, release.model, settings.check, subject.reference)
     outcome: Outcome = "missed" if report.problems else "done"
     return dataclasses.replace(
         cell,

@@ -30,7 +30,7 @@ CLIP, CONVOLUTIONS, TEXTS = "test_safeclip.random", "test_clip_resnet.random", "
 def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> None:
     bundle = read_bundle(bundles[name])
     engine = bundle.manifest.engine("onnx-fp32")
-    graph = bundle.path(engine)
+    graph = bundle.folder / engine.files[0]
     built = build(graph, profiles=profiles_of(graph, batch=(1, 8, 64), image=(64, 224, 1024)), package=RTX)
     assert built.report.capabilities == CAPABILITIES
     assert built.report.products == engine.matmuls  # none lost, none in another precision
@@ -44,7 +44,7 @@ def test_half_precision_is_in_the_finished_engine(tmp_path: Path, name: str, pre
     assert engine.share(COUNTED_AS[precision]) > 0.5
     assert 0 < engine.matmuls["fp32"] < engine.matmuls[COUNTED_AS[precision]]  # the resize and the similarity stay
     bundle = read_bundle(tmp_path / "bundle")
-    report = read_report(bundle.path(engine))
+    report = read_report(bundle.folder / engine.files[0])
     assert report.products == engine.matmuls
     assert engine.versions[RTX] == report.version
 
@@ -59,7 +59,7 @@ def test_a_plan_joins_the_bundle_and_is_passed_over_where_it_cannot_run(tmp_path
     engine: Engine = bundle.manifest.engine("tensorrt-fp32")
     assert (engine.batch, engine.runs_on) == ((1, 2, 4), ("cuda",))
     assert [name.rpartition(".")[2] for name in engine.files] == ["plan", "json", "log"]
-    report = read_report(bundle.path(engine))
+    report = read_report(bundle.folder / engine.files[0])
     side = bundle.card.image.size if bundle.card.image else 0
     assert report.profiles == {"image": ((1, side // 2, side // 2, 3), (2, side, side, 3), (4, 1024, 1024, 3))}
     reason = obstacle(bundle, engine, "cuda")
@@ -67,8 +67,8 @@ def test_a_plan_joins_the_bundle_and_is_passed_over_where_it_cannot_run(tmp_path
         assert open_best(bundle, threads=1).spec.name == "onnx-fp32"
         with pytest.raises(IncompatibleBundleError, match="tensorrt-fp32"):
             open_best(bundle, engine="tensorrt-fp32", threads=1)
-    changed = bundle.path(engine).read_bytes()[:-1] + b"!"
-    bundle.path(engine).write_bytes(changed)
+    changed = (bundle.folder / engine.files[0]).read_bytes()[:-1] + b"!"
+    (bundle.folder / engine.files[0]).write_bytes(changed)
     with pytest.raises(TamperedFileError, match=r"it was changed; .*zoo export"):
         read_bundle(out)
 
