@@ -6,8 +6,7 @@ import dataclasses
 import glob
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
@@ -67,7 +66,8 @@ def add_engine(
         existing = _existing(out, name, weights, replace)
         # The policy of the bundle may have been changed since: all its engines answer by the same one.
         old, release = existing.manifest, Release(release.model, release.card, existing.policy)
-    with _folder(out, overwrite, old is not None) as folder:
+    ours = (MANIFEST, signature_path(out / MANIFEST).name, *(_listed(out) if overwrite else ()))
+    with edited_directory(out) if old else new_directory(out, overwrite=overwrite, ours=ours) as folder:
         if old is None:
             _write_common(release, folder)
         engines = {one.name: one for one in old.engines} if old else {}
@@ -76,8 +76,7 @@ def add_engine(
         engine = build(release, folder)
         engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
         inputs, outputs = contract(release.card)
-        own = (MANIFEST, signature_path(folder / MANIFEST).name)
-        files = {file: found for file, found in hashes(folder).items() if file not in own}
+        files = {file: found for file, found in hashes(folder).items() if file not in ours[:2]}
         manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
@@ -109,13 +108,6 @@ def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
             "the bundle again, or give another `out`"
         )
     return bundle
-
-
-@contextmanager
-def _folder(out: Path, overwrite: bool, existing: bool) -> Iterator[Path]:
-    ours = (MANIFEST, signature_path(out / MANIFEST).name, *(_listed(out) if overwrite else ()))
-    with edited_directory(out) if existing else new_directory(out, overwrite=overwrite, ours=ours) as folder:
-        yield folder
 
 
 def _listed(out: Path) -> tuple[str, ...]:

@@ -96,15 +96,11 @@ def write_openvino(
     if release.card.image is not None:
         proto = skip_resize(proto, release.card.image.size)
     files = [path.name, path.with_suffix(".bin").name]
-    banks = {
-        one.name: numpy_helper.to_array(one) for one in proto.graph.initializer if one.name in release.card.bank_names
-    }
-    if banks:
-        # OpenVINO knows no defaults: it would build them in.
-        kept = [one for one in proto.graph.initializer if one.name not in banks]
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(kept)
-        files.append(write_banks(path, banks))
+    defaults = [one for one in proto.graph.initializer if one.name in release.card.bank_names]
+    if defaults:
+        files.append(write_banks(path, {one.name: numpy_helper.to_array(one) for one in defaults}))
+        for one in defaults:  # OpenVINO knows no defaults: it would build them in
+            proto.graph.initializer.remove(one)
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:
         save(proto, Path(scratch) / "model.onnx")
         ov = openvino()

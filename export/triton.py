@@ -26,7 +26,6 @@ from export.bundle.manifest import CARD, POLICY, TOKENIZER, Device, Engine, Tens
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
 from export.runtime.tensorrt import read_report
-from export.tensorrt.package import PlanReport
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
@@ -125,13 +124,10 @@ class _Config:
     def text(self, instances: int, delay_us: int, queue: int) -> str:
         """The text of config.pbtxt."""
         backend, file = BACKENDS[self.engine.kind]
-        batching: Message = {}
-        if self.max_batch:
-            waiting: Message = {"max_queue_size": queue}
-            delay: Message = {"max_queue_delay_microseconds": delay_us, "default_queue_policy": waiting}
-            batching = {"dynamic_batching": delay}
-        kind = {"cpu": "@KIND_CPU", "cuda": "@KIND_GPU"}[self.device]
-        groups: list[Message] = [{"count": instances, "kind": kind}]
+        waiting: Message = {"max_queue_size": queue}
+        delay: Message = {"max_queue_delay_microseconds": delay_us, "default_queue_policy": waiting}
+        batching: Message = {"dynamic_batching": delay} if self.max_batch else {}
+        group: Message = {"count": instances, "kind": {"cpu": "@KIND_CPU", "cuda": "@KIND_GPU"}[self.device]}
         return _contract(self.bundle.card, self.max_batch, self._sides(), bool(self._banks())) + pbtxt(
             {
                 "name": self.name,
@@ -141,7 +137,7 @@ class _Config:
                 "input": [self._input(spec) for spec in self._inputs()],
                 "output": [self._output("logits"), self._output("scores")],
                 **batching,
-                "instance_group": groups,
+                "instance_group": group,
                 "model_warmup": [self._warm_up(size) for size in sorted({1, max(1, self.max_batch)})],
             }
         )
@@ -173,7 +169,7 @@ class _Config:
         """The image sizes that the engine takes, in words."""
         if self.engine.kind != "tensorrt" or self.bundle.card.image is None:
             return "any H and W"
-        least, _, largest = _report(self.bundle, self.engine).profiles["image"]
+        least, _, largest = read_report(self.bundle.folder / self.engine.files[0]).profiles["image"]
         return f"H and W from {least[1]} to {largest[1]}"
 
     def _input(self, spec: TensorSpec) -> Message:
@@ -194,8 +190,8 @@ class _Config:
         return shape[1:] if self.max_batch else shape
 
     def _warm_up(self, batch: int) -> Message:
-        card = self.bundle.card
-        sides = {"height": card.image.size if card.image else 1, "width": card.image.size if card.image else 1}
+        image = self.bundle.card.image
+        sides = dict.fromkeys(("height", "width"), image.size if image else 1)
         inputs: list[Message] = []
         for spec in self._inputs():
             if not spec.optional:
@@ -219,21 +215,16 @@ def _engine(bundle: Bundle, name: str | None) -> Engine:
             "pip install 'safety-zoo[tensorrt]' and build it with NVIDIA's tensorrt, in the version of your Triton"
         )
     if chosen.kind == "tensorrt":
-        report = _report(bundle, chosen)
+        report = read_report(bundle.folder / chosen.files[0])
         as_input = sorted(report.profiles.keys() & set(bundle.card.bank_names))
         if as_input or report.stripped:
-            what = (
-                f"takes its phrases as an input ({', '.join(as_input)})" if as_input else "has no weights in its plan"
-            )
+            phrases = f"takes its phrases as an input ({', '.join(as_input)})"
+            what = phrases if as_input else "has no weights in its plan"
             raise IncompatibleBundleError(
                 f'engine "{chosen.name}" {what}, which Triton cannot give it: build it with `zoo export tensorrt '
                 "--text-bank constant`, and without stripping its weights"
             )
     return chosen
-
-
-def _report(bundle: Bundle, engine: Engine) -> PlanReport:
-    return read_report(bundle.folder / engine.files[0])
 
 
 def _device(engine: Engine, device: Device | None) -> Device:
@@ -275,9 +266,9 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
     named = zip(bundle.card.bank_names, judge.zero_shot_policies, strict=True)
     banks = {name: numpy_helper.from_array(text_bank(bundle, one), name) for name, one in named}
     graph = onnx.load(bundle.folder / engine.files[0], load_external_data=False)
-    kept = [tensor for tensor in graph.graph.initializer if tensor.name not in banks]
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend([*kept, *banks.values()])
+    for tensor in [one for one in graph.graph.initializer if one.name in banks]:
+        graph.graph.initializer.remove(tensor)
+    graph.graph.initializer.extend(banks.values())
     onnx.save(graph, path)
 
 

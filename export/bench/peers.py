@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -96,23 +97,15 @@ def clip_model(card: ModelCard) -> CLIPModel:
     return CLIPModel(config).eval()
 
 
-def _transformers(card: ModelCard, device: str) -> Tower:
-    return _clip(card, device, torch.float32, "torch eager")
-
-
-def _transformers_bf16(card: ModelCard, device: str) -> Tower:
-    return _clip(card, device, torch.bfloat16, "torch eager")
-
-
 def _transformers_compile(card: ModelCard, device: str) -> Tower:
     """Compiled anew for each batch size, while the benchmark warms up."""
     wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     if device == "cpu" and not any(shutil.which(compiler) for compiler in wanted):
         raise MissingDependencyError(f"torch.compile needs a C++ compiler, and there is no {' or '.join(wanted)} here")
-    return _clip(card, device, torch.float32, "torch.compile")
+    return _clip(card, device, mode="torch.compile")
 
 
-def _clip(card: ModelCard, device: str, dtype: torch.dtype, mode: str) -> Tower:
+def _clip(card: ModelCard, device: str, dtype: torch.dtype = torch.float32, mode: str = "torch eager") -> Tower:
     assert card.image is not None  # a safeclip_* reads images
     model = clip_model(card).to(device, dtype)
     features: Callable[..., Any] = model.get_image_features
@@ -121,16 +114,12 @@ def _clip(card: ModelCard, device: str, dtype: torch.dtype, mode: str) -> Tower:
         features = torch.compile(features, dynamic=False, fullgraph=True)
     processor = CLIPImageProcessorPil(size={"shortest_edge": card.image.size}, crop_size=card.image.size)
 
-    def preprocess(images: list[Image.Image]) -> Tensor:
-        pixels: Tensor = processor(images, return_tensors="pt")["pixel_values"]
-        return pixels
-
-    def embed(pixels: Tensor) -> Tensor:
-        found: Tensor = features(pixel_values=pixels.to(dtype)).pooler_output
-        return found
-
-    what = f"transformers {version('transformers')}, CLIPModel and CLIPImageProcessorPil, {mode}"
-    return Tower(what, {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype], preprocess, embed)
+    return Tower(
+        f"transformers {version('transformers')}, CLIPModel and CLIPImageProcessorPil, {mode}",
+        {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
+        lambda images: processor(images, return_tensors="pt")["pixel_values"],
+        lambda pixels: features(pixel_values=pixels.to(dtype)).pooler_output,
+    )
 
 
 def _open_clip(card: ModelCard, device: str) -> Tower:
@@ -164,8 +153,8 @@ def open_clip_model(package: Any, card: ModelCard) -> Any:
 
 
 PEERS: dict[str, Callable[[ModelCard, str], Tower]] = {
-    "transformers": _transformers,
-    "transformers-bf16": _transformers_bf16,
+    "transformers": _clip,
+    "transformers-bf16": partial(_clip, dtype=torch.bfloat16),
     "transformers-compile": _transformers_compile,
     "open_clip": _open_clip,
 }

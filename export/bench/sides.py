@@ -13,7 +13,7 @@ from PIL import Image
 from export.bench.report import About
 from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle
-from export.runtime import BundleScorer, load
+from export.runtime import load
 from export.runtime.engine import obstacle
 from export.verify.inputs import drawn_images
 from zoo.errors import IncompatibleBundleError
@@ -87,21 +87,12 @@ def _side(bundle: Bundle, spec: Engine, task: Task, stack: ExitStack) -> Side:
         verified=None if found is None else found.passed,
         flips=None if found is None else f"{found.flips} of {found.inputs}",
     )
-    return Side(about, _from_jpegs(scorer, task) if task.input == "jpeg" else _from_pixels(scorer, task))
-
-
-def _from_jpegs(scorer: BundleScorer, task: Task) -> Callable[[int], Run]:
-    def at(batch: int) -> Run:
-        return lambda: scorer.verdicts(task.jpegs[:batch])
-
-    return at
-
-
-def _from_pixels(scorer: BundleScorer, task: Task) -> Callable[[int], Run]:
+    if task.input == "jpeg":
+        return Side(about, lambda batch: lambda: scorer.verdicts(task.jpegs[:batch]))
     feeds = scorer.feeds([scorer.prepare(data) for data in task.jpegs])
 
     def at(batch: int) -> Run:
         part = {name: value[:batch] for name, value in feeds.items()}
         return lambda: scorer.engine(part)
 
-    return at
+    return Side(about, at)

@@ -37,8 +37,7 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
     """
     if not path.exists():
         raise BadArgumentError(f"{path}: no such file or folder; give {what_to_give(card)}")
-    examples = list(islice(_examples(path, card.image), INPUTS))
-    examples = [one for one in examples if _complete(one, card)]
+    examples = [one for one in islice(_examples(path, card.image), INPUTS) if _complete(one, card)]
     for kind, reads, found in (
         ("images", card.image is not None, any(one.pixels is not None for one in examples)),
         ("texts", card.reads_text, any(one.text is not None for one in examples)),

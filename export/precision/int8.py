@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
     """The feeds that onnxruntime asks for one by one."""
 
     def __init__(self, batches: list[Feeds]) -> None:
-        self.batches: Iterator[Feeds] = iter(batches)
+        self.batches = iter(batches)
 
     def get_next(self) -> Feeds | None:
         return next(self.batches, None)
@@ -88,8 +89,7 @@ def _without_weight(proto: onnx.ModelProto) -> list[str]:
 @contextmanager
 def _files(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
     """The graph in a file, without the exporter's shapes, on which the quantizer fails; and where to write."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(proto)
+    plain = copy.deepcopy(proto)
     del plain.graph.value_info[:]
     logger = logging.getLogger()
     level = logger.level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +62,8 @@ def _types(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     found: dict[str, int] = {}
     for graph in _graphs(inferred):
-        values = (*graph.input, *graph.output, *graph.value_info)
-        found |= {value.name: value.type.tensor_type.elem_type for value in values}
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            found[value.name] = value.type.tensor_type.elem_type
         found |= {weight.name: weight.data_type for weight in graph.initializer}
     return found
 
@@ -89,8 +90,7 @@ def rounded_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
     onnxruntime has no bfloat16 kernels for CPUs. A matrix unit multiplies bfloat16, adds up in float32 and rounds the
     sum, and so does this; only the order of the additions differs.
     """
-    graph = onnx.ModelProto()
-    graph.CopyFrom(proto)
+    graph = copy.deepcopy(proto)
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     half = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == TensorProto.BFLOAT16}
     for weight in graph.graph.initializer:
@@ -128,7 +128,7 @@ def patches_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     The same sums, and linear layers are what `quantise_dynamic` takes to 8 bits; a convolution it leaves in float32.
     """
-    proto = _copy(proto)
+    proto = copy.deepcopy(proto)
     graph = proto.graph
     shapes = {value.name: value for value in shape_inference.infer_shapes(proto).graph.value_info}
     weights = {weight.name: weight for weight in graph.initializer}
@@ -150,7 +150,7 @@ def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
 
     Their resize is the identity, so no answer changes. A graph without one resize, from one input to one output, stays.
     """
-    proto = _copy(proto)
+    proto = copy.deepcopy(proto)
     graph = proto.graph
     inside = [node for node in graph.node if _of_resize(node)]
     made = {name for node in inside for name in node.output}
@@ -180,12 +180,6 @@ def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend([*outside[:place], *condition, *outside[place:]])
     return proto
-
-
-def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    found = onnx.ModelProto()
-    found.CopyFrom(proto)
-    return found
 
 
 def _of_resize(node: NodeProto) -> bool:

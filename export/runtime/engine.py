@@ -11,7 +11,6 @@ import copy
 import importlib
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -92,14 +91,6 @@ PREFERENCE: dict[Device, tuple[tuple[str, str], ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An engine that can run here, on which device."""
-
-    spec: Engine
-    device: Device
-
-
 def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None, threads: int | None) -> RunningEngine:
     """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
 
@@ -113,17 +104,15 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
         raise BadArgumentError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
     wanted = bundle.manifest.engine(engine) if engine is not None else None
     passed_over: dict[str, str] = {}
-    for candidate in _candidates(bundle, devices[device], wanted, passed_over):
-        spec = candidate.spec
+    for spec, place in _candidates(bundle, devices[device], wanted, passed_over):
         try:
-            running = module_of(spec).open_engine(bundle, spec, candidate.device, threads)
+            chosen: RunningEngine = module_of(spec).open_engine(bundle, spec, place, threads)
         except IncompatibleBundleError as problem:
             if wanted is not None or device != "auto":
                 raise
-            log.warning("%s does not start on %s: %s", spec.name, candidate.device, problem)
-            passed_over[f"{spec.name} on {candidate.device}"] = str(problem)
+            log.warning("%s does not start on %s: %s", spec.name, place, problem)
+            passed_over[f"{spec.name} on {place}"] = str(problem)
             continue
-        chosen: RunningEngine = running
         chosen.why = _why(chosen, bundle.judge.policy_id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
@@ -151,7 +140,8 @@ def module_of(spec: Engine) -> Any:
 
 def _candidates(
     bundle: Bundle, devices: tuple[Device, ...], wanted: Engine | None, passed_over: dict[str, str]
-) -> list[Candidate]:
+) -> list[tuple[Engine, Device]]:
+    """The engines that can run here, each with its device, best first; the reasons of the others in `passed_over`."""
     found = []
     for device in devices:
         ranks = {pair: rank for rank, pair in enumerate(PREFERENCE[device])}
@@ -160,7 +150,7 @@ def _candidates(
         for spec in [wanted] if wanted is not None else specs:
             reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec, device))
             if reason is None:
-                found.append(Candidate(spec, device))
+                found.append((spec, device))
             else:
                 passed_over[f"{spec.name} on {device}"] = reason
     if not found and wanted is None:

@@ -50,11 +50,6 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
     return OnnxEngine(bundle.folder / spec.files[0], spec, device, threads)
 
 
-def session(path: Path, device: Device, threads: int | None) -> Any:
-    """An onnxruntime session on that very device. Raises what `open_session` raises."""
-    return open_session(path, device, threads)[0]
-
-
 def open_session(path: Path, device: Device, threads: int | None, precision: Precision = "fp32") -> tuple[Any, str]:
     """A session on that very device, and in words: the provider that runs it, and why not the ones before it.
 

@@ -13,7 +13,7 @@ from export.bundle.command import rebuild, rebuild_all
 from export.bundle.manifest import TEXT_ENCODER, TOKENIZER
 from export.bundle.store import Bundle, read_bundle
 from export.runtime.engine import RunningEngine, open_best
-from export.runtime.onnx import session
+from export.runtime.onnx import open_session
 from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
@@ -114,7 +114,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = read_codec(bundle).encode(words)
-        encoder = session(bundle.folder / TEXT_ENCODER, "cpu", threads)
+        encoder, _ = open_session(bundle.folder / TEXT_ENCODER, "cpu", threads)
         found: NDArray[np.float32]
         (found,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
         return found

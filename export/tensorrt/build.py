@@ -22,14 +22,7 @@ from export.tensorrt.package import LogLine, Package, PlanReport, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
 
 #: TensorRT's names of types, in the network (capitals) and in the layer list.
-PRECISIONS = {
-    "FLOAT": "fp32",
-    "HALF": "fp16",
-    "BF16": "bf16",
-    "BFLOAT16": "bf16",
-    "INT8": "int8",
-    "FP8": "fp8",
-}
+PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "BFLOAT16": "bf16", "INT8": "int8", "FP8": "fp8"}
 #: Kernels that TensorRT generates for what stands around a product; they name the product that they prepare too.
 _AROUND = "kgen"
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
@@ -246,19 +239,13 @@ def _parse(trt: Package, builder: Any, data: bytes, graph: Path) -> tuple[Any, A
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.module.OnnxParser(network, trt.logger)
     if not parser.parse(data, str(graph)):
-        raise IncompatibleBundleError(
-            f"{graph}: {trt.name} {trt.version} cannot read it: " + "; ".join(_parse_errors(parser)) + _checked(graph)
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        words = "; ".join(
+            f"node {one.node()} {one.node_name()!r} ({one.node_operator()}): {one.code().name}, {one.desc()}"
+            for one in errors
         )
+        raise IncompatibleBundleError(f"{graph}: {trt.name} {trt.version} cannot read it: {words}{_checked(graph)}")
     return network, parser
-
-
-def _parse_errors(parser: Any) -> list[str]:
-    found = []
-    for number in range(parser.num_errors):
-        error = parser.get_error(number)
-        where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})"
-        found.append(f"{where}: {error.code().name}, {error.desc()}")
-    return found
 
 
 def _checked(graph: Path) -> str:
@@ -292,8 +279,7 @@ def _config(
 
 def _profile(builder: Any, network: Any, profiles: Mapping[str, Shapes]) -> Any:
     profile = builder.create_optimization_profile()
-    inputs = [network.get_input(number) for number in range(network.num_inputs)]
-    for tensor in inputs:
+    for tensor in (network.get_input(number) for number in range(network.num_inputs)):
         if tensor.name not in profiles:
             raise BadArgumentError(f'no shapes for input "{tensor.name}" {tuple(tensor.shape)}')
         profile.set_shape(tensor.name, *profiles[tensor.name])
