@@ -37,7 +37,7 @@ from zoo.training.data import Batch, ManifestData
 log = logging.getLogger("zoo.training")
 
 
-class Task(lightning.LightningModule):
+class Trainable(lightning.LightningModule):
     """What all trainings share: the optimizer with its schedule, and a test that does what validation does.
 
     Args:
@@ -109,7 +109,7 @@ class Task(lightning.LightningModule):
         self.on_validation_epoch_end()
 
 
-class Base(Task):
+class Base(Trainable):
     """Holds a `ZooModel` and its policy. Subclasses add the steps.
 
     Args:
@@ -119,7 +119,7 @@ class Base(Task):
         init_from: a release to start from instead of random weights: the same architecture, under any tag.
         image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
         text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
-        kwargs: arguments of `Task`.
+        kwargs: arguments of `Trainable`.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ from zoo.models.clip import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.release.store import load_model
-from zoo.training.base import Task
+from zoo.training.base import Trainable
 from zoo.training.question_data import Conversation, QuestionData
 
 TOKENIZER_KEY = "safety_zoo_tokenizer"
@@ -43,7 +43,7 @@ _FILES = (
 )
 
 
-class VisionLanguage(Task):
+class VisionLanguage(Trainable):
     """Teaches a LLaVA to answer questions about images. Its vision tower stays frozen, and sees each image once.
 
     The loss is the cross-entropy on the tokens of the answers. Validation asks single questions and generates:
@@ -65,7 +65,7 @@ class VisionLanguage(Task):
         weight_decay: AdamW's, on matrices only.
         max_new_tokens: longest answer that is generated in validation.
         max_cache_gb: most memory for the hidden states of the images.
-        kwargs: arguments of `Task`.
+        kwargs: arguments of `Trainable`.
     """
 
     def __init__(
