@@ -573,8 +573,8 @@ def test_a_model_before_guard_is_not_ignored(made: Made, rows: str, capsys: pyte
 def test_help_teaches_both(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["evaluate", "--help"], ("--model MODEL --data DATA", "zoo evaluate {guard,robustness,texts} --help", "DSR")),
-        (["evaluate", "guard", "--help"], ("usage: zoo evaluate guard", "--lvlm", "example: zoo evaluate guard")),
-        (["guard", "bench", "--help"], ("usage: zoo guard bench", "--lm-layers", "default: 32, as 7B")),
+        (["evaluate", "guard", "--help"], ("usage: zoo evaluate guard", "--lvlm", "example:\n  zoo evaluate guard")),
+        (["guard", "bench", "--help"], ("usage: zoo guard bench", "--lm-layers", "32: as in 7B")),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 from typing import Any, Literal
 
 import numpy as np
@@ -167,3 +168,9 @@ def test_zero_shot_scores_equal_plain_numpy(pooling: Literal["sum", "max"]) -> N
 
 def test_phrases_keep_the_order_of_the_policy() -> None:
     assert UNEQUAL.phrases[2:5] == ("pistols", "a glass of beer", "a meadow")
+
+
+def test_the_example_of_the_judge_gives_what_it_says() -> None:
+    (test,) = doctest.DocTestFinder(recurse=False).find(Judge, "Judge")
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0

@@ -229,7 +229,8 @@ def read_policy(path: str | Path) -> AnyPolicy:
 
     Raises BadInputError (missing, not YAML) or BadPolicyError.
     """
-    data = schema.read_yaml(find_asset(path))
+    file = path if isinstance(path, Path) and path.is_file() else find_asset(path)
+    data = schema.read_yaml(file)
     kind: type[AnyPolicy] = PanelPolicy if isinstance(data, dict) and "heads" in data else Policy
     return kind.from_dict(data, str(path))
 
