@@ -252,7 +252,7 @@ def test_image_spans_row_by_row() -> None:
     [
         (("iii.",), [2], "3 image tokens for 2 features of 1 images$"),
         (("i.i.",), [4, 4], "one token an image instead of one a feature"),
-        (("ii..", "iiii"), [4, 2], "row 0 are no whole number of images"),
+        (("ii..", "iiii"), [4, 2], "row 0 are not a whole number of images"),
         (("....",), [2], "0 image tokens for 2 features"),
     ],
 )

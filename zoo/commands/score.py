@@ -84,7 +84,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
         if verdict.status != "ok":
             note = f"{verdict.status}: {note}"
         score = f"{verdict.scores[verdict.category]:.3f}" if verdict.category else ""
-        # Text(), for square brackets in a file name or a prompt are no markup.
+        # Text(): square brackets in a file name or a prompt are not markup.
         decision = Text(verdict.decision, colours[verdict.decision])
         table.add_row(Text(item), decision, Text(verdict.category or ""), Text(score), Text(note))
     Console().print(table)

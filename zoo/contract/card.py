@@ -161,8 +161,8 @@ class ModelCard(schema.PlainData):
     @property
     def heads(self) -> dict[str, ModelCard]:
         """The cards of a panel's heads, by their names in the panel, in the order of its outputs."""
-        found = self.hparams.get("heads", []) if self.task == "panel" else []
-        return {head["name"]: ModelCard.from_dict(head["card"], f"head {head['name']}") for head in found}
+        heads = self.hparams.get("heads", []) if self.task == "panel" else []
+        return {head["name"]: ModelCard.from_dict(head["card"], f"head {head['name']}") for head in heads}
 
     @property
     def bank_names(self) -> tuple[str, ...]:
@@ -226,13 +226,13 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
         raise BadArgumentError("a panel needs at least one head")
     first_name, first = next(iter(heads.items()))
     for other_name, card in heads.items():
-        for what, wanted, found in (
+        for what, wanted, other in (
             ("image input", first.image, card.image),
             *((key, first.hparams.get(key), card.hparams.get(key)) for key in VISION),
         ):
-            if wanted is None or wanted != found:
+            if wanted is None or wanted != other:
                 raise BadArgumentError(
-                    f"{first_name} and {other_name} have no image tower in common: {what} is {wanted} and {found}"
+                    f"{first_name} and {other_name} have no image tower in common: {what} is {wanted} and {other}"
                 )
     texts = {name: card for name, card in heads.items() if card.task == "zero_shot"}
     shapes = {(card.text, *(card.hparams.get(key) for key in TEXT)) for card in texts.values()}

@@ -60,7 +60,7 @@ class PlainData:
         return dump(self)
 
     def write_json(self, path: Path, indent: int = 1) -> None:
-        """Write a file that `read_json` and `from_dict` read back, in a folder that is made where there is none."""
+        """Write a file that `read_json` and `from_dict` read back, in a folder that is made if it does not exist."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(self.to_dict(), indent=indent, ensure_ascii=False) + "\n")
 
@@ -150,7 +150,7 @@ def _explain(cls: type, entry: dict[str, Any]) -> str:
 
 
 def _field_names(cls: type, path: list[Any]) -> list[str]:
-    """Names of the fields of the dataclass that stands at `path` inside `cls`; empty where there is none."""
+    """Names of the fields of the dataclass that stands at `path` inside `cls`; empty for other types."""
     adapter_schema = TypeAdapter(cls).json_schema()
     definitions = adapter_schema.get("$defs", {})
     node: dict[str, Any] = adapter_schema

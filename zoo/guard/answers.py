@@ -117,7 +117,7 @@ def generate_or_refuse(
 
 
 def control_tokens(model: Any, tokenizer: Any, inputs: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """The padding token and the end tokens, as `generate` would choose them; padding is 0 where there is none."""
+    """The padding token and the end tokens, as `generate` would choose them; padding is 0 without one."""
     config = inputs.get("generation_config") or model.generation_config
     given = (inputs.get("eos_token_id"), config.eos_token_id, tokenizer.eos_token_id)
     end: Any = next((one for one in given if one is not None), [])

@@ -177,7 +177,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 
 def clip_tower(model: PreTrainedModel) -> CLIPVisionModel:
-    """The CLIP vision tower of a vision-language model. Raises BadInputError saying why there is none to read."""
+    """The CLIP vision tower of a vision-language model. Raises BadInputError with the reason if it has none."""
     name, tower = type(model).__name__, getattr(model.base_model, "vision_tower", None)
     if tower is None:
         raise BadArgumentError(f"{name} has no vision tower; the guard reads the CLS token of a CLIP (as in LLaVA)")

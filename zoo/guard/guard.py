@@ -133,8 +133,8 @@ class Guard:
             return Screening(nothing, [False] * len(ids), None, nothing, cached)
         features = encode(self._inner, inputs, self.detector.index)
         spans = image_spans(is_image, features.lengths)
-        found = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
-        verdicts = [[next(found) for _ in row] for row in spans]
+        judged = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
+        verdicts = [[next(judged) for _ in row] for row in spans]
         flagged = [any(not verdict.is_safe for verdict in row) for row in verdicts]
         return Screening(verdicts, flagged, features, spans, cached)
 
@@ -252,8 +252,8 @@ class Guard:
                 raise BadArgumentError(f"the guard takes no {name}: {reason}")
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
-            found = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-            raise BadArgumentError(f"input_ids must be a tensor [B, T], got {found}")
+            given = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+            raise BadArgumentError(f"input_ids must be a tensor [B, T], got {given}")
         return ids
 
 

@@ -76,17 +76,17 @@ def image_spans(is_image: Tensor, lengths: Sequence[int]) -> list[list[Span]]:
     image = 0
     for row, count in enumerate(counts):
         places = is_image[row].nonzero().flatten().tolist()
-        found, used = [], 0
+        own, used = [], 0
         while used < count:
             stop = used + lengths[image]
             if stop > count:
                 raise GuardError(
-                    f"the {count} image tokens of row {row} are no whole number of images: image {image} needs "
+                    f"the {count} image tokens of row {row} are not a whole number of images: image {image} needs "
                     f"{lengths[image]} and {count - used} are left"
                 )
-            found.append(Span(places[used], places[stop - 1] + 1))
+            own.append(Span(places[used], places[stop - 1] + 1))
             used, image = stop, image + 1
-        spans.append(found)
+        spans.append(own)
     return spans
 
 
@@ -102,7 +102,7 @@ class Inserter:
     """Inserts an instruction after an image, in the tokens of one tokenizer.
 
     Tokenizers split a text at special tokens first, so only the segment between the image and the next special token
-    depends on what is inserted. That segment is decoded and tokenised anew together with the instruction: the ids are
+    depends on what is inserted. That segment is decoded and tokenised again together with the instruction: the ids are
     those of the corrected prompt tokenised from scratch. Where the decoded text does not encode back to the same ids,
     or the tokens that would change carry labels, the instruction is tokenised alone and no other token is touched.
 

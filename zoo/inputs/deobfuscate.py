@@ -44,7 +44,7 @@ def deobfuscate(text: str) -> str:
 
     Look-alikes are folded to Latin letters in words that mix them with Latin ones, and everywhere in a text none of
     whose letters is of another script beyond look-alikes: Russian or Greek stays what it is. Digits and signs within a
-    word are read as the letters they resemble, in lower case, but for numbers with a unit ("2nd", "80s", "5pm").
+    word are read as the letters they resemble, in lower case, except numbers with a unit ("2nd", "80s", "5pm").
     """
     if not text.isascii():
         foreign = any(c.isalpha() and not c.isascii() and c not in CONFUSABLES for c in text)

@@ -20,7 +20,7 @@ from zoo.errors import BadArgumentError, BadDataError, BadInputError
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.generic]
 
-#: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty formats nobody uploads.
+#: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
 #: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -67,16 +67,16 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
 
 def check_array(array: NDArray[np.generic]) -> Pixels:
     """Return the array if it is uint8 `[H, W, 3]`. Raises BadInputError saying what it is instead."""
-    found = f"got {array.dtype} {list(array.shape)}"
+    given = f"got {array.dtype} {list(array.shape)}"
     if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-        raise BadDataError(f"image array holds NaN; expected uint8 [H, W, 3] RGB, {found}")
+        raise BadDataError(f"image array holds NaN; expected uint8 [H, W, 3] RGB, {given}")
     if array.dtype != np.uint8:
-        raise BadArgumentError(f"image array must be uint8 in [0, 255] (not floats in [0, 1]), {found}")
+        raise BadArgumentError(f"image array must be uint8 in [0, 255] (not floats in [0, 1]), {given}")
     if array.ndim != 3 or array.shape[2] != 3:
         hint = "; transpose to channels last" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise BadArgumentError(f"image array must be [H, W, 3] RGB, {found}{hint}")
+        raise BadArgumentError(f"image array must be [H, W, 3] RGB, {given}{hint}")
     if 0 in array.shape:
-        raise BadDataError(f"image array has no pixels, {found}")
+        raise BadDataError(f"image array has no pixels, {given}")
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 

@@ -21,7 +21,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 #: Longer texts are refused rather than cut: of 1 MB of text, 77 tokens say nothing.
 MAX_CHARACTERS = 100_000
 
-#: What Unicode calls default-ignorable and is no format control: invisible letters and marks, places kept for more.
+#: What Unicode calls default-ignorable, apart from format controls: invisible letters and marks, places kept for more.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0") | frozenset(
     chr(code) for code in range(0xFFF0, 0xFFF9)
 )
@@ -39,8 +39,8 @@ class Tokens:
 def clean(text: str) -> str:
     """Return the text that a reader sees: repaired, NFKC, without invisible characters, single-spaced.
 
-    Zero-width, bidirectional and other format and control characters split words for a tokenizer and for
-    nobody else. HTML entities are resolved twice and mojibake and curly quotes mended by ftfy, as CLIP's
+    Zero-width, bidirectional and other format and control characters split words for a tokenizer
+    alone. HTML entities are resolved twice and mojibake and curly quotes mended by ftfy, as CLIP's
     reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000 characters.
     """
     if not isinstance(text, str):

@@ -15,8 +15,8 @@ from zoo.models.lora import merge_adapters
 from zoo.registry import build
 from zoo.release.store import write_release
 
-#: What a checkpoint of ours carries beside Lightning's own keys: card, policy, tokenizer, options of low-rank adapters
-#: where it has some; all plain data.
+#: What a checkpoint of the zoo holds beside Lightning's own keys, all plain data: card, policy, tokenizer, and the
+#: options of low-rank adapters if it has any.
 CHECKPOINT_KEY = "safety_zoo"
 
 
@@ -59,5 +59,5 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError) as problem:
         raise BadDataError(f"{checkpoint}: not readable as a checkpoint: {problem}") from None
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
-        raise BadDataError(f"{checkpoint}: is no Lightning checkpoint (no state_dict)")
+        raise BadDataError(f"{checkpoint}: is not a Lightning checkpoint (no state_dict)")
     return loaded
