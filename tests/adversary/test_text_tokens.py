@@ -118,7 +118,7 @@ def test_words_and_vectors_must_go_together() -> None:
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="no model to take synonyms from"):
+    with pytest.raises(BadInputError, match="synonyms need a model in this folder"):
         Synonyms.from_directory(tmp_path)
 
 

@@ -199,7 +199,7 @@ def test_one_backward_pass_gives_the_gradient_of_embeddings_and_of_the_rest() ->
     [
         ({"share": 1.5}, "share lies in"),
         ({"share": 0.5, "kinds": ["homoglyph"]}, 'did you mean "homoglyphs"'),
-        ({}, "asks for nothing"),
+        ({}, "changes nothing"),
         ({"share": 0.5, "aimed": 0.5}, "name them in protected"),
         ({"hotflip_words": -1}, "must not be negative"),
         ({"hotflip": 3}, 'unknown field "hotflip"; did you mean "hotflip_words"'),

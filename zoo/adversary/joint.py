@@ -1,8 +1,8 @@
-"""Image and text attacked together, each within a budget of its own: one after the other, or in turns.
+"""Attack image and text together, each within its own budget: one after the other, or in turns.
 
-Each side attacks while the other stands where it was last moved to, as in coordinate descent; a move is kept when it
-lowers the model's margin, so that no side undoes the other's work. It is more than both attacks by themselves: a model
-may hold against either change and not against both.
+Each side attacks while the other stays where it was last moved to, as in coordinate descent. A move is kept if it
+lowers the margin of the model, so that no side undoes the work of the other. A model may withstand either change and
+yet fail under both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BothInputs(nn.Module):
 
 
 class _Remembered(nn.Module):
-    """In place of a tower: what it answered, by the places `[B]` of its inputs."""
+    """Replaces a tower by its answers, looked up by the places `[B]` of its inputs."""
 
     def __init__(self, parts: list[Encoded]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def _without_padding(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids[:, :length], mask[:, :length]
 
 
-#: A margin at or below this is a misjudgement: a tie of logits is none.
+#: A margin at or below this is a misjudgement; a tie of logits is not.
 _THRESHOLD = -1e-6
 
 
@@ -170,10 +170,10 @@ def attack_jointly(
     """Look for an image and a text within a joint threat model that are misjudged together.
 
     `pixels` `[N, C, H, W]` float32 in [0, 1], `labels` `[N]` the right classes, `codec` the model's, `embedding` the
-    one that its token ids go through (see `input_embedding`). The model is attacked in evaluation mode, and left as
-    it was; where it is a plain function, name the `modules` that it calls. Every success is checked on a fresh pass:
+    one that its token ids go through (see `input_embedding`). The model is attacked in evaluation mode, and restored
+    afterwards; for a plain function, name the `modules` that it calls. Every success is checked on a fresh pass:
     both budgets, pixels in [0, 1], no banned word, protected words kept, misjudged. Raises BadInputError for pixels,
-    labels, texts or logits that make no sense.
+    labels, texts or logits of a wrong shape, type or range.
     """
     if threat.kind != "joint":
         raise BadArgumentError(f"the joint attack needs a threat on images and texts, got one on {threat.kind}s alone")

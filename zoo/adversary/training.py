@@ -69,7 +69,7 @@ def random_start(ball: Ball, generator: torch.Generator | None = None) -> Tensor
 
 
 def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: ImagePart) -> Tensor:
-    """One step of PGD, projected; a gradient that is no number moves nothing."""
+    """One step of PGD, projected; where the gradient is not finite, nothing moves."""
     return ball.project(pixels.add(ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0)), alpha=threat.pgd_step))
 
 
@@ -137,7 +137,7 @@ class TextHardening(schema.PlainData):
             raise ValueError(f"worst_of is 1 or more, got {self.worst_of}")
         character_edits(self.kinds)  # refuses an unknown kind by name
         if not self.share and not self.hotflip_words:
-            raise ValueError("text asks for nothing: give share above 0, or hotflip_words")
+            raise ValueError("text changes nothing: give share above 0, or hotflip_words")
 
     def edited(self, text: str, seed: int) -> str:
         """One random character edit of a text that spends the budget, of one kind drawn at random."""
@@ -225,12 +225,11 @@ def worst_inputs(
     words: Words | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """The inputs with images attacked (where there is a `threat`) and words exchanged (where there are `words`).
+    """The inputs with images attacked (given a `threat`) and words exchanged (given `words`).
 
     `objective` is a scalar to which each row contributes a summand of its own. With both, the first pass takes the
     gradient in pixels and in words at once, and the other passes attack the image beside the changed text: as many
-    passes as PGD alone. As with `zoo.adversary.training.perturb`, the model is the caller's to put in evaluation
-    mode.
+    passes as PGD alone. As with `perturb_pixels`, the caller puts the model in evaluation mode.
     """
     found = dict(inputs)
     if threat is None:

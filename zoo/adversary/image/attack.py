@@ -24,7 +24,7 @@ from zoo.errors import BadArgumentError, BadDataError
 class AttackRecord:
     """One attack of a sequence: how many images it was tried on, how many it broke, what it cost.
 
-    `outside` counts images that were misjudged and lay outside the budget, which break nothing (there should be none).
+    `outside` counts images that were misjudged and lay outside the budget, which do not count as broken (expected: 0).
     `forwards` and `backwards` count images, the checks included; `seconds` are wall time.
     """
 
@@ -130,7 +130,7 @@ IMAGE_ATTACKS: dict[str, _Attack] = {
     "square": square,
 }
 _TARGETED = ("apgd-t", "fab-t")
-#: So many clean images are judged twice, to see whether the model rolls dice.
+#: How many clean images are judged twice, to see whether the model is random.
 _SAMPLE = 16
 
 
@@ -152,7 +152,7 @@ def attack(
     parameters, and left as it was; where it is a plain function, name the `modules` that it calls. Every success is
     checked again: inside the ball (to `TOLERANCE`), inside [0, 1], and misjudged in a fresh forward pass.
     An image without a gradient goes to Square, whatever the threat model says, and the result says so.
-    Raises BadInputError for pixels, labels or logits that make no sense.
+    Raises BadInputError for pixels, labels or logits of a wrong shape, type or range.
     """
     with evaluation_mode(model, *modules):
         target, judge = Target(model, extras), Target(model, extras)
@@ -171,7 +171,7 @@ def transfer(
     batch_size: int = 128,
     progress: bool = False,
 ) -> AttackResult:
-    """As `attack`, but the images are made on `source` and judged by `victim`, whose gradients are not asked for.
+    """As `attack`, but the images are made on `source` and judged by `victim`, whose gradients are not used.
 
     The attacks do not stop where `source` errs: they go on to its worst judgement, which transfers better.
     """
@@ -225,7 +225,7 @@ class _Campaign:
         return self._batches(torch.ones_like(self.blind))
 
     def _clean(self, target: Target) -> Tensor:
-        """The logits `[N, K]` of the clean images. Raises BadInputError where they are no numbers."""
+        """The logits `[N, K]` of the clean images. Raises BadInputError where they are not finite."""
         return _finite([target.logits(batch.pixels, batch) for batch in self._everything()])
 
     def _look(self) -> Tensor:
@@ -251,7 +251,7 @@ class _Campaign:
         return _finite(parts)
 
     def _look_near(self) -> None:
-        """Look again, near the clean image, where there was no gradient; an image judged wrong counts as none."""
+        """Look again, near the clean image, where the gradient was zero; wrongly judged images are skipped."""
         self.blind &= self.correct
         if self.why_blind:
             return

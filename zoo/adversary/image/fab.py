@@ -19,7 +19,7 @@ def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0
 
     The first run starts at the clean image, later ones at random in half the ball. Returns pixels `[B, C, H, W]`: the
     smallest perturbation that was misjudged, projected into the ball when it is none of its own; of an image never
-    misjudged, the last. It does not maximise anything inside the ball, so it transfers badly.
+    misjudged, the last. It maximises nothing inside the ball, so its results transfer badly.
     """
     ball = Ball.around(batch.pixels, threat)
     pixels = batch.pixels

@@ -42,7 +42,7 @@ class OneLogit(nn.Module):
 class Judged(nn.Module):
     """A model of the zoo under a policy as two logits `[B, 2]`: class 1 where a category is flagged (block or review).
 
-    Differentiable, and flagged exactly where `Judge` flags, but for ties. The second logit is how far the
+    Differentiable, and flagged exactly where `Judge` flags, except for ties. The second logit is how far the
     category nearest to being flagged is beyond its threshold, in log-odds, which do not saturate as scores do (in plain
     score where a policy adds up several sigmoid outputs). `threshold` replaces those of the policy: class 1 is where
     the highest score of a category that blocks or asks for review is above it. Raises BadPolicyError where the two

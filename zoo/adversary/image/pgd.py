@@ -61,7 +61,7 @@ def apgd_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which the step size is looked at again (section 3 of the paper), the first of them not 0."""
+    """The steps after which the step size is adapted (section 3 of the paper), without step 0."""
     percent = [0, 22]
     while percent[-1] < 100:
         percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
@@ -70,7 +70,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Ascent:
-    """Where the ascent of each image stands, row by row; `place` is its row in the batch that was given."""
+    """The state of the ascent of each image, row by row; `place` is its row in the given batch."""
 
     place: Tensor
     pixels: Tensor

@@ -1,4 +1,4 @@
-"""Square: random search with squares, which asks for logits only (Andriushchenko et al. 2020, arXiv 1912.00049)."""
+"""Square: random search with squares, which needs logits only (Andriushchenko et al. 2020, arXiv 1912.00049)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _stripes(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> 
 def _linf_square(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.random.Generator) -> Tensor:
     """Set a square to the clean image plus or minus eps, a sign per channel (algorithm 2 of the paper).
 
-    Where that would change nothing, the signs are turned round: no query is spent on what is known already.
+    If that would change nothing, the signs are inverted, so that no query repeats a known result.
     """
     assert ball.low is not None
     assert ball.high is not None
@@ -139,8 +139,8 @@ def _tiles(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> Te
 def _spend(offset: Tensor, ball: Ball) -> Tensor:
     """The images whose perturbation in L2 has this direction and the length eps, as nearly as [0, 1] allows.
 
-    The paper scales once and clips, which on images with much black or white throws a good part of the budget away;
-    scaling what was left by the clipping again spends it.
+    The paper scales once and clips, which wastes a good part of the budget on images with much black or white;
+    scaling again what the clipping left spends it.
     """
     for _ in range(_ROUNDS):
         offset *= ball.eps / lengths(offset, "L2").clamp_(min=1e-12)

@@ -61,7 +61,7 @@ class Target:
             return self._run(pixels, batch)
 
     def gradient(self, pixels: Tensor, batch: ImageBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[B, K]`, objective `[B]` and its gradient `[B, C, H, W]`; zero where there is none, or no number."""
+        """Logits `[B, K]`, objective `[B]` and its gradient `[B, C, H, W]`, zero where missing or not finite."""
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
             logits = self._run(leaf, batch)
@@ -91,16 +91,16 @@ class Target:
 
 
 def misjudged(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which rows of logits `[B, K]` put another class first than `labels` `[B]`; with a NaN they judge nothing."""
+    """Which rows of logits `[B, K]` put another class first than `labels` `[B]`; a row with a NaN never does."""
     return (logits.argmax(dim=1) != labels) & logits.isfinite().all(dim=1)
 
 
 @contextmanager
 def evaluation_mode(*models: object) -> Iterator[None]:
-    """Put the modules among `models` in evaluation mode with frozen parameters; after, all is as it was.
+    """Put the modules among `models` in evaluation mode with frozen parameters, and restore them afterwards.
 
-    Frozen, because an attack wants the gradient of the pixels only: what the others need would be kept for nothing.
-    Gradients are to be had inside, also where the caller is in inference mode.
+    Parameters are frozen because an attack needs the gradient of the pixels only, and other gradients cost memory.
+    Gradients work inside, even if the caller is in inference mode.
     """
     owners = [getattr(model, "__self__", model) for model in models]  # of a bound method, its module
     modules = {part: part.training for owner in owners if isinstance(owner, nn.Module) for part in owner.modules()}

@@ -149,7 +149,7 @@ def _pattern(protected: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)")
 
 
-#: What stands around a word in a text and is no part of it.
+#: Characters around a word in a text that do not belong to it.
 _EDGE = string.whitespace + string.punctuation
 
 #: A word to readable variants of it, without the word itself.

@@ -3,7 +3,7 @@
 HotFlip (Ebrahimi et al. 2018, arXiv 1712.06751) estimates the effect of every exchange of a token to first order and
 takes the best; here the best few are tried, and the one that is truly best is taken. Greedy coordinate gradient (Zou et
 al. 2023, arXiv 2307.15043, algorithm 1; against safety filters with banned words in MMA-Diffusion, arXiv 2311.17516)
-tries random ones among the best of each place and goes on from the best of those, better or not.
+tries random ones among the best of each place and continues from the best of those, even if it is worse.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Attack:
             self.best = min(self.best, self.now)
 
     def _step(self) -> bool:
-        """Try exchanges and go on from the best; false when there is none, or for HotFlip no better one."""
+        """Try exchanges and continue from the best; false if no exchange is left, or for HotFlip if none is better."""
         at = self.editor.read(self.now[2])
         trials = self._candidates(at, self._proposals(at))
         trials = trials[: max(self.threat.queries - self.queries, 0)]
@@ -167,7 +167,7 @@ class _Attack:
         return banned or list(blanked)
 
     def _estimates(self, at: TokenText, places: list[int]) -> Tensor:
-        """First-order change of the score `[P, V]` for each exchange; infinite where it is none, or not allowed."""
+        """First-order change of the score `[P, V]` for each exchange; infinite where the exchange is not allowed."""
         ids = torch.from_numpy(at.ids)
         gradient = self.model.token_gradient(ids, torch.from_numpy(at.mask), self.item)[places].cpu()
         weight = self.model.embedding.weight.detach().float().cpu()

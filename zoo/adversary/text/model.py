@@ -89,7 +89,7 @@ class TextModel:
             return self.token_score(ids.to(device), mask.to(device), places.to(device))
 
     def token_gradient(self, ids: Tensor, mask: Tensor, item: int) -> Tensor:
-        """The gradient `[T, D]` of one text's score in its token embeddings; zero where there is none, or no number.
+        """The gradient `[T, D]` of one text's score in its token embeddings; zero where missing or not finite.
 
         Raises BadInputError when the score never looks the ids up in `embedding`.
         """
@@ -120,7 +120,7 @@ def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:
 
 
 def input_embedding(module: nn.Module) -> nn.Embedding:
-    """The token embedding of the one language model of transformers in a module; BadInputError for none or several."""
+    """The token embedding of the one transformers model in a module. Raises BadInputError for none or several."""
     found: dict[int, nn.Embedding] = {}
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
@@ -168,7 +168,7 @@ class TextResult:
 
 
 def checked_scores(scores: Any, count: int) -> NDArray[np.float64]:
-    """The scores as an array `[count]`. Raises BadInputError for another shape, and for what is no finite number."""
+    """The scores as an array `[count]`. Raises BadInputError for another shape or a score that is not finite."""
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu().float()
     found = np.asarray(scores, dtype=np.float64)
@@ -210,7 +210,7 @@ def confirmed(
 
 
 def success_rate(results: Sequence[TextResult]) -> float | None:
-    """The share broken among the texts that the model judged rightly before; None where it judged none so."""
+    """The share broken among the texts that the model judged rightly before; None if it judged none of them rightly."""
     attacked = [result for result in results if result.outcome != "missed"]
     return sum(result.outcome == "broken" for result in attacked) / len(attacked) if attacked else None
 

@@ -1,19 +1,17 @@
 """Black-box search for a readable change of a text that hides it from a model: greedy, by importance of words.
 
-Words are tried in the order of how much the score falls without them, and of each word's variants the one is kept that
-lowers the score most per edit (one in the place of each word), as DeepWordBug (Gao et al. 2018, arXiv 1801.04354) and
-TextFooler (Jin et al. 2020, arXiv 1907.11932) do. Where all scores are equal, random changes are tried instead. The
-model is any function of texts to scores, best of logits, which saturate nowhere; nothing else of it is used. A greedy
-search may miss what a longer one would find: that it found nothing proves nothing.
+As in DeepWordBug (Gao et al. 2018, arXiv 1801.04354) and TextFooler (Jin et al. 2020, arXiv 1907.11932), words are
+tried in the order of how much the score falls without them. Of the variants of each word the search keeps the one that
+lowers the score most per edit. If all scores are equal, it tries random changes instead. The model is any function of
+texts to scores; logits suit best, because they do not saturate. A greedy search may miss what a longer one would find:
+a search that finds nothing proves nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +26,14 @@ from zoo.adversary.text.edits import (
     perturb,
     split_words,
 )
-from zoo.adversary.text.model import ItemScore, Score, TextResult, confirmed, score_all
+from zoo.adversary.text.model import ItemScore, Outcome, Score, TextResult, confirmed, score_all
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError
 
-#: Asks for the scores of texts, gets them, returns what it found.
-_Search: TypeAlias = Generator[list[str], NDArray[np.float64], TextResult]
+T = TypeVar("T")
+#: Asks for the scores of texts, gets them, and returns a value at its end.
+_Asking: TypeAlias = Generator[list[str], NDArray[np.float64], T]
+_Search: TypeAlias = _Asking[TextResult]
 
 
 def search_texts(
@@ -68,7 +68,7 @@ def search_texts(
         return score(part) if items is None else score(part, [items[owner] for owner in owners])  # type: ignore[call-arg]
 
     kept = _keeping(variants, threat, exchanged)
-    searches = [_greedy(text, kept, threat, threshold) for text in texts]
+    searches = [_Greedy(text, kept, threat, threshold).run() for text in texts]
     found = _side_by_side(searches, scored, batch_size, progress)
     found = [dataclasses.replace(result, exchanged=exchanged) for result in found]
     return confirmed(found, scored, threat, threshold, batch_size)
@@ -110,106 +110,6 @@ def _side_by_side(searches: list[_Search], score: ItemScore, batch_size: int, pr
     return [found[item] for item in range(len(searches))]
 
 
-@dataclass
-class _State:
-    """A text on its way: its words before and now, how many banned words are left, its score, the queries used."""
-
-    words: list[str]
-    now: list[str]
-    banned: int
-    score: float
-    queries: int
-    flat: bool = True  # whether every score so far was the same
-
-
-def _greedy(text: str, variants: Variants, threat: TextPart, threshold: float) -> _Search:
-    before = float((yield [text])[0])
-    words = split_words(text)
-    state = _State(words, list(words), count_banned(text, threat.banned), before, 1)
-
-    def hidden() -> bool:
-        return state.score <= threshold and not state.banned
-
-    if hidden():
-        return TextResult(text, text, "missed", before, before, 0, 1)
-    rng = drawing(threat.seed, text)
-    order = yield from _by_importance(state, threat)
-    improved = True
-    while improved and not hidden():
-        improved = False
-        for index in order:
-            improved |= yield from _improve(state, index, variants, threat, threshold, rng)
-            if hidden():
-                break
-    if words and state.flat and not hidden():
-        yield from _at_random(state, variants, threat, threshold)
-    found = "".join(state.now) if words else text
-    return TextResult(text, found, "broken" if hidden() else "held", before, state.score, 0, state.queries)
-
-
-def _by_importance(state: _State, threat: TextPart) -> Generator[list[str], NDArray[np.float64], list[int]]:
-    """The places of the words, first the one without which the score is lowest; those not asked for last."""
-    asked = list(range(len(state.words)))[: max(threat.queries - state.queries, 0) // 2]
-    if not asked:
-        return list(range(len(state.words)))
-    scores = yield ["".join(state.words[:index] + state.words[index + 1 :]) for index in asked]
-    state.queries += len(asked)
-    state.flat &= bool((scores == state.score).all())
-    ranked = [asked[place] for place in np.argsort(scores, kind="stable")]
-    return ranked + list(range(len(asked), len(state.words)))
-
-
-def _improve(
-    state: _State,
-    index: int,
-    variants: Variants,
-    threat: TextPart,
-    threshold: float,
-    rng: random.Random,
-) -> Generator[list[str], NDArray[np.float64], bool]:
-    """Put the best affordable variant in place of one word; whether there was a better one."""
-    trials = _affordable(state, index, variants, threat)
-    count = min(len(trials), threat.options, max(threat.queries - state.queries, 0))
-    if not count:
-        return False
-    trials = [trials[place] for place in sorted(rng.sample(range(len(trials)), count))]
-    spent = threat.budget.spent(state.words, state.now)
-    scores = yield [trial.text for trial in trials]
-    state.queries += count
-    state.flat &= bool((scores == state.score).all())
-
-    def worth(place: int) -> tuple[int, bool, float]:
-        """Fewer banned words first, then a success, then how far the score falls for each edit that it takes."""
-        trial, fall = trials[place], float(state.score - scores[place])
-        hidden = trial.banned == 0 and bool(scores[place] <= threshold)
-        return -trial.banned, hidden, -trial.cost if hidden else fall / max(trial.cost - spent, 1)
-
-    best = max(range(count), key=worth)
-    if trials[best].banned == state.banned and scores[best] >= state.score:
-        return False
-    state.now, state.banned, state.score = trials[best].words, trials[best].banned, float(scores[best])
-    return True
-
-
-def _at_random(
-    state: _State, variants: Variants, threat: TextPart, threshold: float
-) -> Generator[list[str], NDArray[np.float64], None]:
-    """Spend the other queries on random changes: a model that answers yes or no shows no way for two words at once."""
-    original = "".join(state.words)
-    while count := min(threat.options, threat.queries - state.queries):
-        tries = [
-            perturb(original, variants, threat.budget, threat.seed + state.queries + place) for place in range(count)
-        ]
-        scores = yield tries
-        state.queries += count
-        for text, score in zip(tries, scores.tolist(), strict=True):
-            banned = count_banned(text, threat.banned)
-            if (banned, score) < (state.banned, state.score):
-                state.now, state.banned, state.score = [text], banned, score
-        if state.score <= threshold and not state.banned:
-            return
-
-
 class _Trial(NamedTuple):
     """A candidate: its words, its text, its edits from the original, its banned words."""
 
@@ -219,16 +119,97 @@ class _Trial(NamedTuple):
     banned: int
 
 
-def _affordable(state: _State, index: int, variants: Variants, threat: TextPart) -> list[_Trial]:
-    """The candidates with another variant of one word that keep to the budget and bring in no banned word."""
-    allowed = threat.budget.allowed("".join(state.words))
-    found = []
-    # Variants of the original word, and itself again: variants of variants would soon be unreadable.
-    for option in (*variants(state.words[index]), state.words[index]):
-        if option == state.now[index]:
-            continue
-        words = [*state.now[:index], option, *state.now[index + 1 :]]
-        cost, text = threat.budget.spent(state.words, words), "".join(words)
-        if cost <= allowed:
-            found.append(_Trial(words, text, cost, count_banned(text, threat.banned)))
-    return [trial for trial in found if trial.banned <= state.banned]
+class _Greedy:
+    """The search for one text: its words before and now, how many banned words are left, its score, the queries."""
+
+    def __init__(self, text: str, variants: Variants, threat: TextPart, threshold: float) -> None:
+        self.text, self.variants, self.threat, self.threshold = text, variants, threat, threshold
+        self.words = split_words(text)
+        self.now, self.banned, self.score, self.queries = list(self.words), count_banned(text, threat.banned), 0.0, 1
+        self.flat = True  # whether every score so far was the same
+        self.random = drawing(threat.seed, text)
+
+    def run(self) -> _Search:
+        before = self.score = float((yield [self.text])[0])
+        if self._hidden():
+            return TextResult(self.text, self.text, "missed", before, before, 0, 1)
+        order = yield from self._by_importance()
+        improved = True
+        while improved and not self._hidden():
+            improved = False
+            for index in order:
+                improved |= yield from self._improve(index)
+                if self._hidden():
+                    break
+        if self.words and self.flat and not self._hidden():
+            yield from self._at_random()
+        found = "".join(self.now) if self.words else self.text
+        outcome: Outcome = "broken" if self._hidden() else "held"
+        return TextResult(self.text, found, outcome, before, self.score, 0, self.queries)
+
+    def _hidden(self) -> bool:
+        return self.score <= self.threshold and not self.banned
+
+    def _ask(self, texts: list[str]) -> _Asking[NDArray[np.float64]]:
+        scores = yield texts
+        self.queries += len(texts)
+        self.flat &= bool((scores == self.score).all())
+        return scores
+
+    def _by_importance(self) -> _Asking[list[int]]:
+        """The places of the words, first the one without which the score is lowest; those not asked for last."""
+        asked = list(range(len(self.words)))[: max(self.threat.queries - self.queries, 0) // 2]
+        if not asked:
+            return list(range(len(self.words)))
+        scores = yield from self._ask(["".join(self.words[:index] + self.words[index + 1 :]) for index in asked])
+        ranked = [asked[place] for place in np.argsort(scores, kind="stable")]
+        return ranked + list(range(len(asked), len(self.words)))
+
+    def _improve(self, index: int) -> _Asking[bool]:
+        """Put the best affordable variant in place of one word; whether there was a better one."""
+        trials = self._affordable(index)
+        count = min(len(trials), self.threat.options, max(self.threat.queries - self.queries, 0))
+        if not count:
+            return False
+        trials = [trials[place] for place in sorted(self.random.sample(range(len(trials)), count))]
+        spent = self.threat.budget.spent(self.words, self.now)
+        scores = yield from self._ask([trial.text for trial in trials])
+
+        def worth(place: int) -> tuple[int, bool, float]:
+            """Fewer banned words first, then a success, then how far the score falls for each edit that it takes."""
+            trial, fall = trials[place], float(self.score - scores[place])
+            hidden = trial.banned == 0 and bool(scores[place] <= self.threshold)
+            return -trial.banned, hidden, -trial.cost if hidden else fall / max(trial.cost - spent, 1)
+
+        best = max(range(count), key=worth)
+        if trials[best].banned == self.banned and scores[best] >= self.score:
+            return False
+        self.now, self.banned, self.score = trials[best].words, trials[best].banned, float(scores[best])
+        return True
+
+    def _affordable(self, index: int) -> list[_Trial]:
+        """The candidates with another variant of one word that keep to the budget and bring in no banned word."""
+        allowed = self.threat.budget.allowed(self.text)
+        found = []
+        # Variants of the original word, and itself again: variants of variants would soon be unreadable.
+        for option in (*self.variants(self.words[index]), self.words[index]):
+            if option == self.now[index]:
+                continue
+            words = [*self.now[:index], option, *self.now[index + 1 :]]
+            cost, text = self.threat.budget.spent(self.words, words), "".join(words)
+            if cost <= allowed:
+                found.append(_Trial(words, text, cost, count_banned(text, self.threat.banned)))
+        return [trial for trial in found if trial.banned <= self.banned]
+
+    def _at_random(self) -> _Asking[None]:
+        """Spend the other queries on random changes: a yes-or-no model shows no way that takes two words at once."""
+        while count := min(self.threat.options, self.threat.queries - self.queries):
+            seed = self.threat.seed + self.queries
+            tries = [perturb(self.text, self.variants, self.threat.budget, seed + place) for place in range(count)]
+            scores = yield from self._ask(tries)
+            for text, score in zip(tries, scores.tolist(), strict=True):
+                banned = count_banned(text, self.threat.banned)
+                if (banned, score) < (self.banned, self.score):
+                    self.now, self.banned, self.score = [text], banned, score
+            if self._hidden():
+                return

@@ -2,8 +2,8 @@
 
 As in TextFooler (Jin et al. 2020, arXiv 1907.11932), with the input embeddings of any BERT or CLIP in place of word
 vectors. They are centred first: uncentred, all of them point the same way (Mu & Viswanath 2018, arXiv 1702.01417).
-Neighbours are words that are used alike, so some are no synonyms but opposites or kin (dog, cat): the budget of words
-bounds what that does to the meaning, and nothing else does.
+Neighbours are words that are used alike, so some are opposites or related words (dog, cat) and not synonyms. Only the
+budget of words bounds how far that changes the meaning.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Synonyms:
             weights = load_file(folder / "model.safetensors")
             tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         except OSError as problem:
-            raise BadDataError(f"{folder}: no model to take synonyms from: {problem}") from None
+            raise BadDataError(f"{folder}: synonyms need a model in this folder: {problem}") from None
         found = [value for name, value in weights.items() if name.endswith(_EMBEDDINGS)]
         if len(found) != 1:
             raise BadDataError(f"{folder / 'model.safetensors'}: holds {len(found)} tables of input embeddings, not 1")

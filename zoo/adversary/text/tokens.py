@@ -1,7 +1,7 @@
 """Tokens as pieces of a text: which token stands for which characters, and what the text is when one is exchanged.
 
-An attack on token ids is none on a text unless some text is encoded as those ids. So tokens are exchanged in the text
-itself, and the text is encoded again to see whether the ids are those that were meant.
+Token ids are an attack on a text only if some text is encoded as those ids. So tokens are exchanged in the text itself,
+and the text is encoded again to see whether it gives the intended ids.
 """
 
 from __future__ import annotations
