@@ -269,3 +269,12 @@ def test_training_takes_names_of_recipes_and_fragments(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as end:
         run(["fit", "--config", "quickstrat"])
     assert 'no recipe is named "quickstrat"' in str(end.value.code)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_help_of_training_has_an_example_that_binds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run([name, "--help"])
+    example = f"zoo {name} --config quickstart"
+    assert f"example: {example}. --import" in " ".join(capsys.readouterr().out.split())
+    assert refusal(example.split()) == ""

@@ -111,6 +111,7 @@ def check(recipe: Path) -> dict[str, str]:
 
 def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
     args = [_config(before, word) for before, word in zip(["", *args], args, strict=False)]
+    names = ZooCLI.subcommands()
     before = sys.argv
     sys.argv = ["zoo", *args]  # LightningCLI warns about arguments that are not those of the process
     try:
@@ -124,7 +125,7 @@ def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
             parser_class=Parser,
             # omegaconf+ resolves ${...} after the command line; plain omegaconf would resolve before it.
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"}
-            | {name: {"epilog": OWN_MODELS} for name in ZooCLI.subcommands()},
+            | {name: {"epilog": f"example: zoo {name} --config quickstart. {OWN_MODELS}"} for name in names},
             # Our checkpoints carry the card, from which the class follows; plain hyperparameters suffice.
             load_from_checkpoint_support=False,
         )
