@@ -254,7 +254,7 @@ def test_a_report_reads_itself_back_and_refuses_another_schema(data: Path, tmp_p
     path.write_text(json.dumps(plain | old), encoding="utf-8")
     assert RobustnessReport.read(path) == report
     path.write_text(json.dumps(plain | {"report": "guard"}), encoding="utf-8")
-    with pytest.raises(BadInputError, match="no robustness report"):
+    with pytest.raises(BadInputError, match="not a robustness report"):
         RobustnessReport.read(path)
 
 

@@ -228,7 +228,7 @@ def test_the_leaderboard_groups_what_can_be_compared(
     assert groups[0]["rows"][0]["asr"]["value"] == success.value
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     for args, message in (
-        ([str(tmp_path)], "is no robustness report"),
+        ([str(tmp_path)], "not a robustness report"),
         ([str(tmp_path / "trained__quick.json"), "--sort", "asr_at_fp"], 'did you mean "asr_at_fpr"'),
         ([str(tmp_path / "none.json")], "no such file"),
         ([str(folder / "data")], "holds no robustness report"),

@@ -36,10 +36,10 @@ class AdversarialExample:
 class Attempt:
     """One attack on N items. `attempted`, `broken` and `blind` `[N]` bool; only attempted items can be broken.
 
-    `blind`: the model gave no gradient there, so that the attack went on without one. `refuted` counts successes
-    that a fresh pass did not confirm, which break nothing. `forwards` and `backwards` count inputs that the model
-    judged and was differentiated for: of a black-box attack, the queries. `found` holds what was found for the items
-    that it changed, by their places; once the attack is over, of the broken ones, and only if they are to be kept.
+    A `blind` item has no gradient, and the attack goes on without one. `refuted` counts successes that a second pass
+    did not confirm; they break nothing. `forwards` counts the inputs that the model judged (of a black-box attack, the
+    queries), `backwards` those with a gradient. `found` holds the changed items by place; after the attack it holds
+    the broken ones, and only where examples are kept.
     """
 
     attack: str
@@ -53,7 +53,7 @@ class Attempt:
     backwards: int = 0
     seconds: float = 0.0
     found: dict[int, AdversarialExample] = field(default_factory=dict)
-    #: The model's logits `[N, K]` of what was found, the clean ones elsewhere.
+    #: The model's logits `[N, K]` of the changed items, and the clean logits of the others.
     logits: Tensor | None = None
 
     @classmethod
@@ -64,26 +64,26 @@ class Attempt:
 
 def broken_by_any(attempts: Sequence[Attempt]) -> Tensor:
     """The items `[N]` that at least one attack broke: the worst case."""
-    found: Tensor = torch.stack([attempt.broken for attempt in attempts]).any(dim=0)
-    return found
+    union: Tensor = torch.stack([attempt.broken for attempt in attempts]).any(dim=0)
+    return union
 
 
-def towards_clean(found: Tensor, clean: Tensor) -> Tensor:
+def towards_clean(attacked: Tensor, clean: Tensor) -> Tensor:
     """Round attacked pixels `[..., S, S]` in [0, 1] to grey levels, uint8, towards the clean ones (uint8).
 
-    So no perturbation grows, and what was within a budget still is.
+    No perturbation grows, so an image within a budget stays within it.
     """
-    steps = found.double() * 255 - clean.double()
-    # What float32 made of a whole step (3.99999 of 4) is that step: 1e-4 grey levels are within every tolerance.
+    steps = attacked.double() * 255 - clean.double()
+    # A step that float32 holds as 3.99999 is a step of 4: 1e-4 grey levels are within every tolerance.
     return (clean.double() + torch.trunc(steps + 1e-4 * steps.sign())).clamp(0, 255).to(torch.uint8)
 
 
-#: Attacked images are held in memory as float32 a few times over, so they go in parts of at most this many numbers.
+#: One part of the items holds at most this many pixels: memory holds an attacked image as float32 several times.
 PART = 64_000_000
 
 
 def check_threat(victim: Victim, threat: Threat) -> None:
-    """Raises BadInputError where a model does not read what the threat changes."""
+    """Raise BadArgumentError for a model that does not read what the threat changes."""
     card = victim.card
     if threat.image and card.image is None:
         raise BadArgumentError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
@@ -125,7 +125,7 @@ class Campaign:
     progress: bool = False
 
     def run(self, threat: Threat, wanted: Tensor) -> list[Attempt]:
-        """Each attack of a threat by itself, on the wanted items `[N]` that are answered rightly."""
+        """Each attack of a threat by itself, on the wanted items `[N]` whose clean answer is right."""
         attempted = self.attackable(threat, wanted)
         attempts = []
         for name, part in _single_attacks(threat):
@@ -140,7 +140,7 @@ class Campaign:
         return attempts
 
     def attackable(self, threat: Threat, wanted: Tensor) -> Tensor:
-        """The items `[N]` wanted that are answered rightly and hold something that the threat changes."""
+        """The wanted items `[N]` whose clean answer is right and that hold an input that the threat changes."""
         correct = self.point.answers(self.clean) == self.items.labels
         return wanted & correct & open_to(self.items, threat)
 
@@ -242,7 +242,7 @@ class Campaign:
 
     @contextmanager
     def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
-        """The model as a function of the texts of some items, whose images (all or none are there) stand still."""
+        """The model as a function of the texts of some items with fixed images; all or none have one."""
         from zoo.adversary.joint import BothInputs, fixed_images
         from zoo.adversary.text.model import TextModel, input_embedding
 
@@ -267,8 +267,8 @@ class Campaign:
             yield TextModel(beside, codec, embedding, (module,))
 
     def _logits(self, attempt: Attempt) -> Tensor:
-        """The model's logits `[N, K]` with what the attack found in place of the clean items."""
-        found = self.clean.clone()
+        """The model's logits `[N, K]` of the attacked items."""
+        logits = self.clean.clone()
         rows = torch.tensor(sorted(attempt.found), dtype=torch.int64)
         for part in self._parts(rows):
             examples = [attempt.found[place] for place in part.tolist()]
@@ -278,8 +278,8 @@ class Campaign:
                 own = self._pixels(part).cpu()
                 pixels = torch.stack([own[n] if e.pixels is None else e.pixels for n, e in enumerate(examples)])
             texts = [given if e.text is None else e.text for e, given in zip(examples, some.texts, strict=True)]
-            found[part] = self.victim.logits(some, self.batch_size, pixels=pixels, texts=texts)
-        return found
+            logits[part] = self.victim.logits(some, self.batch_size, pixels=pixels, texts=texts)
+        return logits
 
     def _kept(self, attempt: Attempt) -> dict[int, AdversarialExample]:
         """The examples that broke their item, rounded to grey levels."""

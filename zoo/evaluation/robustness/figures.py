@@ -115,13 +115,13 @@ class Counter:
         broken = broken_by_any(attempts).numpy()
         tried = attempts[0].attempted.numpy() & self.unsafe
         right = self.correct & ~broken
-        found = []
+        groups = []
         for column, entries in columns.items():
             for value in sorted({value for own in entries for value in own}):
                 chosen = np.array([value in own for own in entries])
                 unsafe = chosen & self.unsafe
                 tells = self.scores is not None
-                found.append(
+                groups.append(
                     GroupFigures(
                         column,
                         value,
@@ -134,4 +134,4 @@ class Counter:
                         self.draws.share(broken, tried & chosen),
                     )
                 )
-        return found
+        return groups

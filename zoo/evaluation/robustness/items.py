@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """N readable, labelled items, their `pixels` uint8 `[N, 3, S, S]` (zero where there is no image), and the rest.
+    """N readable, labelled items, their `pixels` uint8 `[N, 3, S, S]` (zero without an image), and the rest.
 
     `with_image` `[N]` tells which have one; `lost` counts the items that are not among them, by reason, and `details`
     names the first of each; `columns` hold a value of each item by column, to tell kinds of items apart.
@@ -104,8 +104,8 @@ def read_items(
     """The items of these rows as the model of `card` reads them; `limit` draws that many by `seed`.
 
     An image with several captions is one item for a model that reads images alone. Without a `labelling` the class is
-    the row's label among the card's labels. Raises BadInputError for a column that is not there, a label that the card
-    does not have, or when nothing is left.
+    the row's label among the card's labels. Raises BadInputError for an unknown column, a label that the
+    card lacks, or when no item can be judged.
     """
     groups = items_of(list(rows), by_image=not card.reads_text)
     if limit is not None:

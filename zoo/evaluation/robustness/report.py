@@ -23,7 +23,7 @@ from zoo.metrics import Estimate
 class CleanFigures:
     """Without attack. `recall` (TPR) and `fpr` of the decisions; `auroc` and `auprc` of the unsafe score.
 
-    All but `accuracy` are None where classes are judged in place of safe and unsafe.
+    All but `accuracy` are None where classes are judged instead of safe and unsafe.
     """
 
     accuracy: Estimate
@@ -38,9 +38,10 @@ class AttackFigures:
     """Under one attack, or under the worst of all for each item.
 
     `success_rate` is the share of broken items among the attacked ones, which are the unsafe ones that are flagged
-    when clean (of classes: those answered rightly). `false_alarm_rate` is the same of safe items that were attacked to
-    be flagged, None where none were. `robust_*` are over all items (of a kind): right when clean, and under attack.
-    `auroc` is of the unsafe scores of what was found; an attack may stop where it succeeds, so it is an upper bound.
+    when clean (of classes: those with the right answer). `false_alarm_rate` is the share of safe items that an attack
+    gets flagged, None if no safe item was attacked. `robust_*` are over all items (of a kind): right when clean and
+    under attack.
+    `auroc` is of the unsafe scores under attack: an upper bound, because an attack may stop where it succeeds.
     `blind` counts items without a gradient, `refuted` successes that a second look did not confirm (they count as
     none), `queries` what the model judged, `gradients` what it was differentiated for.
     """
@@ -122,7 +123,7 @@ class Curve:
 class RobustnessReport(EvaluationReport):
     """One model under one threat model on one set of items.
 
-    `model` is the card's name (or the one given), `weights_sha256` that of its weights file, empty where there is none.
+    `model` is the card's name (or the one given), `weights_sha256` that of its weights file, empty without one.
     `items_sha256` is of the manifest and of which rows of it were attacked: reports of the same items can be compared.
     `threat` is the threat model as its file has it, `threat_kind` what it changes. `direction` `evade` attacks unsafe
     items only. `counts`: `items` (judged and labelled), `unsafe`, `safe`, `not_attackable` (without the input that the
@@ -171,7 +172,7 @@ class RobustnessReport(EvaluationReport):
         data = schema.read_json(path)
         kind = data.get("report") if isinstance(data, dict) else None
         if kind != "robustness":
-            raise BadDataError(f"{path}: is no robustness report (made by `zoo evaluate robustness`), but {kind!r}")
+            raise BadDataError(f"{path}: not a robustness report (made by `zoo evaluate robustness`), but {kind!r}")
         return cls.from_dict(data, str(path))
 
     @classmethod
@@ -184,7 +185,7 @@ class RobustnessReport(EvaluationReport):
 
     def measurements(self) -> list[Measurement]:
         """The worst case of each operating point as lines of a model card."""
-        found = []
+        lines = []
         for point in self.points:
             data = f"{self.data}, split {self.split}" + (f", policy {self.policy}" if self.policy else "")
             at = "" if point.fpr_target is None else f" at FPR {point.fpr_target:g}"
@@ -197,8 +198,8 @@ class RobustnessReport(EvaluationReport):
             for name, estimate in named.items():
                 if estimate is not None and estimate.value is not None:
                     count = estimate.count
-                    found.append(Measurement(name + at, estimate.value, data, count, self.command, self.budget))
-        return found
+                    lines.append(Measurement(name + at, estimate.value, data, count, self.command, self.budget))
+        return lines
 
 
 def describe(threat: Threat) -> str:
@@ -218,13 +219,13 @@ def _describe_text(part: TextPart) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """A budget as people write it: `4/255`, or a number where it is no whole grey level."""
+    """A budget as people write it: `4/255`, or a number for a part of a grey level."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-6 and eps <= 64 / 255 else f"{eps:g}"
 
 
 def percent(estimate: Estimate | None, *, ends: bool = True) -> str:
-    """A figure in percent with its interval: `31.2 (25-38)`; `-` where there is none."""
+    """A figure in percent with its interval: `31.2 (25-38)`; `-` for an undefined figure."""
     if estimate is None or estimate.value is None:
         return "-"
     if not ends or estimate.low is None or estimate.high is None:
@@ -252,21 +253,21 @@ def print_report(report: RobustnessReport, console: Console | None = None) -> No
 
 def warnings(report: RobustnessReport) -> list[str]:
     """What makes the figures less than they seem: no gradients, chance, refuted successes."""
-    found = []
+    lines = []
     for point in report.points:
         for attack in point.attacks:
             where = f"{attack.attack} at {point.point}"
             if attack.blind:
                 why = f" ({attack.why_blind})" if attack.why_blind else ""
-                found.append(
+                lines.append(
                     f"{where}: no gradient on {attack.blind} of {attack.attacked} items{why}; the attack went on "
                     "without one, so the robustness there may be an illusion"
                 )
             if attack.randomised:
-                found.append(f"{where}: two passes of the model differ, so that successes are partly luck")
+                lines.append(f"{where}: two passes of the model differ, so that successes are partly luck")
             if attack.refuted:
-                found.append(f"{where}: {attack.refuted} successes did not hold on a second look and count as none")
-    return found
+                lines.append(f"{where}: {attack.refuted} successes did not hold on a second look and count as none")
+    return lines
 
 
 def title(point: PointFigures) -> str:
@@ -275,8 +276,8 @@ def title(point: PointFigures) -> str:
         assert point.fpr_target is not None
         assert point.threshold is not None
         measured = "" if point.fpr_measured is None else f", {100 * point.fpr_measured:.1f} % measured"
-        found = f"{point.negatives} safe items of {point.calibrated_on}{measured}"
-        return f"at a false positive rate of {100 * point.fpr_target:g} % (threshold {point.threshold:.6g}, by {found})"
+        basis = f"{point.negatives} safe items of {point.calibrated_on}{measured}"
+        return f"at a false positive rate of {100 * point.fpr_target:g} % (threshold {point.threshold:.6g}, by {basis})"
     return "at the policy's own operating point" if point.point == "policy" else "by the highest label"
 
 

@@ -132,14 +132,14 @@ def _survivors(victim: Victim, point: AttackedPoint, rows: list[_Stored], folder
     if victim.by_label:
         spec = victim.card.image
         assert spec is not None  # checked by Victim
-        found = []
+        survived = []
         for row, image in zip(rows, images, strict=True):
             assert image is not None  # a threat on images breaks no item without one
             pixels = torch.from_numpy(load(image, spec)).permute(2, 0, 1)[None]
             with torch.no_grad():
                 logits = point.module(victim.floats(pixels))
-            found.append(int(logits.argmax()) != row.item.label)
-        return found
+            survived.append(int(logits.argmax()) != row.item.label)
+        return survived
     texts = [row.item.text if row.example.text is None else row.example.text for row in rows]
     with model_scorer(victim.model, victim.policy) as scorer:
         verdicts = scorer.verdicts(
@@ -201,8 +201,8 @@ class ReplayedAttack:
 class ReplayReport(EvaluationReport):
     """Examples made on one model, judged by another or by its exported form. `share` is over all examples.
 
-    `changed` counts the examples that are judged otherwise than by the model that they were made on: for a bundle of
-    that same model it should be 0.
+    `changed` counts the examples with another verdict than by the model that they were made on: 0 is expected for a
+    bundle of that model.
     """
 
     _where = "replay report"
@@ -226,7 +226,7 @@ class ReplayReport(EvaluationReport):
 def replay(
     model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0, command: str = ""
 ) -> ReplayReport:
-    """Judge the examples in a folder that `save_examples` wrote; an example that breaks is no success.
+    """Judge the examples in a folder that `save_examples` wrote; an unreadable example counts as no success.
 
     Raises BadInputError for a folder without examples or whose examples are of labels, and as `load_scorer`.
     """
@@ -290,4 +290,4 @@ def print_replay(report: ReplayReport, console: Console | None = None) -> None:
         counts = (attack.examples, attack.stored, attack.passed)
         table.add_row(attack.attack, *map(str, counts), percent(attack.share), str(attack.unjudged))
     console.print(table)
-    console.print(f"{report.changed} of {about.examples} are judged otherwise than by the model that they were made on")
+    console.print(f"{report.changed} of {about.examples} get another verdict than by the model that they were made on")

@@ -81,16 +81,16 @@ class Victim:
         return AttackedPoint(name, Judged(self.model, self.policy, threshold), threshold)
 
     def extras(self, items: Items, texts: Sequence[str | None] | None = None) -> tuple[Tensor, ...]:
-        """What the model takes beside pixels, in its order, one row for each item; `texts` in place of the items'."""
-        found: list[Tensor] = []
+        """The model's inputs besides pixels, in its order, one row for each item; `texts` replace the items' own."""
+        extras: list[Tensor] = []
         if self.codec is not None:
             given = items.texts if texts is None else texts
             tokens = self.codec.encode([text or "" for text in given])
             there = torch.tensor([text is not None for text in given])[:, None]
-            found = [torch.from_numpy(part) * there for part in (tokens.ids, tokens.mask)]
+            extras = [torch.from_numpy(part) * there for part in (tokens.ids, tokens.mask)]
         if "image_present" in self.card.input_names:
-            found.append(items.with_image)
-        return tuple(part.to(self.device) for part in found)
+            extras.append(items.with_image)
+        return tuple(part.to(self.device) for part in extras)
 
     def floats(self, pixels: Tensor) -> Tensor:
         """uint8 pixels as the model and the attacks want them: float32 in [0, 1], on the device."""
@@ -106,11 +106,11 @@ class Victim:
         texts: Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """The model's own logits `[N, K]`, on the CPU; `pixels` (float32) and `texts` in place of the items'."""
+        """The model's own logits `[N, K]`, on the CPU; `pixels` (float32) and `texts` replace the items' own."""
         extras = self.extras(items, texts)
         banks = self.judged.banks if self.judged else ()
         parts = torch.split(torch.arange(len(items)), batch_size)
-        found = []
+        logits = []
         with evaluation_mode(self.model):
             for rows in track(parts, "Judging", transient=True, disable=not progress):
                 inputs = [part[rows.to(self.device)] for part in extras]
@@ -118,24 +118,24 @@ class Victim:
                     inputs.insert(0, pixels[rows].to(self.device))
                 elif items.pixels is not None:
                     inputs.insert(0, self.floats(items.pixels[rows]))
-                found.append(self.model(*inputs, *banks).float().cpu())
-        return torch.cat(found)
+                logits.append(self.model(*inputs, *banks).float().cpu())
+        return torch.cat(logits)
 
     def heights(self, logits: Tensor) -> NDArray[np.float64]:
         """What items `[N]` rank by: the highest of the guarded categories, in log-odds where the policy allows them."""
         assert self.judged is not None  # labels have no unsafe score
         guarded = [place for place, limit in enumerate(self.judged.limits) if limit < float("inf")]
-        found: NDArray[np.float64] = self.judged.heights(logits.double())[:, guarded].amax(dim=1).numpy()
-        return found
+        heights: NDArray[np.float64] = self.judged.heights(logits.double())[:, guarded].amax(dim=1).numpy()
+        return heights
 
     def threshold_at(self, height: float) -> float:
         """The unsafe score that a height stands for, on the scale of the policy's thresholds; never below it."""
         if self.judged is None or not self.judged.odds:
             return height
-        found = 1 / (1 + math.exp(-height))
-        while found < 1 and math.log(found) - math.log1p(-found) < height:  # what the sigmoid rounded off
-            found = math.nextafter(found, 1.0)
-        return found
+        score = 1 / (1 + math.exp(-height))
+        while score < 1 and math.log(score) - math.log1p(-score) < height:  # the sigmoid rounds
+            score = math.nextafter(score, 1.0)
+        return score
 
 
 def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
