@@ -149,7 +149,7 @@ def _recompressed(image: Image.Image) -> Image.Image:
     return Image.open(stream)
 
 
-def _prints(images: list[Image.Image]) -> dict[Path, int]:
+def _prints(images: list[Image.Image]) -> dict[Path, bytes]:
     return {Path(f"{number}.jpg"): fingerprint(image) for number, image in enumerate(images)}
 
 

@@ -72,8 +72,26 @@ class Measurement:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
+class SplitRule:
+    """How training assigned rows without a split in the manifest: the name of the rule, its seed, the shares of train,
+    val and test. `zoo.data.splits` computes the same splits again for an evaluation.
+    """
+
+    rule: str = "copies-2"
+    seed: int = 0
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    def __post_init__(self) -> None:
+        if min(self.shares) < 0 or not sum(self.shares) > 0:
+            raise ValueError(f"shares must be 0 or more, one above 0, got {self.shares}")
+
+
+@dataclass(frozen=True, config=schema.STRICT)
 class Training:
-    """How the weights came about. `recipe` is empty for weights that others published."""
+    """How the weights came about. `recipe` is empty for weights that others published.
+
+    `split` is the rule that assigned rows without a split, None where the manifest named the split of all rows.
+    """
 
     recipe: str = ""
     data: str = ""
@@ -81,6 +99,7 @@ class Training:
     steps: int = 0
     seed: int | None = None
     safety_zoo: str = ""
+    split: SplitRule | None = None
 
 
 @dataclass(frozen=True, config=schema.STRICT)

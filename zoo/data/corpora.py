@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
 from zoo.data.manifest import Split, need_columns, read_records, write_records
-from zoo.data.splits import hashed_splits, near_groups
+from zoo.data.splits import hashed_splits, joined, near_texts
 from zoo.errors import BadDataError, BadInputError, close_match
 from zoo.inputs.text import clean
 
@@ -119,7 +119,7 @@ def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> Cor
 
     Rows of the same text (as `normalised`) become one, which was judged for what any of them was. A category that they
     answer both ways is unknown in it, and a text without a judged category is left out. Splits are 80 %
-    train, 10 % val and 10 % test by a seeded hash; near-duplicates (see `near_groups`) share one. Raises BadInputError
+    train, 10 % val and 10 % test by a seeded hash; near-duplicates (see `near_texts`) share one. Raises BadInputError
     for files, columns and values that do not exist.
     """
     counts = {source.title: SourceReport() for source in corpora.sources}
@@ -128,8 +128,9 @@ def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> Cor
         _merge(source, read_records(root / source.file), root / source.file, merged, counts[source.title])
     contradictions = Counter(n for one in merged.values() for n, said in one.answers.items() if len(said) > 1)
     known = {key: one for key, one in merged.items() if one.agreed}
-    groups = near_groups(list(known))
-    splits = hashed_splits(list(known), groups, seed)
+    pairs = list(near_texts(list(known)))
+    groups = joined(len(known), pairs)
+    splits = hashed_splits(list(known), groups, seed, founders={*range(len(known))} - {later for later, _ in pairs})
     positives: Counter[tuple[str, Split]] = Counter()
     judged: Counter[tuple[str, Split]] = Counter()
     table = []

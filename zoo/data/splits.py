@@ -1,57 +1,103 @@
-"""Split membership: near-identical images and texts form groups, and a group is never divided. No torch."""
+"""Split membership: copies of images and near-identical texts form groups, and a group is never divided. No torch."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
+from scipy.ndimage import gaussian_filter
 
+from zoo.contract.card import SplitRule
 from zoo.data.manifest import SPLITS, Row, Split
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.image import decode
 from zoo.inputs.text import clean
+
+log = logging.getLogger("zoo.data")
 
 _WORD = re.compile(r"\w+")
 #: Shares of train, val and test.
 Fractions = tuple[float, float, float]
+#: Splits whose shares miss by more than this are warned of.
+_MISS = 0.05
+#: Side of the grey thumbnail that images are compared by.
+_SIDE = 24
+#: Two images are copies if their thumbnails differ by less than this share of the contrast once a small shift, stretch
+#: and change of brightness and contrast are undone, and by less than the second before that; in grey levels at least.
+_COPY, _UNALIGNED, _FLOOR = 0.16, 0.45, 0.5
 
 
-def assign_splits(rows: Sequence[Row], prints: Mapping[Path, int], fractions: Fractions, seed: int) -> list[Split]:
-    """The split of each row: its own where the manifest names one, else by a seeded hash of the content.
+def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: Fractions, seed: int) -> list[Split]:
+    """The split of each row: its own where the manifest names one, else by a seeded hash of the content of its group.
 
-    Rows whose images look alike (`prints`, see `fingerprint`, within 4 bits), or which have no image and the
-    same cleaned text, form a group that is never divided. If a member names its split, all members take it. A row's
-    split depends on its group alone, so it does not move when other rows are added, removed or reordered.
+    Rows whose images are copies of each other (recompressed, resized, slightly cropped; `prints`, see `fingerprint`),
+    or which have no image and the same cleaned text, form a group that is never divided. If a member names its split,
+    all members take it. Else each member draws a split by its own content, and the group takes the last of train, val
+    and test that is drawn. So the split of a row depends on its group alone. A row that joins a group can move the
+    group towards test, never towards train.
+
+    Logs a warning with the largest group if the shares miss `fractions` by more than 5 points.
     """
-    leaders = _joined(len(rows), _equal_rows(rows, prints))
+    group = groups_of(rows, prints)
+    cells = _cells(prints)
     named: dict[int, Split] = {}
-    drawn: dict[int, float] = {}
-    for leader, row in zip(leaders, rows, strict=True):
+    drawn: dict[int, Split] = {}
+    for leader, row in zip(group, rows, strict=True):
         if row.split is not None:
             # The strictest use wins: what anyone tests on must not be trained on.
             named[leader] = max(named.get(leader, row.split), row.split, key=SPLITS.index)
-        print_ = prints.get(row.image) if row.image else None
-        content = f"image:{print_}" if print_ else clean(row.text or str(row.image)).casefold()
-        drawn[leader] = min(drawn.get(leader, 1.0), draw(content, seed))
-    return [
-        row.split or named.get(leader) or _split_at(drawn[leader], fractions)
-        for leader, row in zip(leaders, rows, strict=True)
-    ]
+        split = _split_at(draw(_content(row, cells), seed), fractions)
+        drawn[leader] = max(drawn.get(leader, split), split, key=SPLITS.index)
+    splits = [row.split or named.get(one) or drawn[one] for one, row in zip(group, rows, strict=True)]
+    left = [index for index, leader in enumerate(group) if leader not in named]
+    _warn_of_shares([rows[i] for i in left], [splits[i] for i in left], [group[i] for i in left], fractions)
+    return splits
+
+
+def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool) -> list[Split]:
+    """The split that training used for each of these rows, by the rule in the card; with `images` it looked at them.
+
+    Raises BadInputError for a rule of another version.
+    """
+    if rule.rule != SplitRule().rule:
+        raise BadDataError(f'the card names the split rule "{rule.rule}", this version knows "{SplitRule().rule}"')
+    paths = sorted({row.image for row in rows if row.image is not None}) if images else []
+    return assign_splits(rows, fingerprints(paths)[0], rule.shares, rule.seed)
 
 
 def hashed_splits(
-    texts: Sequence[str], groups: Sequence[int], seed: int, fractions: Fractions = (0.8, 0.1, 0.1)
+    texts: Sequence[str],
+    groups: Sequence[int],
+    seed: int,
+    fractions: Fractions = (0.8, 0.1, 0.1),
+    founders: Iterable[int] = (),
 ) -> list[Split]:
-    """The split of each text by a seeded hash of the first text of its group."""
-    return [_split_at(draw(texts[group], seed), fractions) for group in groups]
+    """The split of each text by a seeded hash of the first text of its group.
+
+    `founders` are texts that no text before them resembles. A later text may join the groups of two: then all take the
+    last of train, val and test that the founders draw, so that texts which are added move none towards train.
+    """
+    drawn: dict[int, Split] = {}
+    for index in {*groups, *founders}:
+        split = _split_at(draw(texts[index], seed), fractions)
+        drawn[groups[index]] = max(drawn.get(groups[index], split), split, key=SPLITS.index)
+    return [drawn[group] for group in groups]
+
+
+def groups_of(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> list[int]:
+    """The group of each row, named by its first member; see `assign_splits`."""
+    return joined(len(rows), _equal_rows(rows, prints))
 
 
 def near_groups(texts: Sequence[str], overlap: float = 0.8) -> list[int]:
@@ -60,28 +106,24 @@ def near_groups(texts: Sequence[str], overlap: float = 0.8) -> list[int]:
     Two texts are near-duplicates if at least a share `overlap` of all words that occur in either occurs in both
     (Jaccard index). The search is exact. A text without words is like no other.
     """
-    return _joined(len(texts), _near_texts([frozenset(_WORD.findall(text)) for text in texts], overlap))
+    return joined(len(texts), near_texts(texts, overlap))
 
 
-def fingerprint(image: Image.Image) -> int:
-    """A 64-bit difference hash: which of two neighbours is brighter on a 9 x 8 grey thumbnail.
-
-    It survives resizing and recompression, so copies of one photo differ in few bits.
-    """
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
-    bits = (grey[:, 1:] > grey[:, :-1]).flatten()
-    return int(np.packbits(bits).view(">u8")[0])
+def fingerprint(image: Image.Image) -> bytes:
+    """What images are compared by: a grey thumbnail of 24 x 24 bytes and one of 4 x 4 RGB colours."""
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return small.convert("L").tobytes() + small.reduce(_SIDE // 4).convert("RGB").tobytes()
 
 
 def fingerprints(
     paths: Sequence[Path], keep: Callable[[Path, Image.Image], None] | None = None
-) -> tuple[dict[Path, int], dict[Path, str]]:
+) -> tuple[dict[Path, bytes], dict[Path, str]]:
     """The fingerprint of each image file that can be read, and the reason for each that cannot.
 
     `keep` is called with every decoded image, in several threads.
     """
 
-    def read(path: Path) -> int | str:
+    def read(path: Path) -> bytes | str:
         try:
             image = decode(path)
         except BadInputError as problem:
@@ -93,7 +135,7 @@ def fingerprints(
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(read, paths), "Reading images", total=len(paths), transient=True)
         read_as = dict(zip(paths, results, strict=True))
-    prints = {path: result for path, result in read_as.items() if isinstance(result, int)}
+    prints = {path: result for path, result in read_as.items() if isinstance(result, bytes)}
     return prints, {path: result for path, result in read_as.items() if isinstance(result, str)}
 
 
@@ -107,7 +149,7 @@ def _split_at(drawn: float, fractions: Fractions) -> Split:
     return SPLITS[min(int(np.searchsorted(cuts, drawn, "right")), 2)]
 
 
-def _joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+def joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     """The group of each of `count` items, named by its first member, after the items of each pair are joined."""
     parent = list(range(count))
 
@@ -122,33 +164,141 @@ def _joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     return [find(index) for index in range(count)]
 
 
-def _equal_rows(rows: Sequence[Row], prints: Mapping[Path, int]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows of the same file or text, and pairs of images that look alike."""
+def _place(row: Row) -> str:
+    if row.image is not None:
+        return f"image:{row.image}"
+    try:
+        return "text:" + clean(row.text or "").casefold()
+    except BadInputError:  # training and evaluation set such rows aside
+        return f"unreadable:{row.text}"
+
+
+def _content(row: Row, cells: Mapping[Path, str]) -> str:
+    """What a row draws its split by: its image, the name of a file that was not looked at, or its text."""
+    return _place(row) if row.image is None else cells.get(row.image, f"file:{row.image.name}")
+
+
+def _equal_rows(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> Iterator[tuple[int, int]]:
+    """Pairs of rows of the same file or text, and pairs of images that are copies."""
     first: dict[str, int] = {}
+    of_print: dict[bytes, int] = {}
     for index, row in enumerate(rows):
-        key = str(row.image) if row.image is not None else "text:" + clean(row.text or "").casefold()
-        yield index, first.setdefault(key, index)
-    known = {index: prints.get(path, 0) for index in first.values() if (path := rows[index].image) is not None}
-    yield from _near_prints({index: print_ for index, print_ in known.items() if print_})
+        yield index, first.setdefault(_place(row), index)
+        if row.image is not None and row.image in prints:
+            yield index, of_print.setdefault(prints[row.image], index)
+    if of_print:
+        known = sorted(of_print)
+        for one, other in _copies(known):
+            yield of_print[known[one]], of_print[known[other]]
 
 
-def _near_prints(prints: Mapping[int, int], distance: int = 4) -> Iterator[tuple[int, int]]:
-    """Pairs of keys within `distance` bits: of distance + 1 bands of a hash, at least one must then be equal."""
-    for band in np.array_split(np.arange(64), distance + 1):
-        mask = sum(1 << int(bit) for bit in band)
-        buckets: defaultdict[int, list[int]] = defaultdict(list)
-        for index, print_ in prints.items():
-            buckets[print_ & mask].append(index)
-        for bucket in buckets.values():
-            values = np.array([prints[index] for index in bucket], dtype=np.uint64)
-            for place, index in enumerate(bucket):
-                differing = (values[place + 1 :] ^ values[place])[:, None].view(np.uint8)
-                close = np.unpackbits(differing, axis=1).sum(axis=1) <= distance  # numpy 1 has no bitwise_count
-                yield from ((index, bucket[place + 1 + int(at)]) for at in np.flatnonzero(close))
+def _thumbnails(prints: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Grey `[N, 24, 24]` and colours `[N, 16, 3]` in [0, 255]."""
+    content = np.frombuffer(b"".join(prints), np.uint8).reshape(len(prints), -1).astype(np.float32)
+    return content[:, : _SIDE**2].reshape(-1, _SIDE, _SIDE), content[:, _SIDE**2 :].reshape(-1, 16, 3)
 
 
-def _near_texts(words: Sequence[frozenset[str]], overlap: float) -> Iterator[tuple[int, int]]:
-    """Pairs of near-duplicates by prefix filtering (Chaudhuri, Ganti & Kaushik 2006): they share a rare word."""
+def _cells(prints: Mapping[Path, bytes]) -> dict[Path, str]:
+    """Five numbers in [0, 32) for each image, which most of its copies share and hardly another image does.
+
+    A cross-polytope hash (Andoni et al. 2015, arXiv 1509.02897) of the details: which of 16 random directions they lie
+    along most, five times. Copies that drew by themselves would all need to draw train to stay in it.
+    """
+    if not prints:
+        return {}
+    grey = _thumbnails(list(prints.values()))[0].astype(np.float64)
+    fine = gaussian_filter(grey, (0, 0.6, 0.6)) - gaussian_filter(grey, (0, 2, 2), mode="nearest")
+    # Margins and lines of text, which all pages have, are the means of columns and rows.
+    fine -= fine.mean(1, keepdims=True) + fine.mean(2, keepdims=True) - fine.mean((1, 2), keepdims=True)
+    fine = fine.reshape(len(fine), -1)
+    fine = (fine / (fine.std(1, keepdims=True) + 1e-3)).clip(-2, 2)
+    # RandomState's numbers are the same in all versions of numpy; rounded, an image without details is all zero.
+    along = np.round(fine @ np.random.RandomState(0).standard_normal((_SIDE * _SIDE, 5 * 16)), 6).reshape(-1, 5, 16)
+    most = np.abs(along).argmax(2)
+    signs = np.take_along_axis(along, most[..., None], 2)[..., 0] > 0
+    return {path: f"image:{cell}" for path, cell in zip(prints, (2 * most + signs).tolist(), strict=True)}
+
+
+def _copies(prints: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Pairs of copies among sorted, distinct prints. How two compare does not depend on the others.
+
+    The distance is the tangent distance (Simard et al. 1993): what a shift, a stretch and a change of brightness and
+    contrast explain, to first order, is taken out.
+    """
+    grey, colours = _thumbnails(prints)
+    mean = grey.mean((1, 2))
+    order = np.argsort(mean, kind="stable")
+    grey, colours, mean = grey[order], colours[order], mean[order]
+    contrast = grey.std((1, 2))
+    hue = (4 * (colours - colours.mean(2, keepdims=True))).reshape(len(grey), -1)
+    points = np.concatenate([(grey - 128).reshape(len(grey), -1), hue], axis=1) / _SIDE
+    # Means of 4 x 4 cells of the grey are no farther apart than all: what is far by these needs no closer look.
+    coarse = (grey - 128).reshape(len(grey), 6, 4, 6, 4).mean((2, 4)).reshape(len(grey), -1) * 4 / _SIDE
+    wide, square = (coarse**2).sum(1), (points**2).sum(1)
+    for start in range(0, len(grey), 64):
+        rows = slice(start, start + 64)
+        reach = mean[rows][-1] + max(_FLOOR, _UNALIGNED * float(contrast[rows].max()))
+        last = int(np.searchsorted(mean, reach, "right"))  # the means of copies differ by no more than the copies
+        for begin in range(start, last, 256):
+            columns = slice(begin, min(begin + 256, last))
+            limit = np.minimum(contrast[rows, None], contrast[columns])
+            near = wide[rows, None] + wide[columns] - 2 * coarse[rows] @ coarse[columns].T
+            close = near <= np.maximum(_FLOOR, _UNALIGNED * limit) ** 2
+            close &= np.arange(len(close))[:, None] + start < np.arange(close.shape[1]) + begin
+            i, j = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
+            if not len(i):
+                continue
+            one, other, limit = rows.start + i, columns.start + j, limit[np.ix_(i, j)]
+            apart = square[one, None] + square[other] - 2 * points[one] @ points[other].T
+            close = close[np.ix_(i, j)] & (apart <= np.maximum(_FLOOR, _UNALIGNED * limit) ** 2)
+            i, j = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
+            if len(i):
+                some, one, other = np.ix_(i, j), one[i], other[j]
+                rest = apart[some] - _explained(grey[one], points[one], points[other])
+                a, b = (close[some] & (rest <= np.maximum(_FLOOR, _COPY * limit[some]) ** 2)).nonzero()
+                yield from zip(order[one[a]].tolist(), order[other[b]].tolist(), strict=True)
+
+
+def _explained(grey: NDArray[Any], points: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """How much of the squared distance of `points` `[A, D]` from `others` `[B, D]` their tangents explain `[A, B]`."""
+    down, across = np.gradient(grey, axis=(1, 2))
+    place = np.linspace(-1, 1, _SIDE, dtype=np.float32)
+    ways = np.stack([across, down, across * place, down * place[:, None], np.ones_like(grey)], axis=1) / _SIDE
+    flat = np.zeros((len(grey), 6, points.shape[1]))
+    flat[:, :5, : _SIDE * _SIDE] = ways.reshape(len(grey), 5, -1)
+    flat[:, 5] = points
+    gram = flat @ flat.swapaxes(1, 2) + 1e-3 * np.eye(6)  # an image of one colour has no tangents
+    basis = np.linalg.solve(np.linalg.cholesky(gram), flat).astype(np.float32)
+    own = np.einsum("akd,ad->ka", basis, points)
+    explained: NDArray[Any] = np.sum([(basis[:, k] @ others.T - own[k][:, None]) ** 2 for k in range(6)], axis=0)
+    return explained
+
+
+def _warn_of_shares(rows: Sequence[Row], splits: Sequence[Split], group: Sequence[int], fractions: Fractions) -> None:
+    """Say where the shares of the rows that drew their split miss."""
+    wanted = {split: part / sum(fractions) for split, part in zip(SPLITS, fractions, strict=True)}
+    shares = {split: count / len(rows) for split, count in Counter(splits).items()}
+    if not rows or all(abs(shares.get(split, 0.0) - share) <= _MISS for split, share in wanted.items()):
+        return
+    (largest, size), *others = Counter(group).most_common()
+    one = rows[group.index(largest)]
+    log.warning(
+        "splits: %s of %d rows in %d groups, where %s were asked for; the largest group has %d rows, one is line %d",
+        ", ".join(f"{split} {shares.get(split, 0.0):.1%}" for split in SPLITS),
+        len(rows),
+        1 + len(others),
+        ", ".join(f"{split} {share:.1%}" for split, share in wanted.items()),
+        size,
+        one.line,
+    )
+
+
+def near_texts(texts: Sequence[str], overlap: float = 0.8) -> Iterator[tuple[int, int]]:
+    """Pairs of near-duplicates (see `near_groups`), the later text first.
+
+    By prefix filtering (Chaudhuri, Ganti & Kaushik 2006): near-duplicates share a rare word.
+    """
+    words = [frozenset(_WORD.findall(text)) for text in texts]
     frequency = Counter(word for bag in words for word in bag)
     holders: defaultdict[str, list[int]] = defaultdict(list)
     for index, bag in enumerate(words):

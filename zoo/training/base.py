@@ -222,6 +222,7 @@ class Base(Trainable):
             steps=self.global_step,
             seed=int(torch.initial_seed()) if torch.initial_seed() < 2**32 else None,
             safety_zoo=zoo.__version__,
+            split=data.split_rule if isinstance(data, ManifestData) else None,
         )
         checkpoint[CHECKPOINT_KEY] = {
             "card": self.model.card.replace(training=training).to_dict(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from collections import defaultdict
@@ -19,9 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from zoo.contract.card import ImageInput
+from zoo.contract.card import ImageInput, SplitRule
 from zoo.data.manifest import Row, Split, read_manifest, write_records
-from zoo.data.splits import assign_splits, fingerprints
+from zoo.data.splits import assign_splits, fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
@@ -123,6 +122,12 @@ class ManifestData(lightning.LightningDataModule):
         if mixed:
             self.by_split["train"] += self._without_leaks(mixed)
 
+    @property
+    def split_rule(self) -> SplitRule | None:
+        """The rule by which `setup` assigned rows without a split, None if the manifest names the split of all."""
+        drawn = any(row.split is None for row in self.rows)
+        return SplitRule(seed=self.split_seed, shares=self.fractions) if drawn else None
+
     def train_texts(self) -> list[str]:
         """The texts of the training split, to train a tokenizer on."""
         return [row.text for row in self.by_split["train"] if row.text]
@@ -154,11 +159,10 @@ class ManifestData(lightning.LightningDataModule):
 
     def _without_leaks(self, mixed: list[Row]) -> list[Row]:
         """The mixed rows that resemble no row of val or test; the log says how many were left out."""
-        placed = [dataclasses.replace(row, split=split) for split, part in self.by_split.items() for row in part]
-        every = [*placed, *(dataclasses.replace(row, split=None) for row in mixed)]
-        # All shares to train: whatever ends elsewhere was drawn there by a row that it resembles.
-        splits = assign_splits(every, self.images.prints, (1.0, 0.0, 0.0), self.split_seed)[len(placed) :]
-        kept = [row for row, split in zip(mixed, splits, strict=True) if split == "train"]
+        held_out = [*self.by_split["val"], *self.by_split["test"]]
+        groups = groups_of([*held_out, *mixed], self.images.prints)
+        taken = set(groups[: len(held_out)])
+        kept = [row for row, group in zip(mixed, groups[len(held_out) :], strict=True) if group not in taken]
         if len(kept) < len(mixed):
             log.warning("mix: %d of %d rows look like one of val or test; left out", len(mixed) - len(kept), len(mixed))
         return kept
