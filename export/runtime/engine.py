@@ -29,6 +29,10 @@ class RunningEngine(ABC):
 
     `spec` is what the manifest says of it, `device` where it runs, `provider` by what, `why` the reason it was chosen.
     `text_banks` replace the model's own: each float32 `[P, D]`, unit norm over temperature.
+
+    >>> engine = runtime.load("my_bundle").engine
+    >>> isinstance(engine, runtime.RunningEngine), engine.spec.kind
+    (True, 'onnx')
     """
 
     provider: str

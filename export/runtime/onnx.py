@@ -23,7 +23,13 @@ PROVIDERS: dict[Device, tuple[str, ...]] = {"cuda": (TENSORRT, CUDA), "cpu": ("C
 
 
 class OnnxEngine(RunningEngine):
-    """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are."""
+    """One onnxruntime session on a graph. Thread-safe, as onnxruntime's sessions are.
+
+    >>> spec = runtime.load("my_bundle").engine.spec
+    >>> engine = runtime.OnnxEngine(Path("my_bundle") / spec.files[0], spec, threads=1)
+    >>> engine(feeds={"image": np.zeros((1, 64, 64, 3), np.uint8)}).shape[0]
+    1
+    """
 
     def __init__(self, path: Path, spec: Engine, device: Device = "cpu", threads: int | None = None) -> None:
         super().__init__(spec, device)

@@ -41,6 +41,10 @@ def load(
     many. `batch_size` is the engine's usual one when None. Raises what `export.bundle.read_bundle` and `open_best`
     raise, MissingDependencyError without the engine's library, and BadInputError for a batch that the engine was not
     built for.
+
+    >>> with runtime.load("my_bundle", device="cpu") as scorer:
+    ...     scorer.verdict("photo.jpg").status
+    'ok'
     """
     found = read_bundle(bundle, public_key=public_key)
     running = open_best(found, device=device, engine=engine, threads=threads)
@@ -54,7 +58,12 @@ def load(
 
 
 class BundleScorer(Scorer):
-    """A scorer on an engine of a bundle. `bundle` is where it came from, `engine` what runs and why."""
+    """A scorer on an engine of a bundle. `bundle` is where it came from, `engine` what runs and why.
+
+    >>> with runtime.load("my_bundle", engine="onnx-fp32") as scorer:
+    ...     scorer.engine.spec.name, scorer.bundle.card.name
+    ('onnx-fp32', 'test_safeclip.random')
+    """
 
     engine: RunningEngine
 
@@ -94,7 +103,12 @@ class BundleScorer(Scorer):
 def text_banks(
     bundle: Bundle, engine: RunningEngine, judge: AnyJudge, threads: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """The banks to feed an engine for a judge's policy, by input name; none where its own are of that policy."""
+    """The banks to feed an engine for a judge's policy, by input name; none where its own are of that policy.
+
+    >>> scorer = runtime.load("my_bundle")
+    >>> runtime.text_banks(scorer.bundle, scorer.engine, scorer.judge)
+    {}
+    """
     if judge.policy_id == engine.spec.embedded:
         return {}
     banks = [text_bank(bundle, one, threads=threads) for one in judge.zero_shot_policies]
@@ -105,6 +119,10 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
     """The text bank `[P, D]` of a policy, unit norm over its temperature, by the bundle's own text encoder.
 
     The embeddings are kept on disk (see `zoo.judging.banks`). Raises IncompatibleBundleError without a text encoder.
+
+    >>> bundle = runtime.load("my_bundle").bundle
+    >>> runtime.text_bank(bundle, bundle.policy).dtype
+    dtype('float32')
     """
     if TEXT_ENCODER not in bundle.manifest.files:
         raise IncompatibleBundleError(
@@ -125,7 +143,11 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
 
 def read_codec(bundle: Bundle) -> TextCodec:
-    """The tokenizer of a bundle. Raises BadInputError when its model reads no text at all."""
+    """The tokenizer of a bundle. Raises BadInputError when its model reads no text at all.
+
+    >>> len(runtime.read_codec(runtime.load("my_bundle").bundle).encode(["a dog", "two cats"]).ids)
+    2
+    """
     if bundle.card.text is None:
         raise BadArgumentError(f"{bundle.card.name} reads no text")
     return TextCodec((bundle.folder / TOKENIZER).read_text(encoding="utf-8"), bundle.card.text)

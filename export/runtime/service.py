@@ -52,6 +52,10 @@ def serve(
 
     `max_batch` is the engine's usual batch when None. Raises what `load` raises, BadInputError for sizes below 1, and
     EngineError when the engine cannot run.
+
+    >>> with runtime.serve("my_bundle", device="cpu", max_batch=4) as service:
+    ...     service.submit("photo.jpg").result().status
+    'ok'
     """
     scorer = load(
         bundle, policy, device=device, engine=engine, threads=threads, batch_size=max_batch, limits=limits,
@@ -77,6 +81,10 @@ class Health:
     those among them whose status is not `ok`; `overloads` refused requests; `engine_errors` failed batches.
     `latency_ms` are quantiles of the latest answers, from `submit` to the verdict. `batch_age_s` is how long the engine
     has been at its present batch, 0 when it is idle: a number that only grows is an engine that hangs.
+
+    >>> with runtime.serve("my_bundle") as service:
+    ...     service.health().ready
+    True
     """
 
     state: Literal["starting", "ready", "failing", "dead", "closed"]
@@ -148,6 +156,10 @@ class Service:
 
     A broken input gets the verdict that says so, and costs the others nothing. When the engine fails, every request of
     that batch raises EngineError; the service goes on (see `Health.state`). Raises BadInputError for sizes below 1.
+
+    >>> with runtime.Service(runtime.load("my_bundle")) as service:
+    ...     service.verdict("photo.jpg").status
+    'ok'
     """
 
     def __init__(

@@ -306,7 +306,7 @@ _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu"
         ("fp16", {"flips": ["a.png"]}, None),
         ("bf16", {"flips": ["a.png", "b.png"]}, "0.20% of verdicts flip, at most 0.10% may: a.png, b.png"),
         ("int8", {"flips": ["a.png"] * 5}, None),
-        ("int8", {"flips": ["a.png"] * 6}, "and --count 2000 would leave less to luck"),
+        ("int8", {"flips": ["a.png"] * 6}, "and 2000 would leave less to luck"),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.004}, None),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.006}, "AUROC falls by 0.0060 to 0.9000, at most 0.005 may be lost"),
         ("int8", {"at_shapes": {"40x60 pixels": float("nan")}}, "logits differ by nan at 40x60 pixels"),
