@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from export.bundle.manifest import TensorSpec
 from zoo.contract.card import ModelCard
 from zoo.errors import IncompatibleBundleError
-from zoo.models.base import ZooModel
+from zoo.models.base import ZooModel, check_finite
 from zoo.models.clip import PhraseEncoder
 from zoo.models.served import ServedModel
 
@@ -53,8 +53,10 @@ def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPSET) -> onnx.ModelProto:
     """The graph of `ServedModel`, its text banks inputs that have `banks` for defaults, in the model's own precision.
 
-    Raises IncompatibleBundleError when the graph came out other than `contract` declares.
+    Raises IncompatibleBundleError when the graph came out other than `contract` declares, BadDataError for a weight that
+    is not a finite number in that precision.
     """
+    check_finite(model, f"export of {model.card.name}")
     inputs, _ = contract(model.card)
     generator = torch.Generator().manual_seed(0)
     names = model.card.bank_names

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from export.onnx.export import export_onnx, write_onnx
 from zoo import registry
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, Category, Policy, Threshold
 from zoo.errors import (
     BadCardError,
+    BadDataError,
     BadInputError,
     BadPolicyError,
     NoWeightsError,
@@ -24,6 +27,7 @@ from zoo.errors import (
     UnknownModelError,
     ZooError,
 )
+from zoo.files import sha256
 from zoo.inputs.text import train_tokenizer
 from zoo.judging.judge import bind
 from zoo.models.base import ZooModel
@@ -81,6 +85,37 @@ def test_what_was_written_answers_the_same(name: str, tmp_path: Path) -> None:
     assert not found.model.training
     assert (found.policy, found.card) == (policy, card)
     assert set(card.files) == {path.name for path in (tmp_path / "r").iterdir()} - {"card.json"}
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_at_release_load_and_export(
+    release: Path, tmp_path: Path, broken: float
+) -> None:
+    found = load_release(release)
+    found.model.get_parameter("image_tower.visual_projection.weight").data[-1, -1] = broken
+    named = r"image_tower\.visual_projection\.weight hold NaN or infinity"
+    with pytest.raises(BadDataError, match=named):
+        write_release(found.model, found.policy, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(BadDataError, match=named):
+        write_onnx(found, "fp32", tmp_path / "model.onnx")
+    # A file that somebody else wrote, with a card that vouches for it.
+    save_file(found.model.state_dict(), release / "model.safetensors")
+    files = {**found.card.files, "model.safetensors": sha256(release / "model.safetensors")}
+    _edit_card(release, files=files)
+    for refused in (lambda: load_release(release), lambda: export_onnx(release, tmp_path / "bundle")):
+        with pytest.raises(BadDataError, match=named):
+            refused()
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_weight_that_half_precision_makes_infinite_is_refused_at_export(release: Path, tmp_path: Path) -> None:
+    found = load_release(release)
+    name = "image_tower.visual_projection.weight"
+    found.model.get_parameter(name).data[0, 0] = 1e5
+    write_onnx(found, "bf16", tmp_path / "bf16.onnx")
+    with pytest.raises(BadDataError, match=rf"{name} hold NaN or infinity in torch\.float16"):
+        write_onnx(found, "fp16", tmp_path / "fp16.onnx")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "policy.yaml", "tokenizer.json"])

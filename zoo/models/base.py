@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,22 @@ def weights_sha256(model: ZooModel, tensors: Iterable[tuple[str, Tensor]]) -> st
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_finite(model: ZooModel, where: str | Path) -> None:
+    """Raise BadDataError, which names `where` the weights are from and the tensor, for a weight of NaN or infinity.
+
+    An engine may turn NaN into 0, as OpenVINO does in Relu and Clip: it would answer, and not say that it is broken.
+    """
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        least, most = torch.aminmax(value)  # NaN comes through, and nothing as large as the tensor is allocated
+        if not (least.isfinite() and most.isfinite()):
+            raise BadDataError(
+                f"{where}: the weights {name} hold NaN or infinity in {value.dtype}, so no answer of "
+                f"{model.card.name} would mean anything; train or convert the model again"
+            )
 
 
 def read_transformers(

@@ -48,11 +48,15 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
     """Write a release directory and return its card, hashes filled in.
 
     Everything is written beside `out` and moved there at the end, so that a broken run leaves no release.
-    Raises BadPolicyError when the policy does not fit the model, BadInputError when `out` is taken.
+    Raises BadPolicyError when the policy does not fit the model, BadInputError when `out` is taken or a weight is NaN
+    or infinite.
     """
     from safetensors.torch import save_file
 
+    from zoo.models.base import check_finite
+
     bind(model.card, policy)
+    check_finite(model, model.card.name)
     with new_directory(out, overwrite=overwrite, ours=(CARD, WEIGHTS, POLICY, TOKENIZER)) as folder:
         tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)
@@ -151,6 +155,8 @@ def _load(place: Path | ModelEntry) -> ZooModel:
 def _read_model(folder: Path) -> ZooModel:
     from safetensors.torch import load_file
 
+    from zoo.models.base import check_finite
+
     if not (folder / CARD).is_file():
         raise BadDataError(f"{folder}: holds no {CARD}, so it is not a release (see `zoo release`)")
     card = ModelCard.read(folder / CARD)
@@ -163,6 +169,7 @@ def _read_model(folder: Path) -> ZooModel:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as problem:
         raise BadDataError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
+    check_finite(model, folder / WEIGHTS)
     if card.text is not None:
         model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
         model.codec()  # raises for a tokenizer that does not fit
@@ -191,10 +198,13 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
 
     Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
     """
+    from zoo.models.base import check_finite
     from zoo.models.clip_weights import fill_zero_shot, published_clip
 
     clip = published_clip(str(pretrained), with_text=True)
-    return fill_zero_shot(build(model_card(name)), clip, clip)
+    model = fill_zero_shot(build(model_card(name)), clip, clip)
+    check_finite(model, pretrained)
+    return model
 
 
 def _download(repository: str) -> Path:
