@@ -81,6 +81,35 @@ def test_scores_that_are_no_probabilities_are_never_safe(rule: Literal["each", "
     assert flagged.text_truncated
 
 
+@pytest.mark.parametrize(
+    ("row", "status"),
+    [
+        ((0, 0, 0, 0, 0), "invalid_scores"),
+        ((0.25, 0.25, 0.25, 0.25, 0.25), "invalid_scores"),
+        ((0, 0, 0.989, 0, 0), "invalid_scores"),
+        ((0, 0, 0.991, 0, 0), "ok"),  # what half precision may round away
+        ((0, 0, 1.009, 0, 0), "invalid_scores"),  # outside [0, 1]
+        ((0.009, 0, 1.0, 0, 0), "ok"),
+        ((0.011, 0, 1.0, 0, 0), "invalid_scores"),
+    ],
+)
+def test_the_scores_of_a_softmax_add_up_to_1(row: tuple[float, ...], status: str) -> None:
+    judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5)))
+    (verdict,) = judge.verdicts(np.array([row], dtype=np.float32))
+    assert verdict.status == status
+    assert judge.valid(np.array([row])).tolist() == [status == "ok"]
+    if status != "ok":
+        assert (verdict.decision, verdict.scores) == ("unknown", {})
+        assert "do not add up to 1" in verdict.detail
+
+
+def test_the_scores_of_a_sigmoid_may_all_be_0() -> None:
+    judge = Judge(model_card("test_multihead.random"), _policy(_block("sexual", 0.5)))
+    (verdict,) = judge.verdicts(np.zeros((1, 5)))
+    assert (verdict.status, verdict.decision) == ("ok", "safe")
+    assert judge.valid(np.ones((1, 5))).all()
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_scores_that_leave_nothing_to_share_are_not_judged() -> None:
     policy = _policy(
@@ -96,7 +125,7 @@ def test_scores_that_leave_nothing_to_share_are_not_judged() -> None:
 def test_of_equal_scores_the_first_category_decides() -> None:
     judge = Judge(CLASSIFIER, _policy(_review("sexy", 0.1), _block("porn", 0.1), _block("hentai", 0.1)))
     assert _decide(judge, 0, 0.25, 0, 0.25, 0.5) == ("unsafe", "porn")
-    assert _decide(judge, 0.9, 0.05, 0, 0.05, 0.05) == ("safe", "sexy")
+    assert _decide(judge, 0.85, 0.05, 0, 0.05, 0.05) == ("safe", "sexy")
 
 
 def test_the_wrong_number_of_scores_is_refused() -> None:

@@ -109,6 +109,20 @@ def test_one_head_without_an_answer_leaves_the_whole_unknown(combine: str) -> No
     assert not verdict.is_safe
 
 
+@pytest.mark.parametrize("combine", ["any", "majority", "mean", "max"])
+def test_a_softmax_head_whose_scores_do_not_add_up_leaves_the_whole_unknown(combine: Any) -> None:
+    heads = {"laion": model_card("test_laion_nsfw.random"), "q16": model_card("test_q16.random")}
+    q16 = Policy("q16", "1", "", (Category("inappropriate", "block", Threshold(0.5)),))
+    policy = panel_policy({"laion": _policy(0.2), "q16": q16}, combine)
+    judge = PanelJudge(panel_card("test_clip.panel", heads), policy)
+    rows = np.array([[0.1, 0.0, 0.0], [0.0, 0.9, 0.1], [0.1, 0.5, 0.7]])
+    zeros, fine, above = judge.verdicts(rows)
+    assert judge.valid(rows).tolist() == [False, True, False]
+    assert (zeros.status, zeros.decision) == (above.status, above.decision) == ("invalid_scores", "unknown")
+    assert zeros.detail.startswith("q16: ")
+    assert (fine.status, fine.decision) == ("ok", "safe")
+
+
 @pytest.mark.parametrize("rule", ["each", "argmax"])
 def test_a_risk_is_above_a_half_exactly_where_something_is_flagged(rule: Any) -> None:
     judge = Judge(model_card("test_multihead.random"), _policy(0.0, 0.3, 0.5, 0.9, 1.0, rule=rule))

@@ -17,6 +17,8 @@ Scores = NDArray[np.floating]
 
 #: How far a score may lie outside [0, 1]: float16 engines round a probability of 1 upwards.
 TOLERANCE = 1e-3
+#: How far the scores of a softmax may add up from 1: half precision and many phrases round it away.
+SUM_TOLERANCE = 1e-2
 
 
 class BaseJudge:
@@ -37,11 +39,15 @@ class BaseJudge:
     def verdicts(
         self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
     ) -> list[Verdict]:
-        """Judge output scores `[B, N]`; a row with a NaN, infinity or a value outside [0, 1] is not judged.
+        """Judge output scores `[B, N]`; a row that is not `valid` is not judged.
 
         `sources` name the items, `truncated` says whose text was cut off. Raises BadInputError for another shape.
         """
         return self._judge(scores, sources or [""] * len(scores), truncated or [False] * len(scores))
+
+    def valid(self, scores: Scores) -> NDArray[np.bool_]:
+        """Which rows `[B]` of output scores `[B, N]` are probabilities: within [0, 1], and a softmax adds up to 1."""
+        raise NotImplementedError
 
     def unjudged(self, status: Status, detail: str, source: str = "") -> Verdict:
         """The verdict of an item that cannot be judged: decision `unknown`, no scores."""
@@ -151,18 +157,26 @@ class Judge(BaseJudge):
         risk = np.where(self.flags(category_scores), above.clip(0.5, 1.0), below.clip(0.0, 0.5))
         return self.unsafe_score(risk)
 
+    def valid(self, scores: Scores) -> NDArray[np.bool_]:
+        """Which rows `[B]` of output scores `[B, N]` are probabilities: within [0, 1], and a softmax adds up to 1."""
+        self._check(scores)
+        valid: NDArray[np.bool_] = np.logical_and(scores >= -TOLERANCE, scores <= 1 + TOLERANCE).all(axis=1)
+        if self.card.score == "softmax":
+            valid &= np.abs(scores.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
+        return valid
+
     def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
         table = self.category_scores(scores)
-        within = np.logical_and(scores >= -TOLERANCE, scores <= 1 + TOLERANCE).all(axis=1)
-        # Scores that are all 0 have no share that `logsumexp` could give to a category.
-        valid = np.logical_and(within, np.isfinite(table).all(axis=1))
+        # The logits of a softmax may be so far apart that the categories of `logsumexp` have no share at all.
+        valid = np.logical_and(self.valid(scores), np.isfinite(table).all(axis=1))
         # Plain numbers from here: numpy's own are slower one by one, and this is most of what the runtime adds.
         rows = zip(valid.tolist(), table.tolist(), self.flags(table).tolist(), sources, truncated, strict=True)
         return [self._verdict(*row) for row in rows]
 
     def _verdict(self, valid: bool, scores: list[float], flags: list[bool], source: str, cut: bool) -> Verdict:
         if not valid:
-            detail = "the model's scores are not probabilities (NaN, infinite, or outside [0, 1])"
+            detail = "the model's scores are not probabilities (NaN, infinite, outside [0, 1]"
+            detail += ", or they do not add up to 1)" if self.card.score == "softmax" else ")"
             return self.unjudged("invalid_scores", detail, source)
         categories = self.policy.categories
         flagged = [index for index, flag in enumerate(flags) if flag]
@@ -210,6 +224,13 @@ class PanelJudge(BaseJudge):
         """Output scores `[B, N]` of all heads in turn to category scores `[B, C]` of all heads in turn."""
         self._check(scores)
         return np.concatenate([j.category_scores(p) for j, p in self._heads(scores, self._output_ends)], axis=1)
+
+    def valid(self, scores: Scores) -> NDArray[np.bool_]:
+        """Which rows `[B]` of the output scores of all heads in turn are probabilities in every head."""
+        self._check(scores)
+        valid: NDArray[np.bool_]
+        valid = np.logical_and.reduce([j.valid(part) for j, part in self._heads(scores, self._output_ends)])
+        return valid
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which categories `[B, C]` of which head are flagged."""
