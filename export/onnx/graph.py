@@ -53,8 +53,8 @@ def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPSET) -> onnx.ModelProto:
     """The graph of `ServedModel`, its text banks inputs that have `banks` for defaults, in the model's own precision.
 
-    Raises IncompatibleBundleError when the graph came out other than `contract` declares, BadDataError for a weight that
-    is not a finite number in that precision.
+    Raises IncompatibleBundleError when the graph came out other than `contract` declares, BadDataError for a weight
+    that is not a finite number in that precision.
     """
     check_finite(model, f"export of {model.card.name}")
     inputs, _ = contract(model.card)

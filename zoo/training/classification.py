@@ -120,6 +120,7 @@ class Classification(Base):
         return self._scores(self.model(*self._inputs(batch, drop=False)))
 
     def _scores(self, logits: Tensor) -> Tensor:
+        logits = logits.float()  # a softmax in bfloat16 does not add up to 1
         return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()
 
     def _ranked(self, scores: Tensor, rows: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
