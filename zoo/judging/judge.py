@@ -228,8 +228,8 @@ class PanelJudge(BaseJudge):
     def valid(self, scores: Scores) -> NDArray[np.bool_]:
         """Which rows `[B]` of the output scores of all heads in turn are probabilities in every head."""
         self._check(scores)
-        valid: NDArray[np.bool_]
-        valid = np.logical_and.reduce([j.valid(part) for j, part in self._heads(scores, self._output_ends)])
+        by_head = [judge.valid(part) for judge, part in self._heads(scores, self._output_ends)]
+        valid: NDArray[np.bool_] = np.stack(by_head).all(axis=0)
         return valid
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
