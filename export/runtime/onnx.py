@@ -14,6 +14,7 @@ from export.bundle.manifest import Device, Engine, Precision
 from export.bundle.store import Bundle
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
+from zoo.files import sha256
 from zoo.judging.banks import cache_folder
 from zoo.judging.scorer import Feeds
 
@@ -86,7 +87,12 @@ def _start(ort: Any, path: Path, options: Any, provider: str) -> Any:
     if provider == CUDA:
         settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
     elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
-        cache = cache_folder() / "tensorrt"
+        # Its own keys are of names alone, and another model of the architecture would answer with these weights.
+        digest = sha256(path)
+        data = path.with_name(path.name + ".data")
+        if data.is_file():  # the weights of a graph beyond 2 GB
+            digest = f"{digest}-{sha256(data)}"
+        cache = cache_folder() / "tensorrt" / digest
         cache.mkdir(parents=True, exist_ok=True)
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
     try:

@@ -160,7 +160,7 @@ class Judge(BaseJudge):
     def valid(self, scores: Scores) -> NDArray[np.bool_]:
         """Which rows `[B]` of output scores `[B, N]` are probabilities: within [0, 1], and a softmax adds up to 1."""
         self._check(scores)
-        valid: NDArray[np.bool_] = np.logical_and(scores >= -TOLERANCE, scores <= 1 + TOLERANCE).all(axis=1)
+        valid = np.asarray(np.logical_and(scores >= -TOLERANCE, scores <= 1 + TOLERANCE).all(axis=1))
         if self.card.score == "softmax":
             valid &= np.abs(scores.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
         return valid
@@ -229,8 +229,7 @@ class PanelJudge(BaseJudge):
         """Which rows `[B]` of the output scores of all heads in turn are probabilities in every head."""
         self._check(scores)
         by_head = [judge.valid(part) for judge, part in self._heads(scores, self._output_ends)]
-        valid: NDArray[np.bool_] = np.stack(by_head).all(axis=0)
-        return valid
+        return np.asarray(np.stack(by_head).all(axis=0))
 
     def flags(self, category_scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which categories `[B, C]` of which head are flagged."""

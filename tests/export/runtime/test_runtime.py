@@ -27,6 +27,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
+from zoo.files import sha256
 from zoo.inputs.image import decode
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.models.served import ServedRun, text_banks
@@ -212,9 +213,40 @@ def test_providers_are_tried_in_order_and_the_chosen_one_is_shown(
     monkeypatch.setattr("onnxruntime.InferenceSession", Starts)
     monkeypatch.setattr(onnx_engine, "_version", lambda name: tensorrt if name == "tensorrt" else None)
     monkeypatch.setitem(sys.modules, "tensorrt", sys)
+    (tmp_path / "model.onnx").write_bytes(b"a graph")
     found, words = onnx_engine.open_session(tmp_path / "model.onnx", "cuda", None, precision)
     assert words.startswith(provider)
     assert found.get_providers()[0] == provider.split(" ")[0]
+
+
+def test_engines_that_tensorrt_caches_are_those_of_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """onnxruntime's keys hold names, so a retrained model of the same architecture needs a folder of its own."""
+    folders = []
+
+    class Starts:
+        def __init__(self, *_: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            folders.append(Path(providers[0][1]["trt_engine_cache_path"]))
+
+        def get_providers(self) -> list[str]:
+            return ["TensorrtExecutionProvider"]
+
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    )
+    monkeypatch.setattr("onnxruntime.InferenceSession", Starts)
+    monkeypatch.setattr(onnx_engine, "_version", lambda name: "10.9.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", sys)
+    first, retrained, again = (tmp_path / name / "model.onnx" for name in "abc")
+    for path, weights in ((first, b"weights"), (retrained, b"others"), (again, b"weights")):
+        path.parent.mkdir()
+        path.write_bytes(weights)
+        onnx_engine.open_session(path, "cuda", None, "fp16")
+    (again.parent / "model.onnx.data").write_bytes(b"more weights")
+    onnx_engine.open_session(again, "cuda", None, "fp16")
+    assert folders[0].name == sha256(first)
+    assert folders[0] == folders[2]
+    assert len(set(folders)) == 3
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_an_unknown_device_is_refused(bundles: dict[str, Path]) -> None:
