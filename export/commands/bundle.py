@@ -9,7 +9,7 @@ from pathlib import Path
 from export.bundle.manifest import Engine
 from export.bundle.store import Bundle, read_bundle
 from export.commands.formats import add_check_options, read_check
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, names
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names
 from zoo.errors import BadArgumentError
 from zoo.files import MANIFEST
 
@@ -122,13 +122,13 @@ def _print_info(bundle: Bundle, runs: str, signed: bool) -> None:
 
 
 def _verification(engine: Engine) -> str:
-    found = engine.verification
-    if found is None:
+    result = engine.verification
+    if result is None:
         return "not yet"
-    logits = found.outputs["logits"].max
+    logits = result.outputs["logits"].max
     worst = "nan" if logits is None else f"{logits:.1e}"
-    word = "passed" if found.passed else "FAILED"
-    return f"{word}: {found.flips} of {found.inputs} flip, logits within {worst}, on {found.device}"
+    word = "passed" if result.passed else "FAILED"
+    return f"{word}: {result.flips} of {result.inputs} flip, logits within {worst}, on {result.device}"
 
 
 def _sign(options: argparse.Namespace) -> int:
@@ -157,15 +157,13 @@ def _bench(options: argparse.Namespace) -> int:
     from export.bench.compare import bench
 
     width, _, height = options.jpeg_size.partition("x")
-    result = bench(
-        options.bundle,
+    result = call_with(
+        bench,
+        options,
+        folder=options.bundle,
         against=names(options.against),
         engines=options.engine,
-        input=options.input,
-        device=options.device,
         batches=batches,
-        threads=options.threads,
-        rounds=options.rounds,
         size=(_whole(width, "--jpeg-size", "1024x768"), _whole(height, "--jpeg-size", "1024x768")),
     )
     print(result.text())

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from export.bundle.manifest import Budget, Kind, Manifest, Precision, Profile
 from export.verify.report import Check
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, hparams, read_policy
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, hparams, read_policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError
 
 
@@ -53,11 +53,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     text = "random weights, for benchmarks of an architecture"
     parser.add_argument("--untrained", action="store_true", help=text)
     add_flag(parser, "--set", "with --untrained")
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        help="verify the engine, and keep nothing of it when it misses its budget (default: unless it is fp32)",
-    )
+    text = "verify the engine, and keep nothing of it when it misses its budget (default: unless it is fp32)"
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=text)
     add_check_options(parser)
 
 
@@ -67,33 +64,17 @@ def _add_tensorrt(formats: Commands) -> None:
     parser = add_command(formats, "tensorrt", _export_tensorrt, text, example)
     _add_engine_options(parser)
     parser.set_defaults(precision="fp16")
-    parser.add_argument(
-        "--image",
-        type=parse_range,
-        metavar="MIN:OPT:MAX",
-        help="side in pixels of the images that come in: 64:224:1024 say",
-    )
-    parser.add_argument(
-        "--capability",
-        action="append",
-        default=[],
-        metavar="SM",
-        help="GPU architecture to build for, as SM86 (repeatable; default with TensorRT for RTX: SM80, SM86, SM89)",
-    )
-    parser.add_argument(
-        "--text-bank",
-        choices=("input", "constant", "refit"),
-        default="input",
-        help="a policy's phrases: an input, any number of them; built in, for servers; or refitted",
-    )
+    text = "side in pixels of the images that come in: 64:224:1024 say"
+    parser.add_argument("--image", type=parse_range, metavar="MIN:OPT:MAX", help=text)
+    text = "GPU architecture to build for, as SM86 (repeatable; default with TensorRT for RTX: SM80, SM86, SM89)"
+    parser.add_argument("--capability", action="append", default=[], metavar="SM", help=text)
+    text = "a policy's phrases: an input, any number of them; built in, for servers; or refitted"
+    parser.add_argument("--text-bank", choices=("input", "constant", "refit"), default="input", help=text)
     text = "a plan without weights, filled when it is loaded"
     parser.add_argument("--strip-weights", action="store_true", help=text)
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="with tensorrt: kernels measured before")
-    parser.add_argument(
-        "--package",
-        choices=("tensorrt", "tensorrt_rtx"),
-        help="which TensorRT (default: tensorrt, where it is installed)",
-    )
+    text = "which TensorRT (default: tensorrt, where it is installed)"
+    parser.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), help=text)
 
 
 def _add_triton(formats: Commands) -> None:
@@ -138,15 +119,7 @@ def read_check(options: argparse.Namespace) -> Check:
     budget = find_asset(options.budget, "budget") if options.budget else None
     if budget is not None:
         Budget.read(budget)  # before the export, not after it
-    return Check(
-        images=options.images,
-        texts=options.texts,
-        adversarial=options.adversarial,
-        data=options.data,
-        positive_label=options.positive_label,
-        count=options.count,
-        budget=budget,
-    )
+    return call_with(Check, options, budget=budget)
 
 
 def parse_range(text: str) -> tuple[int, int, int]:
@@ -165,13 +138,8 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     if options.set and not options.untrained:
         raise BadArgumentError("--set goes with --untrained: the hyperparameters of a release are fixed")
     wanted = options.precision != "fp32" if options.verify is None else options.verify
-    return {
-        "precision": options.precision,
-        "profile": options.profile,
-        "batch": options.batch,
-        "calibrate": options.calibrate,
-        "overwrite": options.overwrite,
-        "replace": options.replace,
+    same = ("precision", "profile", "batch", "calibrate", "overwrite", "replace")
+    return {name: getattr(options, name) for name in same} | {
         "untrained": hparams(options.set) if options.untrained else None,
         "check": read_check(options) if wanted else None,
     }
@@ -197,15 +165,8 @@ def _export_tensorrt(options: argparse.Namespace) -> int:
     if options.verify is None:
         options.verify = options.precision != "fp32" and _gpu_here()
     common = engine_options(options)
-    chosen = PlanOptions(
-        batch=common.pop("batch"),
-        image=options.image,
-        capabilities=options.capability,
-        text_bank=options.text_bank,
-        strip_weights=options.strip_weights,
-        timing_cache=options.timing_cache,
-        package=options.package,
-    )
+    del common["batch"]  # one of the options of a plan
+    chosen = call_with(PlanOptions, options, capabilities=options.capability)
     manifest = export_tensorrt(options.model, options.out, options=chosen, **common)
     _print_exported(options, "tensorrt", manifest)
     return 0
@@ -224,19 +185,9 @@ def _gpu_here() -> bool:
 def _export_triton(options: argparse.Namespace) -> int:
     from export.triton import export_triton
 
-    model = export_triton(
-        options.model,
-        options.out,
-        engine=options.engine,
-        policy=read_policy(options.policy),
-        name=options.name,
-        version=options.model_version,
-        device=options.device,
-        instances=options.instances,
-        max_batch=options.max_batch,
-        delay_us=options.delay_us,
-        queue=options.queue,
-        overwrite=options.overwrite,
+    policy, version = read_policy(options.policy), options.model_version
+    model = call_with(
+        export_triton, options, folder=options.model, repository=options.out, policy=policy, version=version
     )
     print(f"{model}: version {options.model_version}; what clients send and get is said in {model / 'config.pbtxt'}")
     return 0
@@ -253,8 +204,8 @@ def _print_exported(options: argparse.Namespace, kind: Kind, manifest: Manifest)
     opset = f"opset {engine.opset}, " if engine.opset else ""
     print(f"{out}: {engine.name}, {opset}{size:.1f} MB, batch {engine.batch}; products: {products}")
     print("inputs " + ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs))
-    found = engine.verification
-    if found is None:
+    verification = engine.verification
+    if verification is None:
         print(f"not verified yet: zoo verify {out} --engine {engine.name}")
     else:
-        print(f"verified on {found.inputs} inputs, verdicts that flip: {found.flips}")
+        print(f"verified on {verification.inputs} inputs, verdicts that flip: {verification.flips}")

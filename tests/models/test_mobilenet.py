@@ -103,7 +103,7 @@ def _keras_layer(kind: str, config: dict[str, Any], inputs: list[torch.Tensor], 
 def _walk(folder: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Run the Keras graph on x [B, 3, 224, 224] in double precision; return every layer's output by name."""
     layers = json.loads((folder / "model.json").read_text())["modelTopology"]["model_config"]["config"]["layers"]
-    weights = read_tfjs(folder).weights
+    weights = read_tfjs(folder)
     outputs: dict[str, torch.Tensor] = {}
     for layer in layers:
         if layer["class_name"] == "InputLayer":
@@ -117,7 +117,7 @@ def _walk(folder: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.shared_data
 def test_mobilenet_v1_equals_the_keras_graph(shared: Path) -> None:
     folder = shared / "mobilenet_v1_075_imagenet"
-    weights = read_tfjs(folder).weights
+    weights = read_tfjs(folder)
     tower = MobileNetV1Model(mobilenet_v1_config(0.75))
     tower.train(False)
     tower.load_state_dict(mobilenet_v1_state(weights))
@@ -146,7 +146,7 @@ def test_mobilenet_v1_equals_the_keras_graph(shared: Path) -> None:
 def test_nsfwjs_equals_the_keras_graph(shared: Path) -> None:
     folder = shared / "nsfwjs_mobilenet_v2"
     model = Nsfwjs(model_card(NSFWJS)).eval()
-    model.load_state_dict(nsfwjs_state(read_tfjs(folder).weights))
+    model.load_state_dict(nsfwjs_state(read_tfjs(folder)))
     pixels = _pixels()
     keras = _walk(folder, pixels)
     with torch.inference_mode():
@@ -158,7 +158,7 @@ def test_nsfwjs_equals_the_keras_graph(shared: Path) -> None:
 
 @pytest.mark.shared_data
 def test_missing_left_over_and_misshapen_weights_are_named(shared: Path) -> None:
-    weights = dict(read_tfjs(shared / "nsfwjs_mobilenet_v2").weights)
+    weights = dict(read_tfjs(shared / "nsfwjs_mobilenet_v2"))
     bias = weights.pop("dense_3/bias")
     with pytest.raises(BadInputError, match="missing: dense_3/bias"):
         nsfwjs_state(weights)

@@ -184,10 +184,10 @@ def renamed(columns: str) -> dict[str, str]:
     return roles
 
 
-def fields_from(kind: type[_Made], options: argparse.Namespace, **more: Any) -> _Made:
-    """An instance of a dataclass: each field from the option of its name, or from `more`."""
-    given = {name: getattr(options, name) for name in inspect.signature(kind).parameters if hasattr(options, name)}
-    return kind(**{**given, **more})
+def call_with(function: Callable[..., _Made], options: argparse.Namespace, **more: Any) -> _Made:
+    """Call a function or a dataclass: each argument is the option of its name, unless `more` has it."""
+    names = inspect.signature(function).parameters
+    return function(**{**{name: getattr(options, name) for name in names if hasattr(options, name)}, **more})
 
 
 def with_flags(message: str, options: argparse.Namespace) -> str:

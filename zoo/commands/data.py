@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, add_list, names, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, add_list, call_with, names, renamed
 
 SIGNS = "zoo data signs --out runs/signs"
 FOLDER = "zoo data folder photos --out photos/manifest.csv"
@@ -88,15 +88,14 @@ def _add_corpora(kinds: Commands) -> None:
 def _signs(options: argparse.Namespace) -> int:
     from zoo.data.signs import write_signs
 
-    print(write_signs(options.out, train=options.train, val=options.val, test=options.test, seed=options.seed))
+    print(call_with(write_signs, options))
     return 0
 
 
 def _questions(options: argparse.Namespace) -> int:
     from zoo.data.questions import write_questions
 
-    wording, count = options.wording, options.per_image
-    print(write_questions(options.signs, options.out, wording=wording, per_image=count, seed=options.seed))
+    print(call_with(write_questions, options))
     return 0
 
 
@@ -106,17 +105,8 @@ def _proxy(options: argparse.Namespace) -> int:
 
     from zoo.data.proxy import KINDS, write_proxy
 
-    table = write_proxy(
-        options.captions,
-        options.out,
-        names(options.positive_words),
-        mismatch=options.mismatch,
-        rows_per_image=options.rows_per_image,
-        test_share=options.test_share,
-        seed=options.seed,
-        image_root=options.image_root,
-        columns=renamed(options.columns),
-    )
+    words, columns = names(options.positive_words), renamed(options.columns)
+    table = call_with(write_proxy, options, words=words, columns=columns)
     shown = Table("split", "rows", *KINDS, "unsafe", title=f"{options.out}: where the concept is")
     for split, counts in table.items():
         rows = counts.total()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, fields_from, names, read_policy, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.commands.robustness import add_robustness
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
@@ -89,12 +89,8 @@ def _add_guard(actions: Commands) -> None:
     text = "release directory or registry name of a safeclip_* model"
     need.add_argument("--detector", required=True, metavar="MODEL", help=text)
     add_flag(need, "--policy", "it judges in place of the detector's own")
-    need.add_argument(
-        "--correction",
-        choices=("instruct", "refuse", "flag"),
-        default="instruct",
-        help="flagged images: instruct the model to check, refuse without asking it, or only flag",
-    )
+    text = "flagged images: instruct the model to check, refuse without asking it, or only flag"
+    need.add_argument("--correction", choices=("instruct", "refuse", "flag"), default="instruct", help=text)
     need.add_argument(
         "--layer", type=int, metavar="N", help="hidden state whose CLS token is read (default: the detector's)"
     )
@@ -107,11 +103,8 @@ def _add_guard(actions: Commands) -> None:
     rows.add_argument("--question", metavar="TEXT", help="ask this of every image instead of the manifest's questions")
     add_flags(rows, "--limit")
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--prompt-template",
-        metavar="TEMPLATE",
-        help=r"prompt with {image} and {question}, \n for a line break (default: the chat template, else LLaVA-1.5's)",
-    )
+    text = r"prompt with {image} and {question}, \n for a line break (default: the chat template, else LLaVA-1.5's)"
+    how.add_argument("--prompt-template", metavar="TEMPLATE", help=text)
     how.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
     text = "causal language model, directory or Hub id, that also judges what is a refusal"
     how.add_argument("--judge", metavar="LM", help=text)
@@ -215,7 +208,7 @@ def _texts(options: argparse.Namespace) -> int:
     _check_card(options)
     named = {"all": tuple(KINDS), "none": ()}
     attacks = named.get(options.attacks, names(options.attacks))
-    given = fields_from(TextOptions, options, attacks=attacks, progress=True, command=options.invocation)
+    given = call_with(TextOptions, options, attacks=attacks, progress=True, command=options.invocation)
     report = evaluate_texts(options.model, options.data, options.baseline, given)
     print_text_report(report)
     path = report.write(options.out)

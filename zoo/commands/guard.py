@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from zoo.commands.common import Commands, add_command, add_flag, add_flags
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with
 
 
 def add(commands: Commands) -> None:
@@ -35,14 +35,8 @@ def add(commands: Commands) -> None:
 def _bench(options: argparse.Namespace) -> int:
     from zoo.evaluation.guard.bench import Size, bench_guard
 
-    result = bench_guard(
-        Size(options.lm_layers, options.lm_width, options.lm_heads, options.lm_hidden, options.clip),
-        rounds=options.rounds,
-        new_tokens=options.new_tokens,
-        threads=options.threads,
-        device=options.device,
-        dtype=options.dtype,
-    )
+    size = Size(options.lm_layers, options.lm_width, options.lm_heads, options.lm_hidden, options.clip)
+    result = call_with(bench_guard, options, size=size)
     print(result.text())
     if options.out:
         result.write_json(options.out, indent=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zoo.commands.common import Commands, add_command, add_flag, hparams, read_policy
+from zoo.commands.common import Commands, add_command, add_flag, call_with, hparams, read_policy
 from zoo.errors import BadArgumentError
 from zoo.models.upstream import KINDS, UPSTREAM
 
@@ -56,18 +56,12 @@ def _add_import(commands: Commands) -> None:
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help="whose weights, see below")
     parser.add_argument("source", metavar="SOURCE", help="file, directory or Hub id, as the kind wants it")
     _add_out(parser)
-    parser.add_argument(
-        "--tower",
-        metavar="TOWER",
-        help="the CLIP below heads, a Hub id, transformers directory or release of ours (default: OpenAI's)",
-    )
+    text = "the CLIP below heads, a Hub id, transformers directory or release of ours (default: OpenAI's)"
+    parser.add_argument("--tower", metavar="TOWER", help=text)
     parser.add_argument("--sha256", metavar="HEX", help="sha256 of a file of heads that you checked yourself")
     add_flag(parser, "--name", "for clip, the registry name that it becomes, such as safeclip_vit_b32.zeroshot")
-    parser.add_argument(
-        "--projection-from",
-        metavar="SOURCE2",
-        help="for clip, another CLIP for projection, text tower, tokenizer and temperature",
-    )
+    text = "for clip, another CLIP for projection, text tower, tokenizer and temperature"
+    parser.add_argument("--projection-from", metavar="SOURCE2", help=text)
     add_flag(parser, "--set", "for heads and clip")
 
 
@@ -75,11 +69,8 @@ def _add_panel(commands: Commands) -> None:
     text = "put heads and zero-shot policies on one image tower: one encoding, a verdict of each and of all"
     example = "zoo panel clip_vit_l14 imported/laion imported/q16 my_clip=my_policy.yaml --combine any --out my_panel"
     parser = add_command(commands, "panel", _panel, text, example)
-    parser.add_argument(
-        "architecture",
-        metavar="ARCHITECTURE",
-        help='image tower with heads, such as clip_vit_l14 (`zoo list "*.panel"` without the tag)',
-    )
+    text = 'image tower with heads, such as clip_vit_l14 (`zoo list "*.panel"` without the tag)'
+    parser.add_argument("architecture", metavar="ARCHITECTURE", help=text)
     parser.add_argument(
         "members",
         nargs="+",
@@ -110,17 +101,7 @@ def _release(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from zoo.release.imports import import_release
 
-    card = import_release(
-        options.kind,
-        options.source,
-        options.out,
-        tower=options.tower,
-        sha256=options.sha256,
-        name=options.name,
-        projection_from=options.projection_from,
-        hparams=hparams(options.set),
-        overwrite=options.overwrite,
-    )
+    card = call_with(import_release, options, hparams=hparams(options.set))
     print(f"{options.out}: {card.name}\n  source   {card.source}\n  licence  {card.licence}")
     return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
-from zoo.commands.common import Commands, add_command, add_flag, add_flags, fields_from, names, read_policy, renamed
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle
 
@@ -56,12 +56,8 @@ def add_robustness(actions: Commands) -> None:
     add_flag(need, "--model", "release directory or registry name; a bundle with --replay alone", required=True)
     add_flag(need, "--policy", "it judges in place of the model's own")
     add_flag(need, "--name", "of the report and its file (default: the card's)")
-    need.add_argument(
-        "--target",
-        choices=("policy", "labels"),
-        default="policy",
-        help="the policy's decision, or the highest label of an image classifier",
-    )
+    text = "the policy's decision, or the highest label of an image classifier"
+    need.add_argument("--target", choices=("policy", "labels"), default="policy", help=text)
     rows = parser.add_argument_group("on what")
     add_flag(rows, "--data", "image, text, label, split")
     add_flags(rows, "--image-root", "--columns")
@@ -72,20 +68,12 @@ def add_robustness(actions: Commands) -> None:
     how.add_argument(
         "--threat", metavar="THREAT", help="threat, a file or a shipped name: linf4 (see `zoo threats list`)"
     )
-    how.add_argument(
-        "--direction",
-        choices=("evade", "both"),
-        default="evade",
-        help="attack unsafe items only, or on images also get safe ones flagged",
-    )
+    text = "attack unsafe items only, or on images also get safe ones flagged"
+    how.add_argument("--direction", choices=("evade", "both"), default="evade", help=text)
     how.add_argument("--points", choices=("policy", "fpr", "both"), default="both", help="operating points")
     how.add_argument("--fpr", type=float, default=0.05, metavar="RATE", help="the fixed false positive rate, 0 to 1")
-    how.add_argument(
-        "--threshold-split",
-        choices=("train", "val", "test"),
-        default="val",
-        help="split whose clean safe rows give the threshold at that rate",
-    )
+    text = "split whose clean safe rows give the threshold at that rate"
+    how.add_argument("--threshold-split", choices=("train", "val", "test"), default="val", help=text)
     how.add_argument("--eps", default="", metavar="LIST", help="also a curve: 0,1/255,2/255,4/255 (images)")
     how.add_argument(
         "--eps-attacks", default="", metavar="LIST", help="its attacks (default: the threat's but FAB-T and Square)"
@@ -95,12 +83,8 @@ def add_robustness(actions: Commands) -> None:
     add_flags(how, "--seed", "--device")
     out = parser.add_argument_group("where to")
     add_flag(out, "--out", "report as JSON, and its curve", metavar="DIR", default=Path("runs/robustness"))
-    out.add_argument(
-        "--save",
-        type=Path,
-        metavar="DIR",
-        help="store the examples that succeed at the policy's point (--points fpr: at that), to replay or train on",
-    )
+    text = "store the examples that succeed at the policy's point (--points fpr: at that), to replay or train on"
+    out.add_argument("--save", type=Path, metavar="DIR", help=text)
     add_flag(out, "--update-card", "the worst case")
     again = parser.add_argument_group("instead of attacking")
     again.add_argument("--replay", type=Path, metavar="DIR", help="judge stored examples: how many still pass")
@@ -128,7 +112,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         target=options.target,
         device=options.device,
     )
-    given = fields_from(
+    given = call_with(
         RobustnessOptions,
         options,
         labelling=Labelling(options.positive_label, names(options.positive_words)),

@@ -29,6 +29,7 @@ from zoo.evaluation.page import (
     draw_roc,
 )
 from zoo.evaluation.report import EvaluationReport, versions
+from zoo.judging.scorer import Scorer
 from zoo.metrics import FLAGGED, auroc, rates, recall_at_k, scored_pairs
 from zoo.release.store import load_release, load_scorer
 
@@ -163,15 +164,8 @@ def evaluate(
     """
     with load_scorer(model, policy) as scorer:
         items = items_of(rows, by_image=not scorer.card.reads_text)
-        images = [item[0].image if scorer.card.image else None for item in items]
-        texts = [item[0].text if scorer.card.reads_text else None for item in items]
-        verdicts: list[Verdict] = []
-        with Progress(transient=True) as progress:
-            task = progress.add_task("Judging", total=len(items))
-            for batch in scorer.stream(images, texts if scorer.card.reads_text else None):
-                verdicts += batch
-                progress.advance(task, len(batch))
-        judge = scorer.judge
+        verdicts = judged(scorer, [item[0] for item in items])
+        judge, reads_image = scorer.judge, scorer.card.image is not None
     labels = [labelling.label(item) for item in items]
     scores = [judge.rank(verdict) for verdict in verdicts]
     return Evaluation(
@@ -184,10 +178,23 @@ def evaluate(
         verdicts=verdicts,
         labels=labels,
         scores=scores,
-        images=list(images),
+        images=[item[0].image if reads_image else None for item in items],
         texts=[item[0].text for item in items],
         figures=_figures(verdicts, labels, scores),
     )
+
+
+def judged(scorer: Scorer, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdict of each row, in order, by what the scorer's model reads of it; shows progress."""
+    images = [row.image for row in rows] if scorer.card.image is not None else None
+    texts = [row.text for row in rows] if scorer.card.reads_text else None
+    verdicts: list[Verdict] = []
+    with Progress(transient=True) as progress:
+        task = progress.add_task("Judging", total=len(rows))
+        for batch in scorer.stream(images, texts):
+            verdicts += batch
+            progress.advance(task, len(batch))
+    return verdicts
 
 
 def retrieval(model: str, rows: list[Row]) -> dict[str, float]:

@@ -134,7 +134,7 @@ def load_pretrained(model: ZooModel, image: str | None, text: str | None) -> Non
         tower = getattr(model, "image_tower", None)
         if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
             raise BadArgumentError(f"{model.card.name} has no MobileNetV1 image tower to read {image} into")
-        tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(Path(image)).weights))
+        tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(Path(image))))
     if text:
         load_pretrained_text(model, text)
 

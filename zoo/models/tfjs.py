@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,10 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4")}
 QUANTISED_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
 
 
-@dataclass(frozen=True)
-class TfjsModel:
-    """A layers model as stored: `layers` are (class name, Keras config) in file order, `weights` by name."""
+def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Read the weights, by name, of the TensorFlow.js layers model in `folder`.
 
-    layers: tuple[tuple[str, dict[str, Any]], ...]
-    weights: dict[str, NDArray[np.float32]]
-
-
-def read_tfjs(folder: Path) -> TfjsModel:
-    """Read the TensorFlow.js layers model in `folder`.
-
-    Weights are float32 in the Keras layout: convolution [height, width, in, out], depthwise [height, width,
+    They are float32 in the Keras layout: convolution [height, width, in, out], depthwise [height, width,
     channels, 1], dense [in, out]. Quantised weights are returned as stored value * scale + min.
 
     Raises `BadInputError` for a missing folder, `model.json` or shard, a shard of the wrong size, and a dtype
@@ -48,8 +39,9 @@ def read_tfjs(folder: Path) -> TfjsModel:
     except ValueError as error:
         raise BadDataError(f"{manifest_file} is not JSON: {error}") from error
     try:
-        layer_list = _layer_list(model["modelTopology"])
-        layers = tuple((layer["class_name"], layer["config"]) for layer in layer_list)
+        topology = model["modelTopology"]
+        if "config" not in topology.get("model_config", topology):
+            raise KeyError("config")  # a graph model has none
         weights: dict[str, NDArray[np.float32]] = {}
         for group in model["weightsManifest"]:
             for name, array in _read_group(folder, group):
@@ -59,14 +51,7 @@ def read_tfjs(folder: Path) -> TfjsModel:
     except (KeyError, TypeError, AttributeError) as error:
         message = f"{manifest_file} is not a TensorFlow.js layers model: {type(error).__name__} {error}"
         raise BadDataError(f"{message}; expected modelTopology and weightsManifest") from error
-    return TfjsModel(layers, weights)
-
-
-def _layer_list(topology: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a functional model (`config.layers`) or a sequential one (`config` itself)."""
-    config = topology.get("model_config", topology)["config"]
-    layers: list[dict[str, Any]] = config if isinstance(config, list) else config["layers"]
-    return layers
+    return weights
 
 
 def _read_group(folder: Path, group: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:

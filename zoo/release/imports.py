@@ -85,7 +85,7 @@ def import_release(
 
 def _nsfwjs(source: Path) -> ZooModel:
     model = create_model(NSFWJS)
-    model.load_state_dict(nsfwjs_state(read_tfjs(source).weights))
+    model.load_state_dict(nsfwjs_state(read_tfjs(source)))
     upstream = hashes(source)["model.json"]
     model.card = model.card.replace(source=f"{model.card.source} (model.json sha256 {upstream})")
     return model

@@ -30,7 +30,7 @@ from zoo.contract import schema
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError
 from zoo.evaluation.guard.report import overhead_table
-from zoo.evaluation.guard.run import AnswerTime, Overhead, ratios, synchronise, timed
+from zoo.evaluation.guard.run import AnswerTime, Overhead, ratios, synchronise, timed, unguarded
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.insertion import INSTRUCTION
@@ -219,11 +219,12 @@ def bench_guard(
         task = progress.add_task("Timing", total=rounds + 1)
         for number in range(rounds + 1):  # the first round warms up
             if number % 2 == 0:
-                off = unguarded(model, guard, inputs | options)
+                _, off = unguarded(model, guard.processor, inputs | options)
             on, extra = guarded(model, guard, inputs | options)
             if number % 2 == 1:
-                off = unguarded(model, guard, inputs | options)
+                _, off = unguarded(model, guard.processor, inputs | options)
             if number:
+                assert off is not None  # min_new_tokens
                 pairs.append((off, on))
                 own.append(extra)
             progress.advance(task)
@@ -289,19 +290,6 @@ def guarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> tuple[AnswerTim
     assert latency is not None  # min_new_tokens
     assert language.first is not None
     return latency, language.first - start - vision.seconds
-
-
-def unguarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> AnswerTime:
-    """The latency of the model's own answer, decoded to text as the guard does it."""
-
-    def generate(**given: Any) -> list[str]:
-        new = model.generate(**given)[:, inputs["input_ids"].shape[1] :]
-        texts: list[str] = guard.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return texts
-
-    _, latency = timed(generate, model.device, inputs)
-    assert latency is not None  # min_new_tokens
-    return latency
 
 
 def _tower_name(size: Size) -> str:

@@ -246,9 +246,9 @@ def _answer(
     try:
         if guarded_first:
             output, on = timed(guard.generate, lvlm.device, inputs)
-            text, off = _unguarded(lvlm, inputs)
+            text, off = unguarded(lvlm.model, lvlm.processor, inputs)
         else:
-            text, off = _unguarded(lvlm, inputs)
+            text, off = unguarded(lvlm.model, lvlm.processor, inputs)
             output, on = timed(guard.generate, lvlm.device, inputs)
     except GuardError as problem:
         return GuardOutcome(query, "guard_failed", str(problem))
@@ -274,12 +274,11 @@ def _picture(query: Query) -> Image.Image:
     return decode(query.image)
 
 
-def _unguarded(lvlm: VisionLanguageModel, inputs: dict[str, Any]) -> tuple[str, AnswerTime | None]:
-    """The answer of the model alone; decoded inside the clock, as the guard does it."""
+def unguarded(model: Any, processor: Any, inputs: dict[str, Any]) -> tuple[str, AnswerTime | None]:
+    """The answer of the model alone. The time includes decoding to text, as it does for the guard."""
 
     def generate(**given: Any) -> str:
-        sequences = lvlm.model.generate(**given)
-        new = sequences[:, inputs["input_ids"].shape[1] :]
-        return str(lvlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)[0]).strip()
+        new = model.generate(**given)[:, inputs["input_ids"].shape[1] :]
+        return str(processor.tokenizer.batch_decode(new, skip_special_tokens=True)[0]).strip()
 
-    return timed(generate, lvlm.device, inputs)
+    return timed(generate, model.device, inputs)

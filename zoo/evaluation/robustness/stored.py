@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic.dataclasses import dataclass
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from zoo.contract import schema
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
-from zoo.data.manifest import Row, read_manifest
+from zoo.data.manifest import read_manifest
 from zoo.errors import BadDataError
 from zoo.evaluation.report import EvaluationReport, plain_table, versions
 from zoo.evaluation.robustness.attacks import AdversarialExample
@@ -27,6 +25,7 @@ from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.report import percent
 from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import AttackedPoint, Victim
+from zoo.evaluation.verdicts import judged
 from zoo.files import new_directory
 from zoo.inputs.image import load
 from zoo.metrics import FLAGGED, Draws, Estimate
@@ -240,7 +239,8 @@ def replay(
     rows = read_manifest(folder / MANIFEST)
     records = [row.record for row in rows]
     labels = [int(record["unsafe"]) for record in records]
-    verdicts, name, policy_id = _judge(model, rows, policy, device)
+    with load_scorer(model, policy, device=device) as scorer:
+        verdicts, name, policy_id = judged(scorer, rows), scorer.card.name, scorer.judge.policy_id
     hits = np.array([passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)])
     stored = np.array([record["survived"] == "1" for record in records])
     lost = np.array([verdict.status != "ok" for verdict in verdicts])
@@ -263,19 +263,6 @@ def replay(
         command=command,
         versions=versions(),
     )
-
-
-def _judge(model: str, rows: Sequence[Row], policy: AnyPolicy | None, device: str) -> tuple[list[Verdict], str, str]:
-    """The verdict of each example, in order, with the names of model and policy."""
-    verdicts: list[Verdict] = []
-    with load_scorer(model, policy, device=device) as scorer, Progress(transient=True) as progress:
-        images = [row.image for row in rows] if scorer.card.image is not None else None
-        texts = [row.text for row in rows] if scorer.card.reads_text else None
-        task = progress.add_task("Judging", total=len(rows))
-        for batch in scorer.stream(images, texts):
-            verdicts += batch
-            progress.advance(task, len(batch))
-        return verdicts, scorer.card.name, scorer.judge.policy_id
 
 
 def print_replay(report: ReplayReport, console: Console | None = None) -> None:
