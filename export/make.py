@@ -76,7 +76,7 @@ def add_engine(
         engine = build(release, folder)
         engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
         inputs, outputs = contract(release.card)
-        files = {file: found for file, found in hashes(folder).items() if file not in ours[:2]}
+        files = {file: digest for file, digest in hashes(folder).items() if file not in ours[:2]}
         manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
         manifest.write(folder)
         if check is not None:
@@ -88,9 +88,9 @@ def add_engine(
 
 def _versions() -> dict[str, str]:
     """What every engine is made with, whatever its kind."""
-    found = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
-    found |= {package: version(package) for package in ("torch", "transformers")}
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+    versions = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
+    versions |= {package: version(package) for package in ("torch", "transformers")}
+    return versions | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:

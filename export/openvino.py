@@ -131,6 +131,6 @@ def _count_products(path: Path) -> dict[str, int]:
     for node in compile_graph(core, core.read_model(path)).get_runtime_model().get_ops():
         noted = node.get_rt_info()
         if noted["layerType"].astype(str) in _PRODUCTS:
-            found = noted["runtimePrecision"].astype(str)
-            counts[_TYPES.get(found, found)] += 1
+            kind = noted["runtimePrecision"].astype(str)
+            counts[_TYPES.get(kind, kind)] += 1
     return dict(sorted(counts.items()))

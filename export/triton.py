@@ -174,12 +174,12 @@ class _Config:
 
     def _input(self, spec: TensorSpec) -> Message:
         dims = self._dims([-1 if isinstance(side, str) else side for side in spec.shape])
-        found: Message = {"name": spec.name, "data_type": f"@{_TYPES[spec.dtype]}", "dims": dims or [1]}
+        message: Message = {"name": spec.name, "data_type": f"@{_TYPES[spec.dtype]}", "dims": dims or [1]}
         if not dims:  # Triton has no scalars: one value for each item travels as [B, 1]
-            found["reshape"] = {"shape": []}
+            message["reshape"] = {"shape": []}
         if spec.optional:
-            found["optional"] = True
-        return found
+            message["optional"] = True
+        return message
 
     def _output(self, name: str) -> Message:
         dims = self._dims([-1, len(self.judge.outputs)])
@@ -248,10 +248,10 @@ def _check(engine: Engine, max_batch: int, instances: int, delay_us: int, queue:
 def _same_settings(model: Path, config: str, labels: str) -> None:
     """Raise BadInputError unless another version may join those of a model."""
     for file, wanted in ((CONFIG, config), (LABELS, labels)):
-        found = model / file
-        if not found.is_file() or found.read_text(encoding="utf-8") != wanted:
+        path = model / file
+        if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
             raise BadArgumentError(
-                f"{found} says something else, and Triton has one for all versions of a model: "
+                f"{path} says something else, and Triton has one for all versions of a model: "
                 "give `name`, or `overwrite` to replace the model with all its versions"
             )
 

@@ -92,20 +92,20 @@ def bench(
         raise BadArgumentError(f"{folder} is a {bundle.card.name}: every peer is a CLIP, so it must be a safeclip_*")
     torch.set_num_threads(threads)
     task = Task(drawn_jpegs(max(batches), size), input, device, threads)
-    found = Benchmark(_setting(bundle, task, rounds, size), [], [], [])
+    result = Benchmark(_setting(bundle, task, rounds, size), [], [], [])
     with ExitStack() as stack:
         sides, left_out = engine_sides(bundle, engines, task, stack)
         sides += [peer_side(name, bundle, task) for name in peers]
-        found.sides.extend(side.about for side in sides)
-        found.left_out.update(left_out)
+        result.sides.extend(side.about for side in sides)
+        result.left_out.update(left_out)
         progress = stack.enter_context(Progress(transient=True, console=Console(stderr=True)))
         bar = progress.add_task("Timing", total=rounds * len(batches))
         for batch in batches:
             runs = {side.about.name: side.at(batch) for side in sides}
             times = in_turns(runs, rounds, lambda: progress.advance(bar))
-            found.rows.extend(rows_of(times, batch))
-            found.ratios.extend(ratios_of(times, batch, peers[0]))
-    return found
+            result.rows.extend(rows_of(times, batch))
+            result.ratios.extend(ratios_of(times, batch, peers[0]))
+    return result
 
 
 def _setting(bundle: Bundle, task: Task, rounds: int, size: tuple[int, int]) -> dict[str, str]:

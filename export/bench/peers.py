@@ -74,8 +74,8 @@ def peer_side(name: str, bundle: Bundle, task: Task) -> Side:
     @torch.inference_mode()
     def scores(pixels: Tensor) -> NDArray[np.float32]:
         embedding = unit(tower.embed(pixels.to(task.device)).float())
-        found: NDArray[np.float32] = (100 * embedding @ bank.T).softmax(dim=-1).cpu().numpy()
-        return found
+        shares: NDArray[np.float32] = (100 * embedding @ bank.T).softmax(dim=-1).cpu().numpy()
+        return shares
 
     def preprocess(jpegs: list[bytes]) -> Tensor:
         return tower.preprocess([Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs])

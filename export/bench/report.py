@@ -102,19 +102,19 @@ class Benchmark:
 def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Timing]:
     """A row for each side, from its milliseconds `[rounds]`."""
     rows = []
-    for name, found in times.items():
-        p50, p90, p99 = (float(value) for value in np.percentile(found, [50, 90, 99]))
-        rows.append(Timing(name, batch, p50, p90, p99, float(found.min()), 1000 * batch / p50))
+    for name, ms in times.items():
+        p50, p90, p99 = (float(value) for value in np.percentile(ms, [50, 90, 99]))
+        rows.append(Timing(name, batch, p50, p90, p99, float(ms.min()), 1000 * batch / p50))
     return rows
 
 
 def ratios_of(times: dict[str, NDArray[np.float64]], batch: int, reference: str) -> list[Ratio]:
     """Every other side's speed in times that of the `reference`."""
     ratios = []
-    for name, found in times.items():
+    for name, ms in times.items():
         if name != reference:
-            low, high = (float(value) for value in np.percentile(times[reference] / found, [10, 90]))
-            medians = float(np.median(times[reference]) / np.median(found))
+            low, high = (float(value) for value in np.percentile(times[reference] / ms, [10, 90]))
+            medians = float(np.median(times[reference]) / np.median(ms))
             ratios.append(Ratio(name, batch, medians, low, high))
     return ratios
 

@@ -43,12 +43,12 @@ class Side:
 
 def drawn_jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
     """Drawn pictures of `size` (width, height), a third with photo-like noise, whose JPEGs are as large as photos'."""
-    found = []
+    files = []
     for pixels in drawn_images(count, max(size)):
         stream = io.BytesIO()
         Image.fromarray(pixels[: size[1], : size[0]]).save(stream, "JPEG", quality=90)
-        found.append(stream.getvalue())
-    return found
+        files.append(stream.getvalue())
+    return files
 
 
 def engine_sides(
@@ -78,14 +78,14 @@ def _side(bundle: Bundle, spec: Engine, task: Task, stack: ExitStack) -> Side:
     scorer = stack.enter_context(
         load(bundle.folder, engine=spec.name, device=task.device, threads=task.threads, batch_size=len(task.jpegs))
     )
-    found = spec.verification
+    verification = spec.verification
     about = About(
         spec.name,
         f"{scorer.engine.provider} on {scorer.engine.device}",
         spec.precision,
         peer=False,
-        verified=None if found is None else found.passed,
-        flips=None if found is None else f"{found.flips} of {found.inputs}",
+        verified=None if verification is None else verification.passed,
+        flips=None if verification is None else f"{verification.flips} of {verification.inputs}",
     )
     if task.input == "jpeg":
         return Side(about, lambda batch: lambda: scorer.verdicts(task.jpegs[:batch]))

@@ -225,8 +225,8 @@ def given(**arguments: object) -> Given:
     What is None, false or empty was not given. Ranges (tuples of numbers) are joined by colons, paths made absolute, as
     the command may be repeated elsewhere.
     """
-    found = {name.replace("_", "-"): _plain(value) for name, value in arguments.items()}
-    return {name: value for name, value in found.items() if value}
+    options = {name.replace("_", "-"): _plain(value) for name, value in arguments.items()}
+    return {name: value for name, value in options.items() if value}
 
 
 def _plain(value: object) -> bool | str | tuple[str, ...]:

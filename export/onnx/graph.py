@@ -136,9 +136,9 @@ def _export(
         )
     assert program is not None  # only the deprecated exporter returns None
     proto: onnx.ModelProto = program.model_proto
-    found = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if found != opset:
-        raise IncompatibleBundleError(f"the exporter wrote opset {found} where {opset} was asked for")
+    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise IncompatibleBundleError(f"the exporter wrote opset {written} where {opset} was asked for")
     return proto
 
 
@@ -170,8 +170,8 @@ AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"
 @contextmanager
 def _plain_attention(module: nn.Module) -> Iterator[None]:
     """Plain attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
-    found = [getattr(child, "config", None) for child in module.modules()]
-    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    candidates = [getattr(child, "config", None) for child in module.modules()]
+    configs: dict[int, Any] = {id(config): config for config in candidates if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -201,12 +201,12 @@ def _quiet() -> Iterator[None]:
 
 def _check_symbolic(proto: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> None:
     """Raise IncompatibleBundleError where the graph froze a dimension that may vary, or the reverse."""
-    found = {}
+    shapes = {}
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
-        found[value.name] = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims)
+        shapes[value.name] = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims)
     for spec in specs:
-        if found.get(spec.name) != spec.shape:
+        if shapes.get(spec.name) != spec.shape:
             raise IncompatibleBundleError(
-                f'graph input "{spec.name}" is {found.get(spec.name)}, declared {spec.shape}: the exporter changed it'
+                f'graph input "{spec.name}" is {shapes.get(spec.name)}, declared {spec.shape}: the exporter changed it'
             )

@@ -38,11 +38,11 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
     if not path.exists():
         raise BadArgumentError(f"{path}: no such file or folder; give {what_to_give(card)}")
     examples = [one for one in islice(_examples(path, card.image), INPUTS) if _complete(one, card)]
-    for kind, reads, found in (
+    for kind, reads, given in (
         ("images", card.image is not None, any(one.pixels is not None for one in examples)),
         ("texts", card.reads_text, any(one.text is not None for one in examples)),
     ):
-        if reads and not found:
+        if reads and not given:
             raise BadDataError(f"{path}: holds no {kind}, which {card.name} reads; give {what_to_give(card)}")
     return [_feeds(examples[start : start + BATCH], card, codec) for start in range(0, len(examples), BATCH)]
 

@@ -106,12 +106,12 @@ def _fold_batch_norms(model: nn.Module) -> None:
 
 def _logit_layers(model: ZooModel) -> set[nn.Module]:
     """The last linear layer of each head: its outputs are the logits, which half precision would round to 1e-3."""
-    found: set[nn.Module] = set()
+    layers: set[nn.Module] = set()
     classifier = getattr(model, "classifier", None)
     if isinstance(classifier, nn.Linear):
-        found.add(classifier)
+        layers.add(classifier)
     for name, module in model.named_modules():
         if isinstance(module, nn.Sequential) and not name.startswith(_TOWERS):
             linear = [child for child in module if isinstance(child, nn.Linear)]
-            found.update(linear[-1:])
-    return found
+            layers.update(linear[-1:])
+    return layers

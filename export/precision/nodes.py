@@ -43,10 +43,10 @@ def count_products(proto: onnx.ModelProto) -> dict[str, int]:
             if all(_dequantised(name, producers) for name in node.input[:2]):
                 counts["int8"] += 1
                 continue
-            found = _FLOATS.get(types.get(node.output[0], types.get(node.input[0], TensorProto.UNDEFINED)))
-            if found is None:
+            precision = _FLOATS.get(types.get(node.output[0], types.get(node.input[0], TensorProto.UNDEFINED)))
+            if precision is None:
                 raise IncompatibleBundleError(f"{node.op_type} {node.name}: the graph does not say of what type it is")
-            counts[found] += 1
+            counts[precision] += 1
     return dict(sorted(counts.items()))
 
 
@@ -60,12 +60,12 @@ def check_products(counts: dict[str, int], precision: Precision) -> None:
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(proto).graph
-    found: dict[str, int] = {}
+    types: dict[str, int] = {}
     for graph in _graphs(inferred):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            found[value.name] = value.type.tensor_type.elem_type
-        found |= {weight.name: weight.data_type for weight in graph.initializer}
-    return found
+            types[value.name] = value.type.tensor_type.elem_type
+        types |= {weight.name: weight.data_type for weight in graph.initializer}
+    return types
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -195,8 +195,8 @@ def _float(name: str) -> onnx.ValueInfoProto:
 def _sides(value: onnx.ValueInfoProto | None) -> tuple[int, int] | None:
     """Height and width `[.., .., H, W]` where the graph knows them."""
     dims = value.type.tensor_type.shape.dim[2:] if value is not None else ()
-    found = tuple(dim.dim_value for dim in dims)
-    return found if len(found) == 2 and all(found) else None
+    sides = tuple(dim.dim_value for dim in dims)
+    return sides if len(sides) == 2 and all(sides) else None
 
 
 def _tiles(node: NodeProto, kernel: NDArray[np.float32], sides: tuple[int, int]) -> bool:
@@ -236,13 +236,13 @@ def _patches(
         ("Transpose", [], {"perm": [0, 2, 1]}),
         ("Reshape", [constant("image", [0, out, rows, columns])], {}),
     ]
-    found, value = [], node.input[0]
+    nodes, value = [], node.input[0]
     for number, (operator, others, attributes) in enumerate(steps):
         last = number == len(steps) - 1
         result = node.output[0] if last else f"{name}_{number}"
-        found.append(helper.make_node(operator, [value, *others], [result], name=f"{name}_{number}_node", **attributes))
+        nodes.append(helper.make_node(operator, [value, *others], [result], name=f"{name}_{number}_node", **attributes))
         value = result
-    return found
+    return nodes
 
 
 def save(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ def cuda_versions() -> dict[str, str]:
         cuda = cudart()
     except MissingDependencyError:
         return {}
-    found = {"cuda": call(cuda.cudaRuntimeGetVersion)[0], "cuda-driver": call(cuda.cudaDriverGetVersion)[0]}
-    return {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in found.items() if number}
+    versions = {"cuda": call(cuda.cudaRuntimeGetVersion)[0], "cuda-driver": call(cuda.cudaDriverGetVersion)[0]}
+    return {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in versions.items() if number}
 
 
 def call(function: Any, *arguments: Any) -> tuple[Any, ...]:

@@ -131,10 +131,10 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     if device not in spec.runs_on:
         return f"made for {' and '.join(spec.runs_on)}"
     try:
-        found: str | None = module_of(spec).obstacle(bundle, spec, device)
+        reason: str | None = module_of(spec).obstacle(bundle, spec, device)
     except MissingDependencyError as problem:  # an engine of another kind may do without it
         return str(problem)
-    return found
+    return reason
 
 
 def module_of(spec: Engine) -> Any:
@@ -146,7 +146,7 @@ def _candidates(
     bundle: Bundle, devices: tuple[Device, ...], wanted: Engine | None, passed_over: dict[str, str]
 ) -> list[tuple[Engine, Device]]:
     """The engines that can run here, each with its device, best first; the reasons of the others in `passed_over`."""
-    found = []
+    candidates = []
     for device in devices:
         ranks = {pair: rank for rank, pair in enumerate(PREFERENCE[device])}
         specs = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) in ranks]
@@ -154,14 +154,14 @@ def _candidates(
         for spec in [wanted] if wanted is not None else specs:
             reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec, device))
             if reason is None:
-                found.append((spec, device))
+                candidates.append((spec, device))
             else:
                 passed_over[f"{spec.name} on {device}"] = reason
-    if not found and wanted is None:
+    if not candidates and wanted is None:
         for spec in bundle.manifest.engines:
             if not any(key.startswith(f"{spec.name} on ") for key in passed_over):
                 passed_over[spec.name] = f"chosen only by name: engine={spec.name}"
-    return found
+    return candidates
 
 
 def _plain(bundle: Bundle) -> Engine | None:

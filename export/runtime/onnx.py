@@ -73,10 +73,10 @@ def open_session(path: Path, device: Device, threads: int | None, precision: Pre
     for provider in PROVIDERS[device]:
         reason = _no_tensorrt(ort, precision) if provider == TENSORRT else None
         if reason is None:
-            found = _start(ort, path, options, provider)
-            chosen = found.get_providers()
+            session = _start(ort, path, options, provider)
+            chosen = session.get_providers()
             if chosen[0] == provider:
-                return found, provider + (f" ({'; '.join(passed_over)})" if passed_over else "")
+                return session, provider + (f" ({'; '.join(passed_over)})" if passed_over else "")
             reason = f"onnxruntime chose {chosen} in its place"  # onnxruntime-gpu falls back without a word
         passed_over.append(f"not {provider}: {reason}")
     raise IncompatibleBundleError(f"{device} was asked for, but {'; '.join(passed_over)}")
@@ -107,9 +107,9 @@ def _no_tensorrt(ort: Any, precision: Precision) -> str | None:
         return "this onnxruntime was built without it"
     if precision == "fp32":
         return "it would multiply float32 as TF32, with 10 bits of mantissa"
-    found = _version("tensorrt")
-    if found is None or not found.startswith("10."):
-        return f"it needs tensorrt 10, and {found or 'none'} is installed"
+    installed = _version("tensorrt")
+    if installed is None or not installed.startswith("10."):
+        return f"it needs tensorrt 10, and {installed or 'none'} is installed"
     importlib.import_module("tensorrt")  # which loads the libraries that onnxruntime looks for
     return None
 
@@ -132,7 +132,7 @@ def installed_version() -> dict[str, str]:
     """The distribution of onnxruntime that is here, and its version. Raises what `onnxruntime` raises."""
     onnxruntime()
     names = ("onnxruntime", "onnxruntime-gpu")
-    return {name: found for name in names if (found := _version(name)) is not None}
+    return {name: number for name in names if (number := _version(name)) is not None}
 
 
 def _no_provider(ort: Any, device: Device) -> str:

@@ -46,15 +46,15 @@ def load(
     ...     scorer.verdict("photo.jpg").status
     'ok'
     """
-    found = read_bundle(bundle, public_key=public_key)
-    running = open_best(found, device=device, engine=engine, threads=threads)
+    opened = read_bundle(bundle, public_key=public_key)
+    running = open_best(opened, device=device, engine=engine, threads=threads)
     size = running.spec.batch[1] if batch_size is None else batch_size
     if size > running.spec.batch[2]:
         raise BadArgumentError(
             f"batch_size is {size}, and {running.spec.name} was built for up to {running.spec.batch[2]}; export again: "
-            + rebuild(found.manifest, running.spec, found.folder, batch=(1, min(size, running.spec.batch[1]), size))
+            + rebuild(opened.manifest, running.spec, opened.folder, batch=(1, min(size, running.spec.batch[1]), size))
         )
-    return BundleScorer(found, running, policy or found.policy, threads=threads, batch_size=size, limits=limits)
+    return BundleScorer(opened, running, policy or opened.policy, threads=threads, batch_size=size, limits=limits)
 
 
 class BundleScorer(Scorer):
@@ -133,9 +133,9 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = read_codec(bundle).encode(words)
         encoder, _ = open_session(bundle.folder / TEXT_ENCODER, "cpu", threads)
-        found: NDArray[np.float32]
-        (found,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
-        return found
+        bank: NDArray[np.float32]
+        (bank,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
+        return bank
 
     # read_bundle() compared both files with these hashes.
     encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))

@@ -207,10 +207,10 @@ def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[
     least, usual, largest = built
     if name not in ("image", "input_ids", "attention_mask", "image_present") or shape[3:] != least[3:]:
         return {}
-    found = {"batch": (min(least[0], shape[0]), usual[0], max(largest[0], shape[0]))}
+    options = {"batch": (min(least[0], shape[0]), usual[0], max(largest[0], shape[0]))}
     if name == "image":
-        found["image"] = (min(*least[1:3], *shape[1:3]), usual[1], max(*largest[1:3], *shape[1:3]))
-    return found
+        options["image"] = (min(*least[1:3], *shape[1:3]), usual[1], max(*largest[1:3], *shape[1:3]))
+    return options
 
 
 def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend: Mend) -> None:

@@ -41,8 +41,8 @@ class EngineLayer:
 
 def read_layers(log: list[LogLine]) -> list[EngineLayer]:
     """The layers of the engine that was just built, from its log. Raises IncompatibleBundleError without any."""
-    found = [_layer(line) for message in log if "Layers:" in message.message for line in message.message.splitlines()]
-    layers = [layer for layer in found if layer is not None]
+    lines = [_layer(line) for message in log if "Layers:" in message.message for line in message.message.splitlines()]
+    layers = [layer for layer in lines if layer is not None]
     if not layers:
         raise IncompatibleBundleError(
             "TensorRT's build log lists no layers, so nobody can say in which precision the engine computes"
@@ -75,14 +75,14 @@ def _declared(network: Any) -> dict[str, str]:
     """The products of the parsed network by ONNX node, with the precision that the types of their operands demand."""
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     makers = {layer.get_output(n).name: layer for layer in layers for n in range(layer.num_outputs)}
-    found: dict[str, str] = {}
+    products: dict[str, str] = {}
     for layer in layers:
         if layer.type.name in _PRODUCTS:
             operands = [layer.get_input(n) for n in range(min(2, layer.num_inputs)) if layer.get_input(n) is not None]
             dequantised = all(_dequantised(tensor, makers) for tensor in operands)
             precision = "int8" if dequantised else PRECISIONS.get(operands[0].dtype.name, operands[0].dtype.name)
-            found |= dict.fromkeys(_nodes(layer.metadata), precision)
-    return found
+            products |= dict.fromkeys(_nodes(layer.metadata), precision)
+    return products
 
 
 def _dequantised(tensor: Any, makers: dict[str, Any]) -> bool:
@@ -307,8 +307,8 @@ def _failure(trt: Package, graph: Path, log: list[LogLine], refits: bool) -> str
 
 def _activation_bytes(log: list[LogLine]) -> int:
     start = "Total Activation Memory: "
-    found = [line.message.removeprefix(start).split()[0] for line in log if line.message.startswith(start)]
-    return int(found[-1]) if found else 0
+    sizes = [line.message.removeprefix(start).split()[0] for line in log if line.message.startswith(start)]
+    return int(sizes[-1]) if sizes else 0
 
 
 def _text(log: list[LogLine]) -> str:

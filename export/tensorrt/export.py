@@ -97,9 +97,9 @@ def _card(report: PlanReport) -> str:
 
 def _given(options: PlanOptions, report: PlanReport) -> dict[str, object]:
     """The options as those of the command are called, with the package that was taken where none was named."""
-    found = {field.name: getattr(options, field.name) for field in fields(options)}
-    capability = found.pop("capabilities")
-    return {**found, "capability": capability, "package": report.package}
+    given_options = {field.name: getattr(options, field.name) for field in fields(options)}
+    capability = given_options.pop("capabilities")
+    return {**given_options, "capability": capability, "package": report.package}
 
 
 def build_graph(graph: Path, card: ModelCard, profile: Profile, options: PlanOptions) -> Built:
@@ -146,7 +146,7 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
     """
     proto = load_graph(graph).graph
     defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
-    found: dict[str, Shapes] = {}
+    shapes: dict[str, Shapes] = {}
     for value in proto.input:
         sides: list[Range] = []
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -162,8 +162,8 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
             else:
                 raise BadDataError(f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range')
         least, usual_shape, largest = zip(*sides, strict=True)
-        found[value.name] = (least, usual_shape, largest)
-    return found
+        shapes[value.name] = (least, usual_shape, largest)
+    return shapes
 
 
 def _rising(values: Range, what: str) -> Range:

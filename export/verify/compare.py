@@ -138,10 +138,10 @@ def _in_words(device: Device) -> str:
 def _check_names(bundle: Bundle, pair: _Pair, report: ParityReport) -> None:
     if isinstance(pair.engine, OnnxEngine):
         session = pair.engine.session
-        found = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+        inputs = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
         declared = [spec.name for spec in bundle.manifest.inputs]
-        if sorted(found) != sorted(declared):
-            report.problems.append(f"graph inputs {found}, the manifest declares {declared}")
+        if sorted(inputs) != sorted(declared):
+            report.problems.append(f"graph inputs {inputs}, the manifest declares {declared}")
         outputs = [value.name for value in session.get_outputs()]
         if outputs != [spec.name for spec in bundle.manifest.outputs]:
             report.problems.append(f"graph outputs {outputs}")
@@ -224,12 +224,12 @@ def _check_ranking(
     if len(np.unique(labels)) < 2:
         report.problems.append(f"the labelled data are all {'unsafe' if labels[0] else 'safe'}: no AUROC can be had")
         return
-    found, wanted = (
+    reached, wanted = (
         auroc(pair.judge.unsafe_score(pair.judge.category_scores(scores[known])), labels) for scores in (ours, theirs)
     )
-    assert found is not None  # both classes are there
+    assert reached is not None  # both classes are there
     assert wanted is not None
-    report.auroc, report.auroc_loss = found, wanted - found
+    report.auroc, report.auroc_loss = reached, wanted - reached
 
 
 def _check_resize(pair: _Pair, report: ParityReport) -> None:
@@ -240,8 +240,8 @@ def _check_resize(pair: _Pair, report: ParityReport) -> None:
             continue
         pixels = drawn_images(2, max(height, width))
         feeds = pair.inputs.feeds(np.ascontiguousarray(np.stack(pixels)[:, :height, :width]))
-        found = np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max()
-        report.at_shapes[f"{width}x{height} pixels"] = float(found)
+        difference = np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max()
+        report.at_shapes[f"{width}x{height} pixels"] = float(difference)
 
 
 def _takes(spec: Engine, sides: tuple[int, int]) -> bool:

@@ -75,13 +75,13 @@ def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None
 def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
     """As `image_probes`, with the path of each photo, or what it is called when drawn."""
     size = spec.size if spec else 1
-    found: list[Images] = []
+    images: list[Images] = []
     names: list[str] = []
     if folder is not None and spec is not None:
         pixels, names = photos(folder, spec, count)
-        found = list(pixels)
+        images = list(pixels)
     drawn = drawn_images(count - len(names), size)
-    return np.stack([*found, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
+    return np.stack([*images, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
 
 
 def drawn_images(count: int, size: int) -> list[Images]:
@@ -94,19 +94,19 @@ def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]
     """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
     if not folder.is_dir():
         raise BadArgumentError(f"{folder}: no such folder of images")
-    found: list[Images] = []
+    images: list[Images] = []
     names: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if len(found) == most:
+        if len(images) == most:
             break
         try:
-            found.append(load(path, spec))
+            images.append(load(path, spec))
         except BadInputError:
             continue
         names.append(source_name(path))
-    if not found:
+    if not images:
         raise BadDataError(f"{folder}: holds no readable image")
-    return np.stack(found), names
+    return np.stack(images), names
 
 
 def text_probes(count: int, offset: int = 0) -> list[str]:
@@ -226,9 +226,9 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a file that hold something. Raises BadInputError where there is none, or it is not UTF-8."""
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
         raise BadDataError(f"{path}: not readable as UTF-8 text: {problem}") from None
-    if not found:
+    if not lines:
         raise BadDataError(f"{path}: holds no text")
-    return found
+    return lines

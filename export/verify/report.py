@@ -137,12 +137,12 @@ class ParityReport:
             lines.append(
                 "  note         all of them are judged alike, so few flips prove little: verify on your own data"
             )
-        for name, found in self.differences.items():
+        for name, figure in self.differences.items():
             lines.append(
-                f"  {name:<12} max difference {_number(found.max)}, mean {_number(found.mean)}, 99 % below "
-                f"{_number(found.p99)}, least cosine {found.cosine if found.cosine is None else f'{found.cosine:.6f}'}"
+                f"  {name:<12} max difference {_number(figure.max)}, mean {_number(figure.mean)}, 99 % below "
+                f"{_number(figure.p99)}, least cosine {'None' if figure.cosine is None else f'{figure.cosine:.6f}'}"
             )
-        lines.append("  by shape     " + ", ".join(f"{name} {found:.1e}" for name, found in self.at_shapes.items()))
+        lines.append("  by shape     " + ", ".join(f"{name} {value:.1e}" for name, value in self.at_shapes.items()))
         lines.append(
             f"  verdicts     {len(self.flips)} of {self.inputs} flip ({len(self.flips) / max(self.inputs, 1):.2%}, at "
             f"most {self.budget.max_flips:.2%}); nearest to a threshold is {self.nearest:.0e} off, {self.ties} ties"
@@ -168,8 +168,8 @@ class ParityReport:
         """Hold the figures against the budget; what it misses is added to `problems`."""
         logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
         figures = {"": float("nan") if logits is None else logits}
-        figures |= {f" at {name}": found for name, found in self.at_shapes.items()}
-        broken = [where for where, found in figures.items() if not np.isfinite(found)]
+        figures |= {f" at {name}": difference for name, difference in self.at_shapes.items()}
+        broken = [where for where, difference in figures.items() if not np.isfinite(difference)]
         where = max(figures, key=lambda name: figures[name])
         if broken:
             self.problems.append(f"logits differ by nan{broken[0]}")
@@ -186,7 +186,7 @@ class ParityReport:
 
     def note(self, manifest: Manifest, folder: Path) -> Manifest:
         """Write the manifest of a bundle with this verification in its engine; returns it."""
-        found = Verification(
+        verification = Verification(
             passed=not self.problems,
             inputs=self.inputs,
             flips=len(self.flips),
@@ -199,12 +199,12 @@ class ParityReport:
             auroc=self.auroc,
             auroc_loss=self.auroc_loss,
             problems=tuple(self.problems),
-            at_shapes={name: found if np.isfinite(found) else None for name, found in self.at_shapes.items()},
+            at_shapes={name: value if np.isfinite(value) else None for name, value in self.at_shapes.items()},
             options=self.options,
             policy=self.policy,
         )
         engines = {engine.name: engine for engine in manifest.engines}
-        engine = dataclasses.replace(engines[self.engine.name], budget=self.budget, verification=found)
+        engine = dataclasses.replace(engines[self.engine.name], budget=self.budget, verification=verification)
         manifest = dataclasses.replace(manifest, engines=tuple((engines | {engine.name: engine}).values()))
         manifest.write(folder)
         return manifest

@@ -138,7 +138,7 @@ class Reference:
         for name, value in sorted(feeds.items()):
             key.update(f"{name} {value.dtype} {value.shape}".encode())
             key.update(np.ascontiguousarray(value).data)
-        found = self._known.get(key.digest())
-        if found is None:
-            found = self._known[key.digest()] = self._run(feeds)
-        return found
+        answers = self._known.get(key.digest())
+        if answers is None:
+            answers = self._known[key.digest()] = self._run(feeds)
+        return answers

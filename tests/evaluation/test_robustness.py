@@ -319,9 +319,9 @@ def test_a_model_of_texts_alone_is_attacked_through_its_tokens(tmp_path: Path) -
     assert (outcome.report.counts["unsafe"], outcome.report.counts["safe"]) == (6, 6)  # judged, so without it safe
     assert [attack.attack for attack in point.attacks] == ["casing", "homoglyphs", "hotflip", "characters"]
     assert point.worst.attacked == 6
-    assert 0 < point.worst.broken == len({place for attempt in outcome.attempts[0] for place in attempt.found})
+    assert 0 < point.worst.broken == len({place for attempt in outcome.attempts[0] for place in attempt.examples})
     with model_scorer(model, policy) as scorer:
-        found = [one.text for attempt in outcome.attempts[0] for one in attempt.found.values()]
+        found = [one.text for attempt in outcome.attempts[0] for one in attempt.examples.values()]
         assert all(verdict.is_safe for verdict in scorer.verdicts(texts=found))
 
 

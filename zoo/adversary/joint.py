@@ -316,10 +316,10 @@ class _Joint:
             if not len(left):
                 return
             batch = ImageBatch(self.clean[left], self.labels[left], left, self.goals[left])
-            found = IMAGE_ATTACKS[name](self.target, batch, self.part, number * self.part.restarts + restart)
-            margins = -margin(self.target.logits(found, batch), batch)
-            better = (margins < self.margins[left]) & allowed_images(found, batch.pixels, self.part)
-            self.pixels[left[better]], self.margins[left[better]] = found[better], margins[better]
+            images = IMAGE_ATTACKS[name](self.target, batch, self.part, number * self.part.restarts + restart)
+            margins = -margin(self.target.logits(images, batch), batch)
+            better = (margins < self.margins[left]) & allowed_images(images, batch.pixels, self.part)
+            self.pixels[left[better]], self.margins[left[better]] = images[better], margins[better]
 
     def _move_texts(self, rows: Tensor) -> None:
         """Attack the texts against the images as they stand; keep what lowers the margin, or has fewer banned words."""

@@ -231,28 +231,28 @@ def worst_inputs(
     gradient in pixels and in words at once, and the other passes attack the image beside the changed text: as many
     passes as PGD alone. As with `perturb_pixels`, the caller puts the model in evaluation mode.
     """
-    found = dict(inputs)
+    worst = dict(inputs)
     if threat is None:
         if words is not None:
-            _exchange(objective, found, words, [])
-        return found
+            _exchange(objective, worst, words, [])
+        return worst
     ball = Ball.around(inputs["image"], threat)
-    found["image"], steps = random_start(ball, generator), threat.steps
+    worst["image"], steps = random_start(ball, generator), threat.steps
     if words is not None:
-        (slope,) = _exchange(objective, found, words, ["image"])
-        found["image"], steps = ascend(found["image"], slope, ball, threat), steps - 1
-    found["image"] = climb(lambda pixels: objective(found | {"image": pixels}), found["image"], ball, threat, steps)
-    return found
+        (slope,) = _exchange(objective, worst, words, ["image"])
+        worst["image"], steps = ascend(worst["image"], slope, ball, threat), steps - 1
+    worst["image"] = climb(lambda pixels: objective(worst | {"image": pixels}), worst["image"], ball, threat, steps)
+    return worst
 
 
 def _exchange(
-    objective: Callable[[Inputs], Tensor], found: dict[str, Tensor], words: Words, others: list[str]
+    objective: Callable[[Inputs], Tensor], inputs: dict[str, Tensor], words: Words, others: list[str]
 ) -> list[Tensor]:
     """Exchange words in `found`; returns the gradients in the other inputs, which are as they were."""
-    leaves = {name: found[name].detach().requires_grad_() for name in others}
-    ids, mask = found["input_ids"], found["attention_mask"]
+    leaves = {name: inputs[name].detach().requires_grad_() for name in others}
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with torch.enable_grad(), watched(words.swaps.embedding) as looked_up:
-        slope, rest = looked_up.gradient(objective(found | leaves), ids.shape, list(leaves.values()))
+        slope, rest = looked_up.gradient(objective(inputs | leaves), ids.shape, list(leaves.values()))
     swapped = words.swaps.best(ids, mask, slope, words.count)
-    found["input_ids"] = torch.where(words.rows[:, None], swapped, ids)
+    inputs["input_ids"] = torch.where(words.rows[:, None], swapped, ids)
     return rest

@@ -137,9 +137,9 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
 
 
 def _check(
-    source: str, tower: str, found: CLIPVisionConfig | CLIPTextConfig, needed: CLIPVisionConfig | CLIPTextConfig
+    source: str, tower: str, given: CLIPVisionConfig | CLIPTextConfig, needed: CLIPVisionConfig | CLIPTextConfig
 ) -> None:
-    pairs = {name: (getattr(found, name), getattr(needed, name)) for name in _UNSEEN}
+    pairs = {name: (getattr(given, name), getattr(needed, name)) for name in _UNSEEN}
     wrong = [f"{name} {there} (expected {here})" for name, (there, here) in pairs.items() if there != here]
     if wrong:
         raise BadDataError(f"{source}: its {tower} does not fit the architecture: {', '.join(wrong)}")

@@ -111,7 +111,7 @@ def _head(
     upstream: Upstream, file: Path, tower: str | None, sha256: str | None, hparams: Mapping[str, Any]
 ) -> ZooModel:
     card = _card(upstream.model, hparams)
-    tensors, found = _read_safetensors(file, upstream, sha256)
+    tensors, digest = _read_safetensors(file, upstream, sha256)
     model = _build(card)
     assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
     _load_exactly(model.head, _select(tensors, upstream), file)
@@ -119,7 +119,7 @@ def _head(
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
     model.card = card.replace(
-        source=f"head: {upstream.source}, as safetensors, sha256 {found}{vouched}; CLIP tower: {clip.source}",
+        source=f"head: {upstream.source}, as safetensors, sha256 {digest}{vouched}; CLIP tower: {clip.source}",
         licence=f"head: {upstream.licence}; CLIP tower: {clip.licence}",
     )
     return model.eval()
@@ -172,18 +172,18 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
                 f'running code of its, with: python -c "{line}" (and then name its sha256)'
             )
         raise BadDataError(f"{file}: is not a safetensors file")
-    found = hashlib.sha256(content).hexdigest()
-    if found != (sha256 or upstream.sha256).lower():
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != (sha256 or upstream.sha256).lower():
         given = "the one given" if sha256 else f"that of the tested file, {upstream.source} converted to safetensors,"
         raise TamperedFileError(
-            f"{file}: sha256 is {found}, {given} is {sha256 or upstream.sha256}. If you checked this file yourself, "
-            f"give its own as `sha256`: {found}"
+            f"{file}: sha256 is {digest}, {given} is {sha256 or upstream.sha256}. If you checked this file yourself, "
+            f"give its own as `sha256`: {digest}"
         )
     try:
         tensors = load(content)
     except (SafetensorError, ValueError) as problem:
         raise BadDataError(f"{file}: not readable as safetensors: {problem}") from None
-    return tensors, found
+    return tensors, digest
 
 
 def _select(tensors: dict[str, Tensor], upstream: Upstream) -> dict[str, Tensor]:
@@ -201,9 +201,9 @@ def _load_exactly(head: nn.Module, tensors: dict[str, Tensor], file: Path) -> No
     unknown = [key + close_match(key, state) for key in sorted(tensors.keys() - state.keys())]
     unfit = []
     for key in sorted(state.keys() & tensors.keys() - counters.keys()):
-        found, wanted = list(tensors[key].shape), list(state[key].shape)
-        if found != wanted:
-            unfit.append(f"{key} is {found}, expected {wanted}")
+        shape, wanted = list(tensors[key].shape), list(state[key].shape)
+        if shape != wanted:
+            unfit.append(f"{key} is {shape}, expected {wanted}")
         elif not tensors[key].is_floating_point() or not torch.isfinite(tensors[key]).all():
             unfit.append(f"{key} holds values that are not finite floating-point numbers")
     wrong = [

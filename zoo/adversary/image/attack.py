@@ -297,23 +297,23 @@ class _Campaign:
             robust_accuracy=float((self.correct & ~self.broken).double().mean()),
         )
 
-    def _keep(self, batch: ImageBatch, found: Tensor) -> int:
+    def _keep(self, batch: ImageBatch, images: Tensor) -> int:
         """Keep the found images that a fresh pass misjudges inside the budget; returns how many were outside it."""
-        wrong = misjudged(self.judge.logits(found, batch), batch.labels)
-        inside = allowed_images(found, batch.pixels, self.threat)
+        wrong = misjudged(self.judge.logits(images, batch), batch.labels)
+        inside = allowed_images(images, batch.pixels, self.threat)
         rows = batch.rows[wrong & inside]
-        self.adversarial[rows], self.broken[rows] = found[wrong & inside], True
+        self.adversarial[rows], self.broken[rows] = images[wrong & inside], True
         return int((wrong & ~inside).sum())
 
     def _passes(self) -> tuple[int, int]:
         return self.target.forwards + self.judge.forwards, self.target.backwards
 
 
-def allowed_images(found: Tensor, clean: Tensor, threat: ImagePart) -> Tensor:
+def allowed_images(images: Tensor, clean: Tensor, threat: ImagePart) -> Tensor:
     """Which images `[B]` are finite, in [0, 1] and within eps of the clean ones, to `TOLERANCE`."""
-    size = lengths(found.double() - clean.double(), threat.norm)[:, 0, 0, 0]
+    size = lengths(images.double() - clean.double(), threat.norm)[:, 0, 0, 0]
     limit = threat.eps + TOLERANCE * max(1.0, threat.eps)
-    in_box = ((found >= 0) & (found <= 1)).flatten(1).all(dim=1)  # false for NaN
+    in_box = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1)  # false for NaN
     return in_box & (size <= limit)
 
 
@@ -338,8 +338,8 @@ def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size:
 
 def _check_labels(labels: Tensor, classes: int) -> None:
     if labels.min() < 0 or labels.max() >= classes:
-        found = f"{int(labels.min())} to {int(labels.max())}"
-        raise BadArgumentError(f"labels must be 0 to {classes - 1}, the classes of the model, got {found}")
+        given = f"{int(labels.min())} to {int(labels.max())}"
+        raise BadArgumentError(f"labels must be 0 to {classes - 1}, the classes of the model, got {given}")
 
 
 def _finite(parts: list[Tensor]) -> Tensor:

@@ -18,8 +18,8 @@ def lengths(offsets: Tensor, norm: str) -> Tensor:
     """The norm `[B, 1, 1, 1]` of each offset `[B, C, H, W]`."""
     if norm == "Linf":
         return offsets.abs().amax(dim=(1, 2, 3), keepdim=True)
-    found: Tensor = torch.linalg.vector_norm(offsets, dim=(1, 2, 3), keepdim=True)
-    return found
+    norms: Tensor = torch.linalg.vector_norm(offsets, dim=(1, 2, 3), keepdim=True)
+    return norms
 
 
 def noise(threat: ImagePart, attack: str, restart: int, rows: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -25,7 +25,7 @@ def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0
     pixels = batch.pixels
     if restart > 0:
         pixels = pixels + 0.5 * (ball.random(threat, "fab-t", restart, batch) - pixels)
-    found = pixels.clone()
+    nearest = pixels.clone()
     smallest = torch.full((len(batch), 1, 1, 1), torch.inf, device=pixels.device)
     places = torch.arange(len(batch), device=pixels.device)
     for _ in range(threat.steps):
@@ -33,17 +33,17 @@ def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0
         beyond = misjudged(target.logits(pixels, batch), batch.labels)
         size = lengths(pixels - batch.pixels, threat.norm)
         smaller = beyond & (size < smallest[places])[:, 0, 0, 0]
-        smallest[places[smaller]], found[places[smaller]] = size[smaller], pixels[smaller]
+        smallest[places[smaller]], nearest[places[smaller]] = size[smaller], pixels[smaller]
         pixels = torch.where(beyond[:, None, None, None], batch.pixels.lerp(pixels, _BACKWARD), pixels)
         done = beyond & (size <= threat.eps)[:, 0, 0, 0] & target.stop
         if done.any():
             keep = ~done
             pixels, places, batch = pixels[keep], places[keep], batch.take(keep)
             if not len(batch):
-                return ball.project(found)
+                return ball.project(nearest)
     never = ~smallest[places].isfinite()[:, 0, 0, 0]
-    found[places[never]] = pixels[never]
-    return ball.project(found)
+    nearest[places[never]] = pixels[never]
+    return ball.project(nearest)
 
 
 def _step(target: Target, pixels: Tensor, batch: ImageBatch, norm: str) -> Tensor:

@@ -83,17 +83,17 @@ class Judged(nn.Module):
         parts = [logits[:, part] for part in self.members]
         if self.pooling == "logsumexp":
             pooled = torch.stack([part.logsumexp(dim=1) - math.log(part.shape[1]) for part in parts], dim=1)
-            found = _softmax_odds(pooled)
+            heights = _softmax_odds(pooled)
         elif self.pooling == "max" or all(len(part) == 1 for part in self.members):
             odds = _softmax_odds(logits) if self.softmax else logits
-            found = torch.stack([odds[:, part].amax(dim=1) for part in self.members], dim=1)
+            heights = torch.stack([odds[:, part].amax(dim=1) for part in self.members], dim=1)
         elif self.softmax:
-            found = torch.stack([self._sum_odds(logits, part) for part in self.members], dim=1)
+            heights = torch.stack([self._sum_odds(logits, part) for part in self.members], dim=1)
         else:
             sums = torch.stack([part.sigmoid().sum(dim=1) for part in parts], dim=1)
             sizes = torch.tensor([len(part) for part in self.members], device=sums.device)
             return sums / sizes if self.pooling == "mean" else sums
-        return found.clamp(-_UTMOST, _UTMOST)
+        return heights.clamp(-_UTMOST, _UTMOST)
 
     def _sum_odds(self, logits: Tensor, part: list[int]) -> Tensor:
         """Log-odds `[B]` of the sum or the mean of some softmax outputs: of their share `a` against `1 - a` of all."""

@@ -29,21 +29,21 @@ def pgd(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) 
     """
     ball = Ball.around(batch.pixels, threat)
     pixels = ball.random(threat, "pgd", restart, batch)
-    found = pixels.clone()
+    result = pixels.clone()
     places = torch.arange(len(batch), device=pixels.device)
     for _ in range(threat.steps):
         logits, _, gradient = target.gradient(pixels, batch, cross_entropy)
         fooled = target.fooled(logits, batch)
         if fooled.any():
-            found[places[fooled]] = pixels[fooled]
+            result[places[fooled]] = pixels[fooled]
             keep = ~fooled
             pixels, gradient, places = pixels[keep], gradient[keep], places[keep]
             batch, ball = batch.take(keep), ball.take(keep)
             if not len(batch):
-                return found
+                return result
         pixels = ball.project(pixels.add_(ball.direction(gradient), alpha=threat.pgd_step))
-    found[places] = pixels
-    return found
+    result[places] = pixels
+    return result
 
 
 _MOMENTUM = 0.75  # the paper's alpha
@@ -124,7 +124,7 @@ def _apgd(
 ) -> Tensor:
     ball = Ball.around(batch.pixels, threat)
     state = _begin(ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
-    found = torch.empty_like(batch.pixels)
+    result = torch.empty_like(batch.pixels)
     last, following = 0, checkpoints(threat.steps)
     for step in range(threat.steps + 1):
         if step > 0:
@@ -133,16 +133,16 @@ def _apgd(
         state.learn(value, gradient)
         fooled = target.fooled(logits, batch)
         if fooled.any():
-            found[state.place[fooled]] = state.pixels[fooled]
+            result[state.place[fooled]] = state.pixels[fooled]
             keep = ~fooled
             state, batch, ball = state.take(keep), batch.take(keep), ball.take(keep)
             if not len(batch):
-                return found
+                return result
         if step in following:
             state.look_again(step - last)
             last = step
-    found[state.place] = state.best
-    return found
+    result[state.place] = state.best
+    return result
 
 
 def _begin(start: Tensor, size: float) -> _Ascent:

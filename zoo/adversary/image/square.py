@@ -29,7 +29,7 @@ def square(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 
     propose = _linf_square if threat.norm == "Linf" else _l2_squares
     pixels = _stripes(ball, batch, threat, restart) if threat.norm == "Linf" else _tiles(ball, batch, threat, restart)
     signs = _Signs(threat, restart, batch)
-    found = pixels.clone()
+    result = pixels.clone()
     places = torch.arange(len(batch), device=pixels.device)
     value = torch.full((len(batch),), -torch.inf, device=pixels.device)
     trial = pixels
@@ -44,15 +44,15 @@ def square(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 
         pixels = torch.where(better[:, None, None, None], trial, pixels)
         fooled = target.fooled(logits, batch)
         if fooled.any():
-            found[places[fooled]] = trial[fooled]
+            result[places[fooled]] = trial[fooled]
             keep = ~fooled
             pixels, value, places = pixels[keep], value[keep], places[keep]
             batch, ball = batch.take(keep), ball.take(keep)
             signs.take(keep)
             if not len(batch):
-                return found
-    found[places] = pixels
-    return found
+                return result
+    result[places] = pixels
+    return result
 
 
 @dataclass

@@ -71,8 +71,8 @@ class Target:
                 self.backwards += len(pixels)
             else:
                 gradient = None
-        found = torch.zeros_like(pixels) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
-        return logits.detach(), values.detach(), found
+        finite = torch.zeros_like(pixels) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
+        return logits.detach(), values.detach(), finite
 
     def fooled(self, logits: Tensor, batch: ImageBatch) -> Tensor:
         """Which images `[B]` an attack can let go of: the misjudged ones, or none when it is not to stop."""
@@ -82,9 +82,9 @@ class Target:
         self.forwards += len(pixels)
         logits = self.model(pixels, *(extra[batch.rows] for extra in self.extras))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] < 2:
-            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadArgumentError(
-                f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {found}; "
+                f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {given}; "
                 "zoo.adversary.image.judged makes two logits of one, or of a policy"
             )
         return logits.float()

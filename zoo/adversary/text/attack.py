@@ -37,14 +37,14 @@ def attack_texts(
     places = list(range(len(texts))) if items is None else list(items)
     how: dict[str, Any] = {"threat": threat, "threshold": threshold, "batch_size": batch_size, "progress": progress}
     plan = _plan(model, threat, synonyms, how)
-    found: dict[int, TextResult] = {}
+    best: dict[int, TextResult] = {}
     with evaluation_mode(*(model.modules if isinstance(model, TextModel) else ())):
         for attack in plan:
-            left = [n for n in range(len(texts)) if n not in found or found[n].outcome in ("held", "refuted")]
+            left = [n for n in range(len(texts)) if n not in best or best[n].outcome in ("held", "refuted")]
             if left:
                 results = attack([texts[n] for n in left], items=[places[n] for n in left])
-                found |= {n: _joined(found.get(n), result) for n, result in zip(left, results, strict=True)}
-    return [found[n] for n in range(len(texts))]
+                best |= {n: _joined(best.get(n), result) for n, result in zip(left, results, strict=True)}
+    return [best[n] for n in range(len(texts))]
 
 
 def _plan(

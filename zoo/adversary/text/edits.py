@@ -192,30 +192,30 @@ def leetspeak(word: str) -> list[str]:
 def spacing(word: str) -> list[str]:
     """Insert a space at one place or at all, or take the blanks around the word away."""
     places = _inside(word)
-    found = [word[:i] + " " + word[i:] for i in places]
-    found.append("".join(" " + c if i in places else c for i, c in enumerate(word)))
-    return _other(word, [*found, word.strip()])
+    variants = [word[:i] + " " + word[i:] for i in places]
+    variants.append("".join(" " + c if i in places else c for i, c in enumerate(word)))
+    return _other(word, [*variants, word.strip()])
 
 
 def casing(word: str) -> list[str]:
     """Change the case of one letter, of every second, or of all."""
-    found = [word[:i] + c.swapcase() + word[i + 1 :] for i, c in enumerate(word)]
-    found.append("".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(word)))
-    return _other(word, [*found, word.upper(), word.swapcase()])
+    variants = [word[:i] + c.swapcase() + word[i + 1 :] for i, c in enumerate(word)]
+    variants.append("".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(word)))
+    return _other(word, [*variants, word.upper(), word.swapcase()])
 
 
 def misspelling(word: str) -> list[str]:
     """Swap, drop or double a letter or hit a neighbouring key, once, and never at the word's first letter."""
     letters = [i for i, c in enumerate(word) if c.isalpha()][1:]
-    found = []
+    variants = []
     for i in letters:
         before, letter, after = word[:i], word[i], word[i + 1 :]
         if after[:1].isalpha():
-            found.append(before + after[0] + letter + after[1:])
-        found += [before + after, before + 2 * letter + after]
+            variants.append(before + after[0] + letter + after[1:])
+        variants += [before + after, before + 2 * letter + after]
         keys = KEYBOARD.get(letter.lower(), "")
-        found += [before + (key.upper() if letter.isupper() else key) + after for key in keys]
-    return _other(word, found)
+        variants += [before + (key.upper() if letter.isupper() else key) + after for key in keys]
+    return _other(word, variants)
 
 
 #: The character attacks by name.
@@ -273,8 +273,8 @@ def drawing(seed: int, text: str) -> random.Random:
 
 def _replaced(word: str, table: Mapping[str, str]) -> list[str]:
     """Every replacement of one character by the table, then of all characters by their first entry."""
-    found = [word[:i] + look + word[i + 1 :] for i, c in enumerate(word) for look in table.get(c, "")]
-    return _other(word, [*found, "".join(table[c][0] if c in table else c for c in word)])
+    variants = [word[:i] + look + word[i + 1 :] for i, c in enumerate(word) for look in table.get(c, "")]
+    return _other(word, [*variants, "".join(table[c][0] if c in table else c for c in word)])
 
 
 def _inside(word: str) -> list[int]:
@@ -282,5 +282,5 @@ def _inside(word: str) -> list[int]:
     return [i for i in range(1, len(word)) if word[i - 1].isalnum() and word[i].isalnum()]
 
 
-def _other(word: str, found: Sequence[str]) -> list[str]:
-    return [variant for variant in dict.fromkeys(found) if variant != word]
+def _other(word: str, variants: Sequence[str]) -> list[str]:
+    return [variant for variant in dict.fromkeys(variants) if variant != word]

@@ -47,7 +47,7 @@ def substitute_tokens(
     editor = TokenEditor(model.codec)
     pairs = list(zip(texts, places, strict=True))
     with evaluation_mode(*model.modules):
-        found = [
+        results = [
             _Attack(model, editor, text, item, threat, threshold, method).run()
             for text, item in track(pairs, f"{method}: attacking texts", disable=not progress, transient=True)
         ]
@@ -55,7 +55,7 @@ def substitute_tokens(
         def score(part: list[str], owners: list[int]) -> Tensor:
             return model.score(part, [places[owner] for owner in owners])
 
-        return confirmed(found, score, threat, threshold, batch_size)
+        return confirmed(results, score, threat, threshold, batch_size)
 
 
 class _Attack:
@@ -109,8 +109,8 @@ class _Attack:
 
     def _scores(self, texts: list[str]) -> list[float]:
         self.queries += len(texts)
-        found: list[float] = checked_scores(self.model.score(texts, [self.item] * len(texts)), len(texts)).tolist()
-        return found
+        scores: list[float] = checked_scores(self.model.score(texts, [self.item] * len(texts)), len(texts)).tolist()
+        return scores
 
     def _append_words(self) -> None:
         """Start with random words after the text; the later steps exchange them as any other."""
@@ -133,10 +133,10 @@ class _Attack:
         if not trials:
             return False
         scores = self._scores([text for _, text in trials])
-        found = min((banned, score, text) for (banned, text), score in zip(trials, scores, strict=True))
-        improved = found[:2] < self.best[:2]
-        self.best = min(self.best, found)
-        self.now = found
+        chosen = min((banned, score, text) for (banned, text), score in zip(trials, scores, strict=True))
+        improved = chosen[:2] < self.best[:2]
+        self.best = min(self.best, chosen)
+        self.now = chosen
         return improved or self.method == "gcg"
 
     def _proposals(self, at: TokenText) -> list[tuple[int, int]]:

@@ -37,12 +37,12 @@ class LookedUp:
             raise BadArgumentError(
                 "the model's loss does not go through the token embedding: there are no words to attack"
             )
-        found = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
+        gradients = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
         total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
-        for part in found[: len(self.parts)]:
+        for part in gradients[: len(self.parts)]:
             if part is not None:  # a model may cut off padding first
                 total[:, : part.shape[1]] += part.float()
-        rest = zip(found[len(self.parts) :], others, strict=True)
+        rest = zip(gradients[len(self.parts) :], others, strict=True)
         return total, [torch.zeros_like(other) if part is None else part for part, other in rest]
 
 
@@ -121,7 +121,7 @@ def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:
 
 def input_embedding(module: nn.Module) -> nn.Embedding:
     """The token embedding of the one transformers model in a module. Raises BadInputError for none or several."""
-    found: dict[int, nn.Embedding] = {}
+    embeddings: dict[int, nn.Embedding] = {}
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             try:
@@ -129,10 +129,11 @@ def input_embedding(module: nn.Module) -> nn.Embedding:
             except NotImplementedError:  # of a model without one, such as a ResNet
                 continue
             if isinstance(embedding, nn.Embedding):
-                found[id(embedding)] = embedding
-    if len(found) != 1:
-        raise BadDataError(f"{type(module).__name__} holds {len(found)} language models of transformers, expected 1")
-    return next(iter(found.values()))
+                embeddings[id(embedding)] = embedding
+    if len(embeddings) != 1:
+        count = len(embeddings)
+        raise BadDataError(f"{type(module).__name__} holds {count} language models of transformers, expected 1")
+    return next(iter(embeddings.values()))
 
 
 #: Texts to one number each, `[B]`: how sure the model is of what the attacker wants to hide.
@@ -171,12 +172,12 @@ def checked_scores(scores: Any, count: int) -> NDArray[np.float64]:
     """The scores as an array `[count]`. Raises BadInputError for another shape or a score that is not finite."""
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu().float()
-    found = np.asarray(scores, dtype=np.float64)
-    if found.shape != (count,):
-        raise BadArgumentError(f"the attacked model must give one score per text, [{count}], got {list(found.shape)}")
-    if not np.isfinite(found).all():
+    values = np.asarray(scores, dtype=np.float64)
+    if values.shape != (count,):
+        raise BadArgumentError(f"the attacked model must give one score per text, [{count}], got {list(values.shape)}")
+    if not np.isfinite(values).all():
         raise BadDataError("the attacked model gave a score that is NaN or infinite: nothing was judged")
-    return found
+    return values
 
 
 def score_all(score: ItemScore, texts: Sequence[str], items: Sequence[int], batch_size: int) -> NDArray[np.float64]:
@@ -197,7 +198,7 @@ def confirmed(
 ) -> list[TextResult]:
     """Score every found text again, count its edits from the original, and refute the claims that do not hold."""
     scores = score_all(score, [result.text for result in results], range(len(results)), batch_size)
-    found = []
+    checked = []
     for result, after in zip(results, scores.tolist(), strict=True):
         permitted = threat.permits(result.original, result.text, exchanged=result.exchanged)
         permitted &= not count_banned(result.text, threat.banned)
@@ -205,8 +206,8 @@ def confirmed(
         if outcome == "broken" and not (after <= threshold and permitted):
             outcome = "refuted"
         edits = threat.budget.edits(result.original, result.text)
-        found.append(dataclasses.replace(result, outcome=outcome, score_after=after, edits=edits))
-    return found
+        checked.append(dataclasses.replace(result, outcome=outcome, score_after=after, edits=edits))
+    return checked
 
 
 def success_rate(results: Sequence[TextResult]) -> float | None:

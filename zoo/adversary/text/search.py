@@ -69,9 +69,9 @@ def search_texts(
 
     kept = _keeping(variants, threat, exchanged)
     searches = [_Greedy(text, kept, threat, threshold).run() for text in texts]
-    found = _side_by_side(searches, scored, batch_size, progress)
-    found = [dataclasses.replace(result, exchanged=exchanged) for result in found]
-    return confirmed(found, scored, threat, threshold, batch_size)
+    results = _side_by_side(searches, scored, batch_size, progress)
+    results = [dataclasses.replace(result, exchanged=exchanged) for result in results]
+    return confirmed(results, scored, threat, threshold, batch_size)
 
 
 def _keeping(variants: Variants, threat: TextPart, exchanged: bool) -> Variants:
@@ -80,15 +80,15 @@ def _keeping(variants: Variants, threat: TextPart, exchanged: bool) -> Variants:
         return variants
 
     def kept(word: str) -> list[str]:
-        found = variants(word)
-        return [one for one in found if keeps_protected(word, one, threat.protected, exchanged=exchanged)]
+        options = variants(word)
+        return [one for one in options if keeps_protected(word, one, threat.protected, exchanged=exchanged)]
 
     return kept
 
 
 def _side_by_side(searches: list[_Search], score: ItemScore, batch_size: int, progress: bool) -> list[TextResult]:
     """Run all searches to their end, with the texts that they wait for in common batches."""
-    found: dict[int, TextResult] = {}
+    results: dict[int, TextResult] = {}
     waiting = {item: next(search) for item, search in enumerate(searches)}
 
     def ended() -> Generator[int, None, None]:
@@ -101,13 +101,13 @@ def _side_by_side(searches: list[_Search], score: ItemScore, batch_size: int, pr
                 try:
                     waiting[item] = searches[item].send(part)
                 except StopIteration as stop:
-                    found[item] = stop.value
+                    results[item] = stop.value
                     del waiting[item]
                     yield item
 
     for _ in track(ended(), "attacking texts", total=len(searches), disable=not progress, transient=True):
         pass
-    return [found[item] for item in range(len(searches))]
+    return [results[item] for item in range(len(searches))]
 
 
 class _Trial(NamedTuple):
@@ -143,9 +143,9 @@ class _Greedy:
                     break
         if self.words and self.flat and not self._hidden():
             yield from self._at_random()
-        found = "".join(self.now) if self.words else self.text
+        changed = "".join(self.now) if self.words else self.text
         outcome: Outcome = "broken" if self._hidden() else "held"
-        return TextResult(self.text, found, outcome, before, self.score, 0, self.queries)
+        return TextResult(self.text, changed, outcome, before, self.score, 0, self.queries)
 
     def _hidden(self) -> bool:
         return self.score <= self.threshold and not self.banned
@@ -190,7 +190,7 @@ class _Greedy:
     def _affordable(self, index: int) -> list[_Trial]:
         """The candidates with another variant of one word that keep to the budget and bring in no banned word."""
         allowed = self.threat.budget.allowed(self.text)
-        found = []
+        trials = []
         # Variants of the original word, and itself again: variants of variants would soon be unreadable.
         for option in (*self.variants(self.words[index]), self.words[index]):
             if option == self.now[index]:
@@ -198,8 +198,8 @@ class _Greedy:
             words = [*self.now[:index], option, *self.now[index + 1 :]]
             cost, text = self.threat.budget.spent(self.words, words), "".join(words)
             if cost <= allowed:
-                found.append(_Trial(words, text, cost, count_banned(text, self.threat.banned)))
-        return [trial for trial in found if trial.banned <= self.banned]
+                trials.append(_Trial(words, text, cost, count_banned(text, self.threat.banned)))
+        return [trial for trial in trials if trial.banned <= self.banned]
 
     def _at_random(self) -> _Asking[None]:
         """Spend the other queries on random changes: a yes-or-no model shows no way that takes two words at once."""

@@ -56,10 +56,10 @@ class Synonyms:
             tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         except OSError as problem:
             raise BadDataError(f"{folder}: synonyms need a model in this folder: {problem}") from None
-        found = [value for name, value in weights.items() if name.endswith(_EMBEDDINGS)]
-        if len(found) != 1:
-            raise BadDataError(f"{folder / 'model.safetensors'}: holds {len(found)} tables of input embeddings, not 1")
-        return cls.from_embedding(tokenizer, found[0], count, least)
+        tables = [value for name, value in weights.items() if name.endswith(_EMBEDDINGS)]
+        if len(tables) != 1:
+            raise BadDataError(f"{folder / 'model.safetensors'}: holds {len(tables)} tables of input embeddings, not 1")
+        return cls.from_embedding(tokenizer, tables[0], count, least)
 
     def neighbours(self, word: str) -> list[str]:
         """The neighbours of a lower-case word, nearest first; none of a word that is not known."""
@@ -80,5 +80,5 @@ class Synonyms:
         if not core:
             return []
         before, after = word.split(core, 1)
-        found = self.neighbours(core.lower())
-        return [before + (other.capitalize() if core[0].isupper() else other) + after for other in found]
+        neighbours = self.neighbours(core.lower())
+        return [before + (other.capitalize() if core[0].isupper() else other) + after for other in neighbours]

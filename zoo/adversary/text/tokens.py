@@ -48,11 +48,11 @@ class Pieces:
 
     def whole_words(self) -> list[int]:
         """The tokens that are whole lower-case words of at least three ASCII letters."""
-        found = np.flatnonzero(self.readable & (self.kind == self._whole))
-        words = [self.surface[place] for place in found]
+        tokens = np.flatnonzero(self.readable & (self.kind == self._whole))
+        words = [self.surface[place] for place in tokens]
         return [
             int(place)
-            for place, word in zip(found, words, strict=True)
+            for place, word in zip(tokens, words, strict=True)
             if len(word) > 2 and word.isalpha() and word.islower()
         ]
 
@@ -115,6 +115,6 @@ class TokenEditor:
             return np.zeros(0, dtype=np.bool_)
         wanted = np.repeat(text.ids[None], len(swaps), axis=0)
         wanted[np.arange(len(swaps)), [place for place, _ in swaps]] = [token for _, token in swaps]
-        found = self.codec.encode(list(texts))
-        same: NDArray[np.bool_] = (found.ids == wanted).all(axis=1) & (found.mask == text.mask).all(axis=1)
+        encoded = self.codec.encode(list(texts))
+        same: NDArray[np.bool_] = (encoded.ids == wanted).all(axis=1) & (encoded.mask == text.mask).all(axis=1)
         return same

@@ -38,7 +38,7 @@ class Attempt:
 
     A `blind` item has no gradient, and the attack goes on without one. `refuted` counts successes that a second pass
     did not confirm; they break nothing. `forwards` counts the inputs that the model judged (of a black-box attack, the
-    queries), `backwards` those with a gradient. `found` holds the changed items by place; after the attack it holds
+    queries), `backwards` those with a gradient. `examples` holds the changed items by place; after the attack it holds
     the broken ones, and only where examples are kept.
     """
 
@@ -52,7 +52,7 @@ class Attempt:
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
-    found: dict[int, AdversarialExample] = field(default_factory=dict)
+    examples: dict[int, AdversarialExample] = field(default_factory=dict)
     #: The model's logits `[N, K]` of the changed items, and the clean logits of the others.
     logits: Tensor | None = None
 
@@ -135,7 +135,7 @@ class Campaign:
                 self._attack(attempt, part)
             attempt.seconds = time.perf_counter() - begin
             attempt.logits = self._logits(attempt)
-            attempt.found = self._kept(attempt) if self.keep else {}
+            attempt.examples = self._kept(attempt) if self.keep else {}
             attempts.append(attempt)
         return attempts
 
@@ -186,7 +186,7 @@ class Campaign:
             attempt.forwards += result.forwards
             attempt.backwards += result.backwards
             for place in result.broken.nonzero()[:, 0].tolist():
-                attempt.found[int(part[place])] = AdversarialExample(pixels=result.adversarial[place].cpu())
+                attempt.examples[int(part[place])] = AdversarialExample(pixels=result.adversarial[place].cpu())
 
     # What attacks texts is imported where it runs: an attack on images loads nothing of it.
 
@@ -212,7 +212,7 @@ class Campaign:
                     attempt.refuted += result.outcome == "refuted"
                     attempt.blind[place] |= result.obfuscated
                     attempt.forwards += result.queries
-                    attempt.found[place] = AdversarialExample(text=result.text)
+                    attempt.examples[place] = AdversarialExample(text=result.text)
 
     def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
         from zoo.adversary.joint import BothInputs, attack_jointly
@@ -238,7 +238,7 @@ class Campaign:
             attempt.forwards += result.forwards
             attempt.backwards += result.backwards
             for place, row in enumerate(part.tolist()):
-                attempt.found[row] = AdversarialExample(result.pixels[place].cpu(), result.texts[place])
+                attempt.examples[row] = AdversarialExample(result.pixels[place].cpu(), result.texts[place])
 
     @contextmanager
     def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
@@ -269,9 +269,9 @@ class Campaign:
     def _logits(self, attempt: Attempt) -> Tensor:
         """The model's logits `[N, K]` of the attacked items."""
         logits = self.clean.clone()
-        rows = torch.tensor(sorted(attempt.found), dtype=torch.int64)
+        rows = torch.tensor(sorted(attempt.examples), dtype=torch.int64)
         for part in self._parts(rows):
-            examples = [attempt.found[place] for place in part.tolist()]
+            examples = [attempt.examples[place] for place in part.tolist()]
             some = self.items.take(part)
             pixels = None
             if self.items.pixels is not None:
@@ -285,7 +285,7 @@ class Campaign:
         """The examples that broke their item, rounded to grey levels."""
         kept = {}
         for place in attempt.broken.nonzero()[:, 0].tolist():
-            example, clean = attempt.found[place], self.items.pixels
+            example, clean = attempt.examples[place], self.items.pixels
             if example.pixels is not None and clean is not None:
                 example = AdversarialExample(towards_clean(example.pixels, clean[place]), example.text)
             kept[place] = example

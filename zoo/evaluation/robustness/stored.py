@@ -82,7 +82,7 @@ def save_examples(victim: Victim, outcome: Outcome, selection: Selection, out: P
         (folder / "images").mkdir()
         rows = []
         for attempt in attempts:
-            for place, example in sorted(attempt.found.items()):
+            for place, example in sorted(attempt.examples.items()):
                 name = _write_image(folder, outcome, place, attempt.attack, example)
                 rows.append(_Stored(items.items[place], place, attempt.attack, example, name))
         survived = _survivors(victim, point, rows, folder)
