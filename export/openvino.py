@@ -21,6 +21,7 @@ from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
+from zoo.files import native_writer
 from zoo.models.served import text_banks
 from zoo.release.store import Release
 
@@ -109,7 +110,8 @@ def write_openvino(
             # Of one size, so that no `If` is left: at the first call of one, OpenVINO 2026.4 answers wrongly.
             size = release.card.image.size
             model.reshape({"image": [-1, size, size, 3]})
-        ov.save_model(model, path, compress_to_fp16=False)
+        with native_writer(path):
+            ov.save_model(model, path, compress_to_fp16=False)
     counts = _count_products(path)
     check_products(counts, precision)
     return tuple(files), counts

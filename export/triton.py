@@ -29,7 +29,7 @@ from export.runtime.tensorrt import read_report
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files import MANIFEST, new_directory
+from zoo.files import MANIFEST, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
@@ -104,8 +104,8 @@ def export_triton(
             config.write_version(one)
         return model
     with new_directory(model, overwrite=overwrite, ours=(CONFIG, LABELS, "[0-9]*/*")) as whole:
-        (whole / CONFIG).write_text(text, encoding="utf-8")
-        (whole / LABELS).write_text(config.labels, encoding="utf-8")
+        write_file(whole / CONFIG, text)
+        write_file(whole / LABELS, config.labels)
         (whole / str(version)).mkdir()
         config.write_version(whole / str(version))
     return model
@@ -155,7 +155,7 @@ class _Config:
         for extra in (CARD, TOKENIZER, MANIFEST):
             if (self.bundle.folder / extra).is_file():
                 shutil.copyfile(self.bundle.folder / extra, folder / extra)
-        (folder / POLICY).write_text(self.judge.policy.to_yaml(), encoding="utf-8")
+        write_file(folder / POLICY, self.judge.policy.to_yaml())
 
     def _banks(self) -> list[TensorSpec]:
         """The text banks that a request may bring: Triton allows optional inputs in ONNX without batching alone."""

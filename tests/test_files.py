@@ -13,7 +13,7 @@ import pytest
 
 from zoo import files
 from zoo.errors import BadArgumentError
-from zoo.files import edited_directory, new_directory, new_file, write_file
+from zoo.files import edited_directory, native_writer, new_directory, new_file, write_file
 
 OURS = ("card.json", "model.*")
 
@@ -198,3 +198,105 @@ def test_what_was_moved_aside_before_a_kill_comes_back(tmp_path: Path) -> None:
     with pytest.raises(BadArgumentError, match="not empty"), new_directory(out):
         raise AssertionError
     assert _content(out)["card.json"] == "old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors have names there")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("to", ["pipe", "file"])
+def test_an_open_descriptor_is_written_after_what_was_printed(tmp_path: Path, name: str, to: str) -> None:
+    program = f"""
+from pathlib import Path
+from zoo.files import write_file
+print("table")
+write_file(Path({name!r}), "figures\\n")
+print("end")
+"""
+    home = Path(files.__file__).parents[1]
+    out = tmp_path / "out.txt"
+    with out.open("w") as stream:
+        target = stream if to == "file" else subprocess.PIPE
+        done = subprocess.run([sys.executable, "-c", program], cwd=home, stdout=target, check=True, text=True)
+    assert (out.read_text() if to == "file" else done.stdout) == "table\nfigures\nend\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_errors_name_what_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"Not a directory|File exists") as inside_a_file:
+        write_file(tmp_path / "file" / "report.json", "x")
+    assert inside_a_file.value.filename.endswith("file")
+
+    def fill(out: Path) -> None:
+        with new_directory(out) as folder:
+            (folder / "weights").mkdir()
+            (folder / "weights").write_text("x")
+
+    with pytest.raises(IsADirectoryError) as inside:
+        fill(tmp_path / "release")
+    assert inside.value.filename == str(tmp_path / "release" / "weights")
+    with pytest.raises(OSError, match="No space") as full, new_file(tmp_path / "report.json"):
+        raise OSError(28, "No space left on device")
+    assert full.value.filename == str(tmp_path / "report.json")
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may write everywhere")
+def test_what_is_read_only_stays(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    file.write_text("old")
+    file.chmod(0o400)
+    with pytest.raises(PermissionError) as caught:
+        write_file(file, "new")
+    assert caught.value.filename == str(file)
+    assert file.read_text() == "old"
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"new\.json'"):
+        write_file(tmp_path / "new.json", "")
+    with pytest.raises(PermissionError, match="release'"):
+        _write(tmp_path / "release")
+
+
+@pytest.mark.parametrize("name", ["~", "~/release"])
+def test_a_tilde_that_the_shell_left_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadArgumentError, match="the shell left ~ as it is"):
+        _write(Path(name))
+    with pytest.raises(BadArgumentError, match="the shell left ~ as it is"):
+        write_file(Path(name) / "card.json", "")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = _release(tmp_path / "users" / "home")
+    monkeypatch.setenv("HOME", str(home))
+    for out in (home, home.parent):
+        with pytest.raises(BadArgumentError, match="home folder cannot be replaced"):
+            _write(out)
+    with pytest.raises(BadArgumentError, match="home folder"), edited_directory(home):
+        raise AssertionError
+    assert _content(home)["card.json"] == "old"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names there")
+def test_a_pipe_in_a_folder_counts_as_a_file(tmp_path: Path) -> None:
+    out = _release(tmp_path / "release")
+    os.mkfifo(out / "pipe")
+    with pytest.raises(BadArgumentError, match="did not write pipe"):
+        _write(out)
+
+
+def test_an_edit_does_not_write_through_links(tmp_path: Path) -> None:
+    """The Hub's cache links each file to a blob, which bears the name of its content."""
+    blob, folder = tmp_path / "blob", tmp_path / "bundle"
+    blob.write_text("old")
+    folder.mkdir()
+    (folder / "policy.yaml").symlink_to(blob)
+    with edited_directory(folder) as work:
+        write_file(work / "policy.yaml", "new")
+    assert blob.read_text() == "old"
+    assert (folder / "policy.yaml").read_text() == "new"
+
+
+def test_what_a_native_writer_raises_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot be written") as caught, native_writer(tmp_path / "model.safetensors"):
+        raise RuntimeError("basic_ios::clear: iostream error")
+    assert caught.value.filename == str(tmp_path / "model.safetensors")

@@ -211,3 +211,96 @@ def test_no_torch_in_a_fresh_interpreter(code: str) -> None:
     check = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & {set(HEAVY)}))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "[]"
+
+
+#: Calls that write, move or delete by a path. Only zoo/files.py may: it does so as a whole or not at all.
+WRITING = {
+    *(
+        "write_text",
+        "write_bytes",
+        "touch",
+        "mkdir",
+        "makedirs",
+        "rename",
+        "unlink",
+        "rmdir",
+        "symlink_to",
+        "hardlink_to",
+    ),
+    *(
+        "removedirs",
+        "renames",
+        "link",
+        "symlink",
+        "truncate",
+        "rmtree",
+        "copyfile",
+        "copy2",
+        "copytree",
+    ),
+    *(
+        "save",
+        "savefig",
+        "save_file",
+        "save_model",
+        "save_pretrained",
+        "savetxt",
+        "savez",
+        "savez_compressed",
+        "tofile",
+    ),
+    *("serialize_file", "to_csv", "to_json", "to_parquet", "to_pickle", "write_table", "NamedTemporaryFile", "mkstemp"),
+}
+_PART = "into the folder of a whole that takes its place at the end"
+#: What may write by a path all the same, and why.
+MAY_WRITE = {
+    ("zoo.release.store", "save_file"): _PART,
+    ("zoo.training.vision_language", "save_pretrained"): _PART,
+    ("export.openvino", "save_model"): _PART,
+    ("export.precision.nodes", "save"): f"external data of ONNX goes by path; {_PART}",
+    ("export.triton", "save"): _PART,
+    ("export.triton", "copyfile"): _PART,
+    ("export.triton", "mkdir"): _PART,
+    ("export.make", "unlink"): "from the folder of a whole: the engine that is built again",
+    ("export.bundle.manifest", "unlink"): "the signature of the manifest that was just replaced",
+    ("export.runtime.onnx", "mkdir"): "onnxruntime keeps TensorRT's engines there",
+}
+
+
+def _writes(source: str) -> set[str]:
+    """Names of the calls that write by a path. Open streams are called `stream` or `buffer`."""
+    writes = set()
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        words = [*call.args, *(keyword.value for keyword in call.keywords)]
+        if called in ("open", "fdopen", "ZipFile"):
+            modes = {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
+            if any(len(mode) < 4 and set(mode) & set("wax+") for mode in modes):
+                writes.add(called)
+        elif called in WRITING and not (called == "save" and isinstance(call.func, ast.Name)):  # a function of ours
+            names = {node.id for word in words for node in ast.walk(word) if isinstance(node, ast.Name)}
+            if not names & {"stream", "buffer"}:
+                writes.add(called)
+    return writes
+
+
+def test_all_files_are_written_by_one_module_whole_or_not_at_all() -> None:
+    sources = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items() if name != "zoo.files"}
+    writes = {(name, call) for name, source in sources.items() for call in _writes(source)}
+    assert sorted(writes - MAY_WRITE.keys()) == [], "use new_file, write_file or new_directory of zoo.files"
+    assert sorted(MAY_WRITE.keys() - writes) == [], "no longer needed"
+
+
+def test_the_search_for_writers_finds_them() -> None:
+    lines = (
+        "open(path, 'w')",
+        "path.open(mode='ab')",
+        "p.write_text('')",
+        "figure.savefig(path)",
+        "np.save(path, array)",
+    )
+    assert [len(_writes(line)) for line in lines] == [1] * len(lines)
+    lines = ("open(path)", "path.open('rb')", "text.replace('a', 'b')", "figure.savefig(stream)", "save(proto, path)")
+    assert [_writes(line) for line in lines] == [set()] * len(lines)

@@ -61,19 +61,28 @@ def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
 def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` on success and vanishes on failure; `options` are those of `open`.
 
-    Text is UTF-8. A link keeps pointing to the file that is replaced. A device or a pipe is written directly.
+    Text is UTF-8. The folder is made if it does not exist. A link keeps pointing to the file that is replaced. A
+    device, a pipe and an open descriptor (`/dev/stdout`) are written directly.
     """
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    target = path.resolve()
-    if target.exists() and not target.is_file():
-        with target.open(mode, **options) as stream:  # /dev/stdout, or a folder, whose error says so
+    if (number := _descriptor(path)) is not None:
+        sys.stdout.flush()  # what was printed before comes first
+        with os.fdopen(os.dup(number), mode, **options) as stream:  # its position is kept
             yield stream
         return
+    if path.exists() and not path.is_file():
+        with path.open(mode, **options) as stream:  # /dev/null, or a folder, whose error says so
+            yield stream
+        return
+    target = _resolved(path)
+    if target.exists() and not os.access(target, os.W_OK):  # a rename would replace it all the same
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
     _clean(target)
     partial = _beside(target, _PARTIAL)
     try:
-        with partial.open(mode.replace("w", "x"), **options) as stream:
+        with _named(path, partial), partial.open(mode.replace("w", "x"), **options) as stream:
             _lock(stream.fileno())
             if target.exists():
                 shutil.copymode(target, partial)
@@ -86,7 +95,7 @@ def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
         partial.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes | memoryview) -> None:
     """Replace a file by one of this content (text as UTF-8), whole or not at all."""
     with new_file(path, "w" if isinstance(content, str) else "wb") as stream:
         stream.write(content)
@@ -100,18 +109,17 @@ def new_directory(out: Path, *, overwrite: bool = False, ours: tuple[str, ...] =
     must be there: it is the mark of what this command writes. Raises BadArgumentError when `out` is a file, is the
     current folder or one around it, is not empty without `overwrite`, or holds anything else.
     """
-    target = out.resolve()
+    target = _resolved(out)
     if target.exists() and not target.is_dir():
         raise BadArgumentError(f"{out}: is a file, expected a directory to write")
-    if Path.cwd().is_relative_to(target):
-        raise BadArgumentError(f"{out}: the current folder cannot be replaced; name a new one inside it")
+    _refuse_occupied(out, target)
     _clean(target)
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise BadArgumentError(f"{out}: exists and is not empty; name another folder, or overwrite it")
         _refuse_foreign(out, ours)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(target) as folder:
+    with _replacing(out, target) as folder:
         yield folder
 
 
@@ -119,12 +127,25 @@ def new_directory(out: Path, *, overwrite: bool = False, ours: tuple[str, ...] =
 def edited_directory(folder: Path) -> Iterator[Path]:
     """Yield a copy of a directory that replaces it on success and vanishes on failure.
 
-    Files are linked, not copied: replace a file that is to change (`write_file`), never write into it.
+    Files are linked, not copied: replace a file that is to change (`write_file`), never write into it. Raises
+    BadArgumentError when it is the current folder or one around it.
     """
     target = folder.resolve()
-    with _replacing(target) as work:
+    _refuse_occupied(folder, target)
+    with _replacing(folder, target) as work:
         shutil.copytree(target, work, copy_function=_link, dirs_exist_ok=True)
         yield work
+
+
+@contextmanager
+def native_writer(path: Path) -> Iterator[None]:
+    """Turn what a writer in C++ or Rust raises (on a full disk, say) into an OSError that names its file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as problem:
+        raise OSError(errno.EIO, f"cannot be written ({problem})", str(path)) from problem
 
 
 def hub_file(repository: str, name: str) -> Path:
@@ -137,13 +158,39 @@ def hub_file(repository: str, name: str) -> Path:
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
+        os.link(os.path.realpath(source), target)
+    except OSError:  # a file system without hard links, or a link to another one
         shutil.copy2(source, target)
 
 
+def _resolved(path: Path) -> Path:
+    if path.parts[:1] == ("~",):
+        raise BadArgumentError(f"{path}: the shell left ~ as it is; write the home folder in full")
+    return path.resolve()
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of an open file that `/dev/stdout`, `/dev/fd/1` and such stand for."""
+    names = {"/dev/stdin": "0", "/dev/stdout": "1", "/dev/stderr": "2"}
+    text = os.path.abspath(path)
+    folder, _, number = text.rpartition("/")
+    number = names.get(text, number if folder in ("/dev/fd", "/proc/self/fd") else "")
+    return int(number) if number.isdecimal() and os.name == "posix" else None
+
+
+def _refuse_occupied(out: Path, target: Path) -> None:
+    if Path.cwd().is_relative_to(target):
+        raise BadArgumentError(f"{out}: the current folder cannot be replaced; name one inside it, or leave it first")
+    if Path(os.path.expanduser("~")).resolve().is_relative_to(target):
+        raise BadArgumentError(f"{out}: the home folder cannot be replaced; name a new one inside it")
+    if os.path.ismount(target):
+        raise BadArgumentError(f"{out}: a mounted folder cannot be replaced; name a new one inside it")
+
+
 def _refuse_foreign(out: Path, ours: tuple[str, ...]) -> None:
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or path.is_file())
+    files = sorted(
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
     foreign = [name for name in files if not any(_matches(name, pattern) for pattern in ours)]
     if foreign:
         raise BadArgumentError(
@@ -159,23 +206,38 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Let an error name what was to be written, not the temporary file or folder that was to take its place."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno is not None and problem.filename is None:  # a full disk
+            problem.filename = str(path)
+        elif isinstance(problem.filename, str) and problem.filename.startswith(str(temporary)):
+            problem.filename = f"{path}{problem.filename.removeprefix(str(temporary))}"
+        raise
+
+
+@contextmanager
+def _replacing(out: Path, target: Path) -> Iterator[Path]:
     """Yield a new folder beside `target` that takes its place in one step. What was there is deleted last."""
     _clean(target)
     work = _beside(target, _PARTIAL)
-    work.mkdir()
-    held = _lock(os.open(work, os.O_RDONLY)) if fcntl else None
+    held = None
     try:
-        if target.exists():
-            shutil.copymode(target, work)
-        yield work
-        for path in [*work.rglob("*"), work]:
-            _sync(path)
-        if target.exists():
-            _exchange(work, target)
-        else:
-            work.rename(target)
-        _sync(target.parent)
+        with _named(out, work):
+            work.mkdir()
+            held = _lock(os.open(work, os.O_RDONLY)) if fcntl else None
+            if target.exists():
+                shutil.copymode(target, work)
+            yield work
+            for path in [*work.rglob("*"), work]:
+                _sync(path)
+            if target.exists():
+                _exchange(work, target)
+            else:
+                work.rename(target)
+            _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if held is not None:
@@ -233,9 +295,12 @@ def _lock(descriptor: int) -> int:
 
 def _sync(path: Path) -> None:
     """Bring a file or the entries of a folder to the disk, as far as the system offers it."""
-    with suppress(OSError):
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as problem:  # Windows opens no folder
+        if problem.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise

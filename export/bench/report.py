@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.evaluation.page import COLOURS, DASHES, MARKERS
+from zoo.files import write_file
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ class Benchmark:
 
     def write(self, folder: Path) -> None:
         """Write `bench.json`, `bench.md` and the plot `bench.png` into a folder, made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bench.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        (folder / "bench.md").write_text(self.text() + "\n", encoding="utf-8")
-        (folder / "bench.png").write_bytes(plot_speed(self))
+        write_file(folder / "bench.png", plot_speed(self))
+        write_file(folder / "bench.md", self.text() + "\n")
+        write_file(folder / "bench.json", json.dumps(asdict(self), indent=2) + "\n")
 
 
 def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Timing]:

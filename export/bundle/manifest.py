@@ -208,10 +208,10 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a bundle, whole or not at all; the signature of the one before it is taken off."""
         path = folder / MANIFEST
-        if signature_path(path).is_file():
+        write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        if signature_path(path).is_file():  # after it: a full disk costs no signature
             log.warning("%s: its signature was that of the manifest as it was; sign it again: zoo bundle sign", folder)
             signature_path(path).unlink()
-        write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def signature_path(manifest: Path) -> Path:

@@ -18,7 +18,7 @@ from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, sha256, write_file
+from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, new_file, sha256, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 
@@ -100,7 +100,8 @@ SUFFIX = ".npz"
 def write_banks(engine: Path, banks: Banks) -> str:
     """Write the banks `[P, D]` of an engine by input name, beside its file; returns the name of theirs."""
     path = engine.with_suffix(SUFFIX)
-    np.savez(path, allow_pickle=False, **banks)
+    with new_file(path, "wb") as stream:
+        np.savez(stream, allow_pickle=False, **banks)
     return path.name
 
 

@@ -20,6 +20,7 @@ import onnx
 from export.bundle.manifest import Shapes
 from export.tensorrt.package import LogLine, Package, PlanReport, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
+from zoo.files import write_file
 
 #: TensorRT's names of types, in the network (capitals) and in the layer list.
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "BFLOAT16": "bf16", "INT8": "int8", "FP8": "fp8"}
@@ -162,7 +163,7 @@ def build(
         if plan is None:
             raise IncompatibleBundleError(_failure(trt, graph, log, bool(refit) or strip_weights))
         if cache is not None and timing_cache is not None:
-            timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+            write_file(timing_cache, bytes(config.get_timing_cache().serialize()))
         layers = read_layers(log)
         report = PlanReport(
             package=trt.name,

@@ -21,6 +21,7 @@ from export.tensorrt.build import Built, Range, build, load_graph
 from export.tensorrt.package import GRAPH, LOG, REPORT, PlanReport
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import write_file
 from zoo.release.store import Release
 
 TextBank = Literal["input", "constant", "refit"]
@@ -123,9 +124,9 @@ def write_plan(
 ) -> tuple[str, ...]:
     """Write the plan and what the runtime needs beside it; names of the files, the plan first."""
     plan = stem.with_suffix(".plan")
-    plan.write_bytes(built.plan)
-    plan.with_suffix(REPORT).write_text(json.dumps(built.report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    plan.with_suffix(LOG).write_text(built.log, encoding="utf-8")
+    write_file(plan, built.plan)
+    write_file(plan.with_suffix(REPORT), json.dumps(built.report.to_dict(), indent=2) + "\n")
+    write_file(plan.with_suffix(LOG), built.log)
     files = [plan.name, plan.with_suffix(REPORT).name, plan.with_suffix(LOG).name]
     if text_bank != "constant" and card.bank_names:
         weights = {weight.name: weight for weight in load_graph(graph).graph.initializer}
@@ -133,7 +134,7 @@ def write_plan(
         files.append(write_banks(plan, banks))
     if built.report.stripped:
         for path in sorted(graph.parent.glob(f"{graph.name}*")):  # and its weights, where they have a file of their own
-            (stem.parent / path.name).write_bytes(path.read_bytes())
+            write_file(stem.parent / path.name, path.read_bytes())
             files.append(path.name)
     return tuple(files)
 

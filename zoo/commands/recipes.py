@@ -9,6 +9,7 @@ from pathlib import Path
 from zoo.assets import assets_root, find_asset, shipped
 from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
 from zoo.errors import BadArgumentError, close_match
+from zoo.files import write_file
 
 
 def add(commands: Commands) -> None:
@@ -44,16 +45,20 @@ def _copy(options: argparse.Namespace) -> int:
     text = source.read_text(encoding="utf-8")
     # Fragments are named relative to the recipe; copied beside it, those names go on being right.
     named = sorted(set(re.findall(r"\.\./(configs/[\w./-]+\.yaml)", text)))
-    targets = {options.out / "recipes" / source.name: source}
-    targets |= {options.out / name: assets_root() / name for name in named}
-    taken = [str(target) for target in targets if target.exists()]
+    targets = {options.out / name: assets_root() / name for name in named}
+    targets[options.out / "recipes" / source.name] = source  # last: it names the others
+    # A fragment as it is shipped was left by a run that was killed before it wrote the recipe.
+    taken = [str(to) for to, of in targets.items() if to.exists() and (of is source or not _same(to, of))]
     if taken:
         raise BadArgumentError(f"{', '.join(taken)}: exists already; move it away, or give another --out")
     for target, origin in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
+        write_file(target, origin.read_text(encoding="utf-8"))
         print(target)
     return 0
+
+
+def _same(target: Path, origin: Path) -> bool:
+    return target.is_file() and target.read_bytes() == origin.read_bytes()
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.errors import BadArgumentError
-from zoo.files import is_bundle
+from zoo.files import is_bundle, write_file
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection
@@ -220,8 +220,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
     text = json.dumps(groups, indent=1, ensure_ascii=False) + "\n" if options.json else markdown(groups)
     print(text, end="")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
+        write_file(options.out, text)
     if options.plot:
         plot_curves(reports, options.plot)
     return 0

@@ -61,7 +61,6 @@ class PlainData:
 
     def write_json(self, path: Path, indent: int = 1) -> None:
         """Write a file that `read_json` and `from_dict` read back, in a folder that is made if it does not exist."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(self.to_dict(), indent=indent, ensure_ascii=False) + "\n")
 
     @classmethod

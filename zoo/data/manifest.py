@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
+from zoo.files import new_file
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -80,8 +81,7 @@ def need_columns(path: Path, records: Sequence[Mapping[str, str]], names: Iterab
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file, and the folder that it lies in if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with new_file(path, newline="") as stream:
         csv.writer(stream).writerows([columns, *rows])
 
 

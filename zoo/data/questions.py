@@ -14,6 +14,7 @@ import numpy as np
 from zoo.data.manifest import Split, need_columns, read_manifest
 from zoo.data.signs import PLACES, Signs, read_signs
 from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.files import write_file
 
 Wording = Literal["plain", "new"]
 COLUMNS = ("image", "question", "answer", "label", "split", "kind", "reason")
@@ -107,8 +108,7 @@ def write_questions(signs: Path, out: Path, *, wording: Wording = "plain", per_i
     text = stream.getvalue()
     if out.exists() and (not out.is_file() or out.read_text(encoding="utf-8") != text):
         raise BadArgumentError(f"{out}: exists with other contents; name another, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_file(out, text)
     return out
 
 

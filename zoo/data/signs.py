@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import new_directory, new_file, write_file
 
 SPLITS = ("train", "val", "test")
 
@@ -133,16 +135,16 @@ def write_signs(
         raise BadArgumentError(
             f"{out}: neither an empty directory nor this very dataset ({parameters}); name another, or empty it first"
         )
-    (out / "images").mkdir(parents=True, exist_ok=True)
     rows = [("image", "text", "label", "split", "held_out")]
-    for split, index in track(list(_slots(counts)), f"Drawing signs into {out.name}"):
-        name, signs, rng = _picture(seed, split, index)
-        draw(signs, size, rng).save(out / name, "JPEG", quality=int(rng.integers(70, 96)))
-        rows.append((name, caption(signs, rng), str(int(signs.forbidden)), split, str(int(signs.held_out))))
-    with manifest.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    # Last, so that an interrupted run is not taken for a complete one.
-    marker.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+    with new_directory(out) as folder:
+        for split, index in track(list(_slots(counts)), f"Drawing signs into {out.name}"):
+            name, signs, rng = _picture(seed, split, index)
+            draw(signs, size, rng).save(stream := io.BytesIO(), "JPEG", quality=int(rng.integers(70, 96)))
+            write_file(folder / name, stream.getvalue())
+            rows.append((name, caption(signs, rng), str(int(signs.forbidden)), split, str(int(signs.held_out))))
+        with new_file(folder / manifest.name, newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        write_file(folder / marker.name, json.dumps(parameters, indent=2) + "\n")
     return manifest
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
+from zoo.files import write_file
 from zoo.inputs import image as image_input
 from zoo.metrics import rates, roc
 
@@ -124,10 +125,9 @@ class Page:
     def write(self, out: Path) -> Path:
         """Write `out/report.html`, complete in itself, and `out/report.png` with the charts; returns the former."""
         page, picture = self.html(), self.png()
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.png").write_bytes(picture)
+        write_file(out / "report.png", picture)
         # A file name may hold bytes that are not UTF-8: they are shown as "?".
-        (out / "report.html").write_text(page, encoding="utf-8", errors="replace")
+        write_file(out / "report.html", page.encode(errors="replace"))
         return out / "report.html"
 
     def html(self) -> str:

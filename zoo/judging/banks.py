@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.policy import Policy
+from zoo.files import write_file
 
 log = logging.getLogger("zoo.judging.banks")
 
@@ -71,9 +72,7 @@ def _read(path: Path, rows: int) -> Bank | None:
 
 def _write(path: Path, bank: Bank) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-            np.save(stream, bank)
-        os.replace(stream.name, path)  # whole or not at all, also when two processes write it
+        np.save(stream := io.BytesIO(), bank)
+        write_file(path, stream.getvalue())  # whole or not at all, also when two processes write it
     except OSError as problem:
         log.warning("%s: the text bank cannot be kept (%s)", path, problem)

@@ -16,7 +16,7 @@ from zoo.errors import (
     MissingDependencyError,
     NoWeightsError,
 )
-from zoo.files import check_hashes, hashes, is_bundle, new_directory
+from zoo.files import check_hashes, hashes, is_bundle, native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
@@ -59,10 +59,11 @@ def write_release(model: ZooModel, policy: AnyPolicy, out: Path, *, overwrite: b
     check_finite(model, model.card.name)
     with new_directory(out, overwrite=overwrite, ours=(CARD, WEIGHTS, POLICY, TOKENIZER)) as folder:
         tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS)
-        (folder / POLICY).write_text(policy.to_yaml(), encoding="utf-8")
+        with native_writer(folder / WEIGHTS):
+            save_file(tensors, folder / WEIGHTS)
+        write_file(folder / POLICY, policy.to_yaml())
         if model.tokenizer_json is not None:
-            (folder / TOKENIZER).write_text(model.tokenizer_json, encoding="utf-8")
+            write_file(folder / TOKENIZER, model.tokenizer_json)
         card = model.card.replace(files=hashes(folder))
         write_card(card, folder)
     return card

@@ -25,6 +25,7 @@ from zoo.assets import find_asset
 from zoo.contract.card import Training
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.files import write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge
 from zoo.metrics import auroc, average_precision
@@ -188,9 +189,8 @@ class Base(Trainable):
     def on_predict_end(self) -> None:
         """Write the verdicts to `predictions.jsonl` in the log directory."""
         path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in self._predicted)
-        path.write_text("".join(lines), encoding="utf-8")
+        write_file(path, "".join(lines))
         log.warning("%d verdicts written to %s", len(self._predicted), path)
 
     def scores(self, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import pickle
 import re
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.assets import find_asset, shipped
 from zoo.errors import close_match, refusal
+from zoo.files import write_file
 
 OWN_MODELS = "--import MODULE (repeatable) first imports a module that registers your own models."
 
@@ -36,6 +40,18 @@ class Parser(LightningArgumentParser):
             match = close_match(wrong[1], names) or (f" is no argument of {classes[0]}" if classes else "")
             message = f"'{wrong[1]}'{match}\n{message}"
         super().error(message, ex)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the last ones whole, also where the temporary folder lies on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint to a file; one in remote storage as Lightning does."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        torch.save(checkpoint, stream := io.BytesIO())
+        write_file(Path(path), stream.getbuffer())
 
 
 class ZooCLI(LightningCLI):
@@ -63,6 +79,7 @@ class ZooCLI(LightningCLI):
             kwargs["logger"] = [csv]
             if importlib.util.find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(folder, name=name, version=f"version_{csv.version}"))
+        kwargs["plugins"] = [*(config.trainer.plugins or ()), WholeCheckpoints()]
         return super().instantiate_trainer(**kwargs)
 
 

@@ -18,7 +18,7 @@ from zoo.assets import find_asset
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.files import new_directory
+from zoo.files import native_writer, new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
@@ -198,7 +198,7 @@ class VisionLanguage(Trainable):
             return
         if self._peft:
             self.lvlm, self._peft = self._peft[0].merge_and_unload(), ()
-        with new_directory(self.out, overwrite=True, ours=_FILES) as folder:
+        with new_directory(self.out, overwrite=True, ours=_FILES) as folder, native_writer(folder):
             self.lvlm.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 

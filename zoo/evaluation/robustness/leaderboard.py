@@ -11,6 +11,7 @@ from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.page import COLOURS, DASHES, MARKERS
 from zoo.evaluation.robustness.report import Curve, PointFigures, RobustnessReport
+from zoo.files import new_file
 from zoo.metrics import Estimate
 
 if TYPE_CHECKING:
@@ -185,8 +186,8 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
             _draw(grid[down][across], drawn, column, row, norms[0])
         grid[0][across].set_title(POINTS[column])
     grid[0][0].legend(loc="best", fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with new_file(path, "wb") as stream:
+        figure.savefig(stream, format="png")
     return path
 
 

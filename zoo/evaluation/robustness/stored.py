@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from zoo.evaluation.robustness.report import percent
 from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import AttackedPoint, Victim
 from zoo.evaluation.verdicts import judged
-from zoo.files import new_directory
+from zoo.files import new_directory, new_file, write_file
 from zoo.inputs.image import load
 from zoo.metrics import FLAGGED, Draws, Estimate
 from zoo.release.store import load_scorer, model_scorer
@@ -79,7 +80,6 @@ def save_examples(victim: Victim, outcome: Outcome, selection: Selection, out: P
     """
     point, attempts, items = outcome.points[0], outcome.attempts[0], outcome.items
     with new_directory(out) as folder:
-        (folder / "images").mkdir()
         rows = []
         for attempt in attempts:
             for place, example in sorted(attempt.examples.items()):
@@ -119,7 +119,8 @@ def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, exampl
         return ""
     pixels: Tensor = items.pixels[place] if example.pixels is None else example.pixels
     name = f"images/{items.items[place].row.line:06}_{attack}.png"
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream := io.BytesIO(), "PNG")
+    write_file(folder / name, stream.getvalue())
     return name
 
 
@@ -159,7 +160,7 @@ def _write_manifest(
     judged = bool(rows) and all(row.item.row.judged is not None for row in rows)
     kinds = outcome.items.columns.get("kind")
     root = selection.image_root or selection.data.parent
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with new_file(path, newline="") as stream:
         writer = csv.DictWriter(stream, [*names, *(["judged"] if judged else [])])
         writer.writeheader()
         for row, holds in zip(rows, survived, strict=True):

@@ -17,6 +17,7 @@ from zoo.contract.card import Measurement
 from zoo.evaluation.page import COLOURS
 from zoo.evaluation.report import EvaluationReport, plain_table
 from zoo.evaluation.texts.rankers import UNKNOWN
+from zoo.files import new_file
 from zoo.metrics import Estimate, Ranking, Values, estimate
 
 #: Which texts an attack changed: none, the positives of each category, all, or a sample of its positives.
@@ -226,8 +227,8 @@ def plot_text_report(report: TextReport, path: Path) -> Path:
     kinds = [condition.attack for condition in attacked]
     right.set_xticks(np.arange(len(kinds)) + 0.4 - width / 2, kinds, rotation=35, ha="right")
     right.set(ylabel="relative loss of mean AUPRC, %", title="positives edited at random, 10 % of characters")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with new_file(path, "wb") as stream:
+        figure.savefig(stream, format="png")
     return path
 
 
