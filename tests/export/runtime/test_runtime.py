@@ -234,7 +234,7 @@ def test_engines_that_tensorrt_caches_are_those_of_one_file(monkeypatch: pytest.
         "onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     )
     monkeypatch.setattr("onnxruntime.InferenceSession", Starts)
-    monkeypatch.setattr(onnx_engine, "_version", lambda name: "10.9.0")
+    monkeypatch.setattr(onnx_engine, "_version", lambda name: "10.9.0" if name == "tensorrt" else None)
     monkeypatch.setitem(sys.modules, "tensorrt", sys)
     first, retrained, again = (tmp_path / name / "model.onnx" for name in "abc")
     for path, weights in ((first, b"weights"), (retrained, b"others"), (again, b"weights")):
