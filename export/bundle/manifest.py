@@ -15,8 +15,9 @@ from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
 from zoo.files import MANIFEST, write_file
 
-#: `int8` has per-channel weights and activations that are scaled as they come, for onnxruntime on CPUs; `int8_qdq` has
-#: fixed scales from calibration inputs (`QuantizeLinear` and `DequantizeLinear` nodes), for GPUs and OpenVINO.
+#: `int8` has per-channel weights and activations with a scale per row, found as they come, for onnxruntime on CPUs;
+#: `int8_qdq` has fixed scales from calibration inputs (`QuantizeLinear` and `DequantizeLinear` nodes), for GPUs and
+#: OpenVINO.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_qdq"]
 
 #: As what the matrix products of a graph of each precision are counted.

@@ -93,10 +93,10 @@ def write_onnx(
     else:
         proto = served_graph(model, text_banks(release.model, release.judge), opset=opset_of(precision))
     if precision.startswith("int8"):
-        from export.precision.int8 import quantise_dynamic, quantise_static
+        from export.precision.int8 import quantise_rows, quantise_static
         from export.precision.nodes import patches_as_products, skip_resize
 
-        proto = quantise_static(proto, batches) if batches else quantise_dynamic(patches_as_products(proto))
+        proto = quantise_static(proto, batches) if batches else quantise_rows(patches_as_products(proto))
         if not batches and release.card.image is not None:
             proto = skip_resize(proto, release.card.image.size)
     counts = count_products(proto)

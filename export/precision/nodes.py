@@ -21,7 +21,7 @@ from zoo.errors import IncompatibleBundleError
 TWO_GIGABYTES = 2 * 1024**3
 
 _FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-_INTEGERS = {"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"}
+_INTEGERS = {"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat"}
 #: What may stand between a DequantizeLinear and the product that it feeds.
 _MOVES = {"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze"}
 
@@ -33,7 +33,7 @@ def count_products(proto: onnx.ModelProto) -> dict[str, int]:
     bits. Raises IncompatibleBundleError for a product whose type the graph does not give away.
     """
     types = _types(proto)
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
     producers = {name: node for node in nodes for name in node.output}
     counts: Counter[str] = Counter()
     for node in nodes:
@@ -61,20 +61,20 @@ def check_products(counts: dict[str, int], precision: Precision) -> None:
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     types: dict[str, int] = {}
-    for graph in _graphs(inferred):
+    for graph in graphs(inferred):
         for value in (*graph.input, *graph.output, *graph.value_info):
             types[value.name] = value.type.tensor_type.elem_type
         types |= {weight.name: weight.data_type for weight in graph.initializer}
     return types
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and those of the branches within it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
+                yield from graphs(attribute.g)
 
 
 def _dequantised(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
@@ -119,14 +119,10 @@ def _widened(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name)
 
 
-#: Where the exporter notes of each node which modules it comes from, outermost first.
-_SCOPES = "pkg.torch.onnx.name_scopes"
-
-
 def patches_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Convolutions whose windows do not overlap, as the patch embedding of a ViT, as a product of patches and weights.
 
-    The same sums, and linear layers are what `quantise_dynamic` takes to 8 bits; a convolution it leaves in float32.
+    The same sums, and linear layers are what `quantise_rows` takes to 8 bits; a convolution it leaves in float32.
     """
     proto = copy.deepcopy(proto)
     graph = proto.graph
@@ -161,7 +157,9 @@ def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
     if len(results) != 1 or len(entries) != 1:
         return proto
     (resized,) = results
-    del graph.value_info[:]  # those of the resize would be of no graph that has them
+    kept = [value for value in graph.value_info if value.name not in made]  # the graph no longer has the others
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
     for node in inside:
         node.output[:] = [f"{name}_inside" if name == resized else name for name in node.output]
     otherwise = helper.make_graph(inside, "resize", [], [_float(f"{resized}_inside")])
@@ -182,10 +180,15 @@ def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
     return proto
 
 
+def noted(node: NodeProto, what: str) -> tuple[str, ...]:
+    """What the exporter notes of the modules that a node comes from, outermost first: `name_scopes` say."""
+    key = f"pkg.torch.onnx.{what}"
+    return tuple(ast.literal_eval(next((pair.value for pair in node.metadata_props if pair.key == key), "()")))
+
+
 def _of_resize(node: NodeProto) -> bool:
     """Whether a node is of `ServedModel.resize`."""
-    noted = next((pair.value for pair in node.metadata_props if pair.key == _SCOPES), "()")
-    return tuple(ast.literal_eval(noted))[1:2] == ("resize",)
+    return noted(node, "name_scopes")[1:2] == ("resize",)
 
 
 def _float(name: str) -> onnx.ValueInfoProto:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
@@ -16,7 +17,8 @@ from export.bundle.manifest import COUNTED_AS, Engine, Precision
 from export.onnx.export import RUNS_ON, opset_of, write_onnx
 from export.precision.calibration import INPUTS, calibration
 from export.precision.half import HALVES, HalfAttention, in_half
-from export.precision.nodes import rounded_float32
+from export.precision.int8 import quantise_rows
+from export.precision.nodes import count_products, rounded_float32
 from export.runtime.onnx import OnnxEngine
 from export.verify.inputs import image_probes, text_probes
 from zoo.errors import BadInputError
@@ -114,6 +116,62 @@ def test_eight_bits(pairs: Path, name: str, precision: Precision, tmp_path: Path
     files, counts = write_onnx(release, precision, path, pairs if precision == "int8_qdq" else None)
     assert set(counts) == {"int8", "fp32"}
     _check(release, precision, path, files, counts)
+    engine = OnnxEngine(path, Engine("e", "onnx", precision, files, "latency", (1, 8, 64), ("cpu",), counts, ""))
+    feeds = _feeds(release, 12)
+    if "image" in feeds:  # a quiet image among loud ones
+        feeds["image"][:4] = 120 + feeds["image"][:4] // 16
+        feeds["image"][4:] = np.random.default_rng(0).integers(0, 2, feeds["image"][4:].shape) * 255
+    together = engine.run(feeds)
+    for row in (0, 3, 11):
+        alone = engine.run({name: value[row : row + 1] for name, value in feeds.items()})
+        for one, all_rows in zip(alone, together, strict=True):
+            assert np.abs(one[0] - all_rows[row]).max() < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_qdq"])
+def test_cosines_that_steps_of_0_01_decide_stay_in_float32(pairs: Path, precision: Precision, tmp_path: Path) -> None:
+    release = load_release("test_safety_checker.random")
+    write_onnx(release, precision, tmp_path / "e.onnx", pairs if precision == "int8_qdq" else None)
+    proto = onnx.load(tmp_path / "e.onnx")
+    floats = [weight for weight in proto.graph.initializer if weight.data_type == TensorProto.FLOAT]
+    shapes = {weight.name: tuple(weight.dims) for weight in floats}
+    products = [node for node in proto.graph.node if node.op_type == "MatMul"]
+    kept = {shapes[node.input[1]] for node in products if node.input[1] in shapes}
+    width = release.card.hparams["embedding_dim"]
+    assert kept == {(width, 3), (width, 17)}  # special care, and the concepts
+
+
+def test_a_product_by_rows_keeps_zeros_infinities_and_what_has_no_weight() -> None:
+    """A row of zeros gives zeros, an infinity no number; a weight that is used twice is quantised once."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(16, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="plain"),
+        helper.make_node("Gemm", ["x", "t", "b"], ["z"], name="turned", transB=1),
+        helper.make_node("MatMul", ["y", "turned_z"], ["s"], name="without_weight"),
+        helper.make_node("Transpose", ["z"], ["turned_z"], name="turn", perm=[1, 0]),
+    ]
+    nodes = [nodes[0], nodes[1], nodes[3], nodes[2]]
+    named = {"w": weight, "t": np.ascontiguousarray(weight.T), "b": bias}
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 16])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", None]) for name in "yzs"]
+    graph = helper.make_graph(
+        nodes, "g", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in named.items()]
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found = quantise_rows(proto)
+    onnx.checker.check_model(found)
+    assert count_products(found) == {"fp32": 1, "int8": 2}
+    assert [node.op_type for node in found.graph.node].count("QuantizeLinear") == 1
+    x = rng.normal(size=(5, 16)).astype(np.float32) * np.array([[1e-3], [1], [1e3], [0], [1]], np.float32)
+    x[4, 3] = np.inf
+    session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    y, z, _ = session.run(["y", "z", "s"], {"x": x})
+    scale = np.abs(x[:4]).max(axis=1, keepdims=True)
+    assert (np.abs(y[:4] - x[:4] @ weight) <= 0.1 * scale).all()
+    assert np.allclose(z[:4], y[:4] + bias, atol=1e-4)
+    assert (y[3] == 0).all()
+    assert not np.isfinite(y[4]).any()
 
 
 @pytest.mark.parametrize("name", MODELS)
