@@ -15,7 +15,7 @@ from PIL import Image
 
 from zoo.data.manifest import Row, Split, read_manifest
 from zoo.data.splits import assign_splits, fingerprint
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError, BadInputError
 from zoo.evaluation.labelling import Labelling
 
 TENTHS = (0.8, 0.1, 0.1)
@@ -92,7 +92,7 @@ def test_a_wrong_name_is_refused_with_the_close_match(
     [
         ("none.csv", None, "no such manifest"),
         ("empty.csv", b"image,text\n", "has no rows"),
-        ("latin.csv", b"text\n\xff\xfe\n", "not readable as CSV"),
+        ("latin.csv", b"text\n\xff\xfe\n", "not readable as UTF-8 text"),
         ("broken.parquet", b"text\nx\n", "not readable as Parquet"),
     ],
 )
@@ -193,3 +193,62 @@ def test_a_row_keeps_every_column_and_whether_labels_are_listed(tmp_path: Path) 
     (row,) = read_manifest(path)
     assert not row.listed
     assert Labelling("rude").label([row]) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,label,text\na.jpg,1,a red sign, very large\n", "line 2: 4 fields, but the header has 3"),
+        ("image,text,label\na.jpg,red,1\n\nb.jpg,blue\n", "line 4: 2 fields, but the header has 3"),
+        ('image,text,label\na.jpg,"red,1\nb.jpg,"blue",0\n', "line 2: not readable as CSV"),
+        ('image,text,label\na.jpg,"red,1\nb.jpg,blue,0\n', "line 2: not readable as CSV: unexpected end"),
+        (
+            'image,text,label\nz.jpg,"x\ny",1\na.jpg,"red,1\nb.jpg,blue",0\nc.jpg,x,0\nd.jpg,y,1\n',
+            "line 4: a quote that opens here is closed",
+        ),
+        ("image,text, label\na.jpg,red,1\n", 'line 1: column 3 is called " label"'),
+        ("image,text,\na.jpg,red,1\n", 'line 1: column 3 is called ""'),
+        ("image,text,text\na.jpg,red,blue\n", 'line 1: two columns are called "text"'),
+        ("text\n" + "x" * 200_000 + "\n", "line 2: not readable as CSV: field larger"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused_with_the_physical_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(BadDataError) as caught:
+        read_manifest(path)
+    assert message in str(caught.value)
+    if "\t" not in content and content.count(",") and "fields" in message:
+        path = path.with_suffix(".tsv")
+        path.write_text(content.replace(",", "\t"), encoding="utf-8")
+        with pytest.raises(BadDataError, match="fields, but the header has"):
+            read_manifest(path)
+
+
+def test_quoted_fields_and_line_breaks_are_read_as_meant_at_their_physical_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\n"a ""red"", sign\nof two lines",1\n\nblue "sky",0\n', encoding="utf-8")
+    rows = read_manifest(path)
+    assert [(row.line, row.text, row.labels) for row in rows] == [
+        (2, 'a "red", sign\nof two lines', ("1",)),
+        (5, 'blue "sky"', ("0",)),
+    ]
+
+
+def test_tsv_and_json_lines_say_the_same_as_csv(tmp_path: Path) -> None:
+    wanted = [Row(2, None, "a, b", ("x", "y"), "train"), Row(3, None, "c", (), None)]
+    tsv, lines = tmp_path / "rows.tsv", tmp_path / "rows.jsonl"
+    tsv.write_text("text\tlabels\tsplit\na, b\tx|y\ttrain\nc\t\t\n", encoding="utf-8")
+    lines.write_text('\n{"text": "a, b", "labels": ["x", "y"], "split": "train"}\n{"text": "c"}\n', encoding="utf-8")
+    assert read_manifest(tsv) == wanted
+    assert read_manifest(lines) == wanted
+    for content, message in (
+        ('{"text": "a"}\n{"text": "b"\n', "line 2: not readable as JSON"),
+        ('{"text": "a"}\n["b"]\n', "line 2: must be an object of columns, got list"),
+        ('{"text": "a", "text": "b"}\n', 'line 1: .*two columns are called "text"'),
+    ):
+        lines.write_text(content, encoding="utf-8")
+        with pytest.raises(BadDataError, match=message):
+            read_manifest(lines)

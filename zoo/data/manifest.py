@@ -1,9 +1,10 @@
-"""A manifest of examples: CSV or Parquet with the columns image, text, label or labels, judged, split. No torch."""
+"""A manifest of examples: CSV, TSV, JSON lines or Parquet with the columns that `Row` names. No torch."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ class Row:
     """One example.
 
     Args:
-        line: its line in the manifest.
+        line: the physical line in the file that it begins at; in Parquet 2 for the first row.
         image: path of the image, or None.
         text: the text, or None.
         labels: label names; a manifest separates several by `|`.
@@ -51,7 +52,8 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
     `label` or `labels`, `judged` and `split` (train, val or dev, test) are optional. Raises BadInputError naming the
     file, the column or the line, and MissingDependencyError for Parquet without pyarrow.
     """
-    records, columns = read_records(path), columns or {}
+    lines, columns = _read(path), columns or {}
+    records = list(lines.values())
     names = {role: columns.get(role, role) for role in _ROLES}
     for word in sorted(set(columns) - set(names)):
         raise BadArgumentError(f'columns: no role "{word}"' + close_match(word, names))
@@ -59,17 +61,12 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
     if names["image"] not in records[0] and names["text"] not in records[0]:
         raise BadDataError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
     root = image_root or path.parent
-    return [_row(path, number, record, names, root) for number, record in enumerate(records, start=2)]
+    return [_row(path, line, record, names, root) for line, record in lines.items()]
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """All columns of a manifest as the file has them; the first record is that of line 2. Raises as above."""
-    if not path.is_file():
-        raise BadArgumentError(f"{path}: no such manifest file")
-    records = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    if not records:
-        raise BadDataError(f"{path}: has no rows")
-    return records
+    """All columns of a manifest as the file has them. Raises as above."""
+    return list(_read(path).values())
 
 
 def need_columns(path: Path, records: Sequence[Mapping[str, str]], names: Iterable[str]) -> None:
@@ -105,12 +102,94 @@ def _names(field: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in field.split("|") if name.strip())
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> dict[int, dict[str, str]]:
+    """The records of a file by the physical lines that they begin at."""
+    if not path.is_file():
+        raise BadArgumentError(f"{path}: no such manifest file")
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        records = dict(enumerate(_read_parquet(path), start=2))
+    else:
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                lines = stream.readlines()
+        except UnicodeDecodeError as problem:
+            raise BadDataError(f"{path}: not readable as UTF-8 text: {problem}") from None
+        records = dict(_json_lines(path, lines) if kind in (".jsonl", ".ndjson") else _table(path, lines))
+    if not records:
+        raise BadDataError(f"{path}: has no rows")
+    return records
+
+
+def _table(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of CSV or TSV. Raises BadDataError with the physical line for whatever could be read in two ways."""
+    mark = "\t" if path.suffix.lower() == ".tsv" else ","
+    advice = "write a field with a comma, a quote or a line break in double quotes, and a quote in it twice"
+    reader = csv.reader(lines, delimiter=mark, strict=True)
+    header: list[str] = []
+    spans: list[tuple[int, int]] = []
+    endings: set[str] = set()
+    start = 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            return list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise BadDataError(f"{path}: not readable as CSV: {problem}") from None
+        for fields in reader:
+            first, start = start, reader.line_num + 1
+            if not header:
+                header = fields
+                _check_header(path, header)
+            elif fields:
+                if len(fields) != len(header):
+                    raise BadDataError(
+                        f"{path}, line {first}: {len(fields)} fields, but the header has {len(header)}; {advice}"
+                    )
+                if reader.line_num > first:
+                    spans.append((first, reader.line_num))
+                else:
+                    endings.add(fields[-1])
+                yield first, dict(zip(header, fields, strict=True))
+    except csv.Error as problem:
+        raise BadDataError(f"{path}, line {start}: not readable as CSV: {problem}; {advice}") from None
+    for first, last in spans:
+        # A text of several lines whose first and last look like rows, down to a value of the last column.
+        ends = [lines[place - 1].rstrip("\r\n").split(mark) for place in (first, last)]
+        if len(header) > 1 and all(len(end) == len(header) and end[-1] in endings for end in ends):
+            raise BadDataError(
+                f"{path}, line {first}: a quote that opens here is closed in line {last}, and both look like rows; "
+                f"{advice}"
+            )
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    for place, name in enumerate(names, start=1):
+        if name != name.strip() or not name:
+            raise BadDataError(f'{path}, line 1: column {place} is called "{name}"; a name has no blank at its ends')
+        if name in names[: place - 1]:
+            raise BadDataError(f'{path}, line 1: two columns are called "{name}"')
+
+
+def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The objects of JSON lines; a column that a line does not have is empty there."""
+    objects = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line, object_pairs_hook=_once) if line.strip() else {}
+        except ValueError as problem:
+            raise BadDataError(f"{path}, line {number}: not readable as JSON: {problem}") from None
+        if not isinstance(value, dict):
+            raise BadDataError(f"{path}, line {number}: must be an object of columns, got {type(value).__name__}")
+        if value:
+            objects[number] = value
+    columns = list(dict.fromkeys(name for value in objects.values() for name in value))
+    _check_header(path, columns)
+    for number, value in objects.items():
+        yield number, {name: _flat(value.get(name)) for name in columns}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f'two columns are called "{twice}"')
+    return dict(pairs)
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:
@@ -119,10 +198,11 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
     except ImportError:
         raise MissingDependencyError(f"{path}: reading Parquet takes pip install 'safety-zoo[parquet]'") from None
     try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.lib.ArrowException) as problem:
         raise BadDataError(f"{path}: not readable as Parquet: {problem}") from None
-    return [{key: _flat(value) for key, value in record.items()} for record in records]
+    _check_header(path, table.column_names)
+    return [{key: _flat(value) for key, value in record.items()} for record in table.to_pylist()]
 
 
 def _flat(value: object) -> str:
