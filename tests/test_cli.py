@@ -289,7 +289,7 @@ def test_a_text_too_long_is_one_unjudged_row(tmp_path: Path, capsys: pytest.Capt
 
 def test_renamed_columns_and_their_close_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = _manifest(tmp_path)
-    arguments = ["evaluate", "--model", NSFWJS, "--data", str(manifest), "--columns"]
+    arguments = ["evaluate", "--model", NSFWJS, "--data", str(manifest), "--positive-label", "a red dog", "--columns"]
     assert run([*arguments, "label=text,text=label"]) == 0
     assert "positives" in _figures(capsys.readouterr().out)
     assert run([*arguments, "label=labl"]) == 1

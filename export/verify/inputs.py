@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from export.verify.report import Check
 from zoo.contract.card import ImageInput, ModelCard
-from zoo.data.manifest import read_manifest
+from zoo.data.manifest import need_label, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import ImageSource, load, source_name
 from zoo.inputs.text import TextCodec
@@ -216,6 +216,8 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
     if path is None:
         return []
     rows = read_manifest(path / "manifest.csv" if path.is_dir() else path)
+    if positive is not None:
+        need_label(rows, positive, path)
     items = []
     for row in rows:
         label = -1 if positive is None or not row.labels else int(positive in row.labels)

@@ -18,6 +18,9 @@ TEXTS_EXAMPLE = (
     "zoo evaluate texts --model releases/prompts --data runs/text/manifest.csv \\\n"
     "             --baseline minilm:sentence-transformers/all-MiniLM-L6-v2 --search 20"
 )
+#: What `--split` takes, and what it means to leave it out.
+SPLITS = ("train", "val", "test", "all")
+UNSEEN = "(default: all rows; of rows that name none, those that training kept for the test)"
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +34,7 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--model", "bundle or release directory, or registry name (required)")
     add_flag(parser, "--data", "image, text, label, split (required)")
     add_flags(parser, "--image-root", "--columns")
-    add_flag(parser, "--split", "(default: all rows)")
+    add_flag(parser, "--split", UNSEEN, choices=SPLITS)
     add_flag(parser, "--policy", "it judges in place of the model's own")
     add_flags(parser, "--positive-label", "--positive-words")
     parser.add_argument("--retrieval", action="store_true", help="also recall at 1, 5, 10 between images and texts")
@@ -52,8 +55,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.verdicts import evaluate, retrieval
 
     _check_card(options)
-    rows = read_rows(options.data, options.image_root, renamed(options.columns), options.split)
     labelling = Labelling(options.positive_label, names(options.positive_words))
+    rows = read_rows(
+        options.data,
+        options.image_root,
+        renamed(options.columns),
+        options.split,
+        labelling=labelling,
+        model=options.model,
+    )
     result = evaluate(
         options.model,
         rows,
@@ -98,7 +108,7 @@ def _add_guard(actions: Commands) -> None:
     add_flag(rows, "--data", "image, question, label (1 unsafe), split", required=True)
     add_flags(rows, "--image-root")
     add_flag(rows, "--columns", "text is the question")
-    add_flag(rows, "--split", "(default: all rows)")
+    add_flag(rows, "--split", UNSEEN, choices=SPLITS)
     add_flags(rows, "--positive-label")
     rows.add_argument("--question", metavar="TEXT", help="ask this of every image instead of the manifest's questions")
     add_flags(rows, "--limit")
@@ -132,10 +142,11 @@ def _guard(options: argparse.Namespace) -> int:
     columns = renamed(options.columns)
     if not options.question:
         columns.setdefault("text", "question")
-    rows = read_rows(options.data, options.image_root, columns, options.split)
-    queries = guard.queries_of(
-        rows, Labelling(options.positive_label), question=options.question, limit=options.limit, seed=options.seed
+    labelling = Labelling(options.positive_label)
+    rows = read_rows(
+        options.data, options.image_root, columns, options.split, labelling=labelling, model=options.detector
     )
+    queries = guard.queries_of(rows, labelling, question=options.question, limit=options.limit, seed=options.seed)
     lvlm = load_lvlm(options.lvlm, template=options.prompt_template, device=options.device, dtype=options.dtype)
     judge = RefusalJudge(options.judge, options.device) if options.judge else None
     detector = load_detector(options.detector, options.policy, layer=options.layer)

@@ -128,6 +128,8 @@ def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> Cor
         _merge(source, read_records(root / source.file), root / source.file, merged, counts[source.title])
     contradictions = Counter(n for one in merged.values() for n, said in one.answers.items() if len(said) > 1)
     known = {key: one for key, one in merged.items() if one.agreed}
+    if not known:
+        raise BadDataError(f"none of {sum(count.rows for count in counts.values())} rows has a usable text and a label")
     pairs = list(near_texts(list(known)))
     groups = joined(len(known), pairs)
     splits = hashed_splits(list(known), groups, seed, founders={*range(len(known))} - {later for later, _ in pairs})

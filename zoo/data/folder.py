@@ -132,6 +132,10 @@ def _with_validation(root: Path, rows: list[Row], share: float | None, seed: int
     share = 0.1 if share is None else share
     train = [replace(row, split=None) for row in rows if row.split == "train"]
     # Training lists the unreadable images. Here they are drawn by their name.
-    prints, _ = fingerprints([row.image for row in train if row.image])
+    prints, refused = fingerprints([row.image for row in train if row.image])
+    if train and not prints:
+        raise BadDataError(
+            f"{root}: none of {len(train)} images in train is readable; first: {next(iter(refused.values()))}"
+        )
     drawn = iter(assign_splits(train, prints, (1 - share, share, 0.0), seed))
     return [next(drawn) if row.split == "train" else row.split or "" for row in rows]

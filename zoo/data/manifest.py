@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,19 @@ def need_columns(path: Path, records: Sequence[Mapping[str, str]], names: Iterab
     for name in names:
         if name not in records[0]:
             raise BadArgumentError(f'{path}: no column "{name}"' + close_match(name, records[0]))
+
+
+def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
+    """Raise BadDataError, with the labels that there are, if rows have labels and none has this one.
+
+    A label that somebody looked for (`judged`) and did not find is no mistake.
+    """
+    counts = Counter(name for row in rows for name in row.labels)
+    if not counts or label in counts or any(label in (row.judged or ()) for row in rows):
+        return
+    names = ", ".join(f'"{name}" ({count} rows)' for name, count in counts.most_common(8))
+    more = ", ..." if len(counts) > 8 else ""
+    raise BadDataError(f'{data}: no item is unsafe by the label "{label}"; the labels are {names}{more}')
 
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.manifest import Row, read_manifest
+from zoo.contract.card import ModelCard
+from zoo.data.manifest import SPLITS, Row, need_label, read_manifest
+from zoo.data.splits import apply_rule
 from zoo.errors import BadDataError
+from zoo.release.store import CARD, load_release
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,13 @@ class Labelling:
         """What makes an item unsafe, in words."""
         return f"the words {list(self.words)}" if self.words else f'the label "{self.positive_label}"'
 
+    def check(self, rows: Sequence[Row], data: Path | str) -> None:
+        """Raise BadDataError if nothing can be unsafe: no row has the label, or no text one of the words."""
+        if not self.words:
+            need_label(rows, self.positive_label, data)
+        elif all(self.label([row]) == 0 for row in rows):
+            raise BadDataError(f"{data}: no item is unsafe by {self.text}")
+
     def label(self, rows: Sequence[Row]) -> int | None:
         """1 unsafe, 0 safe, None unknown, for the rows of one item."""
         if self.words:
@@ -40,10 +51,68 @@ class Labelling:
         return 1 if self.positive_label in labels else 0 if known else None
 
 
-def read_rows(data: Path, image_root: Path | None, columns: dict[str, str], split: str | None) -> list[Row]:
-    """The rows of a manifest that belong to a split; all of them for None. Raises as `read_manifest`."""
+def read_rows(
+    data: Path,
+    image_root: Path | None,
+    columns: dict[str, str],
+    split: str | None,
+    *,
+    labelling: Labelling | None = None,
+    model: str = "",
+    say: Callable[[str], None] = print,
+) -> list[Row]:
+    """The rows of a manifest that belong to a split, `all` of them, or for None all that training did not see.
+
+    Rows without a split have the one that the training of `model` gave them, where its card says by which rule (see
+    `with_splits`). For None these are the test rows; a manifest that names splits, or a model without a rule, has all
+    rows judged. Raises as `read_manifest`, and as `Labelling.check`.
+    """
     rows = read_manifest(data, image_root, columns)
+    if labelling is not None:
+        labelling.check(rows, data)
+    if split == "all":
+        return rows
+    if any(row.split is None for row in rows):
+        cards = [card] if (card := _card_of(model)) is not None else []
+        placed = with_splits(rows, cards, data, say)
+        if split is None and placed is rows:
+            if any(card.training.data for card in cards):
+                say(f"{data}: rows name no split, and the card of {model} no rule: those trained on may be among them")
+        elif split is None:
+            say("the rows of the split test are judged; ask for the split all to judge every row")
+            split = "test"
+        rows = placed
     return rows if split is None else rows_of_split(rows, split, data)
+
+
+def with_splits(rows: list[Row], cards: Sequence[ModelCard], data: Path, say: Callable[[str], None]) -> list[Row]:
+    """The rows, those without a split with the one that training gave them, by the rules in the cards.
+
+    Of several rules (a panel's heads) the first of train, val, test counts: what one head trained on tests no other.
+    Returns `rows` themselves if all name a split or no card has a rule.
+    """
+    every = [head for card in cards for head in (card, *card.heads.values())]
+    ruled = {card.training.split: card for card in every if card.training.split is not None}
+    if not ruled or all(row.split is not None for row in rows):
+        return rows
+    by_rule = [apply_rule(rows, rule, images=card.image is not None) for rule, card in ruled.items()]
+    placed = [
+        dataclasses.replace(row, split=row.split or min(splits, key=SPLITS.index))
+        for row, *splits in zip(rows, *by_rule, strict=True)
+    ]
+    counts = Counter(row.split for row, old in zip(placed, rows, strict=True) if old.split is None)
+    told = " and ".join(f"{rule.rule}, seed {rule.seed}, shares {rule.shares}" for rule in ruled)
+    sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    say(f"{data}: {counts.total()} rows name no split and get the one of training ({told}): {sizes}")
+    return placed
+
+
+def _card_of(model: str) -> ModelCard | None:
+    """The card in the folder of a release or bundle; names of the registry and of the Hub are loaded for theirs."""
+    card = Path(model) / CARD
+    if card.is_file():
+        return ModelCard.read(card)
+    return load_release(model).model.card if model.startswith("hf-hub:") else None
 
 
 def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:

@@ -14,7 +14,7 @@ from zoo.contract.card import Measurement
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
-from zoo.errors import BadArgumentError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.labelling import Labelling, items_of
 from zoo.evaluation.page import (
     PLAIN_COLOUR,
@@ -166,6 +166,12 @@ def evaluate(
         items = items_of(rows, by_image=not scorer.card.reads_text)
         verdicts = judged(scorer, [item[0] for item in items])
         judge, reads_image = scorer.judge, scorer.card.image is not None
+    if verdicts and all(verdict.status != "ok" for verdict in verdicts):
+        first = verdicts[0]
+        raise BadDataError(
+            f"{data or 'the data'}: none of {len(verdicts)} items could be judged; the first: {first.source}: "
+            f"{first.status}: {first.detail}"
+        )
     labels = [labelling.label(item) for item in items]
     scores = [judge.rank(verdict) for verdict in verdicts]
     return Evaluation(

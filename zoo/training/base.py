@@ -151,6 +151,15 @@ class Base(Trainable):
             load_pretrained(self.model, image_weights, text_weights)
         has_tokenizer = self.model.card.text is not None and (init_from or text_weights)
         self._codec: TextCodec | None = self.model.codec() if has_tokenizer else None
+        self._has_weights = bool(init_from)
+        self.register_load_state_dict_post_hook(Base._take_weights)  # type: ignore[no-untyped-call]
+
+    def _take_weights(self, *_: object) -> None:
+        self._has_weights = True
+
+    def on_train_start(self) -> None:
+        """From here on the weights are trained ones."""
+        self._has_weights = True
 
     def setup(self, stage: str) -> None:
         """Train the tokenizer on the training texts when the model has none of its own yet."""
@@ -172,8 +181,13 @@ class Base(Trainable):
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Verdicts of a batch as plain data, with the manifest line of each as its source."""
+        """Verdicts of a batch as plain data, with the manifest line of each as its source.
+
+        Raises BadArgumentError for a model that was neither trained nor loaded.
+        """
         scores = self.scores(batch).float().cpu().numpy()
+        if not self._has_weights:
+            raise BadArgumentError("predict: the weights are random; name the checkpoint to judge by in `ckpt_path`")
         sources = [f"line {line}" for line in batch["lines"]]
         truncated = None
         if self.model.card.reads_text and self._codec is not None and "texts" in batch:

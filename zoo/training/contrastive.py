@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from zoo.data.manifest import need_label
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.judging.banks import policy_bank
 from zoo.metrics import auroc, recall_at_k
@@ -54,6 +55,14 @@ class Contrastive(Base):
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
         self._images: dict[int, Tensor] = {}
         self._texts: list[tuple[Tensor, list[int], list[float]]] = []
+
+    def setup(self, stage: str) -> None:
+        """Also refuse rows with labels none of which is the positive one."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ManifestData):
+            data.setup(stage)
+            need_label(data.rows, self.positive_label, data.manifest)
 
     def on_fit_start(self) -> None:
         """Compute the features of a locked tower."""

@@ -217,6 +217,8 @@ def run(
     failed = [outcome for outcome in outcomes if outcome.status == "guard_failed"]
     if failed and not any(outcome.status == "ok" for outcome in outcomes):
         raise GuardError(f"the guard failed on all {len(failed)} readable rows; the first: {failed[0].detail}")
+    if not any(outcome.status == "ok" for outcome in outcomes):
+        raise BadDataError(f"none of {len(outcomes)} rows can be read; the first: {outcomes[0].detail}")
     return outcomes
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.adversary.threat import ATTACKS, ImagePart, Threat
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.evaluation.labelling import Labelling, rows_of_split
+from zoo.evaluation.labelling import Labelling, rows_of_split, with_splits
 from zoo.evaluation.report import versions
 from zoo.evaluation.robustness.attacks import Attempt, Campaign, check_threat, open_to, synonyms_for
 from zoo.evaluation.robustness.figures import point_figures
@@ -148,7 +148,10 @@ class _Run:
     def __init__(self, victim: Victim, selection: Selection, threat: Threat, options: RobustnessOptions) -> None:
         self.victim, self.selection, self.threat, self.options = victim, selection, threat, options
         self.labelling = None if victim.by_label else options.labelling
-        self.rows = read_manifest(selection.data, selection.image_root, selection.columns)
+        rows = read_manifest(selection.data, selection.image_root, selection.columns)
+        if self.labelling is not None:
+            self.labelling.check(rows, selection.data)
+        self.rows = rows if options.split is None else with_splits(rows, [victim.card], selection.data, options.say)
         self.split, rows = self._split()
         self.items, self.clean = self._judged(self._items(rows, limit=options.limit))
         unsafe = self.items.labels == 1

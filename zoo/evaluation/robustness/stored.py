@@ -245,6 +245,8 @@ def replay(
     hits = np.array([passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)])
     stored = np.array([record["survived"] == "1" for record in records])
     lost = np.array([verdict.status != "ok" for verdict in verdicts])
+    if lost.all():
+        raise BadDataError(f"{folder}: none of {len(rows)} examples could be judged; the first: {verdicts[0].detail}")
     draws = Draws([record["source_line"] for record in records], seed=seed)
     names = np.array([record["attack"] for record in records])
 

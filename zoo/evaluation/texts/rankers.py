@@ -14,8 +14,10 @@ from rich.progress import track
 from torch import Tensor
 from transformers import BertConfig
 
+from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
+from zoo.evaluation.labelling import with_splits
 from zoo.inputs.text import TextCodec
 from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
@@ -57,13 +59,17 @@ class TextRows:
         return TextRows(self.texts, self.labels[:, columns], self.sources)
 
 
-def read_text_rows(data: Path, categories: Sequence[str]) -> dict[str, TextRows]:
+def read_text_rows(
+    data: Path, categories: Sequence[str], card: ModelCard | None = None, say: Callable[[str], None] = print
+) -> dict[str, TextRows]:
     """The texts of a manifest by split, as `zoo data corpora` writes one; rows without text are skipped.
+
+    Rows without a split get the one that training gave them, if there is a card that names its rule.
 
     Raises BadInputError as `read_manifest`, for labels that are not among the categories, and for rows without a split.
     """
     kept: dict[str, list[Row]] = {}
-    for row in read_manifest(data):
+    for row in with_splits(read_manifest(data), [card] if card else [], data, say):
         if row.text is None:
             continue
         for name in (*row.labels, *(row.judged or ())):

@@ -125,7 +125,7 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
     if baseline is not None and not baseline.startswith(BASELINE):
         raise BadArgumentError(f'baseline "{baseline}": must be {BASELINE}DIRECTORY or {BASELINE}HUB-ID')
     ranker = ReleaseRanker(model)
-    by_split = read_text_rows(data, ranker.labels)
+    by_split = read_text_rows(data, ranker.labels, ranker.model.card, options.say)
     if options.split not in by_split:
         raise BadDataError(f'{data}: no texts of the split "{options.split}", there are {", ".join(sorted(by_split))}')
     rows = _limited(by_split[options.split], options)

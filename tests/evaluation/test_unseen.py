@@ -1,0 +1,189 @@
+"""What is judged: the rows that training did not see, by labels that occur; and no command succeeds on no row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.verify.inputs import Inputs
+from export.verify.report import Check
+from tests.trainers import quiet_trainer
+from zoo.cli import run
+from zoo.contract.card import ModelCard, SplitRule
+from zoo.data.folder import write_folder_manifest
+from zoo.data.manifest import Row, need_label
+from zoo.errors import BadDataError, BadInputError
+from zoo.evaluation.labelling import Labelling, read_rows, with_splits
+from zoo.evaluation.texts.rankers import read_text_rows
+from zoo.evaluation.verdicts import evaluate
+from zoo.registry import model_card
+from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
+from zoo.training import Classification, Contrastive, ManifestData
+
+CLIP, FUSION, NSFWJS = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_nsfwjs.random"
+
+
+def _manifest(folder: Path, count: int, labels: tuple[str, str] = ("unsafe", "safe"), split: str = "") -> Path:
+    """Rows of pictures unlike each other, with texts; without a split unless it is given."""
+    rng = np.random.default_rng(0)
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "text", "label", "split"])
+        for number in range(count):
+            small = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
+            small.resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+            writer.writerow([f"{number}.png", f"text {number}", labels[number % 2], split])
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[int]]:
+    """A release trained on rows without a split, its manifest, and the lines that training kept for the test."""
+    folder = tmp_path_factory.mktemp("unseen")
+    manifest = _manifest(folder, 60)
+    data = ManifestData(str(manifest), batch_size=8, splits=(0.6, 0.2, 0.2), split_seed=5)
+    trainer = quiet_trainer(1, default_root_dir=folder, num_sanity_val_steps=0)
+    trainer.fit(Classification(FUSION), data)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    release_checkpoint(folder / "last.ckpt", folder / "release")
+    return folder / "release", manifest, [row.line for row in data.by_split["test"]]
+
+
+def test_the_rule_of_training_is_in_the_card_only_if_it_was_used(trained: tuple[Path, Path, list[int]]) -> None:
+    release, manifest, _ = trained
+    card = ModelCard.read(release / "card.json")
+    assert card.training.split == SplitRule(seed=5, shares=(0.6, 0.2, 0.2))
+    folder = manifest.parent / "named"
+    folder.mkdir()
+    data = ManifestData(str(_manifest(folder, 20, split="train")), batch_size=4)
+    trainer = quiet_trainer(1, limit_val_batches=0)
+    trainer.fit(Classification(FUSION), data)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    stored = torch.load(folder / "last.ckpt", weights_only=True)[CHECKPOINT_KEY]
+    assert stored["card"]["training"]["split"] is None
+
+
+@pytest.mark.parametrize("asked", [[], ["--split", "test"]])
+def test_evaluate_judges_the_rows_that_training_did_not_see(
+    trained: tuple[Path, Path, list[int]], asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    release, manifest, lines = trained
+    arguments = ["evaluate", "--model", str(release), "--data", str(manifest), "--positive-label", "unsafe"]
+    assert run([*arguments, *asked]) == 0
+    out = capsys.readouterr().out
+    assert f"items                    {len(lines)}\n" in out
+    assert "60 rows name no split and get the one of training (copies-2, seed 5, shares (0.6, 0.2, 0.2))" in out
+    assert f"test {len(lines)}" in out
+    rows = read_rows(manifest, None, {}, "test", model=str(release), say=lambda _: None)
+    assert [row.line for row in rows] == lines
+    assert run([*arguments, "--split", "all"]) == 0
+    assert "items                    60\n" in capsys.readouterr().out
+
+
+def test_a_model_without_a_rule_says_that_training_rows_may_be_among_them(
+    trained: tuple[Path, Path, list[int]], tmp_path: Path
+) -> None:
+    release, manifest, _ = trained
+    card = json.loads((release / "card.json").read_text())
+    card["training"]["split"] = None
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    said: list[str] = []
+    assert len(read_rows(manifest, None, {}, None, model=str(tmp_path), say=said.append)) == 60
+    assert "those trained on may be among them" in said[0]
+    with pytest.raises(BadDataError, match="some rows name no split, such as line 2"):
+        read_rows(manifest, None, {}, "test", model=str(tmp_path), say=said.append)
+
+
+def test_of_two_rules_what_one_head_trained_on_tests_no_other() -> None:
+    rows = [Row(number, None, f"text {number}", (), "val" if number == 0 else None) for number in range(200)]
+    card = model_card(CLIP)
+    cards = [card.replace(training=type(card.training)(split=SplitRule(seed=seed))) for seed in (0, 1)]
+    apart = [[row.split for row in with_splits(rows, [one], Path("x"), lambda _: None)] for one in cards]
+    together = [row.split for row in with_splits(rows, cards, Path("x"), lambda _: None)]
+    assert together[0] == "val"
+    assert all(("train" in pair) == (one == "train") for *pair, one in zip(*apart, together, strict=True))
+    assert Counter(together)["test"] < min(one.count("test") for one in apart)
+    assert with_splits(rows, [card], Path("x"), print) is rows
+
+
+def test_texts_without_a_split_get_the_one_of_training(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text,labels\n" + "".join(f"text {number},loud\n" for number in range(100)), encoding="utf-8")
+    with pytest.raises(BadInputError, match="line 2: names no split"):
+        read_text_rows(path, ("loud",))
+    card = model_card("test_prompt_bert.random")
+    card = card.replace(training=type(card.training)(split=SplitRule()))
+    by_split = read_text_rows(path, ("loud",), card, lambda _: None)
+    assert {split: len(rows) for split, rows in by_split.items()}.keys() == {"train", "val", "test"}
+    assert sum(map(len, by_split.values())) == 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "message"),
+    [
+        (("1.0", "0.0"), [], 'by the label "1"; the labels are "1.0" (5 rows), "0.0" (5 rows)'),
+        (("True", "False"), [], 'the labels are "True" (5 rows), "False" (5 rows)'),
+        (("unsafe", "safe"), ["--positive-label", "unsave"], 'by the label "unsave"; the labels are "unsafe"'),
+        (("1", "0"), ["--positive-words", "dgo,dgos"], "by the words ['dgo', 'dgos']"),
+    ],
+)
+def test_a_positive_label_that_never_occurs_is_refused(
+    tmp_path: Path, labels: tuple[str, str], asked: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = _manifest(tmp_path, 10, labels)
+    assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest), *asked]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_label_is_looked_for_in_training_and_verification_too(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, 12, ("1.0", "0.0"), "train")
+    with pytest.raises(BadDataError, match=r'no item is unsafe by the label "1"; the labels are "1.0"'):
+        quiet_trainer(1).fit(Contrastive(CLIP), ManifestData(str(manifest), batch_size=4))
+    with pytest.raises(BadDataError, match='no item is unsafe by the label "1"'):
+        Inputs(model_card(NSFWJS), None, Check(data=manifest))
+    # Looked for and not there, or no labels at all: no mistake.
+    need_label([Row(2, None, "x", ("0",), None, judged=("0", "1"))], "1", manifest)
+    need_label([Row(2, None, "x", (), None)], "1", manifest)
+    need_label([], "1", manifest)
+
+
+def test_no_command_succeeds_on_rows_none_of_which_is_readable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = _manifest(tmp_path, 6, ("1", "0"), "test")
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest)]) == 1
+    assert "none of 6 items could be judged; the first: " in capsys.readouterr().err
+    with pytest.raises(BadDataError, match="none of 1 items could be judged"):
+        evaluate(NSFWJS, [Row(2, tmp_path / "none.png", None, ("1",), None)], Labelling())
+    (tmp_path / "tree" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "tree" / "train" / "a" / "x.png").write_bytes(b"no image")
+    with pytest.raises(BadDataError, match="none of 1 images in train is readable"):
+        write_folder_manifest(tmp_path / "tree", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict_without_weights_is_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, 24, split="train")
+    trainer = quiet_trainer(1, default_root_dir=tmp_path, limit_val_batches=0)
+    data = ManifestData(str(manifest), batch_size=4)
+    data.test_dataloader = data.predict_dataloader = lambda: data._loader("train")  # type: ignore[method-assign]
+    with pytest.raises(BadInputError, match="predict: the weights are random"):
+        trainer.predict(Classification(FUSION), data)
+    assert not list(tmp_path.rglob("predictions.jsonl"))
+    module = Classification(FUSION)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    wanted = trainer.predict(module, data)
+    again = quiet_trainer(1, default_root_dir=tmp_path).predict(
+        Classification(FUSION), data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert again == wanted
