@@ -23,7 +23,7 @@ SHARED = Path(os.environ.get("SAFETY_ZOO_SHARED", Path(__file__).parents[2].pare
 PHOTOS = SHARED / "data" / "flickr8k_small"
 
 
-def _drawings(count: int) -> list[Image.Image]:
+def make_drawings(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(count):
@@ -39,7 +39,7 @@ def _drawings(count: int) -> list[Image.Image]:
     return pictures
 
 
-def _pages(count: int) -> list[Image.Image]:
+def make_pages(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     words = ["the", "of", "and", "to", "in", "that", "for", "as", "with", "be", "on", "this", "have", "from", "they"]
     font = ImageFont.load_default(13)
@@ -53,7 +53,7 @@ def _pages(count: int) -> list[Image.Image]:
     return pages
 
 
-def _digits(count: int) -> list[Image.Image]:
+def make_digits(count: int) -> list[Image.Image]:
     digits = pytest.importorskip("sklearn.datasets").load_digits().images[:count]
     return [Image.fromarray((pixels * 15.9).astype(np.uint8)).convert("RGB") for pixels in digits]
 
@@ -64,7 +64,7 @@ def _photos(count: int) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in sorted(PHOTOS.rglob("*.jpg"))[:count]]
 
 
-def _jpeg(image: Image.Image) -> Image.Image:
+def recompressed(image: Image.Image) -> Image.Image:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=50)
     return Image.open(stream).convert("RGB")
@@ -78,16 +78,16 @@ def _cropped(image: Image.Image) -> Image.Image:
     return image.crop((round(image.width * 0.01), 0, image.width, round(image.height * 0.99)))
 
 
-def _rows(images: list[Image.Image]) -> tuple[list[Row], dict[Path, bytes]]:
+def rows_of(images: list[Image.Image]) -> tuple[list[Row], dict[Path, bytes]]:
     rows = [Row(number + 2, Path(f"{number}.png"), None, (), None) for number in range(len(images))]
     return rows, {Path(f"{number}.png"): fingerprint(image) for number, image in enumerate(images)}
 
 
 KINDS = [
-    pytest.param(_drawings, 900, (_jpeg, _half, _cropped), id="drawings"),
-    pytest.param(_pages, 500, (_jpeg, _half), id="pages"),
-    pytest.param(_digits, 1200, (), id="digits"),  # of 8 x 8 pixels no copy is left
-    pytest.param(_photos, 900, (_jpeg, _half, _cropped), id="photos", marks=pytest.mark.shared_data),
+    pytest.param(make_drawings, 900, (recompressed, _half, _cropped), id="drawings"),
+    pytest.param(make_pages, 500, (recompressed, _half), id="pages"),
+    pytest.param(make_digits, 1200, (), id="digits"),  # of 8 x 8 pixels no copy is left
+    pytest.param(_photos, 900, (recompressed, _half, _cropped), id="photos", marks=pytest.mark.shared_data),
 ]
 Change = Callable[[Image.Image], Image.Image]
 
@@ -97,23 +97,23 @@ def test_shares_are_met_and_copies_never_straddle(
     draw: Callable[[int], list[Image.Image]], count: int, changes: tuple[Change, ...]
 ) -> None:
     images = draw(count)
-    rows, prints = _rows(images)
+    rows, prints = rows_of(images)
     counts = Counter(assign_splits(rows, prints, TENTHS, 0))
     for split, share in zip(SPLITS, TENTHS, strict=True):
         assert abs(counts[split] / count - share) <= 0.05, counts
     assert Counter(groups_of(rows, prints)).most_common(1)[0][1] <= 0.02 * count
     for change in changes:
         some = images[:100]
-        both, prints = _rows([*some, *map(change, some)])
+        both, prints = rows_of([*some, *map(change, some)])
         splits = assign_splits(both, prints, TENTHS, 0)
         assert sum(a == b for a, b in zip(splits[:100], splits[100:], strict=True)) == 100, change.__name__
         assert len(set(splits)) == 3
 
 
 def test_growing_data_move_no_row_towards_train() -> None:
-    images = _drawings(150)
-    more = [*images, *map(_half, images[:100]), *map(_cropped, images), *_drawings(300)[150:]]
-    rows, prints = _rows(more)
+    images = make_drawings(150)
+    more = [*images, *map(_half, images[:100]), *map(_cropped, images), *make_drawings(300)[150:]]
+    rows, prints = rows_of(more)
     before = assign_splits(rows[:150], prints, (1, 1, 1), 0)
     after = assign_splits(rows, prints, (1, 1, 1), 0)
     order = [SPLITS.index(split) for split in before]
@@ -134,7 +134,7 @@ def test_a_picture_that_joins_test_and_train_takes_both_to_test() -> None:
         pixels = ((1 - share) * one + share * other).astype(np.uint8)
         return Image.fromarray(pixels).resize((120, 120), Image.Resampling.BICUBIC)
 
-    rows, prints = _rows([mixed(0.0), mixed(0.16), mixed(0.08)])
+    rows, prints = rows_of([mixed(0.0), mixed(0.16), mixed(0.08)])
     assert groups_of(rows[:2], prints) == [0, 1]
     assert groups_of(rows, prints) == [0, 0, 0]
     seen: set[tuple[Split, Split]] = set()
@@ -149,20 +149,20 @@ def test_a_picture_that_joins_test_and_train_takes_both_to_test() -> None:
 
 
 def test_blank_pictures_of_one_colour_are_copies_and_of_two_are_not() -> None:
-    rows, prints = _rows([Image.new("RGB", (80, 60), colour) for colour in ("black", "black", "white", "grey")])
+    rows, prints = rows_of([Image.new("RGB", (80, 60), colour) for colour in ("black", "black", "white", "grey")])
     assert groups_of(rows, prints) == [0, 0, 2, 3]
 
 
 def test_shares_that_are_missed_are_said_with_the_largest_group(caplog: pytest.LogCaptureFixture) -> None:
-    images = [*_drawings(30), *[Image.new("RGB", (50, 50), "white")] * 70]
-    rows, prints = _rows(images)
+    images = [*make_drawings(30), *[Image.new("RGB", (50, 50), "white")] * 70]
+    rows, prints = rows_of(images)
     with caplog.at_level(logging.WARNING, "zoo.data"):
         assign_splits(rows, prints, (0.5, 0.25, 0.25), 0)
     assert "of 100 rows in 31 groups" in caplog.text
     assert "the largest group has 70 rows, one is line 32" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "zoo.data"):
-        assign_splits(_rows(_drawings(500))[0], {}, TENTHS, 0)
+        assign_splits(rows_of(make_drawings(500))[0], {}, TENTHS, 0)
     assert not caplog.text
 
 
@@ -177,7 +177,7 @@ def test_texts_that_join_two_groups_move_none_towards_train() -> None:
 def test_the_rule_travels_in_the_card_and_gives_the_same_splits(tmp_path: Path) -> None:
     rule = SplitRule(seed=3, shares=(0.5, 0.2, 0.3))
     paths = []
-    for number, image in enumerate(_drawings(60)):
+    for number, image in enumerate(make_drawings(60)):
         paths.append(tmp_path / f"{number}.png")
         image.save(paths[-1])
     rows = [Row(number, path, f"text {number}", (), None) for number, path in enumerate(paths)]
