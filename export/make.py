@@ -50,13 +50,13 @@ def add_engine(
     untrained: dict[str, Any] | None = None,
     check: Check | None = None,
 ) -> Manifest:
-    """Build one engine of a model into the bundle `out`, which is made where there is none.
+    """Build one engine of a model into the bundle `out`, which is created if it does not exist.
 
-    With `check` the engine is verified first. Whatever fails, `out` is left as it was. With `replace` an engine of that
-    name is made anew and all else stays, the bundle's policy too; with `overwrite` the bundle starts anew, without its
-    other engines. Raises what `load_release` and `build` raise, BadInputError when `out` is something else or has an
-    engine of that name, IncompatibleBundleError when it holds other weights, ParityError when the engine misses its
-    budget, and with `replace` what `read_bundle` raises of the rest of the bundle.
+    With `check` the engine is verified first. If anything fails, `out` stays as it was. With `replace` an engine of
+    that name is built again and all else stays, the bundle's policy too. With `overwrite` the bundle is replaced,
+    without its other engines. Raises what `load_release` and `build` raise, BadArgumentError when `out` is something
+    else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError when the engine
+    misses its budget, and with `replace` what `read_bundle` raises about the rest of the bundle.
     """
     release = load(source, untrained)
     source_name = str(Path(source).resolve()) if untrained is None and Path(source).is_dir() else str(source)
@@ -64,7 +64,7 @@ def add_engine(
     old = None
     if is_bundle(out) and not overwrite:
         existing = _existing(out, name, weights, replace)
-        # The policy of the bundle may have been changed since: all its engines answer by the same one.
+        # The policy of the bundle may have changed since then. All its engines answer by the same one.
         old, release = existing.manifest, Release(release.model, release.card, existing.policy)
     ours = (MANIFEST, signature_path(out / MANIFEST).name, *(_listed(out) if overwrite else ()))
     with edited_directory(out) if old else new_directory(out, overwrite=overwrite, ours=ours) as folder:
@@ -72,7 +72,7 @@ def add_engine(
             _write_common(release, folder)
         engines = {one.name: one for one in old.engines} if old else {}
         for file in engines[name].files if name in engines else ():
-            (folder / file).unlink(missing_ok=True)  # never written in place: it is the very file of the bundle
+            (folder / file).unlink(missing_ok=True)  # never written in place: it is a link to the file of the bundle
         engine = build(release, folder)
         engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
         inputs, outputs = contract(release.card)
@@ -87,7 +87,7 @@ def add_engine(
 
 
 def _versions() -> dict[str, str]:
-    """What every engine is made with, whatever its kind."""
+    """The versions of the software that engines of every kind are built with."""
     versions = {"python": platform.python_version(), "safety-zoo": zoo.__version__}
     versions |= {package: version(package) for package in ("torch", "transformers")}
     return versions | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
@@ -111,7 +111,7 @@ def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
 
 
 def _listed(out: Path) -> tuple[str, ...]:
-    """The files that a manifest lists, of whatever schema: what may be overwritten with the bundle."""
+    """The files that a manifest of any schema lists: these may be overwritten with the bundle."""
     try:
         return tuple(map(glob.escape, json.loads((out / MANIFEST).read_bytes())["files"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -119,7 +119,7 @@ def _listed(out: Path) -> tuple[str, ...]:
 
 
 def _write_common(release: Release, folder: Path) -> None:
-    """What all engines share: card, policy, tokenizer, and the encoder of phrases where there are any."""
+    """Write the files that all engines share: card, policy, tokenizer, and the encoder of phrases if any are used."""
     if isinstance(release.model, PhraseEncoder) and release.card.bank_names:
         save(text_encoder_graph(release.model), folder / TEXT_ENCODER)
     write_card(release.card, folder)

@@ -83,9 +83,9 @@ def write_openvino(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write the graph of a release as OpenVINO's `.xml` and `.bin`; returns its files and its products by precision.
 
-    The products are those of the graph as OpenVINO compiled it; it may have fused those of the attention into nodes of
-    their own, which are not among them. `traced` is the fp32 ONNX graph, where there is one already. Raises what
-    `export_openvino` does.
+    The products are those of the graph as OpenVINO compiled it. It may have fused those of the attention into other
+    nodes, which are not counted. `traced` is the fp32 ONNX graph, if it exists already. Raises what `export_openvino`
+    does.
     """
     batches = scales_from(release, precision, calibrate)
     proto = traced or served_graph(release.model, text_banks(release.model, release.judge), opset=OPSET)
@@ -100,14 +100,14 @@ def write_openvino(
     defaults = [one for one in proto.graph.initializer if one.name in release.card.bank_names]
     if defaults:
         files.append(write_banks(path, {one.name: numpy_helper.to_array(one) for one in defaults}))
-        for one in defaults:  # OpenVINO knows no defaults: it would build them in
+        for one in defaults:  # OpenVINO has no default inputs and would build them in
             proto.graph.initializer.remove(one)
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as scratch:
         save(proto, Path(scratch) / "model.onnx")
         ov = openvino()
         model = ov.Core().read_model(Path(scratch) / "model.onnx")
         if release.card.image is not None:
-            # Of one size, so that no `If` is left: at the first call of one, OpenVINO 2026.4 answers wrongly.
+            # A fixed size, so that no `If` is left: at its first call, OpenVINO 2026.4 gives a wrong answer.
             size = release.card.image.size
             model.reshape({"image": [-1, size, size, 3]})
         with native_writer(path):

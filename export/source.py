@@ -21,7 +21,7 @@ def load(source: str | Path, untrained: dict[str, Any] | None = None) -> Release
 
 
 def load_alone(source: str | Path, untrained: dict[str, Any] | None = None) -> ZooModel:
-    """The model of `load` without its policy, for who has another."""
+    """The model of `load` without its policy."""
     if untrained is None:
         return load_model(source)
     with torch.random.fork_rng(devices=[]):

@@ -85,14 +85,16 @@ def export_triton(
     most `delay_us` microseconds, and refused when `queue` of them wait; with `max_batch` 0 nothing is gathered. A
     second `version` joins the first when inputs, outputs and settings are the same.
 
-    Raises what `read_bundle` raises; BadInputError for an unknown engine, numbers out of range, a name that is no
-    directory name, and a model that is there already; IncompatibleBundleError for an engine that Triton cannot run so.
+    Raises what `read_bundle` raises; BadArgumentError for an unknown engine, numbers out of range, a name that cannot
+    be a directory's, and a model that exists already; IncompatibleBundleError for an engine that Triton cannot run.
     """
     bundle = read_bundle(folder)
     chosen = _engine(bundle, engine)
     name = name or bundle.card.name
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise BadArgumentError(f'"{name}" is no name for a model: letters, digits, ".", "_" and "-", no dot in front')
+        raise BadArgumentError(
+            f'"{name}" cannot name a model: use letters, digits, ".", "_" and "-", and do not begin with a dot'
+        )
     largest = chosen.batch[2] if max_batch is None else max_batch
     _check(chosen, largest, instances, delay_us, queue, version)
     config = _Config(bundle, chosen, policy, name, largest, _device(chosen, device))
@@ -112,7 +114,7 @@ def export_triton(
 
 
 class _Config:
-    """One engine, policy and device, as Triton is told of them."""
+    """The configuration of one engine, policy and device for Triton."""
 
     def __init__(
         self, bundle: Bundle, engine: Engine, policy: AnyPolicy | None, name: str, max_batch: int, device: Device
@@ -251,7 +253,7 @@ def _same_settings(model: Path, config: str, labels: str) -> None:
         path = model / file
         if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
             raise BadArgumentError(
-                f"{path} says something else, and Triton has one for all versions of a model: "
+                f"{path} differs, and all versions of a model share one: "
                 "give `name`, or `overwrite` to replace the model with all its versions"
             )
 
@@ -273,7 +275,7 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
 
 
 def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:
-    """What clients send and get, as comments: Triton's inputs say nothing of colour, order or cleaning."""
+    """What clients send and get, as comments: Triton's inputs do not tell colour, order or cleaning."""
     lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `Scorer.prepare`):"]
     if card.image is not None:
         size, how = card.image.size, card.image.resize.replace("_", " ")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ZooError(Exception):
-    """Base of all errors below: `except ZooError` catches what the zoo refuses, and no bug."""
+    """Base of all errors below: `except ZooError` catches every refusal of the zoo and no bug."""
 
 
 class BadInputError(ZooError, ValueError):
@@ -15,11 +15,11 @@ class BadInputError(ZooError, ValueError):
 
 
 class BadDataError(BadInputError):
-    """What a file, a row, an image or a text holds cannot be used: mend the data."""
+    """What a file, a row, an image or a text holds cannot be used: correct the data."""
 
 
 class BadArgumentError(BadInputError):
-    """An argument, a name, a path or a combination of them is wrong: mend the call.
+    """An argument, a name, a path or a combination of them is wrong: correct the call.
 
     The message has the name of an argument in backticks, and a command shows its flag there.
     """
@@ -33,7 +33,7 @@ class UnknownModelError(ZooError, KeyError):
 
 
 class NoWeightsError(ZooError):
-    """The architecture is known, but there are no published weights to load for it."""
+    """The architecture is known, but no downloadable weights are registered for it."""
 
 
 class BadCardError(ZooError, ValueError):
@@ -53,7 +53,7 @@ class ParityError(ZooError):
 
 
 class IncompatibleBundleError(ZooError):
-    """A bundle that this machine or this version cannot run; the message names the mending command."""
+    """A bundle that this machine or this version cannot run; the message has the command that repairs it."""
 
 
 class GuardError(ZooError):
@@ -61,7 +61,7 @@ class GuardError(ZooError):
 
 
 class ServiceError(ZooError):
-    """The service could not judge a request, by no fault of the input. Nothing was judged."""
+    """The service could not judge a request, for a reason other than its input. Nothing was judged."""
 
 
 class OverloadError(ServiceError):
@@ -81,10 +81,10 @@ class MissingDependencyError(ZooError, ImportError):
 
 
 def refusal(problem: BaseException | None) -> str | None:
-    """What to tell a user in one line of an error that is no bug of ours; None for all others.
+    """The one-line message to the user about an expected error; None for a bug.
 
-    Follows `__cause__` to an error of the zoo. Besides these it knows a full disk and what else the system refuses, a
-    missing package, and input that is nested too deeply.
+    Follows `__cause__` to an error of the zoo. Errors of the operating system (a full disk), a missing package, and
+    input that is nested too deeply are expected too.
     """
     cause = problem
     while cause is not None and not isinstance(cause, ZooError):

@@ -194,11 +194,12 @@ def _refuse_foreign(out: Path, ours: tuple[str, ...]) -> None:
     foreign = [name for name in files if not any(_matches(name, pattern) for pattern in ours)]
     if foreign:
         raise BadArgumentError(
-            f"{out}: not overwritten, for this command did not write {foreign[0]}"
+            f"{out}: not overwritten, because this command did not write {foreign[0]}"
             f"{f' and {len(foreign) - 1} more files' if foreign[1:] else ''} in it; name another folder"
         )
     if not ours or not (out / ours[0]).is_file():
-        raise BadArgumentError(f"{out}: not overwritten, for it holds no {ours[0] if ours else 'file of this command'}")
+        mark = ours[0] if ours else "file of this command"
+        raise BadArgumentError(f"{out}: not overwritten, because it holds no {mark}")
 
 
 def _matches(name: str, pattern: str) -> bool:

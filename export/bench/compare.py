@@ -31,8 +31,8 @@ def in_turns(
 ) -> dict[str, NDArray[np.float64]]:
     """Milliseconds `[rounds]` of each run; entry i of all of them is round i.
 
-    Who begins rotates and the direction alternates, so that nobody always runs after the same neighbour. Two rounds
-    before the first warm up. `tick` is called after each round.
+    The first run rotates and the direction alternates, so that no run always follows the same neighbour. Two rounds
+    warm up first. `tick` is called after each round.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(2):
@@ -49,7 +49,7 @@ def in_turns(
 
 
 def check_figures(batches: Sequence[int], threads: int, rounds: int) -> None:
-    """Raise BadInputError for batches, threads and rounds that no benchmark can be made of."""
+    """Raise BadArgumentError for batches, threads or rounds that are too few for a benchmark."""
     if rounds < 5 or threads < 1 or not batches or min(batches) < 1:
         raise BadArgumentError(
             f"need at least 5 rounds, 1 thread and batches of 1, got {rounds}, {threads}, {list(batches)}"
@@ -79,8 +79,8 @@ def bench(
 
     All get the same images, as JPEG bytes of `size` (width, height) or as pixels that are already preprocessed, on the
     same device with as many threads, and end with verdicts (the peers with category scores) or with the scores of each
-    phrase. In each round all run once. Raises BadInputError for figures that mean nothing, unknown names and a
-    model that is no CLIP, MissingDependencyError for a peer that is not installed, and what `export.runtime.load` does.
+    phrase. In each round all run once. Raises BadArgumentError for numbers out of range, unknown names and a model that
+    is not a CLIP, MissingDependencyError for a peer that is not installed, and what `export.runtime.load` does.
     """
     check_figures(batches, threads, rounds)
     if min(size) < 1:

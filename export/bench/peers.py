@@ -52,7 +52,7 @@ class Tower:
 
 
 def check_peers(names: list[str]) -> None:
-    """Raise BadInputError for a peer that does not exist or cannot run here, and for none at all."""
+    """Raise BadArgumentError for a peer that does not exist or cannot run here, and if no peer is named."""
     for name in names:
         if name in IMPOSSIBLE:
             raise BadArgumentError(f"{name} cannot be a peer: {IMPOSSIBLE[name]}")
@@ -98,10 +98,10 @@ def clip_model(card: ModelCard) -> CLIPModel:
 
 
 def _transformers_compile(card: ModelCard, device: str) -> Tower:
-    """Compiled anew for each batch size, while the benchmark warms up."""
+    """As `_clip`, compiled again for each batch size, while the benchmark warms up."""
     wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     if device == "cpu" and not any(shutil.which(compiler) for compiler in wanted):
-        raise MissingDependencyError(f"torch.compile needs a C++ compiler, and there is no {' or '.join(wanted)} here")
+        raise MissingDependencyError(f"torch.compile needs a C++ compiler: {' or '.join(wanted)} is not installed")
     return _clip(card, device, mode="torch.compile")
 
 
@@ -110,7 +110,7 @@ def _clip(card: ModelCard, device: str, dtype: torch.dtype = torch.float32, mode
     model = clip_model(card).to(device, dtype)
     features: Callable[..., Any] = model.get_image_features
     if mode == "torch.compile":
-        # fullgraph: what it cannot compile is an error, and not eager mode under another name.
+        # fullgraph: what it cannot compile raises an error and does not run in eager mode.
         features = torch.compile(features, dynamic=False, fullgraph=True)
     processor = CLIPImageProcessorPil(size={"shortest_edge": card.image.size}, crop_size=card.image.size)
 
@@ -139,7 +139,7 @@ def _open_clip(card: ModelCard, device: str) -> Tower:
 
 
 def open_clip_model(package: Any, card: ModelCard) -> Any:
-    """open_clip's CLIP with the image tower of a card's size; its text tower, which nobody runs, has one layer."""
+    """open_clip's CLIP with the image tower of a card's size; its text tower is not run and has one layer."""
     h = card.hparams
     assert card.image is not None  # a safeclip_* reads images
     vision = package.CLIPVisionCfg(

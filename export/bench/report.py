@@ -18,7 +18,7 @@ from zoo.files import write_file
 class About:
     """A side in words: the precision of its products, and for an engine of the bundle what its verification said.
 
-    `verified` is None for a peer, and for an engine that was not verified yet; `flips` is "1 of 256" say.
+    `verified` is None for a peer, and for an engine that was not verified yet; `flips` reads like "1 of 256".
     """
 
     name: str
@@ -30,7 +30,7 @@ class About:
 
     @property
     def proof(self) -> str:
-        """What is known of its answers, for a table."""
+        """Whether its answers were verified, for a table."""
         return "-" if self.peer else {None: "not yet", True: "yes", False: "FAILED"}[self.verified]
 
 

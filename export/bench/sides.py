@@ -35,7 +35,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Side:
-    """One that is timed; `at(batch)` prepares the first so many inputs and gives the run on them."""
+    """One candidate of the benchmark; `at(batch)` prepares that many inputs and returns the run on them."""
 
     about: About
     at: Callable[[int], Run]

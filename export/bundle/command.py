@@ -10,16 +10,16 @@ from export.bundle.manifest import Engine, Given, Manifest, given
 
 
 def rebuild(manifest: Manifest, engine: Engine, folder: Path, **changes: object) -> str:
-    """The command that makes one engine again as it was, and leaves the others of the bundle there.
+    """The command that builds one engine again as it was and keeps the others of the bundle.
 
-    `changes` are options in place of those that it was exported with, `text_bank="input"` say. An engine that was
-    verified is verified again, on the same inputs.
+    `changes` replace options that it was exported with, such as `text_bank="input"`. An engine that was verified is
+    verified again, on the same inputs.
     """
     return _command(manifest, engine, folder, "--replace", given(**changes))
 
 
 def rebuild_all(manifest: Manifest, folder: Path) -> str:
-    """The commands that make a bundle anew, one for each engine, where one of the files that they share is lost."""
+    """The commands that build all engines of a bundle again, for when a file that they share is lost."""
     first, *others = manifest.engines
     lines = [_command(manifest, first, folder, "--overwrite"), *(_command(manifest, one, folder, "") for one in others)]
     return " && ".join(lines)

@@ -101,7 +101,7 @@ class Verification:
     """What `zoo verify` found of one engine, on the `device` that it ran on.
 
     `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
-    that were placed there on purpose, which count by the budget's own word. `flipped` names the first of them.
+    that were placed there on purpose, which count if the budget says so. `flipped` names the first of them.
     `at_shapes` are the largest differences of the logits in batches of some sizes, and for images of some sizes, which
     the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on, and `policy` the
     id of that by which verdicts were counted.
@@ -126,7 +126,7 @@ class Verification:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Gpu:
-    """What a plan was built for: architectures as TensorRT names them, `SM80, SM89` say, and the card if it was one."""
+    """What a plan was built for: architectures by TensorRT's names, such as `SM80, SM89`; the card if it is for one."""
 
     name: str
     capability: str
@@ -207,7 +207,7 @@ class Manifest:
         return schema.dump(self)
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` into a bundle, whole or not at all; the signature of the one before it is taken off."""
+        """Write `manifest.json` into a bundle, whole or not at all; the signature of the old one is removed."""
         path = folder / MANIFEST
         write_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
         if signature_path(path).is_file():  # after it: a full disk costs no signature

@@ -58,9 +58,9 @@ def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequ
 
 
 def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
-    """What a bundle says of itself, whatever became of its files. Raises as `read_bundle` does."""
+    """The manifest of a bundle, without a check of its other files. Raises as `read_bundle` does."""
     if not is_bundle(folder):
-        raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is no bundle (made by `zoo export onnx`)")
+        raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is not a bundle (made by `zoo export onnx`)")
     check_signature(folder / MANIFEST, public_key)
     data = schema.read_json(folder / MANIFEST)
     if isinstance(data, dict) and data.get("schema_version") in (None, 1):
@@ -115,9 +115,9 @@ def read_banks(engine: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def use_policy(folder: Path, policy: AnyPolicy) -> None:
-    """Make a policy that of a bundle, whole or not at all; a signature is taken off, as it was that of the old one.
+    """Give a bundle another policy, whole or not at all; a signature is removed, because it was of the old one.
 
-    The bundle's own `policy.yaml` may have been changed or lost, and nothing else. Raises what `read_bundle` raises,
+    The bundle's own `policy.yaml` may have been changed or lost, but no other file. Raises what `read_bundle` raises,
     BadPolicyError when policy and model do not fit.
     """
     manifest = read_manifest(folder)
@@ -147,7 +147,7 @@ def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
     """Whether the manifest is signed by the given key, or by the one that `SAFETY_ZOO_PUBLIC_KEY` names.
 
     False when no key is configured: then nothing was checked. Raises TamperedFileError when the signature is missing
-    or another, BadInputError for a file that is no ed25519 public key, MissingDependencyError without `cryptography`.
+    or wrong, BadDataError for a file that is not an ed25519 public key, MissingDependencyError without `cryptography`.
     """
     named = os.environ.get(VARIABLE)
     path = public_key or (Path(named) if named else None)
@@ -158,8 +158,8 @@ def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
 
     if not signature_path(manifest).is_file():
         raise TamperedFileError(
-            f"{manifest}: not signed, and the key {path} is required; sign it with `zoo bundle sign`, or take a bundle "
-            "from somebody who did"
+            f"{manifest}: not signed, and the key {path} is required; sign it with `zoo bundle sign`, or use a signed "
+            "bundle"
         )
     try:
         key.verify(signature_path(manifest).read_bytes(), manifest.read_bytes())
@@ -175,10 +175,10 @@ def _key(path: Path, kind: Literal["private", "public"]) -> Any:
     try:
         key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
     except (ValueError, TypeError) as problem:  # TypeError: it is encrypted
-        raise BadDataError(f"{path}: no {kind} key that can be read ({problem})") from None
+        raise BadDataError(f"{path}: not a readable {kind} key ({problem})") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
         hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
-        raise BadDataError(f"{path}: no ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
+        raise BadDataError(f"{path}: not an ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
     return key
 
 

@@ -85,7 +85,7 @@ def _info(options: argparse.Namespace) -> int:
     signed = check_signature(options.bundle / MANIFEST, options.public_key)
     try:
         runs = open_best(bundle, threads=1).why
-    except ZooError as problem:  # to look into a bundle that cannot run here is what this command is for
+    except ZooError as problem:  # this command also looks into bundles that cannot run here
         runs = f"none: {problem}"
     if options.json:
         print(json.dumps({**bundle.manifest.to_dict(), "runs_here": runs, "signature_checked": signed}, indent=2))

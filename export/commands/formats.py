@@ -41,7 +41,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--profile", choices=get_args(Profile), default="latency", help="what it is for, which sets the usual batches"
     )
     parser.add_argument(
-        "--batch", type=parse_range, metavar="MIN:OPT:MAX", help="batches in place of the profile's: 1:8:64 say"
+        "--batch", type=parse_range, metavar="MIN:OPT:MAX", help="batches in place of the profile's, as 1:8:64"
     )
     parser.add_argument(
         "--calibrate",
@@ -64,7 +64,7 @@ def _add_tensorrt(formats: Commands) -> None:
     parser = add_command(formats, "tensorrt", _export_tensorrt, text, example)
     _add_engine_options(parser)
     parser.set_defaults(precision="fp16")
-    text = "side in pixels of the images that come in: 64:224:1024 say"
+    text = "side in pixels of the images that come in, as 64:224:1024"
     parser.add_argument("--image", type=parse_range, metavar="MIN:OPT:MAX", help=text)
     text = "GPU architecture to build for, as SM86 (repeatable; default with TensorRT for RTX: SM80, SM86, SM89)"
     parser.add_argument("--capability", action="append", default=[], metavar="SM", help=text)

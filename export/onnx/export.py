@@ -61,7 +61,7 @@ def export_onnx(
 
 
 def engine_name(kind: str, precision: Precision, profile: Profile, suffix: str = "") -> str:
-    """The name of an engine in its bundle, `onnx-fp16` say; `-throughput` when that is what it was made for."""
+    """The name of an engine in its bundle, such as `onnx-fp16`; it ends with `-throughput` for that profile."""
     return "-".join(
         [kind, precision, *(["throughput"] if profile == "throughput" else []), *([suffix] if suffix else [])]
     )
@@ -82,9 +82,9 @@ def write_onnx(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write the graph of a release in one precision; returns its files and its products counted by precision.
 
-    `traced` is its fp32 graph, where there is one already, from which those of 8 bits are made: tracing takes longest.
-    Raises IncompatibleBundleError when the graph has no product in that precision, or came out other than declared,
-    and BadInputError for `int8_qdq` without inputs to calibrate on, or inputs where nothing is calibrated.
+    `traced` is its fp32 graph, if it exists already: 8-bit graphs are made from it, and tracing takes longest. Raises
+    IncompatibleBundleError when the graph has no product in that precision or differs from the declared one, and
+    BadArgumentError for `int8_qdq` without inputs to calibrate on, or for such inputs with another precision.
     """
     batches = scales_from(release, precision, calibrate)
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model

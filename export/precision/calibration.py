@@ -1,4 +1,4 @@
-"""What fixed 8-bit scales are measured on: a few of the images and texts that a model will judge."""
+"""The inputs that fixed 8-bit scales are measured on: a few of the images and texts that a model will judge."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
     """Feeds of up to 128 inputs, of a folder of images, a file of texts (one a line), or a manifest of either or both.
 
     A manifest is a CSV or Parquet file with the columns `image` and `text`, or a folder that holds a manifest.csv; of a
-    long one, rows are taken evenly. `codec` makes tokens for a model that reads texts. Raises BadInputError where there
-    is nothing of what the model reads, or an image of a manifest cannot be read.
+    long one, rows are taken evenly. `codec` makes tokens for a model that reads texts. Raises BadInputError if nothing
+    there is what the model reads, or an image of a manifest cannot be read.
     """
     if not path.exists():
         raise BadArgumentError(f"{path}: no such file or folder; give {what_to_give(card)}")

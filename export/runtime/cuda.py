@@ -34,7 +34,7 @@ def cudart() -> Any:
 
 
 def local_gpu(device: int = 0) -> LocalGpu:
-    """The GPU of that number. Raises IncompatibleBundleError, with CUDA's own word, where there is none."""
+    """The GPU of that number. Raises IncompatibleBundleError, with CUDA's own message, if it does not exist."""
     cuda = cudart()
     count = call(cuda.cudaGetDeviceCount)[0]
     if not 0 <= device < count:
@@ -47,7 +47,7 @@ def local_gpu(device: int = 0) -> LocalGpu:
 
 
 def cuda_versions() -> dict[str, str]:
-    """CUDA's runtime here and, where there is a GPU, the newest that its driver knows: 13.4 say. Empty without CUDA."""
+    """The versions, such as 13.4, of CUDA's runtime and the newest that the GPU's driver knows. Empty without CUDA."""
     try:
         cuda = cudart()
     except MissingDependencyError:

@@ -1,4 +1,4 @@
-"""What an engine is once it is loaded, and which engine of a bundle runs on this machine, and why. No torch.
+"""A loaded engine, and the choice of the engine of a bundle that runs on this machine. No torch.
 
 A module of `MODULES` knows how to run the engines of one kind. It has `obstacle(bundle, spec, device) -> str | None`
 (why such an engine cannot run here, or None; MissingDependencyError without its library) and
@@ -27,7 +27,7 @@ from zoo.judging.scorer import Feeds
 class RunningEngine(ABC):
     """An engine that is loaded: the arrays of `card.input_names` in, logits and scores `[B, N]` out. Thread-safe.
 
-    `spec` is what the manifest says of it, `device` where it runs, `provider` by what, `why` the reason it was chosen.
+    `spec` is its entry in the manifest, `device` where it runs, `provider` by what, `why` the reason for the choice.
     `text_banks` replace the model's own: each float32 `[P, D]`, unit norm over temperature.
 
     >>> engine = runtime.load("my_bundle").engine
@@ -56,7 +56,7 @@ class RunningEngine(ABC):
         return other
 
 
-#: x86 instructions that add products of 8 bits up in 32. Those before them stop at 16 bits, and clamp what is more.
+#: x86 instructions that sum products of 8 bits in 32 bits. Older ones sum in 16 bits and clamp larger values.
 _EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
@@ -64,7 +64,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def told(key: str, cpuinfo: Path = CPUINFO) -> str | None:
-    """What Linux says of the first core: its `model name`, its `flags`; None where it says nothing."""
+    """What Linux tells about the first core: its `model name`, its `flags`; None if it tells nothing."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -165,7 +165,7 @@ def _candidates(
 
 
 def _plain(bundle: Bundle) -> Engine | None:
-    """The engine that runs on every machine with onnxruntime, where a bundle has it."""
+    """The bundle's engine that runs on every machine with onnxruntime; None if it has no such engine."""
     return next((spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) == ("onnx", "fp32")), None)
 
 
@@ -181,7 +181,7 @@ def _lacks_package(bundle: Bundle, spec: Engine | None, devices: tuple[Device, .
 
 
 def _mend(bundle: Bundle) -> str:
-    """The command that adds what runs on every machine, where the bundle has none or one that did not do."""
+    """The command that adds an engine for every machine, if the bundle has none or its own did not start."""
     plain = _plain(bundle)
     if plain is not None:
         return f"; take {plain.name}, or export it again: {rebuild(bundle.manifest, plain, bundle.folder)}"

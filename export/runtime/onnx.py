@@ -1,4 +1,4 @@
-"""ONNX engines on onnxruntime, on the device that was asked for or not at all. No torch."""
+"""ONNX engines on onnxruntime, only on the device that was asked for. No torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
 
 
 def open_session(path: Path, device: Device, threads: int | None, precision: Precision = "fp32") -> tuple[Any, str]:
-    """A session on that very device, and in words: the provider that runs it, and why not the ones before it.
+    """A session on that very device, and in words: the provider that runs it, and why the ones before it do not.
 
     Raises IncompatibleBundleError when none of the device's providers runs it: never a fall to another device.
     """

@@ -52,7 +52,7 @@ class OpenVINOEngine(RunningEngine):
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
-    """None: where OpenVINO is, it runs. Raises MissingDependencyError without it."""
+    """None: OpenVINO runs everywhere. Raises MissingDependencyError if it is not installed."""
     openvino()
     return None
 

@@ -1,4 +1,4 @@
-"""A thread-safe service around a scorer: many callers, one engine, batches made of whoever asks at the same time.
+"""A thread-safe service around a scorer: many callers, one engine, batches of simultaneous requests.
 
 Requests are decoded and tokenised by a pool of threads while the engine runs; one thread gathers what is ready into a
 batch, waits a moment for more, and runs the engine. No torch.
@@ -72,7 +72,7 @@ def serve(
 
 @dataclass(frozen=True)
 class Health:
-    """How a service fares.
+    """The state of a service.
 
     `state` is `starting` until a batch has succeeded, `failing` after three failed batches in a row (each new batch is
     still tried, and the first that succeeds makes it `ready` again), `dead` when the engine's thread has ended or the
@@ -231,11 +231,11 @@ class Service:
         return request.future
 
     def use(self, scorer: Scorer) -> None:
-        """From the next batch on, judge by this scorer: one of another policy, say (`BundleScorer.with_policy`).
+        """From the next batch on, judge by this scorer, such as one with another policy (`BundleScorer.with_policy`).
 
-        Nothing that waits is lost, and every verdict names the policy that it was judged by. The scorer before it is
-        not closed, since the two may share their engine. Raises BadArgumentError for a scorer of another model: what
-        waits was prepared for this one.
+        No waiting request is lost, and every verdict names the policy that it was judged by. The old scorer is not
+        closed, because the two may share their engine. Raises BadArgumentError for a scorer of another model, because
+        waiting requests were prepared for this one.
         """
         if not scorer.same_model(self.scorer):
             raise BadArgumentError(
@@ -247,7 +247,7 @@ class Service:
     def warm_up(self) -> None:
         """Run the engine on blank batches of 1 and of `max_batch`, so that no caller pays for its first allocations.
 
-        Raises EngineError when that fails: such a service would answer nobody.
+        Raises EngineError when that fails: such a service could not answer.
         """
         card = self.scorer.card
         size = card.image.size if card.image else 0
@@ -257,7 +257,7 @@ class Service:
             self._judge([item] * count)
 
     def health(self) -> Health:
-        """How the service fares just now."""
+        """The present state of the service."""
         dead = self._dead()
         if self._process != os.getpid():
             self._lock = threading.Lock()  # another thread may have held it when the process was forked
@@ -323,7 +323,7 @@ class Service:
         except ZooError as problem:
             self._settle([request], [problem])
             return
-        except BaseException as problem:  # a panic in Rust's tokenizers is no Exception, and callers would wait forever
+        except BaseException as problem:  # a panic in Rust is not an Exception, and callers would wait forever
             self._settle([request], [_caused(ServiceError(f"reading the request failed: {problem!r}"), problem)])
             return
         request.image = request.text = None  # the pixels and tokens are all that is needed from here

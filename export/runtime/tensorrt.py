@@ -22,7 +22,7 @@ from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDepende
 from zoo.judging.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
-#: Gives the command that makes a plan anew, with other options than its own: `mend(text_bank="input")`.
+#: Gives the command that builds a plan again, with changed options: `mend(text_bank="input")`.
 Mend = Callable[..., str]
 
 
@@ -33,7 +33,7 @@ class LoadedPlan:
     """
 
     def __init__(self, plan: Path, mend: Mend, device: int = 0) -> None:
-        """Load a plan with what lies beside it; `mend` gives the command that makes it anew, for messages.
+        """Load a plan with the files beside it; `mend` gives the command that builds it again, for messages.
 
         Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
         """
@@ -164,10 +164,10 @@ def read_report(plan: Path) -> PlanReport:
 
 
 def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
-    """The TensorRT and the GPU that run a plan; `mend` gives the command that makes it anew.
+    """The TensorRT and the GPU that run a plan; `mend` gives the command that builds it again.
 
-    Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError where its version or
-    the GPU is another one than the plan was built with and for, or there is no GPU.
+    Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError without a GPU, or if
+    the version or the GPU differs from that of the build.
     """
     trt = load_package(report.package)
     if trt.version != report.version:
@@ -203,7 +203,7 @@ def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes
 
 
 def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[int, int, int]]:
-    """The options of a plan that takes this shape too; none where that is no matter of batch or image size."""
+    """The options of a plan that takes this shape too; empty if neither batch nor image size is the reason."""
     least, usual, largest = built
     if name not in ("image", "input_ids", "attention_mask", "image_present") or shape[3:] != least[3:]:
         return {}

@@ -46,7 +46,7 @@ def read_layers(log: list[LogLine]) -> list[EngineLayer]:
     layers = [layer for layer in lines if layer is not None]
     if not layers:
         raise IncompatibleBundleError(
-            "TensorRT's build log lists no layers, so nobody can say in which precision the engine computes"
+            "TensorRT's build log lists no layers, so the precision in which the engine computes is unknown"
         )
     return layers
 
@@ -190,7 +190,7 @@ def parse(graph: Path, *, package: str | None = None) -> None:
 
 
 def load_graph(graph: Path) -> onnx.ModelProto:
-    """Read an ONNX file without weights that lie in a file of their own. Raises BadInputError where there is none."""
+    """Read an ONNX file without its external weights. Raises BadArgumentError if the file does not exist."""
     if not graph.is_file():
         raise BadArgumentError(f"{graph}: no such file")
     return onnx.load(graph, load_external_data=False)
@@ -294,7 +294,7 @@ def _read_timing_cache(trt: Package, config: Any, path: Path | None) -> Any:
         raise BadArgumentError("TensorRT for RTX times no kernels when it builds, so it keeps no timing cache")
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise BadDataError(f"{path}: no timing cache of {trt.name} {trt.version} for this GPU; remove it")
+        raise BadDataError(f"{path}: not a timing cache of {trt.name} {trt.version} for this GPU; remove it")
     return cache
 
 
@@ -302,7 +302,7 @@ def _failure(trt: Package, graph: Path, log: list[LogLine], refits: bool) -> str
     words = [line.message for line in log if "ERROR" in line.severity] or ["no reason given"]
     hint = ""
     if refits and trt.is_rtx:
-        hint = "; it builds plans that can be refitted or have no weights only where there is a GPU"
+        hint = "; it needs a GPU to build plans that can be refitted or have no weights"
     return f"{graph}: {trt.name} {trt.version} built no engine: " + "; ".join(words) + hint
 
 
@@ -313,6 +313,6 @@ def _activation_bytes(log: list[LogLine]) -> int:
 
 
 def _text(log: list[LogLine]) -> str:
-    """What a person would read of the log: all but the tracing, and the list of the engine's layers."""
+    """The part of the log that a person reads: everything except tracing, and the list of the engine's layers."""
     kept = [line for line in log if line.severity != "VERBOSE" or "Layers:" in line.message]
     return "".join(f"{line.severity} {line.message}\n" for line in kept)

@@ -92,12 +92,12 @@ def export_tensorrt(
 
 
 def _card(report: PlanReport) -> str:
-    """The name of the card that a plan was built on and for; one for several architectures was built for none."""
+    """The name of the card that a plan was built for; empty for a plan for several architectures."""
     return "" if report.package == "tensorrt_rtx" else local_gpu().name
 
 
 def _given(options: PlanOptions, report: PlanReport) -> dict[str, object]:
-    """The options as those of the command are called, with the package that was taken where none was named."""
+    """The options by their names on the command line, with the package that was used."""
     given_options = {field.name: getattr(options, field.name) for field in fields(options)}
     capability = given_options.pop("capabilities")
     return {**given_options, "capability": capability, "package": report.package}
@@ -161,7 +161,7 @@ def profiles_of(graph: Path, *, batch: Range, image: Range, phrases: Range | Non
                 usual = defaults[value.name][axis]
                 sides.append(_rising(phrases or (1, usual, max(usual, MOST_PHRASES)), "phrases"))
             else:
-                raise BadDataError(f'{graph}: input "{value.name}" has a dimension "{dim.dim_param}" of no known range')
+                raise BadDataError(f'{graph}: the range of dimension "{dim.dim_param}" of "{value.name}" is unknown')
         least, usual_shape, largest = zip(*sides, strict=True)
         shapes[value.name] = (least, usual_shape, largest)
     return shapes

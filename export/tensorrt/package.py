@@ -1,4 +1,4 @@
-"""Which TensorRT is here, and what a plan was built by, from and for. The runtime reads this too: no torch."""
+"""The installed TensorRT, and the report of how a plan was built. The runtime reads this too: no torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ REPORT, LOG, GRAPH = ".json", ".log", ".onnx"
 
 @pydantic.dataclasses.dataclass(frozen=True, config=schema.STRICT)
 class PlanReport(schema.PlainData):
-    """How a plan came about and what is in it.
+    """How a plan was built and what is in it.
 
     `capabilities` are the GPU architectures that it runs on (`SM86`, CUDA's 8.6). `products` counts the matrix products
     and convolutions by precision and `layers` the engine's own layers by kind, both as the finished engine lists them.

@@ -172,8 +172,8 @@ def _check_values(pair: _Pair, report: ParityReport) -> None:
     report.inputs, report.at_threshold, report.how_placed = len(names), placed.count, placed.how
     pairs = zip(("logits", "scores"), ours, theirs, strict=True)
     report.differences = {name: difference(one, other) for name, one, other in pairs}
-    # The policy's own thresholds count everywhere; those that were moved to make a close call only at the threshold,
-    # or, where the budget is that of float32, everywhere too.
+    # The policy's own thresholds count everywhere. Thresholds that were moved to get close calls count only for the
+    # inputs at a threshold or, if the budget is that of float32, everywhere too.
     judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
     flips, ties, nearest = _flips(judges, ours[1], theirs[1], TIE * report.budget.at_threshold)
     report.flips = [names[row] for row in flips]
@@ -222,7 +222,7 @@ def _check_ranking(
         return
     labels = labels[known]
     if len(np.unique(labels)) < 2:
-        report.problems.append(f"the labelled data are all {'unsafe' if labels[0] else 'safe'}: no AUROC can be had")
+        report.problems.append(f"all labelled data are {'unsafe' if labels[0] else 'safe'}, so AUROC is undefined")
         return
     reached, wanted = (
         auroc(pair.judge.unsafe_score(pair.judge.category_scores(scores[known])), labels) for scores in (ours, theirs)

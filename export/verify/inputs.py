@@ -73,7 +73,7 @@ def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None
 
 
 def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
-    """As `image_probes`, with the path of each photo, or what it is called when drawn."""
+    """As `image_probes`, with the path of each photo and a name for each drawn image."""
     size = spec.size if spec else 1
     images: list[Images] = []
     names: list[str] = []
@@ -226,7 +226,7 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file that hold something. Raises BadInputError where there is none, or it is not UTF-8."""
+    """The lines of a file that are not blank. Raises BadDataError if none is left, or the file is not UTF-8."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,4 +1,4 @@
-"""What an engine is verified with and against which budget, and what came of it. No torch."""
+"""The inputs and the budget of a verification, and its result. No torch."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Check:
             )
 
     def budget_of(self, precision: Precision) -> Budget:
-        """The budget that an engine is held against. Raises BadInputError or BadCardError for a file that is none."""
+        """The budget that an engine must meet. Raises BadInputError or BadCardError for a file that is not a budget."""
         return Budget.read(self.budget) if self.budget else budget_of(precision)
 
     @property
     def options(self) -> Given:
-        """What was asked for beside the defaults, as options of `zoo verify`."""
+        """The values that differ from the defaults, as options of `zoo verify`."""
         return given(
             images=self.images,
             texts=self.texts,
@@ -113,12 +113,12 @@ class ParityReport:
 
     @property
     def counted(self) -> int:
-        """The inputs that the budget counts: those at a threshold among them by its own word."""
+        """The number of inputs that the budget counts, with those at a threshold if it says so."""
         return self.inputs + (self.at_threshold if self.budget.at_threshold else 0)
 
     @property
     def counted_flips(self) -> list[str]:
-        """The names of those whose verdict changed."""
+        """The names of the counted inputs whose verdict changed."""
         return [*self.flips, *(self.flips_at_threshold if self.budget.at_threshold else [])]
 
     @property
@@ -165,7 +165,7 @@ class ParityReport:
             )
 
     def judge(self) -> None:
-        """Hold the figures against the budget; what it misses is added to `problems`."""
+        """Compare the figures with the budget; each miss is added to `problems`."""
         logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
         figures = {"": float("nan") if logits is None else logits}
         figures |= {f" at {name}": difference for name, difference in self.at_shapes.items()}

@@ -25,7 +25,7 @@ Scores: TypeAlias = Callable[[Feeds], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Placed:
-    """Inputs near a threshold, how they came there, and the judge whose thresholds they are near to."""
+    """Inputs near a threshold, how they were made, and the judge whose thresholds they are near."""
 
     feeds: Feeds
     count: int
@@ -37,9 +37,9 @@ def placed_at_threshold(run: Scores, judge: AnyJudge, feeds: Feeds, scores: NDAr
     """Make up to 2 x 32 inputs whose score lies at a threshold, where the smallest difference flips a verdict.
 
     Between an input that is flagged and one that is not, the images are blended, by bisection, until the verdict
-    hangs on single grey levels (of models that read texts alone, tokens are exchanged until it hangs on one). Where no
-    input of either kind exists (an untrained model, say), one threshold is moved to the median score of the inputs
-    first. Of a panel, this is done for each head by itself.
+    depends on single grey levels. For models that read only texts, tokens are exchanged until it depends on one. If all
+    inputs get the same verdict, as with an untrained model, one threshold is first moved to the median score of the
+    inputs. For a panel, this is done for each head.
     """
     if not isinstance(judge, PanelJudge):
         return _placed(run, judge, feeds, scores, PAIRS)
@@ -123,9 +123,9 @@ Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class Reference:
-    """A model under a policy, in eager torch, that works out each batch once.
+    """A model under a policy, in eager torch, that computes each batch once.
 
-    All engines of one model are compared on much the same inputs, and the model takes longer over them than they do.
+    All engines of one model are compared on much the same inputs, and the eager model is slower than the engines.
     """
 
     def __init__(self, model: ZooModel, judge: AnyJudge) -> None:

@@ -190,7 +190,7 @@ def test_one_backward_pass_gives_the_gradient_of_embeddings_and_of_the_rest() ->
     assert not slope[:, 2].any()
     assert torch.allclose(other, embedding(ids[:, :2]).sum(dim=(1, 2))[:, None].expand(2, 3))
     assert embedding.weight.grad is None
-    with watched(embedding) as looked_up, pytest.raises(BadInputError, match="no words to attack"):
+    with watched(embedding) as looked_up, pytest.raises(BadInputError, match="no words can be attacked"):
         looked_up.gradient(pixels.sum(), ids.shape)
 
 

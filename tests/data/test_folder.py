@@ -35,7 +35,7 @@ def test_splits_and_a_hashed_validation_share(tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "photos" / "manifest.csv"
     assert run(["data", "folder", str(root), "--out", str(out), "--val-share", "0.25"]) == 0
     shown = capsys.readouterr().out
-    assert "1 files are no images by their names and left out" in shown
+    assert "left out, because their names are not those of images: 1" in shown
     rows = read_manifest(out)
     counts = Counter((row.split, *row.labels) for row in rows)
     assert counts["test", "cat"] == counts["test", "dog"] == 5

@@ -117,8 +117,8 @@ def test_a_wrong_number_is_refused(tmp_path: Path, options: dict[str, float], me
     ("lines", "message"),
     [
         (["a.jpg,one,train", "a.jpg,two,dev"], "line 3: .*a.jpg is in train and in val"),
-        (["a.jpg,,train"], "line 2: a caption has image, text and split, here is no text"),
-        (["a.jpg,one,"], "line 2: .* here is no split"),
+        (["a.jpg,,train"], "line 2: a caption needs image, text and split, and text is missing"),
+        (["a.jpg,one,"], "line 2: .* and split is missing"),
         (["a.jpg,one,train"], "the split train has one photo"),
     ],
 )

@@ -157,7 +157,7 @@ def test_a_text_threat_leaves_the_images_and_keeps_to_its_budget(folder: Path, t
     names = [attack.attack for attack in point.attacks]
     assert names == ["casing", "homoglyphs", "hotflip", "characters"]
     assert report.counts["not_attackable"] == 10
-    assert "The images beside the texts stand still." in report.notes
+    assert "The images beside the texts were not changed." in report.notes
     assert not any("examples kept" in note for note in report.notes)  # of one point alone
     by_name = {attack.attack: attack for attack in point.attacks}
     assert by_name["casing"].broken == 0  # the tokenizer lowers all, so nothing of it reaches the model

@@ -182,7 +182,7 @@ def test_versions_join_when_nothing_else_differs(bundles: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "../signs"}, r'"\.\./signs" is no name for a model'),
+        ({"name": "../signs"}, r'"\.\./signs" cannot name a model'),
         ({"name": ".signs"}, "no dot in front"),
         ({"instances": 0}, "instances, queue and version must be at least 1"),
         ({"version": 0}, "must be at least 1"),

@@ -313,7 +313,7 @@ def test_both_towers_start_from_a_clip(tmp_path: Path) -> None:
     state = model.state_dict()
     copied = {name: value for name, value in clip.state_dict().items() if name != "logit_scale"}
     assert all(torch.equal(value, state[name]) for name, value in copied.items())
-    with pytest.raises(BadInputError, match=f"{CONV} is not made of CLIP towers"):
+    with pytest.raises(BadInputError, match=f"{CONV} does not have two CLIP towers"):
         Classification(CONV, clip_weights=str(tmp_path / "clip"))
 
 

@@ -154,7 +154,7 @@ def test_a_wrong_option_is_refused_with_the_close_match(tmp_path: Path, capsys: 
         (
             "zoo.training.callbacks.DataShare",
             ".moniter",
-            "'moniter' is no argument of zoo.training.callbacks.Data",
+            "'moniter' is not an argument of zoo.training.callbacks.Data",
         ),
         ("lightning.pytorch.callbacks.EarlyStopping", "", 'Parser key "trainer.callbacks":'),
     ],

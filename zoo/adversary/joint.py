@@ -127,10 +127,9 @@ _THRESHOLD = -1e-6
 class JointResult(AttackOutcome):
     """The outcome for N items.
 
-    `pixels` `[N, C, H, W]` and `texts` are the best that was found, within their budgets, also where that broke
-    nothing. `margins` `[N]` are the right logit less the best other one there. `refuted` counts claims that a fresh
-    pass did not confirm. `blind` are images without a gradient, which Square attacked instead, and texts whose tokens
-    had none.
+    `pixels` `[N, C, H, W]` and `texts` are the best attempts within their budgets, even if they broke nothing.
+    `margins` `[N]` are the right logit less the best other one there. `refuted` counts claims that a fresh pass did not
+    confirm. `blind` are images without a gradient, which Square attacked instead, and texts whose tokens had none.
     """
 
     threat: Threat

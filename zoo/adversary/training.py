@@ -22,7 +22,7 @@ from zoo.errors import BadArgumentError, BadDataError, close_match
 #: Pixels `[B, C, H, W]` to what the attack raises: a scalar, to which each image contributes a summand of its own.
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 
-#: What a training threat may say: an attacker in training is always PGD, with one start.
+#: The fields of a training threat. The attacker in training is always PGD, with one start.
 FIELDS = ("norm", "eps", "steps", "step_size")
 
 

@@ -22,7 +22,7 @@ _Made = TypeVar("_Made")
 
 #: Flags that several commands take. A command adds a detail after the colon, never another meaning.
 FLAGS: dict[str, dict[str, Any]] = {
-    "--columns": {"default": "", "metavar": "ROLE=COLUMN,...", "help": "rename columns: text=caption,label=nsfw say"},
+    "--columns": {"default": "", "metavar": "ROLE=COLUMN,...", "help": "rename columns, as text=caption,label=nsfw"},
     "--data": {"type": Path, "metavar": "MANIFEST", "help": "manifest, a CSV or Parquet file"},
     "--device": {"default": "cpu", "metavar": "DEVICE", "help": "cpu or cuda"},
     "--dtype": {"help": "type of the weights"},
@@ -211,5 +211,5 @@ def hparams(pairs: list[str]) -> dict[str, Any]:
         try:
             read[key] = yaml.safe_load(value)
         except yaml.YAMLError as problem:
-            raise BadArgumentError(f'--set {key}: "{value}" is no YAML: {problem}') from None
+            raise BadArgumentError(f'--set {key}: "{value}" is not YAML: {problem}') from None
     return read

@@ -132,7 +132,8 @@ def _folder(options: argparse.Namespace) -> int:
     table.add_row("all", *map(str, totals))
     Console().print(table)
     if report.skipped:
-        print(f"{len(report.skipped)} files are no images by their names and left out; first: {report.skipped[0]}")
+        first = report.skipped[0]
+        print(f"left out, because their names are not those of images: {len(report.skipped)} files; first: {first}")
     return 0
 
 

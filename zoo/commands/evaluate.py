@@ -128,7 +128,7 @@ def _add_guard(actions: Commands) -> None:
 
 def _guard(options: argparse.Namespace) -> int:
     if getattr(options, "model", None):
-        raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard is made of --lvlm and --detector")
+        raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard takes --lvlm and --detector")
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
     from zoo.evaluation.guard.models import RefusalJudge
@@ -157,7 +157,7 @@ def _guard(options: argparse.Namespace) -> int:
     setting = {
         "lvlm": options.lvlm,
         "detector": f"{options.detector}, layer {detector.layer}",
-        "same vision tower": "yes" if guarded.tower_matches else "no: the detector was made of another CLIP",
+        "same vision tower": "yes" if guarded.tower_matches else "no: the detector comes from another CLIP",
         "policy": detector.judge.policy_id,
         "correction": options.correction,
         "data": options.data.name + (f", split {options.split}" if options.split else ""),

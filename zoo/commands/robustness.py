@@ -136,7 +136,7 @@ def _check(options: argparse.Namespace) -> None:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)} (or --replay)")
     if is_bundle(options.model):
         raise BadArgumentError(
-            f"{options.model} is a bundle, which has no gradients: attack the release that it was made of with "
+            f"{options.model} is a bundle, which has no gradients: attack the release that it was exported from with "
             "--save DIR, and --replay DIR on the bundle"
         )
     if options.update_card and not Path(options.model).is_dir():

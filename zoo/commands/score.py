@@ -69,7 +69,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
     from rich.text import Text
 
     colours = {"safe": "green", "review": "yellow", "unsafe": "red", "unknown": "magenta"}
-    # A long common folder would fold every row: say it once.
+    # A long common folder would fold every row, so it is shown once.
     folders = {os.path.dirname(verdict.source) for verdict in verdicts}
     folder = folders.pop() if len(folders) == 1 else ""
     caption = f"in {folder}" if folder else None

@@ -88,7 +88,7 @@ class SplitRule:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Training:
-    """How the weights came about. `recipe` is empty for weights that others published.
+    """How the weights were made. `recipe` is empty for weights that others published.
 
     `split` is the rule that assigned rows without a split, None where the manifest named the split of all rows.
     """
@@ -107,9 +107,9 @@ class ModelCard(schema.PlainData):
     """Everything that travels with the weights, unchanged, from the registry to the runtime.
 
     `labels` are the outputs of a classifier, in order; empty for a zero-shot model, whose outputs are the
-    phrases of the policy, and for a panel, whose heads have cards of their own. `requires` says which inputs must
-    be there for an answer; `accepts` which may be.
-    `hparams` rebuild the architecture. `files` are the sha256 of the other files of a release.
+    phrases of the policy, and for a panel, whose heads have cards of their own. `requires` names the inputs without
+    which the model gives no answer. `hparams` rebuild the architecture. `files` are the sha256 of the other files of a
+    release.
 
     >>> card = zoo.ModelCard.read(Path("my_release/card.json"))
     >>> card.name, card.task, card.image.size
@@ -167,7 +167,7 @@ class ModelCard(schema.PlainData):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The arrays that one batch is made of, in the order the model takes them (see `ServedModel`)."""
+        """The names of the arrays of one batch, in the order of the model's arguments (see `ServedModel`)."""
         names: list[str] = []
         if self.image is not None:
             names.append("image")
@@ -185,14 +185,14 @@ class ModelCard(schema.PlainData):
 
     @property
     def bank_names(self) -> tuple[str, ...]:
-        """The text banks that the model takes after its inputs: one for each set of phrases that it compares with."""
+        """The names of the text banks that follow the inputs, one for each set of phrases that is compared."""
         if self.task == "panel":
             zero_shot = [number for number, card in enumerate(self.heads.values()) if card.task == "zero_shot"]
             return tuple(f"text_bank_{number}" for number in zero_shot)
         return ("text_bank",) if self.task == "zero_shot" else ()
 
     def refuse_panel(self, instead: str) -> None:
-        """Raise BadInputError where this is the card of a panel, with what to do `instead` and the panel's heads."""
+        """Raise BadArgumentError for a panel's card. The message says what to do `instead` and names the heads."""
         if self.task == "panel":
             raise BadArgumentError(f"{self.name} is a panel: {instead} ({', '.join(self.heads)})")
 
@@ -216,7 +216,7 @@ class ModelCard(schema.PlainData):
 VISION = ("patch_size", "vision_width", "vision_layers", "vision_heads", "embedding_dim")
 
 
-#: The same of text towers.
+#: The hyperparameters that make two CLIP text towers the same architecture.
 TEXT = ("text_width", "text_layers", "text_heads", "vocabulary_size", "start_token", "end_token", "embedding_dim")
 
 
@@ -240,7 +240,7 @@ def reading_of(card: ModelCard) -> Reading:
 
 
 def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Reading] | None = None) -> ModelCard:
-    """The card of a panel of these heads, by their names in it. Raises BadInputError where no one tower fits all."""
+    """The card of a panel of these heads, by their names in it. Raises BadArgumentError if they share no tower."""
     if not heads:
         raise BadArgumentError("a panel needs at least one head")
     first_name, first = next(iter(heads.items()))

@@ -105,7 +105,8 @@ class PolicyFile(schema.YamlData):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
 
-#: What version 2 added, with the defaults: at these it stays out of a policy's hash, so that its id stays the same.
+#: The fields that version 2 added, with their defaults. A field at its default is left out of the hash, so that an
+#: unchanged policy keeps its id.
 ADDED = {
     "unseen": "allow",
     "bounds": None,
@@ -129,7 +130,7 @@ def _as_version_1(value: Any) -> Any:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Policy(PolicyFile):
-    """Which categories there are and when one of them decides.
+    """The categories, and the rule by which one of them decides.
 
     `rule` `argmax`: only the highest-scoring category can be flagged (SafeCLIP, arXiv 2503.00037); `each`:
     every category is judged against its own threshold. `pooling` makes a category's score from the scores of
@@ -225,7 +226,7 @@ AnyPolicy: TypeAlias = Policy | PanelPolicy
 
 
 def read_policy(path: str | Path) -> AnyPolicy:
-    """Read a policy, by its path or shipped name: of one model or, where it has `heads`, of a panel.
+    """Read a policy by its path or shipped name: that of a panel if it has `heads`, else that of one model.
 
     Raises BadInputError (missing, not YAML) or BadPolicyError.
     """

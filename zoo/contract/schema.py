@@ -32,7 +32,7 @@ T = TypeVar("T")
 def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = BadCardError) -> T:
     """Build `cls` from plain data (as JSON or YAML gives it).
 
-    Raises `error`, naming `where` (a file, say), each wrong field, its value, and the close match.
+    Raises `error`, which names `where` (such as a file), each wrong field, its value, and the close match.
     """
     if not isinstance(data, Mapping):
         raise error(f"{where}: expected a mapping of fields, got {type(data).__name__}")

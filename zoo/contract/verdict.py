@@ -30,7 +30,7 @@ class Unseen:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Verdict(schema.PlainData):
-    """What the model and the policy say of one item.
+    """The answer of a model and a policy about one item.
 
     `decision` is `unknown` whenever `status` is not `ok`: what could not be judged is never called safe.
     `scores` maps each category of the policy to its score in [0, 1]; `category` is the one that decided

@@ -31,7 +31,7 @@ class Row:
         labels: label names; a manifest separates several by `|`.
         split: the split that the manifest names, or None.
         judged: the labels that somebody looked for in this row. A label that is not among them is unknown. None: the
-            manifest does not say, and all labels were looked for.
+            manifest has no such column, and all labels were looked for.
         listed: the manifest has a column of label lists, so an empty list means that no label applies.
         record: every column of the file under its own name.
     """
@@ -91,7 +91,7 @@ def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
 
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, and the folder that it lies in if there is none."""
+    """Write a CSV file, and create its folder if it does not exist."""
     with new_file(path, newline="") as stream:
         csv.writer(stream).writerows([columns, *rows])
 

@@ -89,7 +89,7 @@ class _Ring:
 
     def another(self, photo: _Photo, key: str) -> _Photo:
         if len(self.photos) < 2:
-            raise BadDataError(f"the split {photo.split} has one photo: there is no other one to take a caption of")
+            raise BadDataError(f"the split {photo.split} has one photo, so no other photo can give it a caption")
         start = bisect(self.places, draw(f"other:{key}", self.seed))
         drawn = self.photos[start % len(self.photos)]
         return drawn if drawn is not photo else self.photos[(start + 1) % len(self.photos)]
@@ -108,7 +108,7 @@ def _photos(rows: list[Row], captions: Path) -> list[_Photo]:
         if row.image is None or row.text is None or row.split is None:
             wanting = next(name for name in ("image", "text", "split") if getattr(row, name) is None)
             raise BadDataError(
-                f"{captions}, line {row.line}: a caption has image, text and split, here is no {wanting}"
+                f"{captions}, line {row.line}: a caption needs image, text and split, and {wanting} is missing"
             )
         photo = photos.setdefault(row.image, _Photo(row.image, row.split))
         if photo.split != row.split:

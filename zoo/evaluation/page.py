@@ -20,7 +20,7 @@ from zoo.metrics import rates, roc
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours stay apart for every kind of colour blindness; marks, dashes and hatches say it again.
+#: Okabe and Ito's colours differ for every kind of colour blindness; marks, dashes and hatches repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that no pair comes twice soon
 DASHES = ("-", "--", "-.", ":")
@@ -169,7 +169,7 @@ def _svg(chart: Chart, label: str) -> str:
     body = re.search(r"<svg[^>]*>(.*)</svg>", buffer.getvalue(), re.DOTALL)
     assert body is not None
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body[1], flags=re.DOTALL)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names of parts, the same in every chart
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the parts have the same names in every chart
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     for colour, name in _CSS.items():  # a variable counts in a style alone
         svg = re.sub(rf'\b(fill|stroke)="{colour}"', rf'style="\1: {name}"', svg).replace(colour, name)

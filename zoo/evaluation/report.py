@@ -22,9 +22,9 @@ from zoo.release.store import CARD, write_card
 class EvaluationReport(schema.PlainData):
     """What was measured of a model, with what. Subclasses add the figures.
 
-    `model` is the name in the report. `command` gives the figures again: whoever started the evaluation hands it in,
-    and it is empty where that was no command. `versions` are of the software, by name. `weights_sha256` is the hash of
-    the weights file, empty without one.
+    `model` is the name in the report. `command` gives the figures again: the caller hands it in, and it is empty if no
+    command started the evaluation. `versions` are of the software, by name. `weights_sha256` is the hash of the weights
+    file, empty without one.
     """
 
     model: str

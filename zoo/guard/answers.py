@@ -46,7 +46,7 @@ class Corrected:
 
 @dataclass(frozen=True)
 class GuardedOutput:
-    """What `Guard.generate` answers. R rows come of B prompts (more with `num_return_sequences`, prompt by prompt).
+    """The answer of `Guard.generate`: R rows for B prompts (more with `num_return_sequences`, prompt by prompt).
 
     `sequences` int64 `[R, T]` are prompts, with the inserted instruction, and answers; `text` the R answers;
     `verdicts` (per image), `flagged` and `corrected` have B entries. `output` is what the model's own `generate`
@@ -63,7 +63,7 @@ class GuardedOutput:
     end_token_ids: tuple[int, ...]
 
     def new_tokens(self, row: int) -> Tensor:
-        """The tokens `[N]` that were answered in row `row` of R, up to and with the first end token."""
+        """The tokens `[N]` of the answer in row `row` of R, up to and including the first end token."""
         tokens = self.sequences[row, self.prompt_length :]
         ends = [place for place, token in enumerate(tokens.tolist()) if token in self.end_token_ids]
         return tokens[: ends[0] + 1] if ends else tokens

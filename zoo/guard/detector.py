@@ -1,4 +1,4 @@
-"""The detector: what a released SafeCLIP adds to CLS tokens that a vision-language model has computed anyway."""
+"""The detector: a released SafeCLIP on top of CLS tokens that a vision-language model has computed anyway."""
 
 from __future__ import annotations
 

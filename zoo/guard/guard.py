@@ -29,7 +29,7 @@ from zoo.inputs.image import ImageSource, decode
 Correction = Literal["instruct", "refuse", "flag"]
 Picture = ImageSource | Image.Image
 
-#: What the guard cannot look into, and so never lets pass.
+#: Inputs that the guard cannot inspect, so it refuses them.
 _UNSEEN = {
     "inputs_embeds": "images in embeddings cannot be found: give input_ids and pixel_values",
     "mm_encoder_outputs": "these features were encoded elsewhere: give pixel_values",
@@ -68,7 +68,7 @@ class Guard:
     It fails closed: what cannot be judged raises, and nothing is answered. `model` may be any transformers model with
     a CLIP vision tower that takes encoded images (LLaVA, LLaVA-NeXT, VipLLaVA, ...), also compiled, half precision,
     or inside PEFT; `detector` a release or registered name of a `safeclip_*` model, or a `Detector`. `tower_matches`
-    tells whether the detector was made of the very tower that the model has; if not, a warning is logged.
+    tells whether the detector belongs to the vision tower that the model has; if not, a warning is logged.
 
     Raises BadInputError where these do not fit together, and what `load_release` raises.
     """
@@ -113,7 +113,7 @@ class Guard:
         self.tower_matches = same_tower(ours.tower_weights, tower_sample(tower, ours.compared_layers))
         if not self.tower_matches:
             log.warning(
-                "%s was made of another vision tower than that of %s: its thresholds were not measured there",
+                "%s comes from another vision tower than that of %s: its thresholds were not measured there",
                 ours.card.name,
                 type(self._inner).__name__,
             )

@@ -189,8 +189,8 @@ class Layout:
 def layout(inputs: Mapping[str, Any], frozen: int, pad_token_id: int, end_token_ids: Sequence[int]) -> Layout:
     """Read the padding of a batch from `attention_mask`, or from the padding tokens as `generate` does without one.
 
-    Without any padding, what grows is padded on the right where there are labels (training) and else on the left
-    (generation). Raises BadInputError for a mask that is not `[B, T]`.
+    A batch without padding is padded on the right if it has labels (training), else on the left (generation). Raises
+    BadArgumentError for a mask that is not `[B, T]`.
     """
     ids: Tensor = inputs["input_ids"]
     width = ids.shape[1] - frozen

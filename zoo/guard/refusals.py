@@ -105,7 +105,7 @@ _QUOTED = re.compile(r"\"[^\"]{0,500}\"|“[^”]{0,500}”|«[^»]{0,500}»")
 def is_refusal(text: str) -> bool:
     """Whether an answer declines to do what was asked, by the rules at the top of this module.
 
-    English only, and rules, not understanding: report the answers, or a judge's opinion, beside figures made of it.
+    The rules know English only and understand nothing: report answers, or a judge's opinion, beside their figures.
     """
     head = normalise(text)[:HEAD]
     return any(_declines(sentence) for sentence in re.split(r"(?<=[.!?])\s+", head))

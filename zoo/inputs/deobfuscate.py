@@ -1,7 +1,7 @@
-"""Undo what hides a word from a tokenizer and from no reader: look-alike letters, leetspeak, letters spaced apart.
+"""Undo disguises that hide a word from a tokenizer but not from a reader: look-alikes, leetspeak, spaced letters.
 
-Not part of `clean`, which loses nothing that a reader sees: this guesses, and reads "mp3" as "mpe". A model that was
-trained on texts read in this way asks for it in its card (`TextInput.deobfuscate`).
+This is not part of `clean`, which loses nothing that a reader sees. It guesses: "mp3" becomes "mpe". A model that was
+trained on such texts asks for it in its card (`TextInput.deobfuscate`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEET = dict(zip("4@8391!05$72", "aabegiiosstz", strict=True))
 _FOLD = str.maketrans(CONFUSABLES)
 _UNLEET = str.maketrans(_LEET)
 
-#: Figures with an ordinal's ending or a unit, and dates: no leetspeak.
+#: Numbers with an ordinal's ending or a unit, and dates. They are not leetspeak.
 _NUMBER = re.compile(
     r"[#$]?\d[\d.,:/-]*(?:st|nd|rd|th|s|k|d|m|am|pm|cm|mm|km|ft|in|kg|g|lb|lbs|oz|p|x|fps|hz|ghz|kb|mb|gb|tb|v|w|mph|yo|yr|yrs)?"
 )

@@ -1,6 +1,6 @@
 """From any image a user may send to uint8 RGB pixels: decode, orient, convert, limit, fit. Pillow and numpy only.
 
-Every road (training, prediction, exported bundle) decodes here, so that none sees other pixels than the rest.
+Training, prediction and exported bundles all decode here, so that they see the same pixels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
                     f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,} (a decompression bomb?)"
                 )
             image.seek(0)
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies what already is upright, which costs most
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of an upright image would take most of the time
             return _to_rgb(image)
     except Image.DecompressionBombError:
         raise BadDataError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
@@ -103,7 +103,7 @@ def fit(image: Image.Image, spec: ImageInput) -> Pixels:
 def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Decode and fit in one go: any image source to `[size, size, 3]` uint8. Raises BadInputError."""
     if isinstance(source, np.ndarray) and source.shape == (spec.size, spec.size, 3):
-        return np.array(check_array(source))  # it fits; a copy, as the caller may go on to write into it
+        return np.array(check_array(source))  # it fits; a copy, because the caller may write into its own array
     return fit(decode(source, limits), spec)
 
 

@@ -18,10 +18,10 @@ from zoo.inputs.deobfuscate import deobfuscate
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-#: Longer texts are refused rather than cut: of 1 MB of text, 77 tokens say nothing.
+#: Longer texts are refused rather than cut: 77 tokens say nothing about 1 MB of text.
 MAX_CHARACTERS = 100_000
 
-#: What Unicode calls default-ignorable, apart from format controls: invisible letters and marks, places kept for more.
+#: Unicode's default-ignorable characters, apart from format controls: invisible letters and marks, reserved places.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0") | frozenset(
     chr(code) for code in range(0xFFF0, 0xFFF9)
 )
@@ -29,7 +29,7 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` and `mask` int64 `[B, T]` (mask 1 where there is a token), `truncated` bool `[B]`."""
+    """`ids` and `mask` int64 `[B, T]` (mask 1 for a token, 0 for padding), `truncated` bool `[B]`."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -54,9 +54,9 @@ def clean(text: str) -> str:
         if category in ("Cf", "Cs") or character in _INVISIBLE:
             continue  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
         if 0xFE00 <= ord(character) <= 0xFE0F or 0xE0000 <= ord(character) <= 0xE0FFF:
-            continue  # variation selectors; the second block also holds what Unicode will ever hide
+            continue  # variation selectors; the second block also reserves places for further invisible characters
         kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
-    # Composed after the invisible is gone, or a zero-width space between letter and accent would keep them apart.
+    # NFKC comes last: before, a zero-width space between a letter and its accent would keep them apart.
     return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
 
 

@@ -169,7 +169,7 @@ class Judge(BaseJudge):
         table = self.category_scores(scores)
         # The logits of a softmax may be so far apart that the categories of `logsumexp` have no share at all.
         valid = np.logical_and(self.valid(scores), np.isfinite(table).all(axis=1))
-        # Plain numbers from here: numpy's own are slower one by one, and this is most of what the runtime adds.
+        # Plain Python numbers from here: numpy scalars are slower, and this loop is most of the runtime's overhead.
         rows = zip(valid.tolist(), table.tolist(), self.flags(table).tolist(), sources, truncated, strict=True)
         return [self._verdict(*row) for row in rows]
 

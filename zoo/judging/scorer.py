@@ -69,7 +69,7 @@ class Scorer:
         return str(getattr(self.engine, "why", ""))
 
     def same_model(self, other: Scorer) -> bool:
-        """Whether what one of the two has prepared can be judged by the other: the same card, hence weights."""
+        """Whether one scorer can judge what the other prepared: both have the same card, hence the same weights."""
         return self.card == other.card
 
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
@@ -93,7 +93,7 @@ class Scorer:
         images: Sequence[ImageSource | None] | NDArray[np.generic] | None = None,
         texts: Sequence[str | None] | None = None,
     ) -> Iterator[list[Verdict]]:
-        """As `verdicts`, a list for each batch as it is done."""
+        """As `verdicts`, but yields the list of each batch when it is judged."""
         items = self._items(images, texts)
         if self._closed:
             raise ClosedError("this scorer is closed; load it again to judge more")
@@ -181,7 +181,7 @@ class Scorer:
             )
 
     def feeds(self, items: Sequence[Ready]) -> Feeds:
-        """The arrays of `card.input_names` that a batch of prepared items is; zeros where an item lacks an input."""
+        """The arrays of `card.input_names` for a batch of prepared items; an input that an item lacks is all zeros."""
         names = self.card.input_names
         feeds: Feeds = {}
         if self.card.image is not None:

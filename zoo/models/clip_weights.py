@@ -1,4 +1,4 @@
-"""A CLIP to copy weights from, of transformers or in a model of the zoo, with the settings that shapes do not show."""
+"""A CLIP to copy weights from: one of transformers or of a zoo model, with the settings that shapes do not show."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ClipWeights:
     """Tensors by transformers' names, the configuration of both towers, and where they come from.
 
     `layers` counts the layers of the image tower: a release of the zoo keeps only those that it reads.
-    `final_norm` says whether the image tower's final LayerNorm is that of a trained CLIP. `text` is None, and there
-    are no text tensors, for a source that judges images alone.
+    `final_norm` says whether the image tower's final LayerNorm is that of a trained CLIP. A source that judges images
+    only has no text tensors, and its `text` is None.
     """
 
     source: str
@@ -126,7 +126,7 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
     """
     tower, text_tower = getattr(model, "image_tower", None), getattr(model, "text_tower", None)
     if not (isinstance(tower, ClipImageTower) and isinstance(text_tower, ClipTextTower)):
-        raise BadArgumentError(f"{model.card.name} is not made of CLIP towers")
+        raise BadArgumentError(f"{model.card.name} does not have two CLIP towers")
     if rest.text is None or rest.tokenizer_json is None:
         raise BadDataError(f"{rest.source}: has no text tower and tokenizer")
     fill_image_tower(tower, image, rest)

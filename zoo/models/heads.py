@@ -27,7 +27,7 @@ from zoo.models.clip import (
     vision_config,
 )
 
-#: The safety checker rounds its scores to 3 decimals: half of the last one.
+#: Half of the last decimal: the safety checker rounds its scores to 3 decimals.
 HALF_STEP = 0.0005
 #: What a special-care hit adds to the scores that follow it.
 ADJUSTMENT = 0.01
@@ -99,9 +99,9 @@ class SafetyChecker(nn.Module):
 
     Rounding has no gradient, and it turns a difference of 1e-7 between two engines into 1e-3. So nothing is rounded
     here. Instead every score is lowered by 0.0005, half of the last decimal: then it is above 0 exactly where the
-    rounded score is. (Upstream's scores are numpy's, which rounds half to even: 0.0005 becomes 0, which is no hit here
-    either.) The adjustment is decided in the same way. `round(logit + 0.0005, 3)` is the published score, and a
-    sigmoid above 0.5 is a hit.
+    rounded score is. (Upstream rounds with numpy, half to even: 0.0005 becomes 0, which is not a hit here either.)
+    The adjustment is decided in the same way. `round(logit + 0.0005, 3)` is the published score, and a sigmoid above
+    0.5 is a hit.
 
     Source: CompVis/stable-diffusion-safety-checker and Rando et al. 2022, arXiv 2210.04610, who describe it.
     """

@@ -1,6 +1,6 @@
 """The model as it is served: uint8 pixels, token ids and text banks in, logits and scores out.
 
-Eager evaluation and export share it. The text banks are made here alone: the phrases of a policy, embedded.
+Eager evaluation and export share it. Only this module makes text banks, the embedded phrases of a policy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from zoo.models.clip import PhraseEncoder
 class ServedModel(nn.Module):
     """Wraps a `ZooModel` with resize, normalisation and score function.
 
-    Inputs are those of `card.input_names`, all as numpy would hold them: `image` uint8 `[B, H, W, 3]`, `input_ids` and
-    `attention_mask` int64 `[B, T]`, `image_present` bool `[B]`; and the embedded phrases of the policies, one float32
-    `[P, D]` for each of `card.bank_names`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
+    Inputs are those of `card.input_names`: `image` uint8 `[B, H, W, 3]`, `input_ids` and `attention_mask` int64
+    `[B, T]`, `image_present` bool `[B]`; and the embedded phrases of the policies, one float32 `[P, D]` for each of
+    `card.bank_names`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
     """
 
     def __init__(self, model: ZooModel) -> None:

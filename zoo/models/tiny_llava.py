@@ -2,7 +2,7 @@
 
 The classes are transformers' own (`LlavaForConditionalGeneration`, `LlavaProcessor`), so whatever works with it works
 with LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744), whose layout it copies: CLIP patch tokens of the last layer but one,
-a two-layer projector, a Llama. The sizes differ, what it can talk about, and that an early layer is read as well.
+a two-layer projector, a Llama. It differs in its sizes and its vocabulary, and it reads an early layer as well.
 """
 
 from __future__ import annotations

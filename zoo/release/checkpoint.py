@@ -15,8 +15,8 @@ from zoo.models.lora import merge_adapters
 from zoo.registry import build
 from zoo.release.store import write_release
 
-#: What a checkpoint of the zoo holds beside Lightning's own keys, all plain data: card, policy, tokenizer, and the
-#: options of low-rank adapters if it has any.
+#: The key of what the zoo adds to Lightning's checkpoints, all plain data: card, policy, tokenizer, and the options of
+#: low-rank adapters if it has any.
 CHECKPOINT_KEY = "safety_zoo"
 
 

@@ -37,7 +37,7 @@ class Parser(LightningArgumentParser):
         if wrong:
             classes = re.findall(r"class_path '([\w.]+)'", message)
             names = _arguments(classes) if classes else _keys(self)
-            match = close_match(wrong[1], names) or (f" is no argument of {classes[0]}" if classes else "")
+            match = close_match(wrong[1], names) or (f" is not an argument of {classes[0]}" if classes else "")
             message = f"'{wrong[1]}'{match}\n{message}"
         super().error(message, ex)
 

@@ -158,7 +158,7 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(bundle: Path, bundles: 
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"holds no manifest\.json, so it is no bundle"):
+    with pytest.raises(BadInputError, match=r"holds no manifest\.json, so it is not a bundle"):
         read_bundle(tmp_path)
 
 

@@ -46,8 +46,8 @@ Objective: TypeAlias = Callable[[Tensor, ImageBatch], Tensor]
 class Target:
     """A model with counters of the images that it saw forward and backward.
 
-    `extras` are tensors of one row per image of the whole set (the ids of its prompt, say); the model gets the rows of
-    each batch after the pixels. With `stop` an attack lets go of an image as soon as it is misjudged; without,
+    `extras` are tensors of one row per image of the whole set, such as the ids of its prompt. The model gets the rows
+    of each batch after the pixels. With `stop` an attack lets go of an image as soon as it is misjudged; without,
     it goes on to the worst that it can find, which is what transfers to other models.
     """
 

@@ -125,11 +125,11 @@ def count_banned(text: str, banned: Sequence[str]) -> int:
 
 
 def keeps_protected(original: str, changed: str, protected: Sequence[str], *, exchanged: bool) -> bool:
-    """Whether a changed text still means what the protected words (whole, in any case) say.
+    """Whether a changed text keeps the meaning of its protected words (whole, in any case).
 
     Where words were `exchanged`, the same protected words stand in both texts, each as often: one that is gone takes
     the label away, a new one may bring it. Where only characters were changed, protected words may be disguised (a
-    reader still reads them), but there are no more of them than there were.
+    reader still reads them), but their number must not grow.
     """
     if not protected:
         return True
@@ -240,7 +240,7 @@ def character_edits(kinds: Sequence[str] = tuple(KINDS)) -> Variants:
 def perturb(
     text: str, variants: Variants, budget: TextBudget | None = None, seed: int = 0, first: Sequence[str] = ()
 ) -> str:
-    """One random change of a text that spends its budget (10 % of the characters, unless given) as far as it goes.
+    """One random change of a text that spends as much of its budget (10 % of the characters by default) as it can.
 
     Words are drawn without repetition, those of `first` before the others, and each gets one variant; the same seed and
     text give the same result. For augmentation, and as the attack that knows nothing of the model.
@@ -267,7 +267,7 @@ def perturb(
 
 
 def drawing(seed: int, text: str) -> random.Random:
-    """Random numbers by a seed and a text, whatever other texts there are; a text may hold lone surrogates."""
+    """Random numbers by a seed and a text, independent of other texts; a text may hold lone surrogates."""
     return random.Random(f"{seed} {text}".encode("utf-8", "surrogatepass"))
 
 

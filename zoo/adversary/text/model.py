@@ -35,7 +35,7 @@ class LookedUp:
         """
         if not self.parts:
             raise BadArgumentError(
-                "the model's loss does not go through the token embedding: there are no words to attack"
+                "the model's loss does not depend on the token embedding, so no words can be attacked"
             )
         gradients = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
         total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
@@ -108,8 +108,8 @@ class TextModel:
 def imitation(model: PhraseEncoder, wanted: Sequence[str]) -> TextModel:
     """The objective of MMA-Diffusion (Yang et al. 2024, arXiv 2311.17516): texts that are embedded as others are.
 
-    The score of item n is 1 - cosine with `wanted[n]`, in [0, 2]: attack any start (20 random words, say) with the
-    words of the wanted text banned, and what is found means the same to the text tower, and nothing to a word filter.
+    The score of item n is 1 - cosine with `wanted[n]`, in [0, 2]. Attack any start, such as 20 random words, with the
+    words of the wanted text banned. The result means the same to the text tower, and a word filter does not see it.
     """
     targets = model.embed_phrases(tuple(wanted))
 
@@ -150,8 +150,8 @@ Outcome = Literal["missed", "broken", "held", "refuted"]
 class TextResult:
     """One attacked text: what it became, the model's score of it before and after, and what that took.
 
-    `text` is the best that was found, also where that was not enough. `edits` counts by the budget, `queries` the texts
-    that the model scored, `unrealisable` the token sequences thrown away because no text is encoded as them.
+    `text` is the best attempt, even if it did not succeed. `edits` counts by the budget, `queries` the texts that the
+    model scored, `unrealisable` the token sequences that were discarded because no text is encoded as them.
     `obfuscated`: the gradient was zero everywhere, so the attack went on without one. `exchanged`: found by an attack
     that exchanges words, which must leave the protected ones, and not by one on characters.
     """
@@ -211,7 +211,7 @@ def confirmed(
 
 
 def success_rate(results: Sequence[TextResult]) -> float | None:
-    """The share broken among the texts that the model judged rightly before; None if it judged none of them rightly."""
+    """The share broken among the texts that the model judged correctly before; None if it judged none correctly."""
     attacked = [result for result in results if result.outcome != "missed"]
     return sum(result.outcome == "broken" for result in attacked) / len(attacked) if attacked else None
 

@@ -107,7 +107,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
     finally:
         torch.set_default_dtype(before)
     fill(model)
-    # The tower that the detector was made of, as in real use; the release lacks the layer that is not read.
+    # The detector's own tower, as in real use. The release lacks the layer that is not read.
     tower: Any = clip.image_tower
     model.model.vision_tower.load_state_dict(tower.vision_model.state_dict(), strict=False)
     policy = Policy.read(find_asset(model_entry(size.clip).policy))
@@ -135,7 +135,7 @@ def fill(model: torch.nn.Module) -> None:
 
 
 def check_memory(needed: int, device: torch.device) -> None:
-    """Raise BadInputError when `needed` bytes of weights, with some room, are not free; better than to be killed."""
+    """Raise BadArgumentError if `needed` bytes of weights, with some room, are not free: the system would kill us."""
     free, where = _free_memory(device)
     if free is not None and needed + MARGIN > free:
         raise BadArgumentError(
@@ -145,7 +145,7 @@ def check_memory(needed: int, device: torch.device) -> None:
 
 
 def _free_memory(device: torch.device) -> tuple[int | None, str]:
-    """Free bytes and what says so; None where nothing does."""
+    """The free bytes and where the number comes from; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], str(device)
     table = Path("/proc/meminfo")
@@ -201,7 +201,7 @@ def bench_guard(
 ) -> GuardBench:
     """Time single answers of `new_tokens` tokens, both sides in turn, and the guard's own operations alone.
 
-    Raises BadInputError for sizes that make no model, and when the memory for the weights is not there.
+    Raises BadArgumentError for sizes that cannot form a model, and when the memory for the weights is not free.
     """
     if rounds < 3 or new_tokens < 2 or threads < 1:
         raise BadArgumentError(f"need at least 3 rounds, 2 tokens, 1 thread; got {rounds}, {new_tokens}, {threads}")
@@ -271,7 +271,7 @@ def watched(owner: Any, name: str, device: torch.device) -> Iterator[Watch]:
     try:
         yield watch
     finally:
-        delattr(owner, name)  # the class's own is there again
+        delattr(owner, name)  # uncovers the method of the class
 
 
 def guarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> tuple[AnswerTime, float]:

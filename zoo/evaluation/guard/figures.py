@@ -88,7 +88,7 @@ class GuardFigures:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class GuardReport(EvaluationReport):
-    """The figures, the setting they were measured in, and every outcome that they were made of."""
+    """The figures, the setting they were measured in, and every outcome that they count."""
 
     setting: dict[str, Any]
     figures: GuardFigures

@@ -2,7 +2,7 @@
 
 Metrics after SafeCLIP (Zhao et al., EMNLP Findings 2025, arXiv 2503.00037): defence success rate (DSR), the share of
 questions about unsafe images that end in a refusal or are blocked, and false positive rate (FPR), the same share of
-questions about neutral images. Neither says anything without the other: who refuses everything has a DSR of 100 %.
+questions about neutral images. Neither means anything alone: a model that refuses everything has a DSR of 100 %.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class GuardOutcome:
-    """Both answers to a query, with the detector's verdict and unsafe score in [0, 1]; or why there are none.
+    """Both answers to a query, with the detector's verdict and unsafe score in [0, 1]; or the reason for their absence.
 
     `blocked`: the language model was not asked (correction `refuse`), which counts as a refusal whoever judges.
     """
@@ -198,8 +198,8 @@ def run(
 ) -> list[GuardOutcome]:
     """Answer each query greedily, unguarded and guarded in turn, one at a time as a single user would ask.
 
-    What cannot be read, or made the guard fail, is an outcome that says so. Raises GuardError when the guard failed
-    on every image that could be read: then there is nothing to measure.
+    A query that cannot be read, or that makes the guard fail, gives an outcome that says so. Raises GuardError when
+    the guard failed on every readable image, because then nothing can be measured.
     """
     if max_new_tokens < 1:
         raise BadArgumentError(f"max_new_tokens must be at least 1, got {max_new_tokens}")

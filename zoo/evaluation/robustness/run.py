@@ -60,7 +60,7 @@ class RobustnessOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A report with what it was made of: the items, and the attacks at each operating point."""
+    """A report with its sources: the items, and the attacks at each operating point."""
 
     report: RobustnessReport
     items: Items
@@ -73,8 +73,8 @@ def evaluate_robustness(
 ) -> Outcome:
     """Measure how a model holds against a threat model; see `RobustnessReport`.
 
-    Raises BadInputError where the model does not read what the threat changes, without an unsafe item, without a safe
-    item to find a threshold on, and as `read_items`.
+    Raises BadInputError if the model does not read what the threat changes, if no item is unsafe, if no safe item can
+    set the threshold, and as `read_items`.
     """
     begin = time.perf_counter()
     check_threat(victim, threat)
@@ -259,9 +259,9 @@ class _Run:
                 "count as they are in every figure but the success rates."
             )
         if not self.threat.text and card.reads_text:
-            notes.append("The texts beside the images stand still.")
+            notes.append("The texts beside the images were not changed.")
         if not self.threat.image and card.image is not None:
-            notes.append("The images beside the texts stand still.")
+            notes.append("The images beside the texts were not changed.")
         if self.options.direction == "evade" and not self.victim.by_label:
             notes.append("Only unsafe items were attacked; safe ones count in robust accuracy as they are.")
         if self.options.keep and len(points) > 1:

@@ -37,9 +37,9 @@ MANIFEST, ABOUT = "manifest.csv", "examples.json"
 
 @dataclass(frozen=True, config=schema.STRICT)
 class StoredExamples(schema.PlainData):
-    """What a folder of examples was made of: by which threat against which model, at which operating point.
+    """Where a folder of examples comes from: the threat, the attacked model, the operating point.
 
-    `examples` succeeded as numbers; `survived` of them still do as the files that were written, by the model itself.
+    `examples` succeeded as numbers. `survived` of them still succeed against that model as the files that were written.
     """
 
     _where = "stored examples"
@@ -226,12 +226,12 @@ class ReplayReport(EvaluationReport):
 def replay(
     model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0, command: str = ""
 ) -> ReplayReport:
-    """Judge the examples in a folder that `save_examples` wrote; an unreadable example counts as no success.
+    """Judge the examples in a folder that `save_examples` wrote; an unreadable example counts as a failure.
 
-    Raises BadInputError for a folder without examples or whose examples are of labels, and as `load_scorer`.
+    Raises BadInputError for a folder without examples, for examples that turn labels, and as `load_scorer`.
     """
     if not (folder / ABOUT).is_file():
-        raise BadDataError(f"{folder}: holds no {ABOUT}, so no examples that `zoo evaluate robustness` saved")
+        raise BadDataError(f"{folder}: holds no {ABOUT}, so `zoo evaluate robustness --save` did not write it")
     about = StoredExamples.from_dict(schema.read_json(folder / ABOUT), str(folder / ABOUT))
     if about.target == "labels":
         raise BadDataError(f"{folder}: its examples turn labels, and a replay judges by a policy")

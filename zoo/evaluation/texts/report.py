@@ -136,7 +136,7 @@ class TextLatency:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class TextReport(EvaluationReport):
-    """A model, and a baseline beside it (empty where there was none), on one split of a manifest.
+    """A model, and a baseline beside it (empty if none was asked for), on one split of a manifest.
 
     The first condition is the clean one; the others change texts within the budget of `threat`. Categories whose
     positives and negatives share no source are tests of style: they have figures, but count in no mean. `strengths` are

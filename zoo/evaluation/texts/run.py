@@ -50,7 +50,7 @@ def edited(texts: Sequence[str], kind: str, threat: TextPart) -> list[str]:
 
 
 def sample_positives(rows: TextRows, count: int, seed: int) -> NDArray[np.bool_]:
-    """Which texts are searched for each category, `[N, L]`: `count` of its positives, or all where there are fewer."""
+    """Which texts are searched for each category, `[N, L]`: `count` of its positives, or all if it has fewer."""
     chosen = np.zeros(rows.labels.shape, dtype=bool)
     for column in range(rows.labels.shape[1]):
         positives = np.flatnonzero(rows.labels[:, column] == YES)
