@@ -15,7 +15,7 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError
 
 Values: TypeAlias = NDArray[np.float64]
-#: Of items in order, a list or an array; None is what an item lacks.
+#: The scores or labels of items in order, a list or an array; None where an item lacks its own.
 Scores: TypeAlias = Sequence[float | None] | NDArray[Any]
 Labels: TypeAlias = Sequence[int | None] | NDArray[Any]
 
@@ -49,8 +49,8 @@ class Estimate:
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
     """Wilson's score interval of a share of independent trials (Wilson 1927), without continuity correction.
 
-    The interval keeps a sensible width where none or all trials succeed, and never leaves [0, 1]. None without
-    trials. Raises BadInputError for counts that are not a share, or a level outside (0, 1).
+    The interval keeps a sensible width if none or all trials succeed, and never leaves [0, 1]. None without trials.
+    Raises BadArgumentError for counts that are not a share, or a level outside (0, 1).
     """
     from scipy.stats import binomtest  # takes most of a second to import
 
@@ -133,7 +133,7 @@ class Draws:
     def mean(self, values: ArrayLike, among: ArrayLike | None = None) -> Estimate:
         """The mean of values `[N]` over the items of `among` `[N]` bool (all by default).
 
-        Where all values agree the interval has no width: of a share, `share` says more.
+        If all values agree, the interval has no width. Use `share` for the share of hits.
         """
         value = np.asarray(values, dtype=np.float64)
         chosen = np.ones(len(value)) if among is None else np.asarray(among, dtype=np.float64)
@@ -143,7 +143,7 @@ class Draws:
     def share(self, hits: ArrayLike, among: ArrayLike | None = None) -> Estimate:
         """The share of `hits` `[N]` bool among the items of `among` `[N]` bool (all by default).
 
-        Where all or none are hits a share that is drawn again never varies, so there the interval is Wilson's.
+        If all or none are hits, the share does not vary between draws, so the interval is Wilson's.
         """
         own = self.mean(hits, among)
         if own.value not in (0.0, 1.0):
@@ -181,7 +181,7 @@ def auroc(scores: Scores, labels: Labels) -> float | None:
     """Area under the ROC curve in [0, 1]: how often a positive outranks a negative, a tie counting half.
 
     Pairs without a score (unjudged) or a label are left out; None where fewer than two classes remain. Scores may
-    have any finite range. Raises BadInputError for lists of different length, a NaN, or a label but 0, 1, None.
+    have any finite range. Raises BadArgumentError for lists of different length, a NaN, or a label except 0, 1, None.
     """
     ranking = _ranking(scores, labels)
     return _defined(ranking.auroc(np.ones((1, len(ranking.labels)))))

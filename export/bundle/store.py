@@ -106,7 +106,7 @@ def write_banks(engine: Path, banks: Banks) -> str:
 
 
 def read_banks(engine: Path) -> dict[str, NDArray[np.float32]]:
-    """The banks beside an engine's file; none where it has none."""
+    """The banks beside an engine's file; empty without such a file."""
     path = engine.with_suffix(SUFFIX)
     if not path.is_file():
         return {}

@@ -151,7 +151,7 @@ def _attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """transformers' eager attention, `[B, heads, T, W]` each, with the softmax in float32 whatever its inputs are.
+    """transformers' eager attention, `[B, heads, T, W]` each, with the softmax in float32 for inputs of any type.
 
     transformers asks `softmax` for it by `dtype=`, which the exporter drops.
     """

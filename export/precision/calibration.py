@@ -18,7 +18,7 @@ from zoo.inputs.image import load
 from zoo.inputs.text import TextCodec
 from zoo.judging.scorer import Feeds
 
-#: So many inputs are taken, in batches of so many.
+#: The number of inputs that are taken, and the size of their batches.
 INPUTS, BATCH = 128, 16
 
 

@@ -1,4 +1,4 @@
-"""A model in half precision, made so before it is traced: the graph that comes out is strongly typed by construction.
+"""A model in half precision, converted before it is traced: the resulting graph is strongly typed by construction.
 
 Matrix products and convolutions (those of attention too) take and give half precision. All else stays float32: resize
 and normalisation of pixels, LayerNorm, softmax, the residual stream, L2 norms, the similarity with the phrases, the

@@ -1,4 +1,4 @@
-"""The GPU as the TensorRT runtime needs it: which one it is, a stream, and buffers that are pinned on the host side.
+"""What the TensorRT runtime needs of the GPU: its name and architecture, and buffers that are pinned on the host.
 
 CUDA through `cuda-bindings`, NVIDIA's own; no torch.
 """
@@ -87,7 +87,7 @@ class Buffer:
         return array
 
     def reserve(self, size: int) -> None:
-        """Make room for so many bytes; what was in the buffer is lost when it grows."""
+        """Make room for `size` bytes; the content of the buffer is lost when it grows."""
         if size > self._room:
             self.close()
             (self.device,) = call(self.cuda.cudaMalloc, size)

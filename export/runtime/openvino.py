@@ -69,9 +69,9 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
 
 
 def compile_graph(core: Any, model: Any, shapes: InputShapes | None = None, threads: int | None = None) -> Any:
-    """The compiled graph, for inputs of these shapes or of any, on so many threads or as many as there are cores.
+    """The compiled graph, for inputs of these shapes (any if None), on `threads` threads (one per core if None).
 
-    Raises RuntimeError where OpenVINO does not take the graph.
+    Raises RuntimeError if OpenVINO does not take the graph.
     """
     if shapes is not None:
         model = model.clone()  # which shares its weights

@@ -103,7 +103,7 @@ class BundleScorer(Scorer):
 def text_banks(
     bundle: Bundle, engine: RunningEngine, judge: AnyJudge, threads: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """The banks to feed an engine for a judge's policy, by input name; none where its own are of that policy.
+    """The banks to feed an engine for a judge's policy, by input name; empty if its own are of that policy.
 
     >>> scorer = runtime.load("my_bundle")
     >>> runtime.text_banks(scorer.bundle, scorer.engine, scorer.judge)

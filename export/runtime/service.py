@@ -25,9 +25,9 @@ from zoo.errors import BadArgumentError, ClosedError, EngineError, OverloadError
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.judging.scorer import Ready, Scorer
 
-#: After so many failed batches in a row the service reports itself as failing.
+#: After this number of failed batches in a row the service reports itself as failing.
 FAILING_AFTER = 3
-#: Latency quantiles are those of so many answers, the latest.
+#: Latency quantiles are those of this number of latest answers.
 LATENCIES = 1024
 
 _CLOSED = "the service was closed before it judged this request"
@@ -317,7 +317,7 @@ class Service:
         try:
             if not self._thread.is_alive():
                 raise ServiceError(_DEAD)
-            if self._dropping or request.future.cancelled():  # of what was cancelled, nobody will see the error
+            if self._dropping or request.future.cancelled():  # a cancelled future shows no error
                 raise ClosedError(_CLOSED)
             item = self.scorer.prepare(request.image, request.text)
         except ZooError as problem:
@@ -386,7 +386,7 @@ class Service:
         return self._waiting > len(self._ready) or (self._last_batch > 1 and not self._closed)
 
     def _judge(self, items: list[Ready]) -> list[Verdict]:
-        """One call of the engine. Raises EngineError for whatever went wrong in it."""
+        """One call of the engine. Raises EngineError for any failure in it."""
         try:
             with self._engine:
                 self._batch_since = time.perf_counter()

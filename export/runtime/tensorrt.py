@@ -59,7 +59,7 @@ class LoadedPlan:
         return f"{self._trt.name} {self._trt.version}"
 
     def run(self, feeds: Feeds, banks: Banks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch; `banks` stand in for the plan's own.
+        """Logits and scores `[B, N]` of one batch; `banks` replace the plan's own.
 
         Raises BadInputError for a shape that the profile does not hold, IncompatibleBundleError for a bank that cannot
         replace the plan's own.
@@ -156,7 +156,7 @@ class LoadedPlan:
 
 
 def read_report(plan: Path) -> PlanReport:
-    """What a plan was built for. Raises TamperedFileError where that does not lie beside it, BadCardError."""
+    """The report beside a plan. Raises TamperedFileError if it is missing, BadCardError."""
     path = plan.with_suffix(REPORT)
     if not plan.is_file() or not path.is_file():
         raise TamperedFileError(f"{path if plan.is_file() else plan}: missing; a plan needs its report to be run")
@@ -241,7 +241,7 @@ class TensorRTEngine(RunningEngine):
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
-    """Why a plan cannot run on this machine, as far as can be said without loading it; None when it can."""
+    """Why a plan cannot run on this machine, found without loading it; None if no reason is known."""
     try:
         check_machine(read_report(bundle.folder / spec.files[0]), _mend(bundle, spec))
     except (IncompatibleBundleError, MissingDependencyError) as problem:
@@ -255,7 +255,7 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
 
 
 def filled(feeds: Feeds, least: int) -> Feeds:
-    """A batch of at least so many rows: the last one stands in for those that are not there."""
+    """A batch of at least `least` rows: the last row is repeated for those that are missing."""
     missing = least - len(next(iter(feeds.values())))
     if missing <= 0:
         return feeds

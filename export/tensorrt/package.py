@@ -97,7 +97,7 @@ def _logger(module: Any) -> Any:
     return Logger()
 
 
-#: What lies beside `x.plan`: its report `x.json`, the builder's log `x.log`, and for a plan without weights the graph
+#: The files beside `x.plan`: its report `x.json`, the builder's log `x.log`, and for a plan without weights the graph
 #: `x.onnx` that has them.
 REPORT, LOG, GRAPH = ".json", ".log", ".onnx"
 

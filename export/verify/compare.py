@@ -195,7 +195,7 @@ def _joined(parts: list[tuple[Answers, Answers]]) -> tuple[Answers, Answers]:
 
 
 def _parts(feeds: Feeds, most: int) -> list[Feeds]:
-    """A batch in parts of at most so many rows."""
+    """A batch in parts of at most `most` rows."""
     starts = range(0, len(next(iter(feeds.values()))), most)
     return [{name: value[start : start + most] for name, value in feeds.items()} for start in starts]
 

@@ -75,7 +75,7 @@ class Check:
 
 #: How many flipped inputs are named.
 NAMED = 20
-#: From so many inputs on, a share of half a percent is ten of them, and no longer one or two.
+#: With at least this number of inputs, half a percent is ten of them, and not one or two.
 ENOUGH = 2000
 
 

@@ -75,7 +75,7 @@ def test_a_validation_split_is_kept(tmp_path: Path) -> None:
         ([], "holds no class folders"),
         (["a.png"], "an image in no class folder"),
         (["train/a.png"], "an image in no class folder"),
-        (["train/cat/a.png", "birds/b.png"], "train are splits, but birds is none"),
+        (["train/cat/a.png", "birds/b.png"], "train are splits, but birds is not"),
         (["test/cat/a.png"], "has the splits test, but no train"),
         (["train/cat/a.png", "test/dog/a.png"], 'the class "dog" has no images in train'),
         (["train/cat/a.png", "training/cat/a.png"], "are the split train"),

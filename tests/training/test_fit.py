@@ -267,8 +267,8 @@ def test_the_tokenizer_is_trained_on_the_training_texts_alone(tmp_path: Path) ->
     ("labels", "message"),
     [
         (("unsaef", "safe"), 'the manifest has a label "unsaef"; did you mean "unsafe"'),
-        (("unsafe|safe", "safe"), r"wants exactly one label a row, found \['unsafe', 'safe'\]"),
-        (("", "safe"), r"wants exactly one label a row, found \[\]"),
+        (("unsafe|safe", "safe"), r"needs exactly one label in each row, got \['unsafe', 'safe'\]"),
+        (("", "safe"), r"needs exactly one label in each row, got \[\]"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: tuple[str, str], message: str) -> None:

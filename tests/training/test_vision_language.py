@@ -382,5 +382,5 @@ def test_wrong_models_are_refused(home: Path, trained: Path, tmp_path: Path) -> 
     with pytest.raises(BadInputError, match="cannot be loaded as a vision-language model"):
         _fit(VisionLanguage(str(tmp_path / "x"), lvlm=str(tmp_path)), _data(home))
     CLIPConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(BadInputError, match="it is a clip, needed is a llava"):
+    with pytest.raises(BadInputError, match="it is a clip, and a llava is needed"):
         _fit(VisionLanguage(str(tmp_path / "x"), lvlm=str(tmp_path / "clip")), _data(home))

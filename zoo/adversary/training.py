@@ -19,7 +19,7 @@ from zoo.adversary.threat import ImagePart
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, close_match
 
-#: Pixels `[B, C, H, W]` to what the attack raises: a scalar, to which each image contributes a summand of its own.
+#: Pixels `[B, C, H, W]` to the scalar that the attack maximises; each image contributes its own summand.
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 
 #: The fields of a training threat. The attacker in training is always PGD, with one start.
@@ -109,10 +109,10 @@ class TextHardening(schema.PlainData):
     """What training does to texts: a `share` of them gets character edits of some `kinds` within `budget`.
 
     The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
-    for a dog without "dog" is another prompt): none of them is exchanged, and none is brought in. Character edits may
-    disguise them; in a share `aimed` of the edited texts these words are edited first, as an attacker would. Of
-    `worst_of` edits of a text the model gets the one that it judges worst: of forty typos in "dog" one is "dig", which
-    a search finds and a draw seldom does.
+    for a dog without "dog" is another prompt): no exchange removes or adds one. Character edits may disguise them; in a
+    share `aimed` of the edited texts these words are edited first, as an attacker would. The model gets the one of
+    `worst_of` edits of a text that it judges worst: one of forty typos in "dog" is "dig", which a search finds and a
+    random draw seldom does.
     """
 
     _where = "text"

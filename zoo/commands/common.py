@@ -117,7 +117,7 @@ def add_command(
 
 
 def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
-    """Declare flags of `FLAGS` as they stand there."""
+    """Declare flags of `FLAGS` without a change."""
     for name in names:
         add_flag(parser, name)
 

@@ -13,7 +13,7 @@ IMPORT_HELP = """
 KIND      SOURCE
 nsfwjs    directory of a TensorFlow.js layers model: model.json and its weight shards
 clip      a CLIP for a safeclip model (--name): Hub id, transformers directory, or safeclip release of ours, which
-          can be read again at another layer as far as it keeps its layers
+          can be read again at another layer that it keeps
 """
 
 IMPORT_EXAMPLES = """

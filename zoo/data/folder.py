@@ -69,7 +69,7 @@ def _splits(root: Path) -> dict[Split | None, Path]:
     others = [folder.name for folder in folders if folder not in named.values()]
     if others:
         raise BadDataError(
-            f"{root}: {', '.join(f.name for f in named.values())} are splits, but {', '.join(others[:4])} is none; "
+            f"{root}: {', '.join(f.name for f in named.values())} are splits, but {', '.join(others[:4])} is not; "
             "a tree is either SPLIT/CLASS/image or CLASS/image"
         )
     if "train" not in named:
@@ -120,7 +120,7 @@ def _check_classes(root: Path, files: list[_File], images: list[_File]) -> None:
 
 
 def _with_validation(root: Path, rows: list[Row], share: float | None, seed: int) -> list[str]:
-    """The split of each row, with validation drawn from train if there is none; "" where training assigns it."""
+    """The split of each row, with validation drawn from train if it is missing; "" if training assigns it."""
     if share is not None and not 0 <= share < 1:
         raise BadArgumentError(f"val_share lies in [0, 1), got {share}")
     splits = {row.split for row in rows}

@@ -26,7 +26,7 @@ from zoo.files import new_directory, new_file, write_file
 
 SPLITS = ("train", "val", "test")
 
-#: Raised whenever other pixels or captions come out for the same parameters.
+#: Increased when the same parameters give other pixels or captions than before.
 FORMAT = 1
 
 COLOURS = {  # hue in degrees, saturation, value; then the words for it, the plainest first
@@ -108,7 +108,7 @@ HELD_OUT = (
     Family("triangle", "red", count=2),
 )
 _INNOCENT = [(shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in FORBIDDEN]
-#: What a lazy model confuses with forbidden signs: it shares their shape or their colour.
+#: Signs that a lazy model confuses with forbidden ones, because they share their shape or their colour.
 _NEAR = [(s, c) for s, c in _INNOCENT if s in ("octagon", "triangle") or c in ("red", "yellow")]
 
 
@@ -156,7 +156,7 @@ def read_signs(folder: Path) -> Iterator[tuple[str, str, Signs]]:
     parameters = _read_parameters(folder / "signs.json")
     if not isinstance(parameters, dict) or parameters.get("format") != FORMAT:
         raise BadDataError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs`)")
-    # Drawn lots again rather than read: the manifest keeps words, not what is in the picture.
+    # Drawn again from the seed: the manifest keeps captions, not the contents of the pictures.
     for split, index in _slots({split: parameters[split] for split in SPLITS}):
         name, signs, _ = _picture(parameters["seed"], split, index)
         yield name, split, signs

@@ -130,7 +130,7 @@ class Evaluation(EvaluationReport):
                 counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
                 legend = f"{name} ({len(values):,})"
                 axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
-                # By itself: an SVG fills the pattern of a hatch with the colour behind it.
+                # Drawn apart: an SVG fills the pattern of a hatch with the colour behind it.
                 axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
                 drawn = True
         if self.threshold is not None and drawn:
@@ -244,7 +244,7 @@ def _figures(verdicts: list[Verdict], labels: list[int | None], scores: list[flo
 
 
 class _Judged(NamedTuple):
-    """One item with its verdict; what was not judged has no score."""
+    """One item with its verdict; an item that was not judged has no score."""
 
     verdict: Verdict
     label: int | None
@@ -253,7 +253,7 @@ class _Judged(NamedTuple):
     text: str | None
 
     def card(self) -> Card:
-        """All that the page shows of it, blurred unless it was judged safe and is not labelled otherwise."""
+        """The item on the page: blurred, unless it was judged safe and is not labelled unsafe."""
         name = Path(self.verdict.source or (str(self.image) if self.image else "")).name
         lines = {
             "category": self.verdict.category or "",

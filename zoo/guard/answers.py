@@ -1,4 +1,4 @@
-"""What the guard gives back: the screening of a batch, corrected inputs, guarded output, and plain answers."""
+"""The results of the guard: the screening of a batch, corrected inputs, guarded output, and plain answers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Screening:
     """The verdicts on the images of a batch, from one vision pass.
 
     `verdicts[row][image]` in the order of the prompt (empty for a row of text), `flagged[row]` whether any of them is
-    `unsafe` or `review`. `features` are what the language model will read, None without images; `spans[row]` says
-    which tokens stand for which image, counted behind the first `cached` columns of `input_ids`.
+    `unsafe` or `review`. `features` are those that the language model will read, None without images; `spans[row]` are
+    the tokens of each image, counted behind the first `cached` columns of `input_ids`.
     """
 
     verdicts: list[list[Verdict]]

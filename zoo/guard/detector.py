@@ -55,7 +55,7 @@ class Detector(nn.Module):
     `tiles` combines an image's tiles where a model cuts it up: `max` lets the worst tile decide (a flagged one before
     any other, then the highest unsafe score), `mean` averages the phrase scores, `base` reads the whole view alone.
 
-    The text bank is embedded here, once; the towers are not kept. Everything is float32 whatever the model is in.
+    The text bank is embedded here, once; the towers are not kept. Everything is float32, for models of any precision.
     Raises BadInputError for a model without CLIP towers or a layer that it does not have, BadPolicyError.
     """
 
@@ -183,8 +183,8 @@ def clip_tower(model: PreTrainedModel) -> CLIPVisionModel:
         raise BadArgumentError(f"{name} has no vision tower; the guard reads the CLS token of a CLIP (as in LLaVA)")
     if not isinstance(tower, CLIPVisionModel):
         raise BadArgumentError(
-            f"{name}: its vision tower is {type(tower).__name__}, no CLIP; without CLIP's CLS token (SigLIP has none) "
-            "there is nothing that the detector could project"
+            f"{name}: its vision tower is {type(tower).__name__}, not a CLIP; the detector projects CLIP's CLS token, "
+            "which other towers (SigLIP) do not have"
         )
     pre_encoded = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
     if not pre_encoded or not hasattr(model.base_model, "get_image_features"):
@@ -198,7 +198,7 @@ def encode(model: PreTrainedModel, inputs: Mapping[str, Any], layer: int) -> Fea
     """Run the vision tower once, as `generate` would with the same inputs, and keep the CLS tokens of one layer.
 
     `layer` is the absolute index of the hidden state (0 the embeddings). Gradients flow where they would without
-    the guard. Raises GuardError when the layer does not come out, or tiles and images do not add up.
+    the guard. Raises GuardError if the tower does not return the layer, or if tiles and images do not add up.
     """
     base: Any = model.base_model
     accepted = inspect.signature(base.get_image_features).parameters

@@ -174,8 +174,8 @@ class Guard:
     def generate(self, **inputs: Any) -> GuardedOutput:
         """The model's own `generate` (inputs of the processor and any generation argument), guarded.
 
-        A streamer also gets a refusal; when the guard fails it is ended before the error is raised, so that nobody
-        waits for it. Raises what `screen` raises; GuardError for a batch that cannot be refused in part.
+        A streamer also gets a refusal. If the guard fails, the streamer is ended before the error is raised, so that
+        its readers do not wait. Raises what `screen` raises; GuardError for a batch that cannot be refused in part.
         """
         streamer = inputs.get("streamer")
         try:

@@ -43,7 +43,7 @@ _ALIGNED = {
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens `[start, stop)` of a row that stand for one image."""
+    """The tokens `[start, stop)` of a row that belong to one image."""
 
     start: int
     stop: int
@@ -59,9 +59,9 @@ class Splice:
 
 
 def image_spans(is_image: Tensor, lengths: Sequence[int]) -> list[list[Span]]:
-    """Which tokens of each row stand for which image, from a mask `[B, T]` and how many tokens each image fills.
+    """The tokens of each image in each row, from a mask `[B, T]` and the number of tokens of each image.
 
-    Images stand in order, row by row. Raises GuardError when tokens and images do not add up.
+    Images are in order, row by row. Raises GuardError when tokens and images do not add up.
     """
     counts = is_image.sum(dim=1).tolist()
     if sum(counts) != sum(lengths):
@@ -140,7 +140,7 @@ class Inserter:
         return Splice(at, at, self._encode(alone[: len(alone) - len(rest[:1])]))
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of a text as it comes out behind an image token, where some tokenizers add no space and others do."""
+        """Ids of a text behind an image token, where some tokenizers add a space and others do not."""
         encoded = self._tokenizer(self._image_token + text, add_special_tokens=False, verbose=False)
         ids: list[int] = encoded["input_ids"]
         if ids[:1] != [self._image_token_id]:

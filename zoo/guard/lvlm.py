@@ -19,7 +19,7 @@ TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
 class VisionLanguageModel:
     """A transformers model in evaluation mode, its processor, and the template of its prompts.
 
-    `template` has the fields `{image}` and `{question}`; None stands for the processor's own chat template.
+    `template` has the fields `{image}` and `{question}`; None means the processor's own chat template.
     """
 
     model: Any
@@ -75,13 +75,13 @@ def load_lvlm(
 
     name = str(source)
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise BadArgumentError(f"{name}: no such directory, and no Hub id either (ORG/NAME)")
+        raise BadArgumentError(f"{name}: no such directory, and not a Hub id (ORG/NAME)")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadArgumentError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         if model_type not in (None, kind):
-            raise ValueError(f"it is a {kind}, needed is a {model_type}")
+            raise ValueError(f"it is a {kind}, and a {model_type} is needed")
         model, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )

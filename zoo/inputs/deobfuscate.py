@@ -33,7 +33,7 @@ _UNLEET = str.maketrans(_LEET)
 _NUMBER = re.compile(
     r"[#$]?\d[\d.,:/-]*(?:st|nd|rd|th|s|k|d|m|am|pm|cm|mm|km|ft|in|kg|g|lb|lbs|oz|p|x|fps|hz|ghz|kb|mb|gb|tb|v|w|mph|yo|yr|yrs)?"
 )
-#: A run that may be leetspeak: letters, digits and the signs that stand for letters. At its ends ! is a mark.
+#: A run that may be leetspeak: letters, digits and the signs that replace letters. At its ends ! is punctuation.
 _RUN = re.compile(r"[\w$@](?:[\w$@!]*[\w$@])?")
 #: Three or more single letters, a space between each two.
 _SPACED = re.compile(r"(?<!\S)[^\W\d_](?: [^\W\d_]){2,}(?!\S)")

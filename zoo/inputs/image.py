@@ -108,7 +108,7 @@ def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LI
 
 
 def source_name(source: ImageSource | None) -> str:
-    """How messages and verdicts name a source: a path as valid Unicode, whatever its bytes; else empty."""
+    """The name of a source in messages and verdicts: a path as valid Unicode for any bytes; else empty."""
     if not isinstance(source, (str, Path)):
         return ""
     return str(source).encode("utf-8", "backslashreplace").decode()

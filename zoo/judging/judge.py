@@ -25,7 +25,7 @@ class BaseJudge:
     """What the judges of one model and of a panel share.
 
     `outputs` are the N names that the model scores, in order. `threshold` is the one threshold on `unsafe_score`,
-    None where there are several. `zero_shot_policies` are the policies whose phrases are embedded, in the order of
+    None if there are several. `zero_shot_policies` are the policies whose phrases are embedded, in the order of
     `card.bank_names`.
     """
 

@@ -60,7 +60,7 @@ def read_transformers(
 
 
 class ZooModel(nn.Module):
-    """A module with a card. Images come in as `[B, 3, size, size]` float32 RGB in [0, 1]; logits `[B, N]` go out.
+    """A module with a card: images `[B, 3, size, size]` float32 RGB in [0, 1] to logits `[B, N]`.
 
     `tokenizer_json` is the tokenizer.json that encodes its texts, None for a model that reads no text.
     `stays_in_eval` names frozen modules, which `train()` leaves in evaluation mode.

@@ -42,7 +42,7 @@ class MultimodalNsfw(ZooModel):
 class AsReleased(MultimodalNsfw):
     """The released model, faithfully: query = text, key = value = image, each a sequence of length one.
 
-    With one key the attention weight is 1 whatever the query, so **the prompt changes nothing**. Kept for
+    With one key the attention weight is 1 for every query, so **the prompt changes nothing**. Kept for
     comparison; use `Fusion`. Embeddings are projected and not normalised.
     """
 

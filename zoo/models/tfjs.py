@@ -55,7 +55,7 @@ def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _read_group(folder: Path, group: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Cut a manifest group into its weights: its shards are one run of bytes, the weights lie in a row."""
+    """Cut a manifest group into its weights: its shards form one run of bytes, in which the weights follow in order."""
     blob = b"".join(_read_shard(folder, name) for name in group["paths"])
     shards = ", ".join(group["paths"])
     start = 0

@@ -1,7 +1,7 @@
 """A LLaVA that is small enough to train on a laptop, around the vision tower of a released tiny CLIP.
 
-The classes are transformers' own (`LlavaForConditionalGeneration`, `LlavaProcessor`), so whatever works with it works
-with LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744), whose layout it copies: CLIP patch tokens of the last layer but one,
+The classes are transformers' own (`LlavaForConditionalGeneration`, `LlavaProcessor`), so code for it also works with
+LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744), whose layout it copies: CLIP patch tokens of the last layer but one,
 a two-layer projector, a Llama. It differs in its sizes and its vocabulary, and it reads an early layer as well.
 """
 

@@ -164,7 +164,7 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise BadArgumentError(f'sha256 must be 64 hexadecimal digits, got "{sha256}"')
     content = file.read_bytes()
-    if content[8:9] != b"{":  # after the length of the header, every safetensors file goes on with JSON
+    if content[8:9] != b"{":  # JSON follows the length of the header in every safetensors file
         if content.startswith((b"PK\x03\x04", b"\x80")):
             line = CONVERT.format(file, file.with_suffix(".safetensors"))
             raise BadDataError(

@@ -173,7 +173,7 @@ class Classification(Base):
             return hot.masked_fill(~torch.tensor(known), torch.nan).to(self.device)
         wrong = next((row for row in rows if len(row) != 1), None)
         if wrong is not None:
-            raise BadDataError(f"{self.model.card.name} wants exactly one label a row, found {list(wrong)}")
+            raise BadDataError(f"{self.model.card.name} needs exactly one label in each row, got {list(wrong)}")
         return torch.tensor([labels.index(self._label(row[0])) for row in rows], device=self.device)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Classification(Base):
 
 
 class Criterion(nn.Module):
-    """Logits `[B, L]` and targets to a mean loss, in float32 whatever the precision of the logits.
+    """Logits `[B, L]` and targets to a mean loss, in float32 for logits of any precision.
 
     Softmax cards take class indices `[B]`: cross-entropy, as `F.cross_entropy` with `weight` and `label_smoothing`.
     Sigmoid cards take `[B, L]` of 0, 1 and NaN (unknown): binary cross-entropy, the mean over what is known; 0 without

@@ -101,7 +101,7 @@ def run(args: list[str], kind: type[ZooCLI] = ZooCLI) -> None:
     """
     logging.getLogger("lightning.pytorch").addFilter(_no_advertising)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images lie in memory: none needed
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # not needed: images are in memory
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
     try:
         _cli(kind, args)

@@ -194,7 +194,7 @@ class RobustTower(Base):
         if len(numbers) != 1:
             names = ", ".join(category.name for category in self.policy.categories)
             raise BadDataError(
-                f"TeCoA needs exactly one category of the policy a row ({names}), found the labels {list(row)}; "
-                "label_names says which category a label is"
+                f"TeCoA needs exactly one category of the policy in each row ({names}), got the labels {list(row)}; "
+                "label_names maps labels to categories"
             )
         return numbers[0]

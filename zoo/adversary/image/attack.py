@@ -151,7 +151,7 @@ def attack(
     `[B, K]` with K >= 2; `labels` `[N]` are the right classes. The model is attacked in evaluation mode with frozen
     parameters, and left as it was; where it is a plain function, name the `modules` that it calls. Every success is
     checked again: inside the ball (to `TOLERANCE`), inside [0, 1], and misjudged in a fresh forward pass.
-    An image without a gradient goes to Square, whatever the threat model says, and the result says so.
+    An image without a gradient always goes to Square, even if the threat model does not name it; the result says so.
     Raises BadInputError for pixels, labels or logits of a wrong shape, type or range.
     """
     with evaluation_mode(model, *modules):

@@ -18,7 +18,7 @@ def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0
     """Walk along the linearised boundary between the label and `batch.goals`, staying near the clean image.
 
     The first run starts at the clean image, later ones at random in half the ball. Returns pixels `[B, C, H, W]`: the
-    smallest perturbation that was misjudged, projected into the ball when it is none of its own; of an image never
+    smallest perturbation that was misjudged, projected into the ball if it lies outside; for an image that was never
     misjudged, the last. It maximises nothing inside the ball, so its results transfer badly.
     """
     ball = Ball.around(batch.pixels, threat)

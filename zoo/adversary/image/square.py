@@ -15,7 +15,7 @@ from zoo.adversary.threat import ImagePart
 
 _ROUNDS = 4  # of scaling an L2 perturbation to eps and clipping it
 _SHARE = 0.8  # of the image that the first squares cover; AutoAttack's choice in both norms
-#: The share is halved after so many of 10,000 queries (section 3.2 of the paper).
+#: The share is halved after each of these numbers of 10,000 queries (section 3.2 of the paper).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -38,7 +38,7 @@ def square(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 
             trial = propose(pixels, ball, signs.at(query), _side(query, threat.queries, pixels), draw)
         logits = target.logits(trial, batch)
         new = margin(logits, batch)
-        # Not only better ones: across a plateau the search must walk, and a margin rarely comes out exactly equal.
+        # Equal ones too: the search must cross plateaus, and elsewhere two margins are rarely equal.
         better = new >= value
         value = torch.where(better, new, value)
         pixels = torch.where(better[:, None, None, None], trial, pixels)

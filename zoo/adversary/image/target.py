@@ -1,4 +1,4 @@
-"""The model under attack, with its passes counted and its modules in evaluation mode, and what attacks raise."""
+"""The model under attack, with its passes counted and its modules in evaluation mode; the objectives of attacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import BadArgumentError
 
-#: Pixels `[B, C, H, W]` float32 in [0, 1], and whatever else goes with each image, to logits `[B, K]`, K >= 2.
+#: Pixels `[B, C, H, W]` float32 in [0, 1], and any other input of each image, to logits `[B, K]`, K >= 2.
 Model: TypeAlias = Callable[..., Tensor]
 
 
@@ -39,7 +39,7 @@ class ImageBatch:
         return ImageBatch(self.pixels[keep], self.labels[keep], self.rows[keep], goals, gradient)
 
 
-#: What an attack raises: logits `[B, K]` of the images of a batch, to one value each `[B]`.
+#: The objective that an attack maximises: logits `[B, K]` of the images of a batch to one value each `[B]`.
 Objective: TypeAlias = Callable[[Tensor, ImageBatch], Tensor]
 
 
@@ -120,7 +120,7 @@ def evaluation_mode(*models: object) -> Iterator[None]:
 
 
 def cross_entropy(logits: Tensor, batch: ImageBatch) -> Tensor:
-    """What stands for the cross-entropy: the log-odds `[B]` of any class but the label, from logits `[B, K]`.
+    """In place of the cross-entropy: the log-odds `[B]` of any class except the label, from logits `[B, K]`.
 
     The cross-entropy is their softplus. It rises with them and its gradient points the same way, so that attacks that
     use the direction of a gradient and the order of values take the very same steps. But where a model is sure (17

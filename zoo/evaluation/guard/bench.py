@@ -1,9 +1,9 @@
 """What the guard costs at real size: LLaVA-1.5's classes and sizes with random weights, guarded against unguarded.
 
-Time does not depend on what the weights know, so none are downloaded. The correction is `flag`: both sides do the same
-work, whatever the random detector says, and the difference is the guard's. As that is far below the noise of whole
-answers, its own operations are also timed apart, as a share of the unguarded latency (the paper reports 7.2 % for its
-whole method on LLaVA, arXiv 2503.00037).
+Time does not depend on the values of the weights, so none are downloaded. The correction is `flag`: both sides do the
+same work for every verdict of the random detector, and the difference is the cost of the guard. It is far below the
+noise of whole answers. So the guard's own operations are also timed apart, as a share of the unguarded latency (the
+paper reports 7.2 % for its whole method on LLaVA, arXiv 2503.00037).
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def _card(outcome: GuardOutcome) -> Card:
     lines = [
         Line("label", {None: "", 0: "labelled neutral", 1: "labelled unsafe"}[query.label]),
         Line("text", query.question),
-        # A report is passed on: it names files, not whose folders they lie in.
+        # Reports are shared: they name files without the folders of their owner.
         Line("detail", outcome.detail.replace(str(query.image), name)),
         Line("file", name),
         *_side("guard off", outcome.off),

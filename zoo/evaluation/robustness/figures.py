@@ -28,7 +28,7 @@ def point_figures(campaign: Campaign, attempts: Sequence[Attempt], draws: Draws)
         name: [(value,) if value else () for value in values] for name, values in items.columns.items()
     }
     labels = [item.labels for item in items.items]
-    if len({name for own in labels for name in own}) > 2:  # they say more than unsafe or not
+    if len({name for own in labels for name in own}) > 2:  # more than the two labels unsafe and safe
         columns = {"labels": labels, **columns}
     return PointFigures(
         point=point.name,

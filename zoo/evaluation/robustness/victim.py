@@ -93,7 +93,7 @@ class Victim:
         return tuple(part.to(self.device) for part in extras)
 
     def floats(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels as the model and the attacks want them: float32 in [0, 1], on the device."""
+        """uint8 pixels as float32 in [0, 1] on the device, the form that the model and the attacks take."""
         return pixels.to(self.device).float().div_(255)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Victim:
         return heights
 
     def threshold_at(self, height: float) -> float:
-        """The unsafe score that a height stands for, on the scale of the policy's thresholds; never below it."""
+        """The unsafe score of a height, on the scale of the policy's thresholds; rounded up, never down."""
         if self.judged is None or not self.judged.odds:
             return height
         score = 1 / (1 + math.exp(-height))
@@ -141,8 +141,8 @@ class Victim:
 def threshold_height(heights: NDArray[np.float64], fpr: float) -> float:
     """The lowest height that at most a share `fpr` of safe items `[N]` lies above.
 
-    Raises BadInputError for a rate outside (0, 1), or for fewer safe items than make such a rate: of 10 items none can
-    be flagged at 5 %, and the threshold would be the highest of them, whatever the rate.
+    Raises BadInputError for a rate outside (0, 1), or for too few safe items: at 5 %, none of 10 items may be flagged,
+    and the threshold would be the highest of them for any lower rate too.
     """
     if not 0 < fpr < 1:
         raise BadArgumentError(f"`fpr` is a share in (0, 1), got {fpr}")

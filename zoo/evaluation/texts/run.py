@@ -40,7 +40,7 @@ from zoo.files import sha256
 from zoo.metrics import Draws
 from zoo.release.store import load_scorer
 
-#: Below every logit: the search never calls it a success, and goes on while the score falls.
+#: Below every logit: the search never succeeds, so it continues while the score falls.
 _NEVER = -1e9
 
 

@@ -33,7 +33,7 @@ register_model(
 
 _CONCEPTS = (*(f"concept_{number:02}" for number in range(17)), *(f"special_care_{number}" for number in range(3)))
 
-#: What the cards of each kind of head on a CLIP embedding say, whatever the size of the tower.
+#: The fields that the cards of each kind of head on a CLIP embedding share, for all sizes of the tower.
 _HEADS: dict[str, dict[str, Any]] = {
     "laion_nsfw": {
         "summary": "LAION's CLIP-based NSFW detector, a small network on the CLIP embedding",

@@ -8,7 +8,7 @@ from zoo.contract.card import ImageInput, ModelCard, TextInput
 from zoo.models.catalogue.clip import MINILM, TINY, VIT_B32, ClipSize, clip_image
 from zoo.registry import register_model
 
-#: What the cards of one tag say, whatever their towers.
+#: The fields that the cards of one tag share, for all towers.
 _FUSION: dict[str, Any] = {
     "summary": "Judges prompt and image together (multimodal NSFW classifier, arXiv 2504.11707, "
     "attention in both directions)",
