@@ -23,6 +23,7 @@ from zoo.adversary.training import perturb_pixels, training_threat
 from zoo.errors import BadCardError, BadInputError
 from zoo.inputs.text import train_tokenizer
 from zoo.training import Adversarial, Classification, ManifestData
+from zoo.training.adversarial import row_generators
 from zoo.training.data import Batch
 
 FUSION, CONV, VISION = "test_multimodal_nsfw.fusion", "test_multimodal_conv.fusion", "test_vision_regnet.random"
@@ -199,10 +200,11 @@ def test_of_several_edits_the_model_gets_the_one_that_it_judges_worst() -> None:
         logits = module.model(*module._inputs({**batch, "texts": texts}, drop=False))
         return [float(module._loss(logits[row : row + 1], target[row : row + 1])) for row in range(24)]
 
-    worst, _ = module._edited(batch, target, everything, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    torch.rand(24, generator=generator)  # the draw of the rows
-    drawn = [losses([*module._edits(batch["texts"], list(range(24)), generator)]) for _ in range(8)]
+    worst, _ = module._edited(batch, target, everything, row_generators(range(24)))
+    generators = row_generators(range(24))
+    for generator in generators:
+        torch.rand((), generator=generator)  # the draw of the rows
+    drawn = [losses([*module._edits(batch["texts"], list(range(24)), generators)]) for _ in range(8)]
     assert losses(worst["texts"]) == pytest.approx([max(row) for row in zip(*drawn, strict=True)], abs=1e-6)
     assert len({tuple(row) for row in drawn}) > 1
 

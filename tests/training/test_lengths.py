@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from zoo.training.data import SimilarLengths
+from zoo.training.data import similar_lengths
 
 
 def test_every_item_once_and_little_padding() -> None:
-    torch.manual_seed(0)
     lengths = np.random.default_rng(0).integers(1, 200, 1003).tolist()
-    sampler = SimilarLengths(lengths, batch_size=8, pool=20)
-    first, second = list(sampler), list(sampler)
-    assert len(sampler) == len(first) == 1003
+    generator = torch.Generator().manual_seed(0)
+    first, second = (similar_lengths(lengths, 8, generator, pool=20) for _ in range(2))
+    assert len(first) == 1003
     assert sorted(first) == sorted(second) == list(range(1003))
     assert first != second
     batches = [[lengths[index] for index in first[start : start + 8]] for start in range(0, 1000, 8)]

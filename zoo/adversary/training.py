@@ -55,17 +55,29 @@ def scaled(threat: ImagePart, share: float) -> ImagePart:
     return dataclasses.replace(threat, eps=share * threat.eps, step_size=step)
 
 
-def random_start(ball: Ball, generator: torch.Generator | None = None) -> Tensor:
-    """A random allowed image for each clean one, from torch's own stream: of uniform offsets (Linf) or length (L2)."""
+def random_start(ball: Ball, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+    """A random allowed image for each clean one: of uniform offsets (Linf) or uniform length (L2).
+
+    Drawn from torch's own stream, or for each image from a generator of its own, whatever stands beside it.
+    """
     clean = ball.clean.detach()
-    offsets = torch.empty_like(clean)
+    offsets, length = torch.empty_like(clean), torch.empty(len(clean), 1, 1, 1, device=clean.device)
+    if generators is None:
+        _draw_start(ball, offsets, length, None)
+    else:
+        for row, generator in enumerate(generators):
+            _draw_start(ball, offsets[row : row + 1], length[row : row + 1], generator)
+    if ball.norm != "Linf":
+        offsets = ball.direction(offsets) * length
+    return ball.project(offsets.add_(clean))
+
+
+def _draw_start(ball: Ball, offsets: Tensor, length: Tensor, generator: torch.Generator | None) -> None:
     if ball.norm == "Linf":
         offsets.uniform_(-ball.eps, ball.eps, generator=generator)
     else:
         offsets.normal_(generator=generator)
-        length = torch.rand(len(clean), 1, 1, 1, device=clean.device, generator=generator) * ball.eps
-        offsets = ball.direction(offsets) * length
-    return ball.project(offsets.add_(clean))
+        length.uniform_(0, ball.eps, generator=generator)
 
 
 def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: ImagePart) -> Tensor:
@@ -81,7 +93,7 @@ def climb(objective: Objective, pixels: Tensor, ball: Ball, threat: ImagePart, s
 
 
 def perturb_pixels(
-    objective: Objective, pixels: Tensor, threat: ImagePart, generator: torch.Generator | None = None
+    objective: Objective, pixels: Tensor, threat: ImagePart, generators: Sequence[torch.Generator] | None = None
 ) -> Tensor:
     """PGD from a random start: images `[B, C, H, W]` float32 at most eps from `pixels` and in [0, 1].
 
@@ -90,7 +102,7 @@ def perturb_pixels(
     for nothing. Raises BadInputError when the objective does not depend on the pixels.
     """
     ball = Ball.around(pixels, threat)
-    return climb(objective, random_start(ball, generator), ball, threat, threat.steps)
+    return climb(objective, random_start(ball, generators), ball, threat, threat.steps)
 
 
 def pixel_gradient(objective: Objective, pixels: Tensor) -> Tensor:
@@ -223,7 +235,7 @@ def worst_inputs(
     inputs: Inputs,
     threat: ImagePart | None,
     words: Words | None = None,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """The inputs with images attacked (given a `threat`) and words exchanged (given `words`).
 
@@ -237,7 +249,7 @@ def worst_inputs(
             _exchange(objective, worst, words, [])
         return worst
     ball = Ball.around(inputs["image"], threat)
-    worst["image"], steps = random_start(ball, generator), threat.steps
+    worst["image"], steps = random_start(ball, generators), threat.steps
     if words is not None:
         (slope,) = _exchange(objective, worst, words, ["image"])
         worst["image"], steps = ascend(worst["image"], slope, ball, threat), steps - 1

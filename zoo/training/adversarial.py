@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import lightning
 import torch
@@ -22,6 +22,7 @@ from zoo.training.classification import Classification
 from zoo.training.data import Batch
 
 Method = Literal["pgd", "trades", "fast"]
+Generators: TypeAlias = Sequence[torch.Generator]
 
 
 class Adversarial(Classification):
@@ -120,8 +121,9 @@ class Adversarial(Classification):
             self._evaluate_attacked(batch, batch_idx, taken)
 
     def on_validation_epoch_end(self) -> None:
-        """As in `Classification`, and the ranking of the rows under attack."""
+        """As in `Classification`, and the figures of the rows under attack."""
         super().on_validation_epoch_end()
+        self.log_means(robust_accuracy=self.robust_accuracy)
         self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
 
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
@@ -137,25 +139,26 @@ class Adversarial(Classification):
         return cross - F.binary_cross_entropy_with_logits(clean, share)
 
     def _edited(
-        self, batch: Batch, target: Tensor, attacked: Tensor, generator: torch.Generator | None = None
+        self, batch: Batch, target: Tensor, attacked: Tensor, generators: Generators | None = None
     ) -> tuple[Batch, Tensor]:
         """The batch with character edits in a share of the attacked rows, and which rows `[B]` were drawn for them."""
         texts = batch.get("texts")
         edited = torch.zeros(len(attacked), dtype=torch.bool)
         if self.text is None or texts is None or not self.text.share:
             return batch, edited
-        edited = attacked & (torch.rand(len(attacked), generator=generator) < self.text.share)
+        edited = attacked & (_draws(len(attacked), generators) < self.text.share)
         rows = [row for row in edited.nonzero()[:, 0].tolist() if texts[row]]
-        options = [self._edits(texts, rows, generator) for _ in range(self.text.worst_of)]
+        own = None if generators is None else [generators[row] for row in rows]
+        options = [self._edits(texts, rows, own) for _ in range(self.text.worst_of)]
         chosen = options[0] if len(options) == 1 else self._worst_edits(batch, target, rows, options)
         changed: list[str | None] = list(texts)
         for row, text in zip(rows, chosen, strict=True):
             changed[row] = text
         return {**batch, "texts": changed}, edited
 
-    def _edits(self, texts: Sequence[str | None], rows: list[int], generator: torch.Generator | None) -> list[str]:
+    def _edits(self, texts: Sequence[str | None], rows: list[int], generators: Generators | None) -> list[str]:
         assert self.text is not None
-        seeds = torch.randint(2**31, (len(rows),), generator=generator).tolist()
+        seeds = (_draws(len(rows), generators).double() * 2**31).long().tolist()
         return [self.text.edited(texts[row] or "", seed) for row, seed in zip(rows, seeds, strict=True)]
 
     @torch.no_grad()
@@ -178,7 +181,7 @@ class Adversarial(Classification):
         attacked: Tensor,
         worded: Tensor,
         threat: ImagePart | None,
-        generator: torch.Generator | None = None,
+        generators: Generators | None = None,
     ) -> list[Tensor]:
         """The inputs with the images of the rows `attacked` `[B]` and the words of the rows `worded` `[B]` replaced."""
         names = self.model.card.input_names
@@ -196,10 +199,11 @@ class Adversarial(Classification):
             # Cloned, for validation makes them in inference mode, where nothing can be kept for a gradient.
             part = {name: value.detach()[rows].clone() for name, value in zip(names, inputs, strict=True)}
             objective = self._objective(part, target[rows].clone())
+            own = None if generators is None else [generators[row] for row in rows.tolist()]
             words = None
             if self.text is not None and worded.any():
                 words = Words(self.swaps, self.text.hotflip_words, worded[rows])
-            changed = worst_inputs(objective, part, threat if attacked.any() else None, words, generator)
+            changed = worst_inputs(objective, part, threat if attacked.any() else None, words, own)
         worst = list(inputs)
         for name, kept in (("image", attacked[rows]), ("input_ids", worded[rows])):
             if name in names:
@@ -225,10 +229,10 @@ class Adversarial(Classification):
 
     def _evaluate_attacked(self, batch: Batch, batch_idx: int, taken: Tensor) -> None:
         target = self._target(batch)
-        # The same edits and the same start in every epoch.
-        batch, edited = self._edited(batch, target, taken, torch.Generator().manual_seed(batch_idx))
-        inputs, generator = self._inputs(batch, drop=False), torch.Generator(self.device).manual_seed(batch_idx)
-        worst = self._worst_case(inputs, target, taken, taken & ~edited, self.val_threat, generator)
+        # The same edits and the same start in every epoch, whatever stands beside a row.
+        batch, edited = self._edited(batch, target, taken, row_generators(batch["lines"]))
+        inputs, generators = self._inputs(batch, drop=False), row_generators(batch["lines"], self.device)
+        worst = self._worst_case(inputs, target, taken, taken & ~edited, self.val_threat, generators)
         rows = taken.nonzero()[:, 0].to(target.device)
         logits, target = self.model(*(value[rows] for value in worst)).float(), target[rows]
         if self.model.card.score == "softmax":
@@ -238,7 +242,6 @@ class Adversarial(Classification):
             right = ((logits > 0) == (target > 0.5))[known].float()
         self.robust_accuracy.update(right)
         self.robust_ranking.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
-        self.log_metric("robust_accuracy", self.robust_accuracy, len(rows))
 
 
 def warm_share(module: lightning.LightningModule, warmup: float) -> float:
@@ -254,8 +257,23 @@ def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count:
     """
     if batches < 1 or trainer.testing:
         return torch.zeros(count, dtype=torch.bool)
-    stride = max(1, int(sum(trainer.num_val_batches)) // batches)
-    return (batch_idx * count + torch.arange(count)) % stride == 0
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    stride = max(1, int(sum(trainer.num_val_batches)) * trainer.world_size // batches)
+    places = (batch_idx * data.batch_size + torch.arange(count)) * trainer.world_size + trainer.global_rank
+    chosen: Tensor = places % stride == 0
+    return chosen
+
+
+def row_generators(lines: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """A generator of random numbers for each row, seeded by its line in the manifest."""
+    return [torch.Generator(device).manual_seed(line) for line in lines]
+
+
+def _draws(count: int, generators: Generators | None) -> Tensor:
+    """Numbers `[count]` in [0, 1): from torch's own stream, or each from a generator of its own."""
+    if generators is None:
+        return torch.rand(count)
+    return torch.tensor([float(torch.rand((), generator=generator)) for generator in generators])
 
 
 def rows_of(batch: Batch, rows: list[int]) -> Batch:

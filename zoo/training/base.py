@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import random
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 import zoo
@@ -34,8 +35,12 @@ from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
+from zoo.training.order import gathered
 
 log = logging.getLogger("zoo.training")
+
+#: Where a checkpoint keeps the states of the random number streams.
+RANDOM_KEY = "safety_zoo_random"
 
 
 class Trainable(lightning.LightningModule):
@@ -65,19 +70,47 @@ class Trainable(lightning.LightningModule):
         self.save_hyperparameters(ignore=self.preset)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
+        self._random_states: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> Any:
-        """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0."""
+        """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0.
+
+        Where time alone ends the training (`max_epochs: -1`), the number of steps is not known: the warm-up takes that
+        share of one epoch, and the rate stays.
+        """
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
-        total = int(self.trainer.estimated_stepping_batches)
-        warm = max(1, round(self.warmup * total))
+        total = float(self.trainer.estimated_stepping_batches)
+        endless = math.isinf(total)
+        warm = max(1, round(self.warmup * (self.trainer.num_training_batches if endless else total)))
 
         def factor(step: int) -> float:
             if step < warm:
                 return (step + 1) / warm
+            if endless:
+                return 1.0
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, and every parameter gets a gradient: processes that train together wait for all of them."""
+        if self.trainer.world_size > 1:
+            loss = loss + sum(0.0 * one.sum() for one in self.parameters() if one.requires_grad)
+        super().backward(loss, *args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the states of the random number streams."""
+        checkpoint[RANDOM_KEY] = random_states()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep those states until training goes on."""
+        self._random_states = checkpoint.get(RANDOM_KEY)
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the run that is resumed."""
+        if self._random_states is not None:
+            restore_random_states(self._random_states)
+            self._random_states = None
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
@@ -169,7 +202,8 @@ class Base(Trainable):
         size = self.model.card.hparams["vocabulary_size"]
         if stage == "fit" and isinstance(data, ManifestData):
             data.setup(stage)
-            self.model.tokenizer_json = train_tokenizer(data.train_texts(), size)
+            # That of the first process for all: ids must mean the same everywhere.
+            self.model.tokenizer_json = self.trainer.strategy.broadcast(train_tokenizer(data.train_texts(), size))
         self._codec = self.model.codec()
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -193,27 +227,32 @@ class Base(Trainable):
         if self.model.card.reads_text and self._codec is not None and "texts" in batch:
             truncated = [bool(cut) for cut in self._codec.encode([t or "" for t in batch["texts"]]).truncated]
         verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, truncated)]
-        self._predicted += verdicts
+        self._predicted += zip(batch["lines"], verdicts, strict=True)
         return verdicts
 
     def on_predict_start(self) -> None:
         """Start an empty list of verdicts."""
-        self._predicted: list[dict[str, Any]] = []
+        self._predicted: list[tuple[int, dict[str, Any]]] = []
 
     def on_predict_end(self) -> None:
-        """Write the verdicts to `predictions.jsonl` in the log directory."""
-        path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"
-        lines = (json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in self._predicted)
-        write_file(path, "".join(lines))
-        log.warning("%d verdicts written to %s", len(self._predicted), path)
+        """Write the verdicts of all processes to `predictions.jsonl` in the log directory, in the manifest's order."""
+        path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"  # log_dir is asked of all processes at once
+        predicted = sorted(gathered(self._predicted), key=lambda one: one[0])
+        if self.trainer.is_global_zero:
+            write_file(path, "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for _, verdict in predicted))
+            log.warning("%d verdicts written to %s", len(predicted), path)
 
     def scores(self, batch: Batch) -> Tensor:
         """Output scores `[B, N]` of a batch, in evaluation mode."""
         raise TypeError(f"{type(self).__name__} must define scores()")
 
-    def log_metric(self, name: str, metric: Metric, size: int) -> None:
-        """Log a metric of an evaluation over all its batches; `size` is that of this batch."""
-        self.log(f"{self.stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+    def log_means(self, **means: MeanMetric) -> None:
+        """Log means of an evaluation over all batches of all processes, and start them again."""
+        for name, mean in means.items():
+            value = mean.compute()
+            mean.reset()
+            if not value.isnan():  # nothing was added to it
+                self.log(f"{self.stage}/{name}", value, prog_bar=True)
 
     def unsafe_score(self, scores: Tensor) -> Tensor:
         """The policy's unsafe score `[B]` of output scores `[B, N]`."""
@@ -228,6 +267,7 @@ class Base(Trainable):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, the policy and the tokenizer, so that `zoo release` needs nothing but the checkpoint."""
+        super().on_save_checkpoint(checkpoint)
         data = getattr(self.trainer, "datamodule", None)
         training = Training(
             recipe=str(self.hparams.get("recipe") or ""),
@@ -249,6 +289,7 @@ class Base(Trainable):
         stored = checkpoint.get(CHECKPOINT_KEY)
         if stored is None:
             raise BadDataError("this checkpoint was not written by safety-zoo: it carries no card")
+        super().on_load_checkpoint(checkpoint)
         if stored["tokenizer"] is not None:
             self.model.tokenizer_json = stored["tokenizer"]
             self._codec = self.model.codec()
@@ -268,40 +309,46 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
     return start
 
 
-class UnsafeRanking(Metric):
+class UnsafeRanking:
     """AUROC and average precision of unsafe scores against labels, over all batches and processes.
 
     torchmetrics' `BinaryAUROC` passes a batch through a sigmoid when any score of it leaves [0, 1], as pooled sums do
-    by rounding: its value then depends on the batch size. This one does not change the scores.
+    by rounding: its value then depends on the batch size. This one keeps the scores as they are, and a process may
+    have none.
     """
 
-    full_state_update = False
-    scores: list[Tensor]
-    labels: list[Tensor]
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("scores", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
+        self.pairs: list[tuple[float, int]] = []
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add scores `[B]` and labels `[B]` of 1 (unsafe) or 0 (safe)."""
-        self.scores.append(scores)
-        self.labels.append(labels)
+        self.pairs += zip(scores.tolist(), labels.tolist(), strict=True)
 
-    def compute(self) -> dict[str, Tensor]:
-        """`auroc` and `auprc` in [0, 1]; empty while a class is missing."""
-        if not self.scores:
-            return {}
-        scores, labels = dim_zero_cat(self.scores).tolist(), dim_zero_cat(self.labels).tolist()
-        figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)}
-        return {name: torch.tensor(value) for name, value in figures.items() if value is not None}
+    def finish(self, prefix: str, names: Sequence[str] = ("auroc", "auprc")) -> dict[str, float]:
+        """`auroc` and `auprc` in [0, 1], named with a prefix (`val/`), none while a class is missing; starts again."""
+        pairs = gathered(self.pairs)
+        self.pairs = []
+        scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
+        figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)} if pairs else {}
+        return {prefix + name: value for name, value in figures.items() if name in names and value is not None}
 
-    def finish(self, prefix: str, names: Sequence[str] = ("auroc", "auprc")) -> dict[str, Tensor]:
-        """These figures, named with a prefix (`val/`), and a new start."""
-        figures: dict[str, Tensor] = self.compute()
-        self.reset()
-        return {prefix + name: value for name, value in figures.items() if name in names}
+
+def random_states() -> dict[str, Any]:
+    """The state of each stream of random numbers, in types that a checkpoint without pickle may hold."""
+    name, keys, *rest = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "numpy": [name, torch.tensor(keys), *rest], "python": random.getstate()}
+    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Go on with the streams of `random_states`; with those of GPUs where there are as many as there were."""
+    torch.set_rng_state(states["torch"].cpu())
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy(), *rest))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])
 
 
 def freeze_parts(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ()) -> None:

@@ -107,12 +107,12 @@ class Classification(Base):
         """Collect loss and ranking figures."""
         target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
-        self.mean_loss.update(self._loss(logits, target), weight=len(target))
+        self.mean_loss.update(self._loss(logits, target), weight=self.criterion.size(target))
         self.ranking.update(*self._ranked(self._scores(logits), batch["labels"]))
-        self.log_metric("loss", self.mean_loss, len(target))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the ranking figures of all batches."""
+        """Log loss and ranking of all batches."""
+        self.log_means(loss=self.mean_loss)
         self.log_dict(self.ranking.finish(f"{self.stage}/"), prog_bar=True)
 
     def scores(self, batch: Batch) -> Tensor:
@@ -229,13 +229,17 @@ class Criterion(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             return self._exclusive(logits.float(), target) if self.softmax else self._each(logits.float(), target)
 
+    def size(self, target: Tensor) -> Tensor:
+        """What the mean is divided by: means of parts, weighted by it, give the mean of all."""
+        return self.weight[target].sum() if self.softmax else (~target.isnan()).sum()
+
     def _exclusive(self, logits: Tensor, target: Tensor) -> Tensor:
         log_p = logits.log_softmax(dim=1)
         wanted = F.one_hot(target, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
         terms = -wanted * self.weight * log_p
         if self.gamma:
             terms = terms * _power(1 - log_p.exp(), self.gamma)
-        return terms.sum() / self.weight[target].sum()
+        return terms.sum() / self.size(target)
 
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         known = ~target.isnan()
@@ -245,7 +249,7 @@ class Criterion(nn.Module):
             p = logits.sigmoid()
             there, absent = there * _power(1 - p, self.gamma), absent * _power(p, self.gamma)
         losses = wanted * there + (1 - wanted) * absent
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return (losses * known).sum() / self.size(target).clamp(min=1)
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from zoo.assets import find_asset, shipped
 from zoo.errors import close_match, refusal
 from zoo.files import write_file
+
+log = logging.getLogger("zoo.training")
 
 OWN_MODELS = "--import MODULE (repeatable) first imports a module that registers your own models."
 
@@ -57,6 +60,22 @@ class WholeCheckpoints(TorchCheckpointIO):
 class ZooCLI(LightningCLI):
     """LightningCLI with a CSV logger, TensorBoard when it is installed, and checkpoints read without pickle."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's; the words are kept, for the name of the recipe."""
+        self._words: list[str] = list(args)
+        super().parse_arguments(parser, args)
+
+    def before_fit(self) -> None:
+        """Move the checkpoints of an earlier run aside, unless it is that run that goes on."""
+        if self.config.fit.ckpt_path or self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            folder = Path(getattr(callback, "dirpath", None) or "")
+            if folder.name and any(folder.glob("*.ckpt")):
+                aside = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
+                folder.rename(aside)
+                log.warning("%s: the checkpoints of an earlier run were moved to %s", folder, aside)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would merge a checkpoint's hyperparameters over the recipe's."""
 
@@ -67,7 +86,7 @@ class ZooCLI(LightningCLI):
             config.weights_only = True
         arguments = config.model.init_args
         if "recipe" in arguments and not arguments.recipe:
-            arguments.recipe = _recipe(sys.argv)
+            arguments.recipe = _recipe(self._words)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Add the default loggers, in `runs/RECIPE/version_N`, unless the recipe names loggers."""
@@ -102,6 +121,8 @@ def run(args: list[str], kind: type[ZooCLI] = ZooCLI) -> None:
     logging.getLogger("lightning.pytorch").addFilter(_no_advertising)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # not needed: images are in memory
+    warnings.filterwarnings("ignore", message=".*args. parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # all processes log the same
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")  # torch 2.13's own deprecation
     try:
         _cli(kind, args)
@@ -129,25 +150,21 @@ def check(recipe: Path) -> dict[str, str]:
 def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
     args = [_config(before, word) for before, word in zip(["", *args], args, strict=False)]
     names = ZooCLI.subcommands()
-    before = sys.argv
-    sys.argv = ["zoo", *args]  # LightningCLI warns about arguments that are not those of the process
-    try:
-        return kind(
-            model_class=lightning.LightningModule,
-            datamodule_class=lightning.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            parser_class=Parser,
-            # omegaconf+ resolves ${...} after the command line; plain omegaconf would resolve before it.
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"}
-            | {name: {"epilog": f"example: zoo {name} --config quickstart. {OWN_MODELS}"} for name in names},
-            # Our checkpoints carry the card, from which the class follows; plain hyperparameters suffice.
-            load_from_checkpoint_support=False,
-        )
-    finally:
-        sys.argv = before
+    return kind(
+        model_class=lightning.LightningModule,
+        datamodule_class=lightning.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        # omegaconf+ resolves ${...} after the command line; plain omegaconf would resolve before it.
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "zoo"}
+        | {name: {"epilog": f"example: zoo {name} --config quickstart. {OWN_MODELS}"} for name in names},
+        # Our checkpoints carry the card, from which the class follows; plain hyperparameters suffice.
+        load_from_checkpoint_support=False,
+        args=args,  # sys.argv stays as it is: with several devices Lightning starts it again for each
+    )
 
 
 def _config(before: str, word: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import hashlib
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from zoo.models.clip import DualEncoder, unit
 from zoo.models.conv_clip import ConvImageTower
 from zoo.training.base import Base, freeze_parts
 from zoo.training.data import Batch, ManifestData
+from zoo.training.order import gathered
 
 
 class Contrastive(Base):
@@ -92,17 +94,19 @@ class Contrastive(Base):
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval both ways and, if the split has labels, the AUROC of the policy."""
-        numbers = {group: number for number, group in enumerate(self._images)}
-        image = torch.stack(list(self._images.values()))
-        text = torch.cat([part for part, _, _ in self._texts])
-        owner = torch.tensor([numbers[group] for _, groups, _ in self._texts for group in groups])
-        unsafe = torch.full((len(image),), float("nan"))
-        unsafe[owner] = torch.tensor([label for _, _, labels in self._texts for label in labels])
+        images = dict(gathered([(group, embedding.float().cpu()) for group, embedding in self._images.items()]))
+        texts = gathered([(part.float().cpu(), groups, labels) for part, groups, labels in self._texts])
         self._images, self._texts = {}, []
+        numbers = {group: number for number, group in enumerate(images)}
+        image, text = torch.stack(list(images.values())), torch.cat([part for part, _, _ in texts])
+        owner = torch.tensor([numbers[group] for _, groups, _ in texts for group in groups])
+        unsafe = torch.full((len(image),), float("nan"))
+        unsafe[owner] = torch.tensor([label for _, _, labels in texts for label in labels])
         figures = dict(recall_at_k(text @ image.transpose(0, 1), owner))
         labelled = ~unsafe.isnan()
         if labelled.any():
-            scores = (self.model.scale() * image @ self.bank().transpose(0, 1)).softmax(dim=-1)
+            scale, bank = self.model.scale().float().cpu(), self.bank().float().cpu()
+            scores = (scale * image @ bank.transpose(0, 1)).softmax(dim=-1)
             area = auroc(self.unsafe_score(scores).cpu()[labelled].tolist(), unsafe[labelled].int().tolist())
             if area is not None:
                 figures["auroc"] = area
@@ -133,12 +137,18 @@ class Contrastive(Base):
             raise BadDataError("contrastive training needs a text in every row of the manifest")
         return texts
 
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """The rows `[B, ...]` of every process, `[processes * B, ...]`, with gradients."""
+        every: Any = self.all_gather(rows, sync_grads=rows.is_floating_point())
+        return cast("Tensor", every.flatten(0, 1))
+
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        words, group = torch.tensor([_number(t) for t in batch["texts"]], device=self.device), batch["group"]
+        if self.trainer.world_size > 1:  # the rows of all processes are each other's negatives
+            image, text, words, group = (self._of_all(one) for one in (image, text, words, group))
         logits = self.model.scale() * image @ text.transpose(0, 1)
         # Another caption of the same image, or the same words of another one, is not a negative.
-        words: dict[str | None, int] = {}
-        same_text = torch.tensor([words.setdefault(t, len(words)) for t in batch["texts"]], device=self.device)
-        twins = (same_text[:, None] == same_text) | (batch["group"][:, None] == batch["group"])
+        twins = (words[:, None] == words) | (group[:, None] == group)
         twins.fill_diagonal_(False)
         logits = logits.masked_fill(twins, torch.finfo(logits.dtype).min)
         target = torch.arange(len(logits), device=self.device)
@@ -146,6 +156,11 @@ class Contrastive(Base):
         if smooth == 0:
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return (_smooth(logits, twins, smooth) + _smooth(logits.T, twins.T, smooth)) / 2
+
+
+def _number(text: str | None) -> int:
+    """The same number for the same text, in every process."""
+    return int.from_bytes(hashlib.blake2b((text or "").encode(), digest_size=8).digest(), signed=True)
 
 
 def _smooth(logits: Tensor, twins: Tensor, smoothing: float) -> Tensor:

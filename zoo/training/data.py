@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from zoo.contract.card import ImageInput, SplitRule
 from zoo.data.manifest import Row, Split, read_manifest, write_records
@@ -24,6 +24,7 @@ from zoo.data.splits import assign_splits, fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
+from zoo.training.order import Draw, EpochOrder, common_seed, loader, shuffled
 
 log = logging.getLogger("zoo.data")
 
@@ -59,7 +60,7 @@ class ManifestData(lightning.LightningDataModule):
         split_seed: seeds the hash that assigns them.
         flip: mirror a half of the training images. Not for captions that say left or right.
         min_crop: smallest share of the area in (0, 1] that a random crop of a training image keeps.
-        by_length: train on batches of texts of similar length, which need little padding (see `SimilarLengths`).
+        by_length: train on batches of texts of similar length, which need little padding (see `similar_lengths`).
         num_workers: processes that assemble batches; 0 suffices while the images fit in memory.
         max_cache_gb: decoded images are kept up to this size; beyond it they are decoded in each epoch.
         mix: further manifests, whose train rows are added to the training split alone, such as adversarial examples
@@ -96,6 +97,8 @@ class ManifestData(lightning.LightningDataModule):
         self.view = RandomView(flip=flip, min_crop=min_crop)
         #: False once a locked tower has computed its features: then training needs no pixels.
         self.pixels_in_training = True
+        #: Seeds the order of the training rows, together with the epoch.
+        self.order_seed = 0
         self.rows: list[Row] = []
         self.unreadable: list[tuple[int, str, str]] = []
 
@@ -103,6 +106,7 @@ class ManifestData(lightning.LightningDataModule):
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.rows:
             return
+        self.order_seed = common_seed(self.trainer)
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
         mixed = [row for path in self.mix for row in _train_rows(Path(path))]
         if self.trainer is None:
@@ -191,21 +195,28 @@ class ManifestData(lightning.LightningDataModule):
             items = list(by_image.values())
         else:
             items = [[row] for row in rows]
-        if shuffle and len(items) < self.batch_size:
-            raise BadDataError(f"{len(items)} training items do not fill a batch of {self.batch_size}")
-        lengths = [max(len(row.text or "") for row in item) for item in items]
-        similar = SimilarLengths(lengths, self.batch_size) if shuffle and self.by_length else None
         examples = _Rows(items, self.images)
-        return DataLoader(
-            examples,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            shuffle=shuffle and similar is None,
-            sampler=similar,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=examples.collate,
-        )
+        if not shuffle:
+            order = EpochOrder(len(items), self.trainer, self.batch_size)
+        else:
+            world = self.trainer.world_size if self.trainer else 1
+            if len(items) < self.batch_size * world:
+                devices = f" on each of {world} devices" if world > 1 else ""
+                raise BadDataError(f"{len(items)} training items do not fill a batch of {self.batch_size}{devices}")
+            draw: Draw = partial(shuffled, len(items))
+            if self.by_length:
+                lengths = [max(len(row.text or "") for row in item) for item in items]
+                draw = partial(similar_lengths, lengths, self.batch_size * world)
+            order = EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw)
+        return loader(examples, order, examples.collate, self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs for the same order of rows."""
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the order of the run that is resumed."""
+        self.order_seed = int(state_dict["order_seed"])
 
 
 def _train_rows(manifest: Path) -> list[Row]:
@@ -225,8 +236,9 @@ def report_unreadable(
     """
     if not unreadable:
         return
-    path = Path((trainer and trainer.log_dir) or ".") / "unreadable.csv"
-    write_records(path, ("line", "image", "reason"), unreadable)
+    path = Path((trainer and trainer.log_dir) or ".") / "unreadable.csv"  # log_dir is asked of all processes at once
+    if trainer is None or trainer.is_global_zero:
+        write_records(path, ("line", "image", "reason"), unreadable)
     log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, path)
     if len(unreadable) == total:
         raise BadDataError(f"{manifest}: no row is readable; first: {unreadable[0]}")
@@ -267,9 +279,10 @@ class _Rows(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, drawn: tuple[int, int]) -> Row:
+        index, number = drawn
         choices = self.items[index]
-        return choices[0] if len(choices) == 1 else choices[random.randrange(len(choices))]
+        return choices[number % len(choices)]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """A batch of rows; its images are `image`, uint8 `[B, S, S, 3]`."""
@@ -319,27 +332,17 @@ class RandomView(nn.Module):
         return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-class SimilarLengths(Sampler[int]):
-    """Draws every item once, so that each run of `batch_size` items has similar lengths.
+def similar_lengths(lengths: Sequence[int], batch_size: int, generator: Generator, pool: int = 50) -> list[int]:
+    """An order of items, each once, in which each run of `batch_size` has similar lengths.
 
     Items are shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again, so batches
     change with every epoch. The batch that the items do not fill comes last.
     """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, pool: int = 50) -> None:
-        self.lengths, self.batch_size, self.pool = lengths, batch_size, pool
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order: list[int] = torch.randperm(len(self.lengths)).tolist()
-        whole = len(order) - len(order) % self.batch_size
-        size = self.pool * self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, whole, size):
-            pool = sorted(order[start : min(start + size, whole)], key=lambda index: self.lengths[index])
-            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
-        for number in torch.randperm(len(batches)).tolist():
-            yield from batches[number]
-        yield from order[whole:]
+    order: list[int] = shuffled(len(lengths), generator)
+    whole = len(order) - len(order) % batch_size
+    size = pool * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, whole, size):
+        part = sorted(order[start : min(start + size, whole)], key=lambda index: lengths[index])
+        batches += [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
+    return [index for number in shuffled(len(batches), generator) for index in batches[number]] + order[whole:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.guard.refusals import REFUSAL
 from zoo.training.data import report_unreadable
+from zoo.training.order import Draw, EpochOrder, common_seed, loader, shuffled
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class QuestionData(lightning.LightningDataModule):
         self.image_root = Path(image_root) if image_root else None
         self.instructed, self.evaluated = instructed, evaluated
         self.fractions, self.split_seed = splits, split_seed
+        #: Seeds the order of the training conversations, together with the epoch.
+        self.order_seed = 0
         self.by_split: dict[Split, list[Question]] = {}
         self.unreadable: list[tuple[int, str, str]] = []
 
@@ -82,6 +86,7 @@ class QuestionData(lightning.LightningDataModule):
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.by_split:
             return
+        self.order_seed = common_seed(self.trainer)
         questions = read_questions(Path(self.manifest), self.image_root)
         prints, refused = fingerprints(sorted({question.image for question in questions}))
         self.unreadable = [
@@ -113,7 +118,16 @@ class QuestionData(lightning.LightningDataModule):
         if len(by_image) < self.batch_size:
             raise BadDataError(f"{len(by_image)} training images do not fill a batch of {self.batch_size}")
         items = _Conversations(list(by_image.values()), self.turns, self.instructed)
-        return DataLoader(items, self.batch_size, shuffle=True, drop_last=True, collate_fn=list)  # type: ignore[arg-type]
+        draw: Draw = partial(shuffled, len(items))
+        return loader(items, EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw), list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs for the same order of conversations."""
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the order of the run that is resumed."""
+        self.order_seed = int(state_dict["order_seed"])
 
     def val_dataloader(self) -> DataLoader[list[Conversation]]:
         """Single questions of the validation split, without and with the instruction."""
@@ -134,7 +148,7 @@ class QuestionData(lightning.LightningDataModule):
         random.Random(self.split_seed).shuffle(questions)
         asked = questions[: self.evaluated or None]
         items = [conversation([question], instructed) for instructed in (False, True) for question in asked]
-        return DataLoader(items, 64, collate_fn=list)  # type: ignore[arg-type]
+        return loader(_Questions(items), EpochOrder(len(items), self.trainer, 64), list)
 
 
 def conversation(questions: list[Question], instructed: bool) -> Conversation:
@@ -161,7 +175,18 @@ class _Conversations(Dataset[Conversation]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Conversation:
-        questions = self.items[index]
-        drawn = random.sample(questions, min(self.turns, len(questions)))
-        return conversation(drawn, random.random() < self.instructed)
+    def __getitem__(self, drawn: tuple[int, int]) -> Conversation:
+        index, number = drawn
+        questions, own = self.items[index], random.Random(number)
+        asked = own.sample(questions, min(self.turns, len(questions)))
+        return conversation(asked, own.random() < self.instructed)
+
+
+class _Questions(Dataset[Conversation]):
+    """Conversations as they are, by what an order yields."""
+
+    def __init__(self, items: list[Conversation]) -> None:
+        self.items = items
+
+    def __getitem__(self, drawn: tuple[int, int]) -> Conversation:
+        return self.items[drawn[0]]

@@ -16,7 +16,7 @@ from zoo.adversary.training import perturb_pixels, scaled, training_threat
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
-from zoo.training.adversarial import spaced_rows, warm_share
+from zoo.training.adversarial import Generators, row_generators, rows_of, spaced_rows, warm_share
 from zoo.training.base import Base, UnsafeRanking, freeze_parts
 from zoo.training.data import Batch
 
@@ -113,19 +113,18 @@ class RobustTower(Base):
         """Loss and AUROC of the clean images, and of some rows under attack."""
         pixels = self.pixels(batch)
         self._collect(batch, pixels, pixels, self.clean_loss, self.ranking)
-        self.log_metric("loss", self.clean_loss, len(pixels))
         rows = spaced_rows(self.trainer, self.val_attack_batches, batch_idx, len(pixels))
         if rows.any():
-            part: Batch = {"labels": [batch["labels"][place] for place in rows.nonzero()[:, 0].tolist()]}
+            part = rows_of({"labels": batch["labels"], "lines": batch["lines"]}, rows.nonzero()[:, 0].tolist())
             with torch.inference_mode(False):
                 clean = pixels[rows.to(self.device)].clone()
-                generator = torch.Generator(self.device).manual_seed(batch_idx)  # the same start in every epoch
-                attacked = self._attack(clean, self._loss_of(clean, part), self.threat, generator)
+                starts = row_generators(part["lines"], self.device)  # the same in every epoch
+                attacked = self._attack(clean, self._loss_of(clean, part), self.threat, starts)
             self._collect(part, clean, attacked, self.robust_loss, self.robust_ranking)
-            self.log_metric("robust_loss", self.robust_loss, len(pixels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the ranking figures of all batches."""
+        """Log losses and rankings of all batches."""
+        self.log_means(loss=self.clean_loss, robust_loss=self.robust_loss)
         self.log_dict(self.ranking.finish(f"{self.stage}/", ["auroc"]), prog_bar=True)
         self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
 
@@ -162,10 +161,10 @@ class RobustTower(Base):
         pixels: Tensor,
         loss_of: Callable[[Tensor], Tensor],
         threat: ImagePart,
-        generator: torch.Generator | None = None,
+        generators: Generators | None = None,
     ) -> Tensor:
         with evaluation_mode(self.model.image_tower):
-            return perturb_pixels(lambda moved: loss_of(moved) * len(pixels), pixels, threat, generator)
+            return perturb_pixels(lambda moved: loss_of(moved) * len(pixels), pixels, threat, generators)
 
     def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, ranking: UnsafeRanking) -> None:
         """Add the loss of pixels that replace clean ones, and the policy's ranking of them."""

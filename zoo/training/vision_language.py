@@ -31,6 +31,7 @@ from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
 from zoo.release.store import load_model
 from zoo.training.base import Trainable
+from zoo.training.order import gathered
 from zoo.training.question_data import Conversation, QuestionData
 
 TOKENIZER_KEY = "safety_zoo_tokenizer"
@@ -161,8 +162,11 @@ class VisionLanguage(Trainable):
 
     def on_validation_epoch_end(self) -> None:
         """Log the shares."""
-        figures = {f"{self.stage}/{name}": sum(hits) / len(hits) for name, hits in self._tally.items()}
+        tally: dict[str, list[bool]] = defaultdict(list)
+        for name, hits in gathered(list(self._tally.items())):
+            tally[name] += hits
         self._tally.clear()
+        figures = {f"{self.stage}/{name}": sum(hits) / len(hits) for name, hits in tally.items()}
         self.log_dict(figures)
         self.log(f"{self.stage}/right", figures[f"{self.stage}/exact_match"], prog_bar=True, logger=False)
 
@@ -204,12 +208,14 @@ class VisionLanguage(Trainable):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer, without which the weights mean nothing."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[TOKENIZER_KEY] = self.processor.tokenizer.backend_tokenizer.to_str()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another tokenizer: ids must mean what they meant in training."""
         if checkpoint.get(TOKENIZER_KEY) != self.processor.tokenizer.backend_tokenizer.to_str():
             raise BadDataError("the checkpoint has another tokenizer: it was trained on other questions")
+        super().on_load_checkpoint(checkpoint)
 
     def _example(self, row: Conversation) -> Example:
         verdict = self.features.verdicts.get(row.image)
@@ -228,7 +234,7 @@ class VisionLanguage(Trainable):
             raise BadArgumentError(f"clip {h.clip} is a {clip.card.name}, a LLaVA needs a safeclip_* release")
         # The template's own words too, and the instruction as often as a common word: it must not fall to bytes.
         texts = [*data.train_texts(), *[f"USER: \n{INSTRUCTION}\n ASSISTANT:"] * 100]
-        tokenizer = train_llava_tokenizer(texts, sizes["vocabulary_size"])
+        tokenizer = self.trainer.strategy.broadcast(train_llava_tokenizer(texts, sizes["vocabulary_size"]))
         processor = tiny_llava_processor(clip, tokenizer, known=[INSTRUCTION])
         try:
             return build_tiny_llava(clip, processor, **sizes), processor

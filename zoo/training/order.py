@@ -1,0 +1,103 @@
+"""Which rows each process takes in each epoch, and what all processes have collected, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import lightning
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from zoo.errors import BadDataError
+
+T = TypeVar("T")
+#: The order of an epoch's items, drawn from a generator.
+Draw = Callable[[Generator], Sequence[int]]
+
+
+class EpochOrder(DistributedSampler[Any]):
+    """Each item once, dealt out to the processes in turn: in order, or as `draw` orders them anew for each epoch.
+
+    The drawn order is a function of seed and epoch alone, and the processes' k-th batches together hold the same items
+    however many processes there are. After a checkpoint within an epoch it goes on with the first item that was not
+    taken. Items come with a number to draw from: `(index, number)`.
+
+    Lightning leaves a DistributedSampler in place. Unlike it, this one repeats no item to make the shares equal: drawn
+    orders leave out the items that do not fill a turn, and in order the last processes take one item less.
+    """
+
+    def __init__(
+        self, count: int, trainer: lightning.Trainer | None, batch_size: int, seed: int = 0, draw: Draw | None = None
+    ) -> None:
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        if count < world:
+            raise BadDataError(f"{count} rows for {world} devices: each needs at least one; use fewer devices")
+        super().__init__(range(count), world, rank, shuffle=False, seed=seed)  # type: ignore[arg-type]
+        self.count, self.trainer, self.batch_size, self.draw = count, trainer, batch_size, draw
+
+    def __len__(self) -> int:
+        if self.draw is not None:
+            return self.count // self.num_replicas
+        return len(range(self.rank, self.count, self.num_replicas))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        places = range(self.rank, self.count, self.num_replicas)[: len(self)]
+        if self.draw is None:
+            yield from ((place, 0) for place in places)
+            return
+        epoch, done = self._position()
+        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+        generator = Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
+        order = self.draw(generator)
+        numbers = torch.randint(2**31, (self.count,), generator=generator).tolist()
+        for place in places[done * self.batch_size :]:
+            yield order[place], numbers[place]
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and how many of its batches this run need not take again."""
+        if self.trainer is None or not self.trainer.training:
+            return self.epoch, 0
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, done if done < len(self) // self.batch_size else 0
+
+
+def loader(
+    dataset: Dataset[T], order: EpochOrder, collate: Callable[[list[T]], Any], num_workers: int = 0
+) -> DataLoader[Any]:
+    """Batches of a dataset that is indexed by what `order` yields; a drawn order leaves out the last, smaller batch."""
+    return DataLoader(
+        dataset,
+        batch_size=order.batch_size,
+        sampler=order,
+        drop_last=order.draw is not None,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=collate,
+        generator=Generator(),  # else each epoch would take a number from torch's own stream, a resumed one another
+    )
+
+
+def shuffled(count: int, generator: Generator) -> list[int]:
+    """The numbers below `count` in a random order."""
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def common_seed(trainer: lightning.Trainer | None) -> int:
+    """The seed of torch's own stream, that of the first process where they differ."""
+    seed = torch.initial_seed()
+    return int(trainer.strategy.broadcast(seed)) if trainer else seed
+
+
+def gathered(parts: Sequence[T]) -> list[T]:
+    """What the processes have collected, of all of them, on all of them; tensors must be on the CPU."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(parts)
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, list(parts))
+    return [one for part in every for one in part]
