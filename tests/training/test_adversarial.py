@@ -291,7 +291,7 @@ def test_adversarial_training_hardens_where_plain_training_does_not(tmp_path: Pa
     def trained(build: Callable[..., Classification], **arguments: Any) -> tuple[float, float, dict[str, Tensor]]:
         lightning.seed_everything(0, verbose=False)
         module, data = build(VISION, lr=1e-2, **arguments), ManifestData(manifest, batch_size=16)
-        trainer = _trainer(8)
+        trainer = _trainer(16)
         trainer.fit(module, data)
         return _robust_accuracy(module, data, 0), _robust_accuracy(module, data, eps), dict(trainer.callback_metrics)
 

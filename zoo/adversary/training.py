@@ -210,7 +210,7 @@ class WordSwaps:
         table.masked_fill_(words == own[:, None], -torch.inf)
         value, which = table.max(dim=1)
         gain = value - (slope * weight[own]).sum(dim=1)
-        gains = torch.zeros(ids.shape, device=ids.device).index_put_((rows, columns), gain)
+        gains = torch.zeros(ids.shape, dtype=gain.dtype, device=ids.device).index_put_((rows, columns), gain)
         swapped = ids.index_put((rows, columns), words[which])
         top, place = gains.topk(min(count, ids.shape[1]), dim=1)
         chosen = torch.zeros_like(gains, dtype=torch.bool).scatter_(1, place, top > 0)

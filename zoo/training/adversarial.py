@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast
@@ -258,7 +259,9 @@ def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count:
     if batches < 1 or trainer.testing:
         return torch.zeros(count, dtype=torch.bool)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    stride = max(1, int(sum(trainer.num_val_batches)) * trainer.world_size // batches)
+    rows = len(trainer.val_dataloaders.dataset)  # type: ignore[union-attr]
+    whole = min(math.ceil(rows / data.batch_size), int(sum(trainer.num_val_batches)) * trainer.world_size)
+    stride = max(1, whole // batches)
     places = (batch_idx * data.batch_size + torch.arange(count)) * trainer.world_size + trainer.global_rank
     chosen: Tensor = places % stride == 0
     return chosen

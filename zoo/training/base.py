@@ -35,7 +35,7 @@ from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
-from zoo.training.order import gathered
+from zoo.training.order import gathered, processes
 
 log = logging.getLogger("zoo.training")
 
@@ -81,6 +81,8 @@ class Trainable(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
         total = float(self.trainer.estimated_stepping_batches)
         endless = math.isinf(total)
+        if endless:
+            self.trainer.fit_loop.setup_data()  # else the batches of an epoch are not counted yet
         warm = max(1, round(self.warmup * (self.trainer.num_training_batches if endless else total)))
 
         def factor(step: int) -> float:
@@ -94,7 +96,7 @@ class Trainable(lightning.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, and every parameter gets a gradient: processes that train together wait for all of them."""
-        if self.trainer.world_size > 1:
+        if processes() > 1:
             loss = loss + sum(0.0 * one.sum() for one in self.parameters() if one.requires_grad)
         super().backward(loss, *args, **kwargs)
 

@@ -20,7 +20,7 @@ from zoo.models.clip import DualEncoder, unit
 from zoo.models.conv_clip import ConvImageTower
 from zoo.training.base import Base, freeze_parts
 from zoo.training.data import Batch, ManifestData
-from zoo.training.order import gathered
+from zoo.training.order import gathered, processes
 
 
 class Contrastive(Base):
@@ -56,7 +56,7 @@ class Contrastive(Base):
         self.label_smoothing, self.positive_label = label_smoothing, positive_label
         self.locked = LockedTower(self.model, locked_views) if locked_views else None
         self._images: dict[int, Tensor] = {}
-        self._texts: list[tuple[Tensor, list[int], list[float]]] = []
+        self._texts: list[tuple[int, Tensor, int, float]] = []
 
     def setup(self, stage: str) -> None:
         """Also refuse rows with labels none of which is the positive one."""
@@ -90,19 +90,22 @@ class Contrastive(Base):
             )
             self._images |= dict(zip(new, images, strict=True))
         unsafe = [float("nan") if not row else float(self.positive_label in row) for row in batch["labels"]]
-        self._texts.append((self.model.encode_text(*self.tokens(self._captions(batch))), groups, unsafe))
+        texts = self.model.encode_text(*self.tokens(self._captions(batch)))
+        self._texts += zip(batch["lines"], texts, groups, unsafe, strict=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval both ways and, if the split has labels, the AUROC of the policy."""
-        images = dict(gathered([(group, embedding.float().cpu()) for group, embedding in self._images.items()]))
-        texts = gathered([(part.float().cpu(), groups, labels) for part, groups, labels in self._texts])
+        known = gathered([(group, one.float().cpu()) for group, one in self._images.items()])
+        images = dict(sorted(known, key=lambda one: one[0]))
+        rows = gathered([(line, one.float().cpu(), group, label) for line, one, group, label in self._texts])
+        _, texts, groups, labels = zip(*sorted(rows, key=lambda row: row[0]), strict=True)  # as one process has them
         self._images, self._texts = {}, []
         numbers = {group: number for number, group in enumerate(images)}
-        image, text = torch.stack(list(images.values())), torch.cat([part for part, _, _ in texts])
-        owner = torch.tensor([numbers[group] for _, groups, _ in texts for group in groups])
+        image, text = torch.stack(list(images.values())), torch.stack(texts)
+        owner = torch.tensor([numbers[group] for group in groups])
         unsafe = torch.full((len(image),), float("nan"))
-        unsafe[owner] = torch.tensor([label for _, _, labels in texts for label in labels])
-        figures = dict(recall_at_k(text @ image.transpose(0, 1), owner))
+        unsafe[owner] = torch.tensor(labels)
+        figures = dict(recall_at_k((text @ image.transpose(0, 1)).round(decimals=5), owner))
         labelled = ~unsafe.isnan()
         if labelled.any():
             scale, bank = self.model.scale().float().cpu(), self.bank().float().cpu()
@@ -144,7 +147,7 @@ class Contrastive(Base):
 
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         words, group = torch.tensor([_number(t) for t in batch["texts"]], device=self.device), batch["group"]
-        if self.trainer.world_size > 1:  # the rows of all processes are each other's negatives
+        if processes() > 1:  # the rows of all processes are each other's negatives
             image, text, words, group = (self._of_all(one) for one in (image, text, words, group))
         logits = self.model.scale() * image @ text.transpose(0, 1)
         # Another caption of the same image, or the same words of another one, is not a negative.

@@ -94,10 +94,15 @@ def common_seed(trainer: lightning.Trainer | None) -> int:
     return int(trainer.strategy.broadcast(seed)) if trainer else seed
 
 
+def processes() -> int:
+    """How many processes train or evaluate together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gathered(parts: Sequence[T]) -> list[T]:
     """What the processes have collected, of all of them, on all of them; tensors must be on the CPU."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if processes() == 1:
         return list(parts)
-    every: list[Any] = [None] * dist.get_world_size()
+    every: list[Any] = [None] * processes()
     dist.all_gather_object(every, list(parts))
     return [one for part in every for one in part]

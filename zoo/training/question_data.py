@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +20,7 @@ from zoo.training.data import report_unreadable
 from zoo.training.order import Draw, EpochOrder, common_seed, loader, shuffled
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """Questions about one image with the answers to learn or to expect; `instructed`: the guard's instruction is in."""
 
     image: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +221,7 @@ class VisionLanguage(Trainable):
         if verdict is not None:
             drawn = random.random() < (GUARD | self.hparams["guard"])["instructed"]
             # The collator instructs what is flagged.
-            row = replace(row, instructed=verdict.is_safe and (row.instructed or drawn))
+            row = row._replace(instructed=verdict.is_safe and (row.instructed or drawn))
         turns = tuple(zip(self.prompts(row), row.answers, strict=True))
         return Example(turns, (self.features.tokens,), () if verdict is None else (verdict,))
 

@@ -1,0 +1,222 @@
+"""Two processes do what one does; half precision runs everywhere; a resumed run ends as one that was not cut."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.trainers import quiet_trainer
+from tests.training.devices import ROWS, prepare, run, tasks
+from zoo import cli
+from zoo.errors import BadInputError
+from zoo.training import Contrastive, ManifestData, QuestionData
+from zoo.training.order import EpochOrder
+
+TASKS = ("Contrastive", "Classification", "Adversarial", "RobustTower", "VisionLanguage")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every task class does on one process and on two."""
+    folder = tmp_path_factory.mktemp("devices") / "work"
+    prepare(folder)
+    run(folder, 1)
+    child = [sys.executable, "-m", "tests.training.devices", str(folder), "2"]
+    subprocess.run(child, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def _json(folder: Path, run: str, task: str, name: str = "figures") -> Any:
+    return json.loads((folder / run / task / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_figures_of_one_checkpoint_are_those_of_one_process(folder: Path, task: str) -> None:
+    one, two = (_json(folder, run, task) for run in ("1_32-true", "2_32-true"))
+    assert one == pytest.approx(two, abs=1e-6)
+    assert len(one) >= 2
+
+
+@pytest.mark.parametrize("task", TASKS[:-1])
+def test_each_row_is_predicted_once_in_order(folder: Path, task: str) -> None:
+    one, two = (folder / run / task / "v" / "predictions.jsonl" for run in ("1_32-true", "2_32-true"))
+    rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in (one, two))
+    first = 2 + ROWS["train"] + ROWS["val"]
+    assert [row["source"] for row in others] == [f"line {line}" for line in range(first, first + ROWS["test"])]
+    for row, other in zip(rows, others, strict=True):
+        assert row | {"scores": None} == other | {"scores": None}
+        assert row["scores"] == pytest.approx(other["scores"], abs=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_epoch_takes_the_same_rows_once(folder: Path, task: str) -> None:
+    one, two = (_json(folder, run, task, "taken") for run in ("1_32-true", "2_32-true"))
+    assert one == two
+    assert len(set(one)) == len(one) == 16
+
+
+def test_the_gradients_of_a_step_are_those_of_one_process_negatives_included(folder: Path) -> None:
+    one, two = (torch.load(folder / run / "Contrastive/gradients.pt") for run in ("1_32-true", "2_32-true"))
+    assert one.keys() == two.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, atol=1e-5, rtol=0)
+    assert max(float(gradient.abs().max()) for gradient in one.values()) > 0.01
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Path, precision: str) -> None:
+    run(folder, 1, precision)
+    for task in TASKS:
+        one, half = _json(folder, "1_32-true", task), _json(folder, f"1_{precision}", task)
+        assert one.keys() == half.keys()
+        for name in one:
+            if name.endswith("/auroc"):
+                assert half[name] == pytest.approx(one[name], abs=0.02), (task, name)
+
+
+@pytest.mark.parametrize("script", ["zoo", "lightning"])
+def test_the_commands_train_on_two_processes_with_models_of_ones_own(folder: Path, tmp_path: Path, script: str) -> None:
+    recipe: dict[str, Any] = {
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 2,
+            "max_epochs": 1,
+            "default_root_dir": str(tmp_path / "logs"),
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": str(tmp_path / "kept"), "monitor": "val/auroc", "mode": "max"},
+                }
+            ],
+        },
+        "model": {"class_path": "zoo.training.Contrastive", "init_args": {"model": "test_safeclip.random"}},
+        "data": {
+            "class_path": "zoo.training.ManifestData",
+            "init_args": {"manifest": str(folder / "manifest.csv"), "batch_size": 4},
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = [
+        str(Path(sys.executable).parent / script),
+        "fit",
+        "--config",
+        "mine.yaml",
+        "--import",
+        "tests.tiny_models",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MEMBER: 2/2" in done.stdout + done.stderr
+    assert len(list((tmp_path / "kept").glob("*.ckpt"))) == 1
+    (metrics,) = (tmp_path / "logs").rglob("metrics.csv")
+    with metrics.open() as stream:
+        assert any(row.get("val/auroc") for row in csv.DictReader(stream))
+
+
+def test_fewer_rows_than_devices_are_refused() -> None:
+    trainer: Any = type("Two", (), {"world_size": 2, "global_rank": 1})()
+    with pytest.raises(BadInputError, match="1 rows for 2 devices"):
+        EpochOrder(1, trainer, 4)
+    assert [index for index, _ in EpochOrder(5, trainer, 4)] == [1, 3]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        found = EpochOrder(40, None, 8, seed, lambda generator: torch.randperm(40, generator=generator).tolist())
+        found.set_epoch(epoch)
+        return list(found)
+
+    assert order(1, 2) == order(1, 2)
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (1, 2)}) == 4
+    assert sorted(index for index, _ in order(1, 2)) == list(range(40))
+
+
+# Resuming
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With several threads a sum may be taken in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("cut", ["epoch's end", "within an epoch"])
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
+    folder: Path, tmp_path: Path, task: str, cut: str
+) -> None:
+    def fit(resume: Path | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        lightning.seed_everything(7 if resume else 0, verbose=False)  # what a run is resumed with must not matter
+        if task == "VisionLanguage":
+            data: Any = QuestionData(str(folder / "questions.csv"), batch_size=4, evaluated=2)
+        else:
+            data = ManifestData(str(folder / "manifest.csv"), batch_size=4, flip=True)
+        module = tasks(folder)[task]()
+        trainer = quiet_trainer(3, num_sanity_val_steps=0, **options)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        return {name: value.clone() for name, value in module.state_dict().items()}, figures
+
+    every: dict[str, Any] = {"every_n_train_steps": 6} if cut == "within an epoch" else {"every_n_epochs": 1}
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=cut == "epoch's end", **every)
+    whole, figures = fit(enable_checkpointing=True, callbacks=[keep])
+    saved = tmp_path / ("step=6.ckpt" if cut == "within an epoch" else "step=4.ckpt")
+    again, others = fit(saved)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert figures == others
+
+
+def test_time_alone_may_end_the_training(folder: Path) -> None:
+    module = Contrastive("test_safeclip.random", init_from=str(folder / "release"))
+    trainer = quiet_trainer(-1, max_time={"seconds": 2}, num_sanity_val_steps=0, limit_val_batches=0)
+    trainer.fit(module, ManifestData(str(folder / "manifest.csv"), batch_size=8))
+    assert trainer.global_step > 0
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.lr)
+
+
+def test_a_second_fit_keeps_the_checkpoints_of_the_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"dirpath": "kept", "filename": "best", "enable_version_counter": False}
+    recipe = {
+        "trainer": {
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint}],
+        },
+        "model": {"class_path": "zoo.training.Contrastive", "init_args": {"model": "test_safeclip.random"}},
+        "data": {
+            "class_path": "zoo.training.ManifestData",
+            "init_args": {"manifest": str(folder / "manifest.csv"), "batch_size": 8},
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = ["fit", "--config", "mine.yaml", "--trainer.accelerator", "cpu"]
+    assert cli.run(command) == 0
+    first = (tmp_path / "kept/best.ckpt").read_bytes()
+    assert cli.run([*command, "--model.init_args.lr", "0.1"]) == 0
+    assert (tmp_path / "kept-1/best.ckpt").read_bytes() == first
+    assert (tmp_path / "kept/best.ckpt").read_bytes() != first
+    assert "were moved to" in caplog.text
+    assert cli.run([*command, "--ckpt_path", "kept/best.ckpt", "--trainer.max_epochs", "2"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept", "kept-1"]
