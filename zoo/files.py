@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,6 +147,16 @@ def native_writer(path: Path) -> Iterator[None]:
         raise
     except Exception as problem:
         raise OSError(errno.EIO, f"cannot be written ({problem})", str(path)) from problem
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to the first free one of `FOLDER-1`, `FOLDER-2`, ..., which is returned."""
+    for number in count(1):
+        aside = folder.with_name(f"{folder.name}-{number}")
+        if not aside.exists():
+            break
+    folder.rename(aside)
+    return aside
 
 
 def hub_file(repository: str, name: str) -> Path:

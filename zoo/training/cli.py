@@ -10,7 +10,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.assets import find_asset, shipped
 from zoo.errors import close_match, refusal
-from zoo.files import write_file
+from zoo.files import set_aside, write_file
 
 log = logging.getLogger("zoo.training")
 
@@ -72,9 +71,7 @@ class ZooCLI(LightningCLI):
         for callback in self.trainer.checkpoint_callbacks:
             folder = Path(getattr(callback, "dirpath", None) or "")
             if folder.name and any(folder.glob("*.ckpt")):
-                aside = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
-                folder.rename(aside)
-                log.warning("%s: the checkpoints of an earlier run were moved to %s", folder, aside)
+                log.warning("%s: the checkpoints of an earlier run were moved to %s", folder, set_aside(folder))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would merge a checkpoint's hyperparameters over the recipe's."""
