@@ -109,7 +109,7 @@ def test_one_caption_per_image_an_epoch(tmp_path: Path, cached: bool) -> None:
         _manifest(tmp_path, rows), batch_size=3, one_caption_per_image=True, max_cache_gb=4.0 if cached else 0.0
     )
     trainer, record = _trainer(tmp_path, epochs=4)
-    trainer.fit(Contrastive(CLIP), data)
+    trainer.fit(Contrastive(CLIP, positive_label="unsafe"), data)
     for epoch in record.train:
         groups = torch.cat([batch["group"] for batch in epoch]).tolist()
         assert len(groups) == len(set(groups)) == 6
