@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import TypeAlias, Union
 
@@ -149,14 +148,14 @@ class _Config:
         _, file = BACKENDS[self.engine.kind]
         if self.engine.kind == "onnx":
             for other in self.engine.files[1:]:  # external data, found by its name
-                shutil.copyfile(self.bundle.folder / other, folder / other)
+                self.bundle.files.copy(other, folder / other)
         if self.judge.policy_id == self.engine.embedded or not self.bundle.card.bank_names:
-            shutil.copyfile(self.bundle.folder / self.engine.files[0], folder / file)
+            self.bundle.files.copy(self.engine.files[0], folder / file)
         else:
             _write_with_banks(self.bundle, self.engine, self.judge, folder / file)
         for extra in (CARD, TOKENIZER, MANIFEST):
-            if (self.bundle.folder / extra).is_file():
-                shutil.copyfile(self.bundle.folder / extra, folder / extra)
+            if self.bundle.files.has(extra):
+                self.bundle.files.copy(extra, folder / extra)
         write_file(folder / POLICY, self.judge.policy.to_yaml())
 
     def _banks(self) -> list[TensorSpec]:
@@ -171,7 +170,7 @@ class _Config:
         """The image sizes that the engine takes, in words."""
         if self.engine.kind != "tensorrt" or self.bundle.card.image is None:
             return "any H and W"
-        least, _, largest = read_report(self.bundle.folder / self.engine.files[0]).profiles["image"]
+        least, _, largest = read_report(self.bundle.folder / self.engine.files[0], self.bundle.files).profiles["image"]
         return f"H and W from {least[1]} to {largest[1]}"
 
     def _input(self, spec: TensorSpec) -> Message:
@@ -217,7 +216,7 @@ def _engine(bundle: Bundle, name: str | None) -> Engine:
             "pip install 'safety-zoo[tensorrt]' and build it with NVIDIA's tensorrt, in the version of your Triton"
         )
     if chosen.kind == "tensorrt":
-        report = read_report(bundle.folder / chosen.files[0])
+        report = read_report(bundle.folder / chosen.files[0], bundle.files)
         as_input = sorted(report.profiles.keys() & set(bundle.card.bank_names))
         if as_input or report.stripped:
             phrases = f"takes its phrases as an input ({', '.join(as_input)})"
@@ -267,7 +266,7 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
         )
     named = zip(bundle.card.bank_names, judge.zero_shot_policies, strict=True)
     banks = {name: numpy_helper.from_array(text_bank(bundle, one), name) for name, one in named}
-    graph = onnx.load(bundle.folder / engine.files[0], load_external_data=False)
+    graph = onnx.load_from_string(bundle.files.read(engine.files[0]))
     for tensor in [one for one in graph.graph.initializer if one.name in banks]:
         graph.graph.initializer.remove(tensor)
     graph.graph.initializer.extend(banks.values())

@@ -259,7 +259,6 @@ MAY_WRITE = {
     ("export.openvino", "save_model"): _PART,
     ("export.precision.nodes", "save"): f"external data of ONNX goes by path; {_PART}",
     ("export.triton", "save"): _PART,
-    ("export.triton", "copyfile"): _PART,
     ("export.triton", "mkdir"): _PART,
     ("export.make", "unlink"): "from the folder of a whole: the engine that is built again",
     ("export.bundle.manifest", "unlink"): "the signature of the manifest that was just replaced",

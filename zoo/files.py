@@ -7,12 +7,15 @@ import errno
 import fnmatch
 import glob
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -45,17 +48,89 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
-    """Compare files with their sha256. Raises TamperedFileError for a missing or changed one."""
-    for name, wanted in files.items():
-        path = folder / name
+class HeldFiles:
+    """Files of one folder, each opened once: what was hashed is what is used, whatever takes its place in between.
+
+    Raises TamperedFileError for a missing file, and for one that is not, or not any more, that of its sha256.
+    """
+
+    def __init__(self, folder: Path, wanted: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self._streams: dict[str, FileIO] = {}
+        self._states: dict[str, tuple[int, int]] = {}
+        weakref.finalize(self, _close, self._streams)
+        for name, digest in (wanted or {}).items():
+            self.check(name, digest)
+
+    def check(self, name: str, wanted: str) -> None:
+        """Compare a file with its sha256."""
         if Path(name).name != name:
-            raise TamperedFileError(f"{name}: a hash may only name a file of {folder} itself")
-        if not path.is_file():
-            raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
-        actual = sha256(path)
+            raise TamperedFileError(f"{name}: a hash may only name a file of {self.folder} itself")
+        actual = self.sha256(name)
         if actual != wanted:
-            raise TamperedFileError(f"{path}: sha256 is {actual[:16]}..., expected {wanted[:16]}...; it was changed")
+            raise TamperedFileError(
+                f"{self.folder / name}: sha256 is {actual[:16]}..., expected {wanted[:16]}...; it was changed"
+            )
+
+    def sha256(self, name: str) -> str:
+        """The sha256 of a file, in hex."""
+        stream = self._open(name)
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @contextmanager
+    def content(self, name: str) -> Iterator[mmap.mmap | bytearray]:
+        """The content of a file, mapped rather than read. Writing into it changes this copy, never the file."""
+        stream = self._open(name)
+        size = os.fstat(stream.fileno()).st_size
+        yield mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else bytearray()
+        self._refuse_change(name)
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[str | bytes]:
+        """A path that leads to the open file, not to its name; the bytes of the file where the system has no such path.
+
+        For libraries that read a file by themselves. What they make of it is used after the block.
+        """
+        path = f"/proc/self/fd/{self._open(name).fileno()}"
+        yield path if os.path.exists(path) else self.read(name)
+        self._refuse_change(name)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file."""
+        with self.content(name) as content:
+            return bytes(content)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Write the content of a file into another one."""
+        with self.content(name) as content, target.open("wb") as stream:
+            stream.write(content)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has this file."""
+        return name in self._streams or (self.folder / name).is_file()
+
+    def _open(self, name: str) -> FileIO:
+        if name not in self._streams:
+            path = self.folder / name
+            if not path.is_file():
+                raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
+            self._streams[name] = FileIO(path)
+            self._states[name] = self._state(name)
+        return self._streams[name]
+
+    def _state(self, name: str) -> tuple[int, int]:
+        found = os.fstat(self._streams[name].fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def _refuse_change(self, name: str) -> None:
+        if self._state(name) != self._states[name]:
+            raise TamperedFileError(f"{self.folder / name}: was written to after it was checked; load it again")
+
+
+def _close(streams: dict[str, FileIO]) -> None:
+    for stream in streams.values():
+        stream.close()
 
 
 @contextmanager

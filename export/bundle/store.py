@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +19,22 @@ from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files import MANIFEST, check_hashes, edited_directory, is_bundle, new_file, sha256, write_file
+from zoo.files import MANIFEST, HeldFiles, edited_directory, is_bundle, new_file, sha256, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are the ones that its manifest names, with its policy bound to its model once."""
+    """A bundle whose files are the ones that its manifest names, with its policy bound to its model once.
+
+    `files` holds them open: what was hashed is what engines read.
+    """
 
     folder: Path
     manifest: Manifest
     card: ModelCard
     policy: AnyPolicy
+    files: HeldFiles = field(repr=False, compare=False)
     judge: AnyJudge = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,19 +55,20 @@ def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequ
     for required in (*engine_files, CARD, POLICY):
         if required not in manifest.files:
             raise BadCardError(f'{folder / MANIFEST}: field "files" names no {required}')
-    check_files(folder, manifest, but)
-    card = ModelCard.read(folder / CARD)
+    files = check_files(folder, manifest, but)
+    card = ModelCard.read(folder / CARD, files.read(CARD))
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
-    return Bundle(folder, manifest, card, read_policy(folder / POLICY))
+    return Bundle(folder, manifest, card, read_policy(folder / POLICY, files.read(POLICY)), files)
 
 
 def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
     """The manifest of a bundle, without a check of its other files. Raises as `read_bundle` does."""
     if not is_bundle(folder):
         raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is not a bundle (made by `zoo export onnx`)")
-    check_signature(folder / MANIFEST, public_key)
-    data = schema.read_json(folder / MANIFEST)
+    content = (folder / MANIFEST).read_bytes()
+    check_signature(folder / MANIFEST, public_key, content)
+    data = schema.read_json(folder / MANIFEST, content)
     if isinstance(data, dict) and data.get("schema_version") in (None, 1):
         source = data.get("source", "MODEL")
         raise IncompatibleBundleError(
@@ -72,14 +78,18 @@ def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
     return schema.parse(Manifest, data, str(folder / MANIFEST))
 
 
-def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> None:
-    """Raise TamperedFileError where a file is not the one that the manifest names, with the command that mends it."""
+def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> HeldFiles:
+    """The files of a bundle, held open.
+
+    Raises TamperedFileError where one is not that which the manifest names, with the command that mends it.
+    """
+    files = HeldFiles(folder)
     damage: dict[str, TamperedFileError] = {}
     for name, wanted in manifest.files.items():
         if name in but:
             continue
         try:
-            check_hashes(folder, {name: wanted})
+            files.check(name, wanted)
         except TamperedFileError as problem:
             damage[name] = problem
     if damage.keys() == {POLICY}:
@@ -91,6 +101,7 @@ def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> No
         hurt = [engine for engine in manifest.engines if damage.keys() <= set(engine.files)]
         mend = rebuild(manifest, hurt[0], folder) if hurt else rebuild_all(manifest, folder)
         raise TamperedFileError(f"{'; '.join(map(str, damage.values()))}; restore it, or export again: {mend}")
+    return files
 
 
 Banks = Mapping[str, NDArray[np.float32]]
@@ -105,12 +116,12 @@ def write_banks(engine: Path, banks: Banks) -> str:
     return path.name
 
 
-def read_banks(engine: Path) -> dict[str, NDArray[np.float32]]:
+def read_banks(files: HeldFiles, engine: str) -> dict[str, NDArray[np.float32]]:
     """The banks beside an engine's file; empty without such a file."""
-    path = engine.with_suffix(SUFFIX)
-    if not path.is_file():
+    name = Path(engine).with_suffix(SUFFIX).name
+    if not files.has(name):
         return {}
-    with np.load(path, allow_pickle=False) as stored:
+    with np.load(io.BytesIO(files.read(name)), allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 
@@ -121,8 +132,8 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
     BadPolicyError when policy and model do not fit.
     """
     manifest = read_manifest(folder)
-    check_files(folder, manifest, but=(POLICY,))
-    bind(ModelCard.read(folder / CARD), policy)
+    files = check_files(folder, manifest, but=(POLICY,))
+    bind(ModelCard.read(folder / CARD, files.read(CARD)), policy)
     with edited_directory(folder) as work:
         write_file(work / POLICY, policy.to_yaml())
         dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)
@@ -143,8 +154,8 @@ def sign(manifest: Path, private_key: Path) -> Path:
     return path
 
 
-def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
-    """Whether the manifest is signed by the given key, or by the one that `SAFETY_ZOO_PUBLIC_KEY` names.
+def check_signature(manifest: Path, public_key: Path | None = None, content: bytes | None = None) -> bool:
+    """Whether the manifest, or its `content`, is signed by the given key, or by that of `SAFETY_ZOO_PUBLIC_KEY`.
 
     False when no key is configured: then nothing was checked. Raises TamperedFileError when the signature is missing
     or wrong, BadDataError for a file that is not an ed25519 public key, MissingDependencyError without `cryptography`.
@@ -162,7 +173,7 @@ def check_signature(manifest: Path, public_key: Path | None = None) -> bool:
             "bundle"
         )
     try:
-        key.verify(signature_path(manifest).read_bytes(), manifest.read_bytes())
+        key.verify(signature_path(manifest).read_bytes(), manifest.read_bytes() if content is None else content)
     except InvalidSignature:
         raise TamperedFileError(f"{manifest}: the signature is not one by {path} of this very manifest") from None
     return True

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from numpy.typing import NDArray
 from export.bundle.manifest import Device, Engine, Precision
 from export.bundle.store import Bundle
 from export.runtime.engine import RunningEngine
-from zoo.errors import IncompatibleBundleError, MissingDependencyError
-from zoo.files import sha256
+from zoo.errors import IncompatibleBundleError, MissingDependencyError, ZooError
+from zoo.files import HeldFiles
 from zoo.judging.banks import cache_folder
 from zoo.judging.scorer import Feeds
 
@@ -32,9 +35,17 @@ class OnnxEngine(RunningEngine):
     1
     """
 
-    def __init__(self, path: Path, spec: Engine, device: Device = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: Engine,
+        device: Device = "cpu",
+        threads: int | None = None,
+        files: HeldFiles | None = None,
+    ) -> None:
+        """Load the graph at `path`, from the `files` of its folder where they are held open already."""
         super().__init__(spec, device)
-        self.session, self.provider = open_session(path, device, threads, spec.precision)
+        self.session, self.provider = open_session(path, device, threads, spec.precision, files, spec.files[1:])
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""
@@ -54,12 +65,20 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> OnnxEngine:
     """Load an ONNX engine of a bundle. Raises IncompatibleBundleError when it does not start on that device."""
-    return OnnxEngine(bundle.folder / spec.files[0], spec, device, threads)
+    return OnnxEngine(bundle.folder / spec.files[0], spec, device, threads, bundle.files)
 
 
-def open_session(path: Path, device: Device, threads: int | None, precision: Precision = "fp32") -> tuple[Any, str]:
+def open_session(
+    path: Path,
+    device: Device,
+    threads: int | None,
+    precision: Precision = "fp32",
+    files: HeldFiles | None = None,
+    data: Sequence[str] = (),
+) -> tuple[Any, str]:
     """A session on that very device, and in words: the provider that runs it, and why the ones before it do not.
 
+    `files` hold the folder of the graph open; `data` are those of its files with weights, and no other is read.
     Raises IncompatibleBundleError when none of the device's providers runs it: never a fall to another device.
     """
     ort = onnxruntime()
@@ -69,11 +88,14 @@ def open_session(path: Path, device: Device, threads: int | None, precision: Pre
     options.log_severity_level = 3  # a default bank that may be replaced draws a warning on every load
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Where a graph without a path would look for weights: by a relative name, in the current folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    files = files or HeldFiles(path.parent)
     passed_over: list[str] = []
     for provider in PROVIDERS[device]:
         reason = _no_tensorrt(ort, precision) if provider == TENSORRT else None
         if reason is None:
-            session = _start(ort, path, options, provider)
+            session = _start(ort, path, options, provider, files, data)
             chosen = session.get_providers()
             if chosen[0] == provider:
                 return session, provider + (f" ({'; '.join(passed_over)})" if passed_over else "")
@@ -82,21 +104,25 @@ def open_session(path: Path, device: Device, threads: int | None, precision: Pre
     raise IncompatibleBundleError(f"{device} was asked for, but {'; '.join(passed_over)}")
 
 
-def _start(ort: Any, path: Path, options: Any, provider: str) -> Any:
+def _start(ort: Any, path: Path, options: Any, provider: str, files: HeldFiles, data: Sequence[str]) -> Any:
     settings: dict[str, str] = {}
     if provider == CUDA:
         settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
     elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
         # Its own keys are of names alone, and another model of the architecture would answer with these weights.
-        digest = sha256(path)
-        data = path.with_name(path.name + ".data")
-        if data.is_file():  # the weights of a graph beyond 2 GB
-            digest = f"{digest}-{sha256(data)}"
-        cache = cache_folder() / "tensorrt" / digest
+        cache = cache_folder() / "tensorrt" / "-".join(files.sha256(name) for name in (path.name, *data))
         cache.mkdir(parents=True, exist_ok=True)
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
     try:
-        return ort.InferenceSession(path, options, providers=[(provider, settings)])
+        with ExitStack() as held:
+            buffers = [held.enter_context(files.content(name)) for name in data]
+            if data:
+                options.add_external_initializers_from_files_in_memory(data, buffers, [len(one) for one in buffers])
+            # TensorRT's provider names what it keeps by the name of the graph, if it has one.
+            graph = files.read(path.name) if provider == TENSORRT else held.enter_context(files.place(path.name))
+            return ort.InferenceSession(graph, options, providers=[(provider, settings)])
+    except ZooError:
+        raise
     except Exception as problem:  # onnxruntime's errors share no public base class
         raise IncompatibleBundleError(f"{path}: onnxruntime {ort.__version__} cannot run it: {problem}") from None
 

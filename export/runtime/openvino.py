@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle, read_banks
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
+from zoo.files import HeldFiles
 from zoo.judging.scorer import Feeds
 
 #: Inputs of one shape each, by name.
@@ -27,19 +27,24 @@ class OpenVINOEngine(RunningEngine):
     much memory again as the weights take.
     """
 
-    def __init__(self, path: Path, spec: Engine, exact: list[InputShapes], threads: int | None = None) -> None:
-        """Load the graph at `path`. Raises IncompatibleBundleError where OpenVINO does not take it."""
+    def __init__(self, files: HeldFiles, spec: Engine, exact: list[InputShapes], threads: int | None = None) -> None:
+        """Load the graph of `spec` from its folder. Raises IncompatibleBundleError where OpenVINO does not take it."""
         super().__init__(spec, "cpu")
         self.provider = f"openvino {version('openvino')}"
-        self._banks = read_banks(path)
+        self._banks = read_banks(files, spec.files[0])
         self._lock = threading.Lock()
         try:
             core = openvino().Core()
-            model = core.read_model(path)
+            with files.content(spec.files[1]) as weights:
+                self._weights = np.frombuffer(weights, np.uint8)  # which the graph goes on to read: no copy is made
+                shared = openvino().Tensor(self._weights, shared_memory=True)
+                model = core.read_model(files.read(spec.files[0]), shared)
             self._any = compile_graph(core, model, threads=threads).create_infer_request()
             self._exact = [(one, compile_graph(core, model, one, threads).create_infer_request()) for one in exact]
         except RuntimeError as problem:
-            raise IncompatibleBundleError(f"{path}: {self.provider} cannot run it: {problem}") from None
+            raise IncompatibleBundleError(
+                f"{files.folder / spec.files[0]}: {self.provider} cannot run it: {problem}"
+            ) from None
 
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""
@@ -65,7 +70,7 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
         sides = {"batch": batch, "height": size, "width": size}
         fed = [one for one in bundle.manifest.inputs if not one.optional]  # a bank is as long as the policy says
         exact.append({one.name: tuple(sides[n] if isinstance(n, str) else n for n in one.shape) for one in fed})
-    return OpenVINOEngine(bundle.folder / spec.files[0], spec, exact, threads)
+    return OpenVINOEngine(bundle.files, spec, exact, threads)
 
 
 def compile_graph(core: Any, model: Any, shapes: InputShapes | None = None, threads: int | None = None) -> Any:

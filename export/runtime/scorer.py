@@ -132,7 +132,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = read_codec(bundle).encode(words)
-        encoder, _ = open_session(bundle.folder / TEXT_ENCODER, "cpu", threads)
+        encoder, _ = open_session(bundle.folder / TEXT_ENCODER, "cpu", threads, files=bundle.files)
         bank: NDArray[np.float32]
         (bank,) = encoder.run(["text_embedding"], {"input_ids": tokens.ids, "attention_mask": tokens.mask})
         return bank
@@ -150,4 +150,4 @@ def read_codec(bundle: Bundle) -> TextCodec:
     """
     if bundle.card.text is None:
         raise BadArgumentError(f"{bundle.card.name} reads no text")
-    return TextCodec((bundle.folder / TOKENIZER).read_text(encoding="utf-8"), bundle.card.text)
+    return TextCodec(bundle.files.read(TOKENIZER).decode("utf-8"), bundle.card.text)

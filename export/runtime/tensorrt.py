@@ -19,6 +19,7 @@ from export.runtime.engine import RunningEngine
 from export.tensorrt.package import GRAPH, REPORT, LogLine, Package, PlanReport, load_package
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
+from zoo.files import HeldFiles
 from zoo.judging.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")
@@ -32,19 +33,22 @@ class LoadedPlan:
     `banks` are the embedded phrases `[P, D]`, float32, that were the defaults of the graph.
     """
 
-    def __init__(self, plan: Path, mend: Mend, device: int = 0) -> None:
+    def __init__(self, plan: Path, mend: Mend, device: int = 0, files: HeldFiles | None = None) -> None:
         """Load a plan with the files beside it; `mend` gives the command that builds it again, for messages.
+
+        `files` hold its folder open, where that is done already.
 
         Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
         """
-        self.report = read_report(plan)
+        files = files or HeldFiles(plan.parent)
+        self.report = read_report(plan, files)
         self._mend = mend
         self._trt, self.gpu = check_machine(self.report, mend, device)
-        self.banks = read_banks(plan)
+        self.banks = read_banks(files, plan.name)
         self._cuda, self._device = cudart(), device
         self._lock = threading.Lock()
         call(self._cuda.cudaSetDevice, device)
-        self._engine = self._load(plan)
+        self._engine = self._load(plan, files)
         self._context = self._create_context()
         (self._stream,) = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
@@ -128,9 +132,9 @@ class LoadedPlan:
             if not all(taken) or not refitter.refit_cuda_engine():
                 raise IncompatibleBundleError(f"{self.provider} does not refit {sorted(banks)}: {_words(log)}")
 
-    def _load(self, plan: Path) -> Any:
+    def _load(self, plan: Path, files: HeldFiles) -> Any:
         with self._trt.listen() as log:
-            engine = self._trt.module.Runtime(self._trt.logger).deserialize_cuda_engine(plan.read_bytes())
+            engine = self._trt.module.Runtime(self._trt.logger).deserialize_cuda_engine(files.read(plan.name))
             if engine is None:
                 words = f"{self._trt.name} does not load it: {_words(log)}"
                 raise IncompatibleBundleError(f"{plan}: {words}: {self._mend()}")
@@ -138,7 +142,7 @@ class LoadedPlan:
                 graph = plan.with_suffix(GRAPH)
                 refitter = self._trt.module.Refitter(engine, self._trt.logger)
                 parser = self._trt.module.OnnxParserRefitter(refitter, self._trt.logger)
-                if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+                if not parser.refit_from_bytes(files.read(graph.name)) or not refitter.refit_cuda_engine():
                     raise IncompatibleBundleError(f"{plan}: not refitted from {graph}: {_words(log)}: {self._mend()}")
         return engine
 
@@ -155,12 +159,14 @@ class LoadedPlan:
         return context
 
 
-def read_report(plan: Path) -> PlanReport:
+def read_report(plan: Path, files: HeldFiles | None = None) -> PlanReport:
     """The report beside a plan. Raises TamperedFileError if it is missing, BadCardError."""
     path = plan.with_suffix(REPORT)
-    if not plan.is_file() or not path.is_file():
-        raise TamperedFileError(f"{path if plan.is_file() else plan}: missing; a plan needs its report to be run")
-    return PlanReport.from_dict(schema.read_json(path), str(path))
+    files = files or HeldFiles(plan.parent)
+    for needed in (plan, path):
+        if not files.has(needed.name):
+            raise TamperedFileError(f"{needed}: missing; a plan needs its report to be run")
+    return PlanReport.from_dict(schema.read_json(path, files.read(path.name)), str(path))
 
 
 def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
@@ -243,7 +249,7 @@ class TensorRTEngine(RunningEngine):
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why a plan cannot run on this machine, found without loading it; None if no reason is known."""
     try:
-        check_machine(read_report(bundle.folder / spec.files[0]), _mend(bundle, spec))
+        check_machine(read_report(bundle.folder / spec.files[0], bundle.files), _mend(bundle, spec))
     except (IncompatibleBundleError, MissingDependencyError) as problem:
         return str(problem)
     return None
@@ -251,7 +257,8 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> TensorRTEngine:
     """Load a plan of a bundle. Raises IncompatibleBundleError when this machine cannot run it."""
-    return TensorRTEngine(LoadedPlan(bundle.folder / spec.files[0], _mend(bundle, spec)), spec, device)
+    plan = LoadedPlan(bundle.folder / spec.files[0], _mend(bundle, spec), files=bundle.files)
+    return TensorRTEngine(plan, spec, device)
 
 
 def filled(feeds: Feeds, least: int) -> Feeds:

@@ -27,7 +27,7 @@ from zoo.errors import (
     UnknownModelError,
     ZooError,
 )
-from zoo.files import sha256
+from zoo.files import HeldFiles, sha256
 from zoo.inputs.text import train_tokenizer
 from zoo.judging.judge import bind
 from zoo.models.base import ZooModel
@@ -35,9 +35,13 @@ from zoo.models.clip import DualEncoder
 from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
-from zoo.release.store import load_clip, load_release, load_scorer, write_release
+from zoo.release.store import load_clip, load_release, load_scorer, read_tensors, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
+TYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
 
 
 def _logits(model: ZooModel, policy: AnyPolicy) -> Tensor:
@@ -128,6 +132,57 @@ def test_one_changed_byte_or_a_missing_file_is_refused(release: Path, file: str)
     (release / file).unlink()
     with pytest.raises(TamperedFileError, match=f"{file}: missing"):
         load_release(release)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "policy.yaml", "tokenizer.json"])
+@pytest.mark.parametrize("written_to", [False, True], ids=["replaced", "written to"])
+def test_what_takes_the_place_of_a_file_after_its_hash_is_not_used(
+    release: Path, name: str, written_to: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_release(release)
+    other = release.parent / "other"
+    changed = bytearray((release / name).read_bytes())
+    changed[-6:-2] = b"0000"
+    other.write_bytes(changed)
+    check = HeldFiles.check
+    swapped: list[str] = []
+
+    def check_and_swap(self: HeldFiles, named: str, wanted: str) -> None:
+        check(self, named, wanted)
+        if named == name and not swapped:
+            swapped.append(name)
+            if written_to:
+                (release / name).write_bytes(other.read_bytes())
+            else:
+                other.replace(release / name)
+
+    monkeypatch.setattr(HeldFiles, "check", check_and_swap)
+    if written_to:
+        with pytest.raises(TamperedFileError, match=f"{name}: was written to after it was checked"):
+            load_release(release)
+    else:
+        found = load_release(release)
+        assert found.policy == whole.policy
+        assert found.model.tokenizer_json == whole.model.tokenizer_json
+        torch.testing.assert_close(found.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert swapped == [name]
+    with pytest.raises(TamperedFileError, match=f"{name}: sha256"):
+        load_release(release)
+
+
+def test_tensors_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
+    tensors = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in TYPES}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 3)}
+    path = tmp_path / "some.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    with HeldFiles(tmp_path).content(path.name) as content:
+        found = read_tensors(content)
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    with pytest.raises(ValueError, match="at 0 to 4"):
+        read_tensors(bytearray(len(header).to_bytes(8, "little") + header + b"0000"))
 
 
 def test_a_hash_that_is_left_out_or_points_elsewhere_is_refused(release: Path) -> None:

@@ -207,9 +207,9 @@ class ModelCard(schema.PlainData):
         return self.replace(measurements=(*kept, *new))
 
     @classmethod
-    def read(cls, path: Path) -> ModelCard:
-        """Read `card.json`. Raises BadInputError (missing, not JSON) or BadCardError."""
-        return cls.from_dict(schema.read_json(path), str(path))
+    def read(cls, path: Path, content: bytes | None = None) -> ModelCard:
+        """Read `card.json`, or its `content`. Raises BadInputError (missing, not JSON) or BadCardError."""
+        return cls.from_dict(schema.read_json(path, content), str(path))
 
 
 #: The hyperparameters that make two CLIP vision towers the same architecture.

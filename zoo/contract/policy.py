@@ -225,13 +225,13 @@ class PanelPolicy(PolicyFile):
 AnyPolicy: TypeAlias = Policy | PanelPolicy
 
 
-def read_policy(path: str | Path) -> AnyPolicy:
-    """Read a policy by its path or shipped name: that of a panel if it has `heads`, else that of one model.
+def read_policy(path: str | Path, content: bytes | None = None) -> AnyPolicy:
+    """Read a policy by its path or shipped name, or its `content`: that of a panel if it has `heads`, else of a model.
 
     Raises BadInputError (missing, not YAML) or BadPolicyError.
     """
-    file = path if isinstance(path, Path) and path.is_file() else find_asset(path)
-    data = schema.read_yaml(file)
+    given = content is not None or (isinstance(path, Path) and path.is_file())
+    data = schema.read_yaml(Path(path) if given else find_asset(path), content)
     kind: type[AnyPolicy] = PanelPolicy if isinstance(data, dict) and "heads" in data else Policy
     return kind.from_dict(data, str(path))
 

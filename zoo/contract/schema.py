@@ -99,19 +99,19 @@ def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: f
         raise ValueError(f"confidence lies in (0, 1), got {confidence}")
 
 
-def read_yaml(path: Path) -> object:
-    """Read one YAML file. Raises BadInputError when it is missing or is not YAML."""
-    return _read(path, "YAML", yaml.safe_load)
+def read_yaml(path: Path, content: bytes | None = None) -> object:
+    """Read one YAML file, or its `content`. Raises BadInputError when it is missing or is not YAML."""
+    return _read(path, content, "YAML", yaml.safe_load)
 
 
-def read_json(path: Path) -> object:
-    """Read one JSON file. Raises BadInputError when it is missing or is not JSON."""
-    return _read(path, "JSON", json.loads)
+def read_json(path: Path, content: bytes | None = None) -> object:
+    """Read one JSON file, or its `content`. Raises BadInputError when it is missing or is not JSON."""
+    return _read(path, content, "JSON", json.loads)
 
 
-def _read(path: Path, kind: str, load: Callable[[str], object]) -> object:
+def _read(path: Path, content: bytes | None, kind: str, load: Callable[[str], object]) -> object:
     try:
-        return load(path.read_text(encoding="utf-8"))
+        return load((path.read_bytes() if content is None else content).decode("utf-8"))
     except FileNotFoundError:
         raise BadArgumentError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as problem:  # RecursionError: nested too deeply

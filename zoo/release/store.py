@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import mmap
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,12 +19,14 @@ from zoo.errors import (
     MissingDependencyError,
     NoWeightsError,
 )
-from zoo.files import check_hashes, hashes, is_bundle, native_writer, new_directory, write_file
+from zoo.files import HeldFiles, hashes, is_bundle, native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.models.base import ZooModel
 
 WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
@@ -120,9 +125,11 @@ def load_release(source: str | Path) -> Release:
     ('safeclip_tiny.zeroshot', 'safeclip')
     """
     place = _find(source)
-    model = _load(place)
-    policy = read_policy(place / POLICY) if isinstance(place, Path) else default_policy(place)
-    return Release(model, model.card, policy)
+    if not isinstance(place, Path):
+        model = _published(place)
+        return Release(model, model.card, default_policy(place))
+    card, files = _open(place)
+    return Release(_read_model(card, files), card, read_policy(place / POLICY, files.read(POLICY)))
 
 
 def load_model(source: str | Path) -> ZooModel:
@@ -132,7 +139,8 @@ def load_model(source: str | Path) -> ZooModel:
     >>> model.encode_image(torch.rand(2, 3, 64, 64)).shape
     torch.Size([2, 128])
     """
-    return _load(_find(source))
+    place = _find(source)
+    return _read_model(*_open(place)) if isinstance(place, Path) else _published(place)
 
 
 def _find(source: str | Path) -> Path | ModelEntry:
@@ -149,32 +157,60 @@ def _find(source: str | Path) -> Path | ModelEntry:
     return model_entry(name)  # raises UnknownModelError with the close matches
 
 
-def _load(place: Path | ModelEntry) -> ZooModel:
-    return _read_model(place) if isinstance(place, Path) else _published(place)
-
-
-def _read_model(folder: Path) -> ZooModel:
-    from safetensors.torch import load_file
-
-    from zoo.models.base import check_finite
-
+def _open(folder: Path) -> tuple[ModelCard, HeldFiles]:
+    """The card of a release, and its files as they were hashed."""
     if not (folder / CARD).is_file():
         raise BadDataError(f"{folder}: holds no {CARD}, so it is not a release (see `zoo release`)")
     card = ModelCard.read(folder / CARD)
     for required in (WEIGHTS, POLICY, *((TOKENIZER,) if card.text else ())):
         if required not in card.files:
             raise BadCardError(f'{folder / CARD}: field "files" names no {required}')
-    check_hashes(folder, card.files)
+    return card, HeldFiles(folder, card.files)
+
+
+def _read_model(card: ModelCard, files: HeldFiles) -> ZooModel:
+    from zoo.models.base import check_finite
+
     model = build(card).eval()
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as problem:
-        raise BadDataError(f"{folder / WEIGHTS} does not fit {card.name}: {problem}") from None
-    check_finite(model, folder / WEIGHTS)
+    path = files.folder / WEIGHTS
+    with files.content(WEIGHTS) as content:
+        try:
+            model.load_state_dict(read_tensors(content))
+        except RuntimeError as problem:
+            raise BadDataError(f"{path} does not fit {card.name}: {problem}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            raise BadDataError(f"{path}: not readable as safetensors: {problem}") from None
+    check_finite(model, path)
     if card.text is not None:
-        model.tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+        model.tokenizer_json = files.read(TOKENIZER).decode("utf-8")
         model.codec()  # raises for a tokenizer that does not fit
     return model
+
+
+def read_tensors(content: mmap.mmap | bytearray) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as views of its content. safetensors itself opens files by name alone.
+
+    The format: the length of the header, uint64 in little endian; the header, JSON with type, shape and place of each
+    tensor; the numbers. Raises ValueError, KeyError or TypeError for anything else.
+    """
+    import torch
+
+    types = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+        "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    tensors: dict[str, Tensor] = {}
+    for name in header.keys() - {"__metadata__"}:
+        entry = header[name]
+        dtype, shape, (begin, end) = types[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        count = math.prod(shape)
+        if min(begin, *shape, 0) < 0 or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name} is {entry['dtype']} {shape}, at {begin} to {end}")
+        flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + begin) if count else torch.empty(0)
+        tensors[name] = flat.to(dtype).view(shape)
+    return tensors
 
 
 def _published(entry: ModelEntry) -> ZooModel:

@@ -38,6 +38,7 @@ from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.benchmarks.matrix.latency import machine, median_ms
 from tests.benchmarks.matrix.rows import Row
 from zoo.errors import BadInputError, IncompatibleBundleError
+from zoo.files import HeldFiles
 from zoo.judging.scorer import Feeds
 from zoo.release.store import Release
 
@@ -228,7 +229,7 @@ def _bundle(graph: _Graph, subject: _Subject, kind: Kind, files: tuple[str, ...]
     )  # fmt: skip
     inputs, outputs = contract(release.card)
     manifest = Manifest((spec,), inputs, outputs, {}, subject.row.source, "", subject.row.untrained)
-    return Bundle(graph.folder, manifest, release.card, release.policy)
+    return Bundle(graph.folder, manifest, release.card, release.policy, HeldFiles(graph.folder))
 
 
 def _one_input(release: Release, folder: Path) -> Feeds:

@@ -242,7 +242,7 @@ def test_engines_that_tensorrt_caches_are_those_of_one_file(monkeypatch: pytest.
         path.write_bytes(weights)
         onnx_engine.open_session(path, "cuda", None, "fp16")
     (again.parent / "model.onnx.data").write_bytes(b"more weights")
-    onnx_engine.open_session(again, "cuda", None, "fp16")
+    onnx_engine.open_session(again, "cuda", None, "fp16", data=("model.onnx.data",))
     assert folders[0].name == sha256(first)
     assert folders[0] == folders[2]
     assert len(set(folders)) == 3
