@@ -20,8 +20,8 @@ from typing import TypeAlias, Union
 import onnx
 from onnx import numpy_helper
 
-from export.bundle.command import runs_anywhere
 from export.bundle.manifest import CARD, POLICY, TOKENIZER, Device, Engine, TensorSpec
+from export.bundle.rebuild import runs_anywhere
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
 from export.runtime.tensorrt import read_report

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.command import policy_command, rebuild, rebuild_all
 from export.bundle.manifest import CARD, POLICY, TOKENIZER, Manifest, signature_path
+from export.bundle.rebuild import policy_command, rebuild, rebuild_all
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy

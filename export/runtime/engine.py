@@ -17,8 +17,8 @@ from typing import Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.command import rebuild, runs_anywhere
 from export.bundle.manifest import COUNTED_AS, Device, Engine, Kind
+from export.bundle.rebuild import rebuild, runs_anywhere
 from export.bundle.store import Bundle
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, close_match
 from zoo.judging.scorer import Feeds

@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.command import rebuild, rebuild_all
 from export.bundle.manifest import TEXT_ENCODER, TOKENIZER
+from export.bundle.rebuild import rebuild, rebuild_all
 from export.bundle.store import Bundle, read_bundle
 from export.runtime.engine import RunningEngine, open_best
 from export.runtime.onnx import open_session

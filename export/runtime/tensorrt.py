@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.command import rebuild
 from export.bundle.manifest import Device, Engine, Shapes
+from export.bundle.rebuild import rebuild
 from export.bundle.store import Banks, Bundle, read_banks
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.runtime.engine import RunningEngine

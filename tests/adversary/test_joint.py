@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adversary.image.attack import allowed_images
-from zoo.adversary.image.judged import Judged
+from zoo.adversary.image.two_logits import Judged
 from zoo.adversary.joint import BothInputs, JointModel, attack_jointly, fixed_images, fixed_texts
 from zoo.adversary.text.edits import KINDS, TextBudget, count_banned
-from zoo.adversary.text.model import input_embedding
+from zoo.adversary.text.target import input_embedding
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import TextInput

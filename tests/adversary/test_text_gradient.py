@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import TextBudget, count_banned
 from zoo.adversary.text.gradient import Method, substitute_tokens
-from zoo.adversary.text.model import TextModel, imitation, input_embedding
 from zoo.adversary.text.synonyms import Synonyms
+from zoo.adversary.text.target import TextModel, imitation, input_embedding
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import TextPart
 from zoo.contract.card import TextInput

@@ -10,9 +10,9 @@ from zoo.adversary.joint import attack_jointly
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import KINDS, TextBudget, keeps_protected
 from zoo.adversary.text.gradient import Method, substitute_tokens
-from zoo.adversary.text.model import TextModel, TextResult, confirmed
 from zoo.adversary.text.search import search_texts
 from zoo.adversary.text.synonyms import Synonyms
+from zoo.adversary.text.target import TextModel, TextResult, confirmed
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import TextInput

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from zoo.adversary.text.edits import KINDS, TextBudget, count_banned
-from zoo.adversary.text.model import success_rate, summary
 from zoo.adversary.text.search import search_texts
+from zoo.adversary.text.target import success_rate, summary
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean

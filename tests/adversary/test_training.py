@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from zoo.adversary.text.model import watched
+from zoo.adversary.text.target import watched
 from zoo.adversary.training import TextHardening, WordSwaps, perturb_pixels, scaled, training_threat
 from zoo.contract.card import TextInput
 from zoo.errors import BadCardError, BadInputError

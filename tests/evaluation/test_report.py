@@ -26,7 +26,7 @@ from zoo.data.manifest import read_manifest
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import EvaluationReport, versions
-from zoo.evaluation.verdicts import SHOWN, Evaluation, evaluate
+from zoo.evaluation.run import SHOWN, Evaluation, evaluate
 from zoo.files import sha256
 from zoo.release.store import load_release, write_release
 

@@ -20,7 +20,7 @@ from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
-from zoo.evaluation.robustness.attacks import towards_clean
+from zoo.evaluation.robustness.campaign import towards_clean
 from zoo.evaluation.robustness.items import Selection
 from zoo.evaluation.robustness.report import RobustnessReport, describe
 from zoo.evaluation.robustness.run import Outcome, RobustnessOptions, evaluate_robustness

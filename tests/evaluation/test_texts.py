@@ -17,7 +17,7 @@ from zoo.adversary.threat import TextPart
 from zoo.cli import run
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError
-from zoo.evaluation.texts.rankers import (
+from zoo.evaluation.text.rankers import (
     FrozenBaseline,
     ReleaseRanker,
     TextRows,
@@ -25,8 +25,8 @@ from zoo.evaluation.texts.rankers import (
     read_text_rows,
     style_tests,
 )
-from zoo.evaluation.texts.report import PairedFigures, Scored, TextReport
-from zoo.evaluation.texts.run import edited, only_searched, sample_positives, searched
+from zoo.evaluation.text.report import PairedFigures, Scored, TextReport
+from zoo.evaluation.text.run import edited, only_searched, sample_positives, searched
 from zoo.inputs.text import train_tokenizer
 from zoo.metrics import Draws, Ranking, auroc, average_precision, estimate
 from zoo.registry import create_model

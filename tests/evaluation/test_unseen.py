@@ -21,8 +21,8 @@ from zoo.data.folder import write_folder_manifest
 from zoo.data.manifest import Row, need_label
 from zoo.errors import BadDataError, BadInputError
 from zoo.evaluation.labelling import Labelling, read_rows, with_splits
-from zoo.evaluation.texts.rankers import read_text_rows
-from zoo.evaluation.verdicts import evaluate
+from zoo.evaluation.run import evaluate
+from zoo.evaluation.text.rankers import read_text_rows
 from zoo.registry import model_card
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
 from zoo.training import Classification, Contrastive, ManifestData

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from export import runtime
-from export.bundle.command import rebuild
+from export.bundle.rebuild import rebuild
 from export.bundle.store import Bundle, read_bundle
 from export.openvino import export_openvino
 from export.runtime.engine import module_of, obstacle, open_best

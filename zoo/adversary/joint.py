@@ -20,7 +20,7 @@ from zoo.adversary.image.attack import IMAGE_ATTACKS, AttackOutcome, allowed_ima
 from zoo.adversary.image.target import ImageBatch, Target, evaluation_mode, margin, misjudged
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import Variants, count_banned
-from zoo.adversary.text.model import TextModel
+from zoo.adversary.text.target import TextModel
 from zoo.adversary.threat import TextPart, Threat
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
@@ -36,7 +36,7 @@ class BothInputs(nn.Module):
 
     Where not `present`, the images are judged as missing.
 
-    The model is one of the zoo, or one under a policy (`zoo.adversary.image.judged.Judged`). Raises BadInputError for
+    The model is one of the zoo, or one under a policy (`two_logits.Judged`). Raises BadArgumentError for
     one that does not judge an image with a text.
     """
 

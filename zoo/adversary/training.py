@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.adversary.image.ball import Ball
 from zoo.adversary.text.edits import KINDS, TextBudget, character_edits, drawing, perturb
-from zoo.adversary.text.model import watched
+from zoo.adversary.text.target import watched
 from zoo.adversary.text.tokens import Pieces
 from zoo.adversary.threat import ImagePart
 from zoo.contract import schema

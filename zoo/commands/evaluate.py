@@ -52,7 +52,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if missing:
         options.wrong_usage(f"the following arguments are required: {', '.join(missing)}")
     from zoo.evaluation.labelling import Labelling, read_rows
-    from zoo.evaluation.verdicts import evaluate, retrieval
+    from zoo.evaluation.run import evaluate, retrieval
 
     _check_card(options)
     labelling = Labelling(options.positive_label, names(options.positive_words))
@@ -131,7 +131,7 @@ def _guard(options: argparse.Namespace) -> int:
         raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard takes --lvlm and --detector")
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
-    from zoo.evaluation.guard.models import RefusalJudge
+    from zoo.evaluation.guard.refusal_judge import RefusalJudge
     from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
     from zoo.evaluation.report import versions
@@ -213,8 +213,8 @@ def _add_texts(actions: Commands) -> None:
 
 def _texts(options: argparse.Namespace) -> int:
     from zoo.adversary.text.edits import KINDS
-    from zoo.evaluation.texts.report import plot_text_report, print_text_report
-    from zoo.evaluation.texts.run import TextOptions, evaluate_texts
+    from zoo.evaluation.text.report import plot_text_report, print_text_report
+    from zoo.evaluation.text.run import TextOptions, evaluate_texts
 
     _check_card(options)
     named = {"all": tuple(KINDS), "none": ()}

@@ -162,7 +162,7 @@ def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selecti
 
         print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
     if options.save:
-        from zoo.evaluation.robustness.stored import save_examples
+        from zoo.evaluation.robustness.examples import save_examples
 
         stored = save_examples(victim, outcome, selection, options.save)
         hold = f"{stored.survived} of {stored.examples} hold as 8-bit files"
@@ -172,7 +172,7 @@ def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selecti
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from zoo.evaluation.robustness.stored import print_replay, replay
+    from zoo.evaluation.robustness.examples import print_replay, replay
 
     given = [f"--{name}" for name in ("data", "threat", "save", "eps") if getattr(options, name)]
     if given or options.update_card or options.target == "labels":

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
-from zoo.adversary.text.model import input_embedding
+from zoo.adversary.text.target import input_embedding
 from zoo.adversary.threat import ImagePart
 from zoo.adversary.training import Inputs, TextHardening, Words, WordSwaps, scaled, training_threat, worst_inputs
 from zoo.errors import BadArgumentError

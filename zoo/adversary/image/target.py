@@ -85,7 +85,7 @@ class Target:
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise BadArgumentError(
                 f"the attacked model must give logits [{len(pixels)}, K] with K >= 2, got {given}; "
-                "zoo.adversary.image.judged makes two logits of one, or of a policy"
+                "zoo.adversary.image.two_logits makes two logits of one, or of a policy"
             )
         return logits.float()
 

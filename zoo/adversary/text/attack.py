@@ -10,8 +10,8 @@ from typing import Any
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.edits import Variants
 from zoo.adversary.text.gradient import substitute_tokens
-from zoo.adversary.text.model import ItemScore, TextModel, TextResult
 from zoo.adversary.text.search import search_texts
+from zoo.adversary.text.target import ItemScore, TextModel, TextResult
 from zoo.adversary.threat import GRADIENT_ATTACKS, TextPart
 from zoo.errors import BadArgumentError
 

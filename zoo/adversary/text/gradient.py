@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.edits import count_banned, keeps_protected
-from zoo.adversary.text.model import Outcome, TextModel, TextResult, checked_scores, confirmed
+from zoo.adversary.text.target import Outcome, TextModel, TextResult, checked_scores, confirmed
 from zoo.adversary.text.tokens import TokenEditor, TokenText
 from zoo.adversary.threat import TextPart
 

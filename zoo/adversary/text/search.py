@@ -26,7 +26,7 @@ from zoo.adversary.text.edits import (
     perturb,
     split_words,
 )
-from zoo.adversary.text.model import ItemScore, Outcome, Score, TextResult, confirmed, score_all
+from zoo.adversary.text.target import ItemScore, Outcome, Score, TextResult, confirmed, score_all
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.evaluation.robustness.attacks import Attempt, Campaign, broken_by_any
+from zoo.evaluation.robustness.campaign import Attempt, Campaign, broken_by_any
 from zoo.evaluation.robustness.report import AttackFigures, CleanFigures, GroupFigures, PointFigures
 from zoo.metrics import Draws
 

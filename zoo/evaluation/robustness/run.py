@@ -18,7 +18,7 @@ from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.labelling import Labelling, rows_of_split, with_splits
 from zoo.evaluation.report import versions
-from zoo.evaluation.robustness.attacks import Attempt, Campaign, check_threat, open_to, synonyms_for
+from zoo.evaluation.robustness.campaign import Attempt, Campaign, check_threat, open_to, synonyms_for
 from zoo.evaluation.robustness.figures import point_figures
 from zoo.evaluation.robustness.items import Items, Selection, read_items
 from zoo.evaluation.robustness.report import Curve, CurvePoint, RobustnessReport

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
-from zoo.adversary.image.judged import Judged
 from zoo.adversary.image.target import evaluation_mode
+from zoo.adversary.image.two_logits import Judged
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.robustness.items import Items

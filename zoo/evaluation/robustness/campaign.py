@@ -21,7 +21,7 @@ from zoo.evaluation.robustness.victim import AttackedPoint, Victim
 
 if TYPE_CHECKING:
     from zoo.adversary.text.edits import Variants
-    from zoo.adversary.text.model import TextModel
+    from zoo.adversary.text.target import TextModel
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def synonyms_for(victim: Victim, threat: Threat, folder: Path | None) -> Variant
     """Neighbours of words where the threat asks for them: of the model in a folder, else of the victim."""
     if not any("synonyms" in part.attacks for part in threat.text):
         return None
-    from zoo.adversary.text.model import input_embedding
     from zoo.adversary.text.synonyms import Synonyms
+    from zoo.adversary.text.target import input_embedding
 
     if folder is not None:
         return Synonyms.from_directory(folder)
@@ -216,7 +216,7 @@ class Campaign:
 
     def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
         from zoo.adversary.joint import BothInputs, attack_jointly
-        from zoo.adversary.text.model import input_embedding
+        from zoo.adversary.text.target import input_embedding
 
         for part in self._parts(rows):
             pixels = self._pixels(part)
@@ -244,7 +244,7 @@ class Campaign:
     def _text_model(self, rows: Tensor, present: bool) -> Iterator[TextModel]:
         """The model as a function of the texts of some items with fixed images; all or none have one."""
         from zoo.adversary.joint import BothInputs, fixed_images
-        from zoo.adversary.text.model import TextModel, input_embedding
+        from zoo.adversary.text.target import TextModel, input_embedding
 
         codec, embedding = self.victim.model.codec(), input_embedding(self.victim.model)
         module = self.point.module

@@ -16,7 +16,7 @@ from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.evaluation.page import COLOURS
 from zoo.evaluation.report import EvaluationReport, plain_table
-from zoo.evaluation.texts.rankers import UNKNOWN
+from zoo.evaluation.text.rankers import UNKNOWN
 from zoo.files import new_file
 from zoo.metrics import Estimate, Ranking, Values, estimate
 

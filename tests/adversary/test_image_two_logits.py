@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.adversary.image.attack import attack
-from zoo.adversary.image.judged import Judged, OneLogit
+from zoo.adversary.image.two_logits import Judged, OneLogit
 from zoo.adversary.threat import ImagePart
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadInputError, BadPolicyError

@@ -15,7 +15,7 @@ from zoo.adversary.text.search import search_texts
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.report import versions
-from zoo.evaluation.texts.rankers import (
+from zoo.evaluation.text.rankers import (
     BASELINE,
     NO,
     UNKNOWN,
@@ -27,7 +27,7 @@ from zoo.evaluation.texts.rankers import (
     read_text_rows,
     style_tests,
 )
-from zoo.evaluation.texts.report import (
+from zoo.evaluation.text.report import (
     CategoryCounts,
     Changed,
     Condition,

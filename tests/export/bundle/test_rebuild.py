@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from export.bundle.command import rebuild, rebuild_all, runs_anywhere
 from export.bundle.manifest import Engine, Manifest, budget_of, given
+from export.bundle.rebuild import rebuild, rebuild_all, runs_anywhere
 from export.bundle.store import read_bundle
 from export.commands.formats import engine_options
 from export.onnx.export import export_onnx

@@ -21,12 +21,12 @@ from zoo.contract.verdict import Verdict
 from zoo.data.manifest import read_manifest
 from zoo.errors import BadDataError
 from zoo.evaluation.report import EvaluationReport, plain_table, versions
-from zoo.evaluation.robustness.attacks import AdversarialExample
+from zoo.evaluation.robustness.campaign import AdversarialExample
 from zoo.evaluation.robustness.items import Item, Selection
 from zoo.evaluation.robustness.report import percent
 from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import AttackedPoint, Victim
-from zoo.evaluation.verdicts import judged
+from zoo.evaluation.run import judged
 from zoo.files import new_directory, new_file, write_file
 from zoo.inputs.image import load
 from zoo.metrics import FLAGGED, Draws, Estimate
