@@ -78,7 +78,7 @@ def _side(bundle: Bundle, spec: Engine, task: Task, stack: ExitStack) -> Side:
     scorer = stack.enter_context(
         load(bundle.folder, engine=spec.name, device=task.device, threads=task.threads, batch_size=len(task.jpegs))
     )
-    verification = spec.verification
+    verification = spec.verified_on(task.device)
     about = About(
         spec.name,
         f"{scorer.engine.provider} on {scorer.engine.device}",

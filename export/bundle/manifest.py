@@ -29,7 +29,8 @@ class Budget(schema.YamlData):
     """The largest differences with which an engine passes.
 
     `max_logit_difference` is absolute, None for no limit. `max_flips` is the share of inputs, in [0, 1], whose verdict
-    may change. `max_auroc_loss` counts where labelled data were given. `at_threshold` says whether inputs that were
+    may change. `max_auroc_loss` counts where labelled data were given. `max_company_difference` is how far a score may
+    lie from that of the same input alone in its batch, None for no limit. `at_threshold` says whether inputs that were
     placed at a threshold on purpose count too: float32 keeps their verdicts, fewer bits cannot.
     """
 
@@ -41,12 +42,13 @@ class Budget(schema.YamlData):
     max_flips: float
     max_auroc_loss: float | None
     at_threshold: bool
+    max_company_difference: float | None = None
     schema_version: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_flips <= 1:
             raise ValueError(f"max_flips is a share in [0, 1], got {self.max_flips}")
-        for name in ("max_logit_difference", "max_auroc_loss"):
+        for name in ("max_logit_difference", "max_auroc_loss", "max_company_difference"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} must not be below 0, got {value}")
@@ -104,7 +106,8 @@ class Verification:
     that were placed there on purpose, which count if the budget says so. `flipped` names the first of them.
     `at_shapes` are the largest differences of the logits in batches of some sizes, and for images of some sizes, which
     the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on, and `policy` the
-    id of that by which verdicts were counted.
+    id of that by which verdicts were counted. `company` is how far a score lies from that of the same input alone in
+    its batch, None where that was not measured.
     """
 
     passed: bool
@@ -122,6 +125,12 @@ class Verification:
     at_shapes: dict[str, float | None] = field(default_factory=dict)
     options: Given = field(default_factory=dict)
     policy: str = ""
+    company: float | None = None
+
+    @property
+    def kind(self) -> Device:
+        """The kind of device that it ran on, and counts for."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -141,7 +150,7 @@ class Engine:
     read from the finished graph or plan. Its text banks are those of the policy `embedded` (the policy's id) until
     others are fed. `options` are what it was exported with beside precision and profile, for the command that makes it
     again. `shapes` are those that a plan was built for, by input. `budget` is what was asked when it was verified, None
-    until then.
+    until then. `verification` is the latest one, `elsewhere` the latest on each other kind of device.
     """
 
     name: str
@@ -160,12 +169,22 @@ class Engine:
     shapes: dict[str, Shapes] = field(default_factory=dict)
     budget: Budget | None = None
     verification: Verification | None = None
+    elsewhere: tuple[Verification, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError(f'engine "{self.name}" has no file')
         if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise ValueError(f"batch is least:usual:largest, from 1 upwards, got {list(self.batch)}")
+
+    @property
+    def verifications(self) -> tuple[Verification, ...]:
+        """One for each kind of device, the latest first."""
+        return () if self.verification is None else (self.verification, *self.elsewhere)
+
+    def verified_on(self, device: str) -> Verification | None:
+        """The verification on that kind of device: one on a CPU says nothing of CUDA."""
+        return next((one for one in self.verifications if one.kind == device), None)
 
     def share(self, precision: str) -> float:
         """The share of the matrix products that are in a precision, in [0, 1]."""

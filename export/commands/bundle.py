@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from export.bundle.manifest import Engine
+from export.bundle.manifest import Engine, Verification
 from export.bundle.store import Bundle, read_bundle
 from export.commands.formats import add_check_options, read_check
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names
@@ -49,6 +49,8 @@ def add_verify(commands: Commands) -> None:
     _add_bundle(parser)
     add_flag(parser, "--model", "release to compare with (default: the one it was exported from)")
     add_flag(parser, "--engine", "repeatable (default: all of them)", action="append", default=[])
+    text = "it counts for this kind alone; auto is where the runtime would run the engine"
+    add_flag(parser, "--device", text, choices=("auto", "cpu", "cuda"), default="auto")
     add_check_options(parser)
 
 
@@ -122,9 +124,12 @@ def _print_info(bundle: Bundle, runs: str, signed: bool) -> None:
 
 
 def _verification(engine: Engine) -> str:
-    result = engine.verification
-    if result is None:
-        return "not yet"
+    return "; ".join(map(_in_words, engine.verifications)) or "not yet"
+
+
+def _in_words(result: Verification) -> str:
+    if "logits" not in result.outputs:
+        return f"FAILED: {'; '.join(result.problems)}, on {result.device}"
     logits = result.outputs["logits"].max
     worst = "nan" if logits is None else f"{logits:.1e}"
     word = "passed" if result.passed else "FAILED"
@@ -144,7 +149,9 @@ def _sign(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from export.verify.compare import verify
 
-    reports = verify(options.bundle, read_check(options), model=options.model, engines=options.engine)
+    reports = verify(
+        options.bundle, read_check(options), model=options.model, engines=options.engine, device=options.device
+    )
     for report in reports:
         print(report.text())
     for report in reports:

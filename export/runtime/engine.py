@@ -99,16 +99,14 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
     """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
 
     `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
-    fewer bits is taken by itself only when its verification passed (8 bits on a CPU without VNNI never), an fp32 one
-    unless it failed. Raises IncompatibleBundleError with the reason for each engine when none is left, and the command
-    that adds one, or MissingDependencyError where all that they lack are packages.
+    fewer bits is taken by itself only when its verification passed on that kind of device (8 bits on a CPU without VNNI
+    never), an fp32 one unless it failed there. Raises IncompatibleBundleError with the reason for each engine when none
+    is left, and the command that adds one, or MissingDependencyError where all that they lack are packages.
     """
-    devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
-    if device not in devices:
-        raise BadArgumentError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
+    devices = devices_of(device)
     wanted = bundle.manifest.engine(engine) if engine is not None else None
     passed_over: dict[str, str] = {}
-    for spec, place in _candidates(bundle, devices[device], wanted, passed_over):
+    for spec, place in _candidates(bundle, devices, wanted, passed_over):
         try:
             chosen: RunningEngine = module_of(spec).open_engine(bundle, spec, place, threads)
         except IncompatibleBundleError as problem:
@@ -120,10 +118,18 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
         chosen.why = _why(chosen, bundle.judge.policy_id, wanted is not None, passed_over)
         return chosen
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
-    if _lacks_package(bundle, wanted or _plain(bundle), devices[device]):
+    if _lacks_package(bundle, wanted or _plain(bundle), devices):
         raise MissingDependencyError(f"{bundle.folder}: no engine can run here ({reasons})")
     mend = "" if device == "cuda" else _mend(bundle)
     raise IncompatibleBundleError(f"{bundle.folder}: no engine can run here ({reasons}){mend}")
+
+
+def devices_of(device: str) -> tuple[Device, ...]:
+    """The devices that `auto`, `cpu` or `cuda` stands for, the first choice first. Raises BadArgumentError."""
+    devices: dict[str, tuple[Device, ...]] = {"auto": ("cuda", "cpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
+    if device not in devices:
+        raise BadArgumentError(f'device must be "auto", "cpu" or "cuda", got "{device}"' + close_match(device, devices))
+    return devices[device]
 
 
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
@@ -191,18 +197,26 @@ def _mend(bundle: Bundle) -> str:
 def _distrust(spec: Engine, device: Device) -> str | None:
     if device == "cpu" and COUNTED_AS[spec.precision] == "int8" and clamps_int8():
         return f"this CPU has no VNNI, and may clamp its sums: verify it on one, and name it: engine={spec.name}"
-    if spec.verification is None:
-        return None if spec.precision == "fp32" else "not verified, and it has fewer bits: run `zoo verify`"
-    return None if spec.verification.passed else "its verification failed"
+    verification = spec.verified_on(device)
+    if verification is not None:
+        return None if verification.passed else "its verification failed"
+    return None if spec.precision == "fp32" else f"{_unverified(spec, device)}, and it has fewer bits: run `zoo verify`"
+
+
+def _unverified(spec: Engine, device: str) -> str:
+    others = " and ".join(one.kind for one in spec.verifications)
+    return f"verified on {others} only, not on {device}" if others else "not verified"
 
 
 def _why(engine: RunningEngine, policy: str, named: bool, passed_over: dict[str, str]) -> str:
     spec = engine.spec
-    proof = "not verified yet"
-    if spec.verification is not None:
-        proof = "verified" if spec.verification.passed else "FAILED"
-        if spec.verification.policy not in ("", policy):
-            proof += f" by the policy {spec.verification.policy}, not by {policy}"
+    verification = spec.verified_on(engine.device)
+    if verification is None:
+        proof = _unverified(spec, engine.device) if spec.verifications else "not verified yet"
+    else:
+        proof = "verified" if verification.passed else "FAILED"
+        if verification.policy not in ("", policy):
+            proof += f" by the policy {verification.policy}, not by {policy}"
     reason = "asked for by name" if named else "the first choice of those that can run here"
     text = f"{spec.name} on {engine.device} by {engine.provider}, {proof}: {reason}"
     return text + "".join(f"; not {name}: {why}" for name, why in passed_over.items())

@@ -14,7 +14,7 @@ from rich.progress import track
 from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle, read_bundle
 from export.precision.nodes import rounded_float32, save
-from export.runtime.engine import RunningEngine, module_of, obstacle
+from export.runtime.engine import RunningEngine, devices_of, module_of, obstacle
 from export.runtime.onnx import OnnxEngine
 from export.runtime.scorer import text_banks
 from export.source import load_alone, weights_hash
@@ -36,13 +36,19 @@ TIE = 2e-6
 
 
 def verify(
-    folder: str | Path, check: Check | None = None, *, model: str | None = None, engines: Sequence[str] = ()
+    folder: str | Path,
+    check: Check | None = None,
+    *,
+    model: str | None = None,
+    engines: Sequence[str] = (),
+    device: str = "auto",
 ) -> list[ParityReport]:
     """Compare a bundle's engines with the release they came from, and note the results in its manifest.
 
-    All engines that this machine can run are compared, or those that are named. Raises BadInputError (no such model or
-    engine), TamperedFileError (the release's weights are others), IncompatibleBundleError when none can run here, or
-    one that is named cannot.
+    All engines that this machine can run are compared, or those that are named. They run on `device`, `cpu` or `cuda`,
+    by default (`auto`) where the runtime would load them: a verification counts for that kind of device. Raises
+    BadInputError (no such model or engine), TamperedFileError (the release's weights are others),
+    IncompatibleBundleError when none can run here, or one that is named cannot.
     """
     bundle = read_bundle(folder)
     manifest = bundle.manifest
@@ -51,68 +57,92 @@ def verify(
     if weights_hash(trained) != manifest.weights:
         raise TamperedFileError(f"{source}: other weights than those that {folder} was exported from; export again")
     wanted = [manifest.engine(name) for name in engines] or list(manifest.engines)
-    obstacles = {spec.name: reason for spec in wanted if (reason := _obstacle(bundle, spec)) is not None}
+    obstacles = {spec.name: reason for spec in wanted if (reason := _obstacle(bundle, spec, device)) is not None}
     if obstacles and (engines or len(obstacles) == len(wanted)):
         raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
     reports = []
     reference = Reference(trained, bundle.judge)
     for spec in wanted:
         if spec.name not in obstacles:
-            reports.append(verify_engine(bundle, spec, trained, check or Check(), reference))
+            reports.append(verify_engine(bundle, spec, trained, check or Check(), reference, device))
             manifest = reports[-1].note(manifest, bundle.folder)
     return reports
 
 
 def verify_engine(
-    bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference | None = None
+    bundle: Bundle,
+    spec: Engine,
+    model: ZooModel,
+    check: Check,
+    reference: Reference | None = None,
+    device: str = "auto",
 ) -> ParityReport:
     """Compare one engine with the model that it came from.
 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
     placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first. Give the `reference`
-    of the model and the bundle's policy where several engines are compared with it.
+    of the model and the bundle's policy where several engines are compared with it. An engine that fails on an input
+    gets a report that says so.
     """
     budget = check.budget_of(spec.precision)
-    pair = _Pair(bundle, spec, model, check, reference or Reference(model, bundle.judge))
+    pair = _Pair(bundle, spec, model, check, reference or Reference(model, bundle.judge), device)
     report = ParityReport(
         bundle.folder, model.card.name, spec, budget, pair.device, check.source, check.options, bundle.judge.policy_id
     )
-    _check_names(bundle, pair, report)
-    _check_batches(pair, report)
-    _check_values(pair, report)
-    _check_resize(pair, report)
+    try:
+        _check_names(bundle, pair, report)
+        _check_batches(pair, report)
+        _check_values(pair, report)
+        _check_company(pair, report)
+        _check_resize(pair, report)
+    except _EngineFailedError as problem:
+        report.problems.append(str(problem))
     report.judge()
     return report
+
+
+class _EngineFailedError(Exception):
+    """The engine raised something on a batch."""
 
 
 class _Pair:
     """The two engines side by side, each giving logits and scores `[B, N]`."""
 
-    def __init__(self, bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference) -> None:
+    def __init__(
+        self, bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference, device: str
+    ) -> None:
         self.judge, self.eager = bundle.judge, reference.run
-        engine, self.device = _open(bundle, spec)
+        engine, self.device = _open(bundle, spec, device)
         self.engine = engine.with_banks(text_banks(bundle, engine, bundle.judge))
         codec = model.codec() if model.card.reads_text else None
         self.inputs = Inputs(model.card, codec, check)
 
+    def run(self, feeds: Feeds) -> Answers:
+        """Logits and scores of the engine for one batch. Raises _EngineFailedError with the reason when it raises."""
+        try:
+            return self.engine.run(feeds)
+        except Exception as problem:  # the errors of the engines share no public base class
+            rows = len(next(iter(feeds.values())))
+            raise _EngineFailedError(f"the engine fails on a batch of {rows}: {problem}") from problem
+
     def ours(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores of the engine, which takes no more at a time than it was built for."""
-        parts = [self.engine.run(part) for part in _parts(feeds, self.engine.spec.batch[2])]
+        parts = [self.run(part) for part in _parts(feeds, self.engine.spec.batch[2])]
         logits, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         return logits, scores
 
 
-def _obstacle(bundle: Bundle, spec: Engine) -> str | None:
-    """Why an engine cannot be verified here; bfloat16 in ONNX always can."""
-    if spec.kind == "onnx":
+def _obstacle(bundle: Bundle, spec: Engine, device: str) -> str | None:
+    """Why an engine cannot be verified on a device of this machine; bfloat16 in ONNX always can on the CPU."""
+    if spec.kind == "onnx" and device != "cuda":
         return None
-    reasons = [obstacle(bundle, spec, device) for device in spec.runs_on]
+    reasons = [obstacle(bundle, spec, place) for place in devices_of(device)]
     return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
 
-def _open(bundle: Bundle, spec: Engine) -> tuple[RunningEngine, str]:
-    """Load an engine on the first of its devices that is here; bfloat16 without a GPU as rounded float32."""
-    devices: list[Device] = [device for device in spec.runs_on if obstacle(bundle, spec, device) is None]
+def _open(bundle: Bundle, spec: Engine, device: str) -> tuple[RunningEngine, str]:
+    """Load an engine on the device, or the first that is here; bfloat16 without a GPU as rounded float32."""
+    devices = [place for place in devices_of(device) if obstacle(bundle, spec, place) is None]
     if devices:
         engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
         return engine, _in_words(devices[0])
@@ -151,7 +181,7 @@ def _check_batches(pair: _Pair, report: ParityReport) -> None:
     _, usual, largest = report.engine.batch
     for rows in sorted({min(rows, largest) for rows in (*BATCHES, usual)}):
         feeds = {name: value[:rows] for name, value in pair.inputs.base.feeds.items()}
-        logits, scores = pair.engine.run(feeds)
+        logits, scores = pair.run(feeds)
         wanted = (rows, len(pair.judge.outputs))
         if logits.shape == scores.shape == wanted:
             report.at_shapes[f"batch {rows}"] = float(np.abs(logits - pair.eager(feeds)[0]).max())
@@ -166,12 +196,20 @@ def _check_values(pair: _Pair, report: ParityReport) -> None:
         names += batch.names
         labels.append(batch.labels)
     ours, theirs = _joined(parts)
+    report.inputs = len(names)
+    pairs = zip(("logits", "scores"), ours, theirs, strict=True)
+    report.differences = {name: difference(one, other) for name, one, other in pairs}
+    broken = {"the engine": ~pair.judge.valid(ours[1]), "the trained model": ~pair.judge.valid(theirs[1])}
+    for who, rows in broken.items():
+        if rows.any():
+            report.problems.append(f"the scores of {who} are invalid for {rows.sum()} of {len(names)} inputs")
+    if broken["the trained model"].any():
+        report.how_placed = "none, as there are invalid scores"
+        return
     placed = placed_at_threshold(
         lambda feeds: pair.eager(feeds)[1], pair.judge, base.feeds, theirs[1][: len(base.names)]
     )
-    report.inputs, report.at_threshold, report.how_placed = len(names), placed.count, placed.how
-    pairs = zip(("logits", "scores"), ours, theirs, strict=True)
-    report.differences = {name: difference(one, other) for name, one, other in pairs}
+    report.at_threshold, report.how_placed = placed.count, placed.how
     # The policy's own thresholds count everywhere. Thresholds that were moved to get close calls count only for the
     # inputs at a threshold or, if the budget is that of float32, everywhere too.
     judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
@@ -232,6 +270,24 @@ def _check_ranking(
     report.auroc, report.auroc_loss = reached, wanted - reached
 
 
+def _check_company(pair: _Pair, report: ParityReport) -> None:
+    """Score some inputs alone and in one batch: images of little contrast beside noise, whose range is far wider."""
+    least, usual, largest = report.engine.batch
+    feeds = {name: value[: min(largest, max(8, usual))].copy() for name, value in pair.inputs.base.feeds.items()}
+    rows = len(next(iter(feeds.values())))
+    if rows <= least:
+        return  # the engine takes no company
+    alone = min(8, rows // 2)
+    if "image" in feeds:
+        images = feeds["image"]
+        images[:alone] = 121 + images[:alone] // 20
+        images[alone:] = np.random.default_rng(0).integers(0, 2, images[alone:].shape, dtype=np.uint8) * 255
+    together = pair.run(feeds)[1]
+    # An engine for no single row gets the same one several times.
+    singles = [pair.run({name: value[[row] * least] for name, value in feeds.items()})[1][0] for row in range(alone)]
+    report.company = float(np.abs(together[:alone] - np.stack(singles)).max())
+
+
 def _check_resize(pair: _Pair, report: ParityReport) -> None:
     if pair.inputs.card.image is None:
         return
@@ -240,7 +296,7 @@ def _check_resize(pair: _Pair, report: ParityReport) -> None:
             continue
         pixels = drawn_images(2, max(height, width))
         feeds = pair.inputs.feeds(np.ascontiguousarray(np.stack(pixels)[:, :height, :width]))
-        difference = np.abs(pair.engine.run(feeds)[0] - pair.eager(feeds)[0]).max()
+        difference = np.abs(pair.run(feeds)[0] - pair.eager(feeds)[0]).max()
         report.at_shapes[f"{width}x{height} pixels"] = float(difference)
 
 

@@ -85,8 +85,9 @@ class ParityReport:
 
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
     rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
-    `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name. `options`
-    are those of `zoo verify` that said what is compared, `policy` the id of that by which verdicts are counted.
+    `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name. `company` is
+    how far a score lies from that of the same input alone in its batch, None for an engine of one row. `options` are
+    those of `zoo verify` that said what is compared, `policy` the id of that by which verdicts are counted.
     """
 
     bundle: Path
@@ -107,6 +108,7 @@ class ParityReport:
     nearest: float = 0.0
     differences: dict[str, Difference] = field(default_factory=dict)
     at_shapes: dict[str, float] = field(default_factory=dict)
+    company: float | None = None
     auroc: float | None = None
     auroc_loss: float | None = None
     problems: list[str] = field(default_factory=list)
@@ -133,7 +135,7 @@ class ParityReport:
             f"eager {self.model}, budget {self.budget.name}",
             f"  inputs       {self.inputs} ({self.image_source}), {self.flagged:.1%} of them flagged",
         ]
-        if self.flagged in (0.0, 1.0):
+        if self.inputs and self.flagged in (0.0, 1.0):
             lines.append(
                 "  note         all of them are judged alike, so few flips prove little: verify on your own data"
             )
@@ -151,6 +153,10 @@ class ParityReport:
             f"  at threshold {len(self.flips_at_threshold)} of {self.at_threshold} flip "
             f"({'counted' if self.budget.at_threshold else 'not counted'}): {self.how_placed}"
         )
+        if self.company is not None:
+            allowed = self.budget.max_company_difference
+            most = "" if allowed is None else f" (at most {allowed:.0e})"
+            lines.append(f"  in company   scores within {self.company:.1e} of those of the same input alone{most}")
         if self.auroc is not None:
             lines.append(f"  AUROC        {self.auroc:.4f}, {self.auroc_loss:.4f} lost")
         lines += [f"  flipped      {name}" for name in self.flips[:NAMED]]
@@ -166,14 +172,17 @@ class ParityReport:
 
     def judge(self) -> None:
         """Compare the figures with the budget; each miss is added to `problems`."""
-        logits, limit = self.differences["logits"].max, self.budget.max_logit_difference
-        figures = {"": float("nan") if logits is None else logits}
+        limit = self.budget.max_logit_difference
+        figures: dict[str, float] = {}
+        if "logits" in self.differences:  # not where the engine failed
+            logits = self.differences["logits"].max
+            figures[""] = float("nan") if logits is None else logits
         figures |= {f" at {name}": difference for name, difference in self.at_shapes.items()}
         broken = [where for where, difference in figures.items() if not np.isfinite(difference)]
-        where = max(figures, key=lambda name: figures[name])
+        where = max(figures, key=lambda name: figures[name], default="")
         if broken:
             self.problems.append(f"logits differ by nan{broken[0]}")
-        elif limit is not None and figures[where] > limit:
+        elif limit is not None and figures and figures[where] > limit:
             self.problems.append(f"logits differ by {figures[where]:.2e}{where}, tolerance {limit:.0e}")
         if self.flip_share > self.budget.max_flips:
             named, most = ", ".join(self.counted_flips[:8]), f"at most {self.budget.max_flips:.2%} may"
@@ -183,6 +192,13 @@ class ParityReport:
         loss, allowed = self.auroc_loss, self.budget.max_auroc_loss
         if loss is not None and allowed is not None and not loss <= allowed:
             self.problems.append(f"AUROC falls by {loss:.4f} to {self.auroc:.4f}, at most {allowed} may be lost")
+
+        company, allowed = self.company, self.budget.max_company_difference
+        if company is not None and allowed is not None and not company <= allowed:
+            self.problems.append(
+                f"scores differ by {company:.2e} from those of the same input alone, at most {allowed:.0e} may be due "
+                "to the others in its batch"
+            )
 
     def note(self, manifest: Manifest, folder: Path) -> Manifest:
         """Write the manifest of a bundle with this verification in its engine; returns it."""
@@ -202,9 +218,12 @@ class ParityReport:
             at_shapes={name: value if np.isfinite(value) else None for name, value in self.at_shapes.items()},
             options=self.options,
             policy=self.policy,
+            company=self.company if self.company is not None and np.isfinite(self.company) else None,
         )
         engines = {engine.name: engine for engine in manifest.engines}
-        engine = dataclasses.replace(engines[self.engine.name], budget=self.budget, verification=verification)
+        engine = engines[self.engine.name]
+        elsewhere = tuple(one for one in engine.verifications if one.kind != verification.kind)
+        engine = dataclasses.replace(engine, budget=self.budget, verification=verification, elsewhere=elsewhere)
         manifest = dataclasses.replace(manifest, engines=tuple((engines | {engine.name: engine}).values()))
         manifest.write(folder)
         return manifest

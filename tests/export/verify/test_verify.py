@@ -15,12 +15,15 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 from export import runtime
 from export.bundle.manifest import Budget, Engine, Precision, Shapes, Verification, budget_of
 from export.bundle.store import read_bundle
+from export.commands.bundle import _verification
 from export.runtime import OnnxEngine
+from export.runtime.engine import _distrust, _why
 from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.inputs import Inputs, golden_images, image_probes, named_probes, text_probes
 from export.verify.report import MINIMUM, Check, ParityReport, difference
@@ -115,12 +118,121 @@ def test_a_fresh_bundle_passes_and_says_so(bundles: dict[str, Path], tmp_path: P
     assert list(report.at_shapes) == [*(f"batch {rows}" for rows in (*BATCHES, report.engine.batch[1])), *sizes]
     assert max(report.at_shapes.values()) < 1e-4
     assert report.nearest < 0.01
+    assert report.company is not None
+    assert report.company < 1e-5
     noted = _noted(bundle)
     assert (noted.passed, noted.inputs, noted.flips) == (True, report.inputs, 0)
     assert (noted.at_threshold, noted.device) == (report.at_threshold, "cpu")
     assert read_bundle(bundle).manifest.engines[0].budget == budget_of("fp32")
     with runtime.load(bundle, threads=1) as scorer:
         assert scorer.card.name == name
+
+
+def test_an_engine_that_judges_by_the_neighbours_in_its_batch_fails(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """onnxruntime's dynamic scales span a batch: what `int8` was made with before, and bundles may still have."""
+    bundle = _copy(bundles, "test_clip.panel", tmp_path)
+    quantize_dynamic(bundle / MODEL, bundle / "dynamic.onnx", op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+    (bundle / "dynamic.onnx").replace(bundle / MODEL)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"][MODEL] = sha256(bundle / MODEL)
+    manifest["engines"][0]["precision"] = "int8"
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    report = _verify(bundle)
+    assert report.company is not None
+    assert report.company > 1e-3
+    with pytest.raises(ParityError, match="from those of the same input alone, at most 1e-03 may be due to the others"):
+        report.raise_if_failed()
+    assert _noted(bundle).company == report.company
+    assert "in company   scores within" in report.text()
+
+
+def test_an_engine_that_raises_ends_in_the_reason_and_is_noted(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = _copy(bundles, NSFWJS, tmp_path)
+
+    def fails(self: OnnxEngine, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        raise RuntimeError("a kernel is missing")
+
+    monkeypatch.setattr(OnnxEngine, "run", fails)
+    assert run(["verify", str(bundle)]) == 1
+    shown = capsys.readouterr()
+    assert "onnx-fp32 on cpu: FAILED" in shown.out
+    assert "the engine fails on a batch of 1: a kernel is missing" in shown.err
+    assert "Traceback" not in shown.err
+    assert not _noted(bundle).passed
+    assert run(["bundle", "info", str(bundle)]) == 0
+    assert "its verification failed" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_whose_scores_are_all_invalid_does_not_pass(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engine and model agree, on zeros: their differences are 0, and no verdict can flip."""
+    bundle = _copy(bundles, NSFWJS, tmp_path)
+
+    def zeros(self: object, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        none = np.zeros((len(feeds["image"]), 5), np.float32)
+        return none, none
+
+    monkeypatch.setattr(OnnxEngine, "run", zeros)
+    monkeypatch.setattr("zoo.models.served.ServedRun.run", zeros)
+    report = _verify(bundle)
+    count = MINIMUM + len(golden_images())
+    assert f"the scores of the trained model are invalid for {count} of {count} inputs" in report.problems
+    assert f"the scores of the engine are invalid for {count} of {count} inputs" in report.problems
+    assert not _noted(bundle).passed
+
+
+def test_a_verification_counts_for_the_kind_of_device_that_it_ran_on(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = _copy(bundles, CLIP, tmp_path)
+    report = _report("fp16")
+    report.engine = engine = dataclasses.replace(read_bundle(bundle).manifest.engines[0], precision="fp16")
+    manifest = dataclasses.replace(read_bundle(bundle).manifest, engines=(engine,))
+    manifest = report.note(manifest, bundle)
+    (noted,) = manifest.engines
+    assert noted.verified_on("cuda") is None
+    assert _distrust(noted, "cpu") is None
+    assert _distrust(noted, "cuda") == "verified on cpu only, not on cuda, and it has fewer bits: run `zoo verify`"
+    with runtime.load(bundle, threads=1, engine="onnx-fp32", device="cpu") as scorer:
+        running = scorer.engine
+    assert ", verified: asked for" in running.why
+    running.device = "cuda"
+    assert ", verified on cpu only, not on cuda: asked for" in _why(running, "", True, {})
+    report.device, report.problems = "cuda, NVIDIA H100 (SM90)", ["flips"]
+    (noted,) = report.note(manifest, bundle).engines
+    assert [one.kind for one in noted.verifications] == ["cuda", "cpu"]
+    assert (_distrust(noted, "cpu"), _distrust(noted, "cuda")) == (None, "its verification failed")
+    report.device = "cpu"
+    (noted,) = report.note(read_bundle(bundle).manifest, bundle).engines
+    assert [(one.kind, one.passed) for one in noted.verifications] == [("cpu", False), ("cuda", False)]
+    assert "on cpu; FAILED" in _verification(noted)
+
+
+def test_a_device_that_is_not_here_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = _copy(bundles, NSFWJS, tmp_path)
+    with pytest.raises(BadInputError, match='device must be "auto", "cpu" or "cuda", got "gpu"'):
+        verify(bundle, device="gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+        with pytest.raises(IncompatibleBundleError, match=r"onnx-fp32 cannot run here: .*CUDAExecutionProvider"):
+            verify(bundle, device="cuda")
+
+
+def test_bundles_and_budgets_of_before_are_read(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = _copy(bundles, CLIP, tmp_path)
+    _report("fp32", engine=read_bundle(bundle).manifest.engines[0]).note(read_bundle(bundle).manifest, bundle)
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    (engine,) = data["engines"]
+    engine.pop("elsewhere", None)
+    engine["verification"].pop("company", None)
+    engine["budget"].pop("max_company_difference")
+    path.write_text(json.dumps(data), encoding="utf-8")
+    (read,) = read_bundle(bundle).manifest.engines
+    assert read.budget is not None
+    assert read.budget.max_company_difference is None
+    assert (read.elsewhere, _noted(bundle).company) == ((), None)
 
 
 def test_other_weights_fail_with_status_1(
@@ -284,7 +396,7 @@ def test_flips_have_names_and_labelled_data_a_ranking(bundles: dict[str, Path], 
 
 
 def _report(precision: Precision, **figures: Any) -> ParityReport:
-    engine = dataclasses.replace(_ENGINE, precision=precision)
+    engine = figures.pop("engine", dataclasses.replace(_ENGINE, precision=precision))
     same = difference(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     defaults = {"inputs": 1000, "at_threshold": 64, "differences": {"logits": same, "scores": same}}
     return ParityReport(
@@ -309,6 +421,10 @@ _ENGINE = Engine("e", "onnx", "fp32", ("e.onnx",), "latency", (1, 8, 64), ("cpu"
         ("int8", {"flips": ["a.png"] * 6}, "and 2000 would leave less to luck"),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.004}, None),
         ("int8_qdq", {"auroc": 0.9, "auroc_loss": 0.006}, "AUROC falls by 0.0060 to 0.9000, at most 0.005 may be lost"),
+        ("int8", {"company": 9e-4}, None),
+        ("int8", {"company": 2e-3}, "differ by 2.00e-03 from those of the same input alone, at most 1e-03 may be due"),
+        ("fp32", {"company": 2e-4}, "differ by 2.00e-04 from those of the same input alone, at most 1e-04 may be due"),
+        ("int8_qdq", {"company": float("nan")}, "differ by nan from those of the same input alone"),
         ("int8", {"at_shapes": {"40x60 pixels": float("nan")}}, "logits differ by nan at 40x60 pixels"),
     ],
 )
