@@ -153,7 +153,8 @@ class _Config:
             self.bundle.files.copy(self.engine.files[0], folder / file)
         else:
             _write_with_banks(self.bundle, self.engine, self.judge, folder / file)
-        for extra in (CARD, TOKENIZER, MANIFEST):
+        write_file(folder / MANIFEST, (self.bundle.folder / MANIFEST).read_bytes())
+        for extra in (CARD, TOKENIZER):
             if self.bundle.files.has(extra):
                 self.bundle.files.copy(extra, folder / extra)
         write_file(folder / POLICY, self.judge.policy.to_yaml())

@@ -51,11 +51,13 @@ def hashes(folder: Path) -> dict[str, str]:
 class HeldFiles:
     """Files of one folder, each opened once: what was hashed is what is used, whatever takes its place in between.
 
+    Where some were given with their sha256, no other is read.
     Raises TamperedFileError for a missing file, and for one that is not, or not any more, that of its sha256.
     """
 
     def __init__(self, folder: Path, wanted: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._checked: set[str] = set()
         self._streams: dict[str, FileIO] = {}
         self._states: dict[str, tuple[int, int]] = {}
         weakref.finalize(self, _close, self._streams)
@@ -64,6 +66,7 @@ class HeldFiles:
 
     def check(self, name: str, wanted: str) -> None:
         """Compare a file with its sha256."""
+        self._checked.add(name)
         if Path(name).name != name:
             raise TamperedFileError(f"{name}: a hash may only name a file of {self.folder} itself")
         actual = self.sha256(name)
@@ -107,12 +110,14 @@ class HeldFiles:
             stream.write(content)
 
     def has(self, name: str) -> bool:
-        """Whether the folder has this file."""
-        return name in self._streams or (self.folder / name).is_file()
+        """Whether the folder has this file, and it may be read."""
+        return name in self._checked or (not self._checked and (self.folder / name).is_file())
 
     def _open(self, name: str) -> FileIO:
         if name not in self._streams:
             path = self.folder / name
+            if self._checked and name not in self._checked:
+                raise TamperedFileError(f"{path}: not used, for it is not listed with its hash")
             if not path.is_file():
                 raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
             self._streams[name] = FileIO(path)
@@ -131,6 +136,21 @@ class HeldFiles:
 def _close(streams: dict[str, FileIO]) -> None:
     for stream in streams.values():
         stream.close()
+
+
+#: Names the PEM file of the public key that everything which is judged must be signed with.
+PUBLIC_KEY = "SAFETY_ZOO_PUBLIC_KEY"
+
+
+def configured_key() -> Path | None:
+    """The public key that `SAFETY_ZOO_PUBLIC_KEY` names, None where it is not set.
+
+    Raises BadArgumentError when it is set to nothing: whoever set it wants signatures checked.
+    """
+    named = os.environ.get(PUBLIC_KEY)
+    if named is not None and not named.strip():
+        raise BadArgumentError(f"{PUBLIC_KEY} is set, but empty: name the PEM file of the key, or unset it")
+    return Path(named) if named else None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files import MANIFEST, HeldFiles, edited_directory, is_bundle, new_file, sha256, write_file
+from zoo.files import MANIFEST, HeldFiles, configured_key, edited_directory, is_bundle, new_file, sha256, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 
@@ -139,10 +138,6 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
         dataclasses.replace(manifest, files={**manifest.files, POLICY: sha256(work / POLICY)}).write(work)
 
 
-#: Where a public key is configured for every bundle that is read: the path of a PEM file.
-VARIABLE = "SAFETY_ZOO_PUBLIC_KEY"
-
-
 def sign(manifest: Path, private_key: Path) -> Path:
     """Sign a manifest with an ed25519 key (PEM, `openssl genpkey -algorithm ed25519`); returns the signature's path.
 
@@ -160,8 +155,7 @@ def check_signature(manifest: Path, public_key: Path | None = None, content: byt
     False when no key is configured: then nothing was checked. Raises TamperedFileError when the signature is missing
     or wrong, BadDataError for a file that is not an ed25519 public key, MissingDependencyError without `cryptography`.
     """
-    named = os.environ.get(VARIABLE)
-    path = public_key or (Path(named) if named else None)
+    path = public_key or configured_key()
     if path is None:
         return False
     key = _key(path, "public")

@@ -57,5 +57,9 @@ def _embed(options: argparse.Namespace) -> int:
         model = load_release(options.model).model
         shapes = [tuple(bank.shape) for bank in text_banks(model, bind(model.card, policy))]
     rows = ", ".join(f"{rows} phrases of {width} numbers" for rows, width in shapes) or "no phrases to embed"
-    print(f"{policy.id}: {rows}, kept in {cache_folder() / 'text_banks'}")
+    try:
+        place = f"kept in {cache_folder() / 'text_banks'}"
+    except RuntimeError as problem:
+        place = f"not kept: {problem}"
+    print(f"{policy.id}: {rows}, {place}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ from zoo.errors import IncompatibleBundleError, MissingDependencyError, ZooError
 from zoo.files import HeldFiles
 from zoo.judging.banks import cache_folder
 from zoo.judging.scorer import Feeds
+
+log = logging.getLogger("export.runtime.onnx")
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 #: What is tried on each device, in this order. A session that would run elsewhere is refused.
@@ -110,9 +113,12 @@ def _start(ort: Any, path: Path, options: Any, provider: str, files: HeldFiles, 
         settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
     elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
         # Its own keys are of names alone, and another model of the architecture would answer with these weights.
-        cache = cache_folder() / "tensorrt" / "-".join(files.sha256(name) for name in (path.name, *data))
-        cache.mkdir(parents=True, exist_ok=True)
-        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+        try:
+            cache = cache_folder() / "tensorrt" / "-".join(files.sha256(name) for name in (path.name, *data))
+            cache.mkdir(parents=True, exist_ok=True)
+            settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+        except (OSError, RuntimeError) as problem:
+            log.warning("TensorRT's engines cannot be kept (%s)", problem)
     try:
         with ExitStack() as held:
             buffers = [held.enter_context(files.content(name)) for name in data]

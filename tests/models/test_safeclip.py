@@ -18,6 +18,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.inputs.image import fit
 from zoo.inputs.text import TextCodec
+from zoo.judging.banks import policy_bank
 from zoo.models.clip import ClipImageTower, DualEncoder, build_safeclip, clip_config
 from zoo.registry import create_model, model_card
 from zoo.release.store import load_scorer, model_scorer, write_release
@@ -203,6 +204,45 @@ def test_a_policy_is_embedded_once_per_tower(
     with model_scorer(model, policy) as scorer:  # other weights in memory: another tower
         assert scorer.verdict(image).scores != first
     assert len(embedded) == 4
+
+
+@pytest.mark.parametrize("place", [0, 8, 200, -20], ids=["magic", "header", "numbers", "digest"])
+def test_a_bank_with_a_flipped_bit_is_made_again(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFETY_ZOO_CACHE", str(tmp_path))
+    policy = POLICIES["as in the paper"]
+    expected = np.eye(len(policy.phrases), 16, dtype=np.float32)
+    made = []
+
+    def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
+        made.append(words)
+        return expected
+
+    policy_bank(policy, embed, "encoder")
+    (kept,) = (tmp_path / "text_banks").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[place] ^= 4
+    kept.write_bytes(content)
+    np.testing.assert_array_equal(policy_bank(policy, embed, "encoder"), expected / policy.temperature)
+    assert len(made) == 2
+    np.testing.assert_array_equal(policy_bank(policy, embed, "encoder"), expected / policy.temperature)
+    assert len(made) == 2
+    (tmp_path / "text_banks" / "other").write_bytes(kept.read_bytes())
+    policy_bank(policy, embed, "another encoder")
+    (other,) = set((tmp_path / "text_banks").glob("*.npy")) - {kept}
+    other.write_bytes(kept.read_bytes())  # a whole bank, but that of another encoder
+    policy_bank(policy, embed, "another encoder")
+    assert len(made) == 4
+
+
+def test_without_a_home_folder_the_bank_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SAFETY_ZOO_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with load_scorer(CLIP) as scorer:
+        assert scorer.verdict(np.zeros((32, 32, 3), dtype=np.uint8)).status == "ok"
 
 
 def test_without_a_place_to_keep_it_the_bank_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def load_detector(
 
     Raises what `load_release` and `Detector` raise.
     """
-    release = load_release(source)
+    release = load_release(source, to_judge=True)
     if not isinstance(release.model, DualEncoder):
         raise BadArgumentError(
             f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"

@@ -39,40 +39,53 @@ def policy_bank(policy: Policy, embed: Callable[[tuple[str, ...]], Embedded], en
 
 def _cached(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, ...]], Bank]) -> Bank:
     key = hashlib.sha256(json.dumps([encoder, phrases]).encode()).hexdigest()
-    path = cache_folder() / "text_banks" / f"{key}.npy"
-    bank = _read(path, len(phrases))
+    try:
+        path = cache_folder() / "text_banks" / f"{key}.npy"
+    except RuntimeError as problem:
+        log.warning("the text bank cannot be kept (%s)", problem)
+        return embed(phrases)
+    bank = _read(path, key, len(phrases))
     if bank is None:
         bank = np.ascontiguousarray(embed(phrases), dtype=np.float32)
-        _write(path, bank)
+        _write(path, key, bank)
     return bank
 
 
 def cache_folder() -> Path:
-    """`SAFETY_ZOO_CACHE`, else `safety-zoo` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
+    """`SAFETY_ZOO_CACHE`, else `safety-zoo` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
+
+    Raises RuntimeError for a user without a home folder.
+    """
     named = os.environ.get("SAFETY_ZOO_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "safety-zoo"
 
 
-def _read(path: Path, rows: int) -> Bank | None:
+def _read(path: Path, key: str, rows: int) -> Bank | None:
+    """The bank in a file; None where there is none, or it is not, byte for byte, what was written under this key."""
     try:
-        bank = np.load(path, allow_pickle=False)
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as problem:
+    except OSError as problem:
         log.warning("%s: not readable as a text bank (%s); embedding the phrases again", path, problem)
         return None
-    whole = bank.dtype == np.float32 and bank.ndim == 2 and len(bank) == rows
-    # Rows are unit vectors: a file that was cut or overwritten shows.
-    if not whole or not np.allclose(np.linalg.norm(bank, axis=1), 1, atol=1e-3):
-        log.warning("%s: not a text bank of %d phrases; embedding them again", path, rows)
+    size = len(content) - hashlib.sha256().digest_size
+    if size < 0 or content[size:] != _digest(key, content[:size]):
+        log.warning("%s: damaged, or not a text bank of %d phrases; embedding them again", path, rows)
         return None
-    result: Bank = bank
-    return result
+    bank: Bank = np.load(io.BytesIO(content[:size]), allow_pickle=False)
+    return bank
 
 
-def _write(path: Path, bank: Bank) -> None:
+def _write(path: Path, key: str, bank: Bank) -> None:
+    np.save(stream := io.BytesIO(), bank)
+    content = stream.getvalue()
     try:
-        np.save(stream := io.BytesIO(), bank)
-        write_file(path, stream.getvalue())  # whole or not at all, also when two processes write it
+        write_file(path, content + _digest(key, content))  # whole or not at all, also when two processes write it
     except OSError as problem:
         log.warning("%s: the text bank cannot be kept (%s)", path, problem)
+
+
+def _digest(key: str, content: bytes) -> bytes:
+    """What ends the file of a bank. numpy reads no further than the numbers."""
+    return hashlib.sha256(key.encode() + content).digest()

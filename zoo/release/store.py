@@ -18,8 +18,9 @@ from zoo.errors import (
     BadDataError,
     MissingDependencyError,
     NoWeightsError,
+    TamperedFileError,
 )
-from zoo.files import HeldFiles, hashes, is_bundle, native_writer, new_directory, write_file
+from zoo.files import HeldFiles, configured_key, hashes, is_bundle, native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
@@ -83,6 +84,7 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
     """Load a bundle, a release, a Hub release or a registered model, ready to judge; or take a release in memory.
 
     `policy`, or the file of one as given or as shipped, replaces its own. A bundle runs in its runtime, without torch.
+    With a key configured (`SAFETY_ZOO_PUBLIC_KEY`) it must be a signed bundle, or a model in memory.
     `options` are those of `export.runtime.load` for a bundle, else `device` (default: where the model is) and those of
     `Scorer`. Raises what `load_release` or the runtime raises, and BadPolicyError when policy and model do not fit.
 
@@ -102,7 +104,7 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
         return scorer
     from zoo.models.served import ServedRun, text_banks
 
-    release = source if isinstance(source, Release) else load_release(source)
+    release = source if isinstance(source, Release) else load_release(source, to_judge=True)
     judge = release.judge if policy is None else bind(release.card, policy)
     model = release.model.to(options.pop("device", None))
     codec = model.codec() if release.card.reads_text else None
@@ -114,9 +116,10 @@ def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
     return load_scorer(Release(model, model.card, policy), **options)
 
 
-def load_release(source: str | Path) -> Release:
+def load_release(source: str | Path, *, to_judge: bool = False) -> Release:
     """Load a model with its policy from a release directory, the Hub (`hf-hub:org/name`), or by registry name.
 
+    Raises TamperedFileError `to_judge` by it with a key configured, as a release has no signature.
     Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
     TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
 
@@ -124,6 +127,12 @@ def load_release(source: str | Path) -> Release:
     >>> release.card.name, release.policy.name
     ('safeclip_tiny.zeroshot', 'safeclip')
     """
+    key = configured_key() if to_judge else None
+    if key is not None:
+        raise TamperedFileError(
+            f"{source}: not signed, and the key {key} is required to judge; only bundles are signed: `zoo export` and "
+            "`zoo bundle sign`, or use a signed bundle"
+        )
     place = _find(source)
     if not isinstance(place, Path):
         model = _published(place)

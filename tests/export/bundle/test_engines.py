@@ -21,7 +21,7 @@ import export.runtime.engine
 import zoo
 from export import runtime
 from export.bundle.manifest import Engine, Precision, Verification
-from export.bundle.store import Bundle, read_bundle, sign, use_policy
+from export.bundle.store import Bundle, read_banks, read_bundle, sign, use_policy
 from export.onnx.export import engine_name, export_onnx
 from export.precision.nodes import check_products, count_products, rounded_float32
 from export.runtime.engine import clamps_int8, open_best
@@ -32,8 +32,9 @@ from zoo.cli import run
 from zoo.contract.policy import Policy, Threshold
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import hashes
+from zoo.guard.detector import load_detector
 from zoo.registry import create_model
-from zoo.release.store import load_release, write_release
+from zoo.release.store import load_release, load_scorer, write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 PASSED = Verification(True, 256, 0, 0, 0, {}, "cpu", "drawn")
@@ -201,6 +202,31 @@ def test_a_signature_is_checked_when_a_key_is_configured(
     monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", str(tmp_path / "none.pub"))
     with pytest.raises(BadInputError, match="key cannot be read"):
         runtime.load(bundle, threads=1)
+
+
+def test_with_a_key_configured_nothing_unsigned_is_judged(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = load(CLIP)
+    write_release(release.model, release.policy, tmp_path / "release")
+    bundle = Path(shutil.copytree(two, tmp_path / "bundle"))
+    (bundle / "manifest.json").unlink()
+    monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", str(tmp_path / "key.pub"))
+    for source in (tmp_path / "release", bundle, CLIP, "hf-hub:some/release"):
+        with pytest.raises(TamperedFileError, match=r"not signed, and the key .* is required to judge"):
+            load_scorer(source)
+        with pytest.raises(TamperedFileError, match=r"not signed, and the key .* is required to judge"):
+            load_detector(source)
+    monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", "")
+    for source in (tmp_path / "release", two):
+        with pytest.raises(BadInputError, match="SAFETY_ZOO_PUBLIC_KEY is set, but empty"):
+            load_scorer(source)
+
+
+def test_a_text_bank_that_the_manifest_does_not_list_is_not_used(two: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(two, tmp_path / "bundle"))
+    (bundle / "onnx-fp32.npz").write_bytes(b"planted")
+    assert read_banks(read_bundle(bundle).files, "onnx-fp32.onnx") == {}
 
 
 def test_a_verification_by_another_policy_is_called_so(two: Path, tmp_path: Path) -> None:
