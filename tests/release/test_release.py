@@ -18,6 +18,7 @@ from zoo import registry
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, Category, Policy, Threshold
 from zoo.errors import (
+    BadArgumentError,
     BadCardError,
     BadDataError,
     BadInputError,
@@ -35,7 +36,7 @@ from zoo.models.clip import DualEncoder
 from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
-from zoo.release.store import load_clip, load_release, load_scorer, read_tensors, write_release
+from zoo.release.store import load_clip, load_model, load_release, load_scorer, read_tensors, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
 TYPES = (
@@ -89,6 +90,27 @@ def test_what_was_written_answers_the_same(name: str, tmp_path: Path) -> None:
     assert not found.model.training
     assert (found.policy, found.card) == (policy, card)
     assert set(card.files) == {path.name for path in (tmp_path / "r").iterdir()} - {"card.json"}
+
+
+def test_what_is_not_a_release_says_what_it_is_and_what_to_do(
+    release: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint, bundle = tmp_path / "x.ckpt", bundles["test_nsfwjs.random"]
+    for load in (load_model, load_release, load_scorer):
+        with pytest.raises(BadArgumentError, match=r"x\.ckpt: no such file; .*zoo release .*x\.ckpt --out DIR"):
+            load(checkpoint)
+    checkpoint.write_bytes(b"PK")
+    with pytest.raises(BadArgumentError, match=r"x\.ckpt: a checkpoint of a training is not a release; make one"):
+        load_model(checkpoint)
+    with pytest.raises(BadArgumentError, match=r"x\.ckpt: no such file; a checkpoint"):
+        load_model("x.ckpt")
+    with pytest.raises(BadArgumentError, match=r"model\.safetensors: is a file, and a release is a directory"):
+        load_model(release / "model.safetensors")
+    with pytest.raises(BadArgumentError, match=r"is a bundle, .*give the release that it was exported from"):
+        load_model(bundle)
+    with pytest.raises(BadArgumentError, match="to add an engine, export that release into the bundle"):
+        export_onnx(bundle, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])

@@ -21,7 +21,7 @@ from zoo.errors import BadInputError
 from zoo.registry import create_model, model_card
 from zoo.release.checkpoint import release_checkpoint
 from zoo.release.store import load_release, write_release
-from zoo.training import Classification, ManifestData
+from zoo.training import Classification, Contrastive, ManifestData, VisionLanguage
 from zoo.training.classification import Criterion
 from zoo.training.data import Batch
 
@@ -324,3 +324,17 @@ def test_a_recipe_can_turn_two_exclusive_labels_into_several(tmp_path: Path) -> 
     assert (card.score, card.score_meaning) == ("sigmoid", "probability of each label by itself")
     assert module._target({"labels": [("unsafe", "in_prompt")]}).tolist() == [[1, 0, 1]]
     _fit(module, _data(tmp_path, ("unsafe|in_image", "")), max_epochs=1)
+
+
+def test_a_module_that_is_called_answers_as_its_model_does() -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    released = load_release("test_laion_nsfw.random").model
+    module = Classification("test_laion_nsfw.random").eval()
+    module.model.load_state_dict(released.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(module(images), released(images))
+        bank = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
+        pairs = Contrastive("test_safeclip.random").eval()
+        assert torch.equal(pairs(images, bank), pairs.model(images, bank))
+    with pytest.raises(BadInputError, match=r"built by setup\(\), which the trainer calls"):
+        VisionLanguage("out", lvlm="nowhere")(input_ids=torch.zeros(1, 1))

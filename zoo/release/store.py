@@ -154,11 +154,24 @@ def load_model(source: str | Path) -> ZooModel:
 
 def _find(source: str | Path) -> Path | ModelEntry:
     """The folder of a release, fetched from the Hub if need be, or the entry of a registered model."""
-    if Path(source).is_dir():
-        return Path(source)
-    name = str(source)
+    path, name = Path(source), str(source)
+    if is_bundle(path) and not (path / WEIGHTS).is_file():
+        raise BadArgumentError(
+            f"{name}: is a bundle, which holds engines and not the model itself; give the release that it was exported "
+            "from (to add an engine, export that release into the bundle), or judge with the bundle: `zoo score`, "
+            "zoo.load_scorer()"
+        )
+    if path.is_dir():
+        return path
+    if path.suffix == ".ckpt":
+        missing = "" if path.is_file() else "no such file; "
+        raise BadArgumentError(
+            f"{name}: {missing}a checkpoint of a training is not a release; make one: zoo release {name} --out DIR"
+        )
     if name in list_models():
         return model_entry(name)
+    if path.is_file():
+        raise BadArgumentError(f"{name}: is a file, and a release is a directory (made by `zoo release`); give that")
     if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
         return _download(name.removeprefix(HUB))
     if "/" in name:

@@ -196,6 +196,11 @@ class Base(Trainable):
         """From here on the weights are trained ones."""
         self._has_weights = True
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits `[B, N]` of the model, whose inputs these are."""
+        logits: Tensor = self.model(*inputs)
+        return logits
+
     def setup(self, stage: str) -> None:
         """Train the tokenizer on the training texts when the model has none of its own yet."""
         if self.model.card.text is None or self._codec is not None:

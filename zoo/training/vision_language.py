@@ -101,6 +101,12 @@ class VisionLanguage(Trainable):
         self._peft: tuple[Any, ...] = ()  # in a tuple, or its parameters would count twice
         self._tally: dict[str, list[bool]] = defaultdict(list)
 
+    def forward(self, **inputs: Any) -> Any:
+        """The output of the vision-language model, whose inputs these are. Raises BadArgumentError before `setup`."""
+        if self.lvlm is None:
+            raise BadArgumentError("the vision-language model is built by setup(), which the trainer calls")
+        return self.lvlm(**inputs)
+
     def setup(self, stage: str) -> None:
         """Build or load the model, its tokenizer trained on the training questions; freeze what is not trained."""
         if self.lvlm is not None:
