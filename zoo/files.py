@@ -49,10 +49,10 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 class HeldFiles:
-    """Files of one folder, each opened once: what was hashed is what is used, whatever takes its place in between.
+    """Files of one folder, each opened once: the bytes that were hashed are used, even if the file is replaced since.
 
-    Where some were given with their sha256, no other is read.
-    Raises TamperedFileError for a missing file, and for one that is not, or not any more, that of its sha256.
+    If some files were given with their sha256, no other file is read.
+    Raises TamperedFileError for a missing file, and for one that does not match its sha256 or changes afterwards.
     """
 
     def __init__(self, folder: Path, wanted: Mapping[str, str] | None = None) -> None:
@@ -125,8 +125,8 @@ class HeldFiles:
         return self._streams[name]
 
     def _state(self, name: str) -> tuple[int, int]:
-        found = os.fstat(self._streams[name].fileno())
-        return found.st_size, found.st_mtime_ns
+        state = os.fstat(self._streams[name].fileno())
+        return state.st_size, state.st_mtime_ns
 
     def _refuse_change(self, name: str) -> None:
         if self._state(name) != self._states[name]:

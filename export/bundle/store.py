@@ -80,7 +80,7 @@ def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
 def check_files(folder: Path, manifest: Manifest, but: Sequence[str] = ()) -> HeldFiles:
     """The files of a bundle, held open.
 
-    Raises TamperedFileError where one is not that which the manifest names, with the command that mends it.
+    Raises TamperedFileError, with the command that repairs it, for a file that is not the one in the manifest.
     """
     files = HeldFiles(folder)
     damage: dict[str, TamperedFileError] = {}

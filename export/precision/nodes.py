@@ -181,7 +181,7 @@ def skip_resize(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
 
 
 def noted(node: NodeProto, what: str) -> tuple[str, ...]:
-    """What the exporter notes of the modules that a node comes from, outermost first: `name_scopes` say."""
+    """The exporter's note about the modules that a node comes from, outermost first, such as `name_scopes`."""
     key = f"pkg.torch.onnx.{what}"
     return tuple(ast.literal_eval(next((pair.value for pair in node.metadata_props if pair.key == key), "()")))
 

@@ -36,7 +36,7 @@ class OpenVINOEngine(RunningEngine):
         try:
             core = openvino().Core()
             with files.content(spec.files[1]) as weights:
-                self._weights = np.frombuffer(weights, np.uint8)  # which the graph goes on to read: no copy is made
+                self._weights = np.frombuffer(weights, np.uint8)  # the graph keeps reading from it: no copy is made
                 shared = openvino().Tensor(self._weights, shared_memory=True)
                 model = core.read_model(files.read(spec.files[0]), shared)
             self._any = compile_graph(core, model, threads=threads).create_infer_request()

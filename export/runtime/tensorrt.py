@@ -36,7 +36,7 @@ class LoadedPlan:
     def __init__(self, plan: Path, mend: Mend, device: int = 0, files: HeldFiles | None = None) -> None:
         """Load a plan with the files beside it; `mend` gives the command that builds it again, for messages.
 
-        `files` hold its folder open, where that is done already.
+        `files` are those of its folder, if they are open already.
 
         Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
         """

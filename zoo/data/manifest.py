@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[int, dict[str, str]]:
 
 
 def _table(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of CSV or TSV. Raises BadDataError with the physical line for whatever could be read in two ways."""
+    """The rows of CSV or TSV. Raises BadDataError with the physical line for a row that could be read in two ways."""
     mark = "\t" if path.suffix.lower() == ".tsv" else ","
     advice = "write a field with a comma, a quote or a line break in double quotes, and a quote in it twice"
     reader = csv.reader(lines, delimiter=mark, strict=True)

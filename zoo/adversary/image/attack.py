@@ -80,7 +80,7 @@ class AttackOutcome:
 class AttackResult(AttackOutcome):
     """The outcome for N images.
 
-    `adversarial` `[N, C, H, W]` are misjudged images inside the budget, or the clean ones where none was found.
+    `adversarial` `[N, C, H, W]` are misjudged images inside the budget, or the clean ones if the attacks failed.
     Gradient attacks say nothing where an image is `blind`, so Square attacks it instead; `why_blind` is the error that
     the model raised there, if any. `randomised`: two passes gave different logits, so that the success of an attack is
     partly luck.

@@ -59,7 +59,7 @@ def substitute_tokens(
 
 
 class _Attack:
-    """One text under attack: where it stands, and the best that was found."""
+    """One text under attack: its present state, and the best so far."""
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class Counter:
         return CleanFigures(accuracy, recall, fpr, area, self.draws.average_precision(self.scores, self.labels))
 
     def attacked(self, attempt: Attempt, scores: NDArray[np.float64] | None) -> AttackFigures:
-        """The figures under one attack, with the scores `[N]` of what it found."""
+        """The figures under one attack, with the scores `[N]` of the attacked items."""
         broken, tried = attempt.broken.numpy(), attempt.attempted.numpy()
         right = self.correct & ~broken
         tells = self.scores is not None
