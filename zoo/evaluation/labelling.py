@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import SPLITS, Row, need_label, read_manifest
 from zoo.data.splits import apply_rule
-from zoo.errors import BadDataError
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.release.store import CARD, load_release
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,16 @@ def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:
         names = sorted({str(row.split) for row in rows})
         raise BadDataError(f'{data}: no rows of the split "{split}"; it has {", ".join(names)}')
     return chosen
+
+
+def limited(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """`limit` of the items, drawn by `seed`, in their order; all of them for None. Raises BadArgumentError below 1."""
+    if limit is None:
+        return list(items)
+    if limit < 1:
+        raise BadArgumentError(f"`limit` must be at least 1, got {limit}")
+    places = sorted(random.Random(seed).sample(range(len(items)), min(limit, len(items))))
+    return [items[place] for place in places]
 
 
 def items_of(rows: list[Row], *, by_image: bool) -> list[list[Row]]:

@@ -7,7 +7,6 @@ questions about neutral images. Neither means anything alone: a model that refus
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, GuardError
-from zoo.evaluation.labelling import Labelling
+from zoo.evaluation.labelling import Labelling, limited
 from zoo.guard.guard import Guard
 from zoo.guard.lvlm import VisionLanguageModel
 from zoo.guard.refusals import is_refusal
@@ -183,11 +182,7 @@ def queries_of(
                 f"{query.image}: labelled {first.label} on line {first.line} and {query.label} on line {query.line}; "
                 "a label here is of the image"
             )
-    if limit is not None:
-        if limit < 1:
-            raise BadArgumentError(f"limit must be at least 1, got {limit}")
-        kept = sorted(random.Random(seed).sample(range(len(queries)), min(limit, len(queries))))
-        queries = [queries[index] for index in kept]
+    queries = limited(queries, limit, seed)
     if not queries:
         raise BadDataError("no rows are left to ask about")
     return queries

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, close_match
-from zoo.evaluation.labelling import Labelling, items_of
+from zoo.evaluation.labelling import Labelling, items_of, limited
 from zoo.inputs.image import load
 from zoo.inputs.text import clean
 
@@ -107,12 +106,7 @@ def read_items(
     the row's label among the card's labels. Raises BadInputError for an unknown column, a label that the
     card lacks, or when no item can be judged.
     """
-    groups = items_of(list(rows), by_image=not card.reads_text)
-    if limit is not None:
-        if limit < 1:
-            raise BadArgumentError(f"`limit` must be at least 1, got {limit}")
-        drawn = sorted(random.Random(seed).sample(range(len(groups)), min(limit, len(groups))))
-        groups = [groups[place] for place in drawn]
+    groups = limited(items_of(list(rows), by_image=not card.reads_text), limit, seed)
     reader = _Reader(card, labelling)
     for group in track(groups, "Reading items", transient=True):
         reader.add(group)
