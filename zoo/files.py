@@ -143,7 +143,7 @@ PUBLIC_KEY = "SAFETY_ZOO_PUBLIC_KEY"
 
 
 def configured_key() -> Path | None:
-    """The public key that `SAFETY_ZOO_PUBLIC_KEY` names, None where it is not set.
+    """The public key that `SAFETY_ZOO_PUBLIC_KEY` names, None if it is not set.
 
     Raises BadArgumentError when it is set to nothing: whoever set it wants signatures checked.
     """

@@ -15,7 +15,7 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError
 
 Values: TypeAlias = NDArray[np.float64]
-#: The scores or labels of items in order, a list or an array; None where an item lacks its own.
+#: The scores or labels of items in order, a list or an array; None if an item lacks its own.
 Scores: TypeAlias = Sequence[float | None] | NDArray[Any]
 Labels: TypeAlias = Sequence[int | None] | NDArray[Any]
 
@@ -33,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Estimate:
-    """A figure over `count` items with the ends of its 95 % interval; None where it is undefined."""
+    """A figure over `count` items with the ends of its 95 % interval; None if it is undefined."""
 
     value: float | None
     low: float | None
@@ -42,7 +42,7 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        """Both ends; None where the interval is undefined."""
+        """Both ends; None if the interval is undefined."""
         return None if self.low is None or self.high is None else Interval(self.low, self.high)
 
 

@@ -89,7 +89,7 @@ class TensorSpec:
 class Difference:
     """How one output differs from the trained model's: absolute differences, and the least cosine of two rows.
 
-    None where an engine answered no finite number.
+    None if an engine answered no finite number.
     """
 
     max: float | None
@@ -107,7 +107,7 @@ class Verification:
     `at_shapes` are the largest differences of the logits in batches of some sizes, and for images of some sizes, which
     the graph resizes by itself. `options` are those of `zoo verify` that said what it was verified on, and `policy` the
     id of that by which verdicts were counted. `company` is how far a score lies from that of the same input alone in
-    its batch, None where that was not measured.
+    its batch, None if that was not measured.
     """
 
     passed: bool

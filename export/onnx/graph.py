@@ -200,7 +200,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_symbolic(proto: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> None:
-    """Raise IncompatibleBundleError where the graph froze a dimension that may vary, or the reverse."""
+    """Raise IncompatibleBundleError if the graph froze a dimension that may vary, or the reverse."""
     shapes = {}
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim

@@ -51,7 +51,7 @@ def count_products(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def check_products(counts: dict[str, int], precision: Precision) -> None:
-    """Raise IncompatibleBundleError where a graph that is called `precision` has no product in it."""
+    """Raise IncompatibleBundleError if a graph that is called `precision` has no product in it."""
     if not counts.get(COUNTED_AS[precision]):
         raise IncompatibleBundleError(
             f"an {precision} engine was asked for, but none of its matrix products is in it: {counts or 'it has none'}"

@@ -134,7 +134,7 @@ def _start(ort: Any, path: Path, options: Any, provider: str, files: HeldFiles, 
 
 
 def _no_tensorrt(ort: Any, precision: Precision) -> str | None:
-    """Why onnxruntime's TensorRT provider is not used; None where it can be."""
+    """Why onnxruntime's TensorRT provider is not used; None if it can be."""
     if TENSORRT not in ort.get_available_providers():
         return "this onnxruntime was built without it"
     if precision == "fp32":

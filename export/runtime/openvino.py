@@ -28,7 +28,7 @@ class OpenVINOEngine(RunningEngine):
     """
 
     def __init__(self, files: HeldFiles, spec: Engine, exact: list[InputShapes], threads: int | None = None) -> None:
-        """Load the graph of `spec` from its folder. Raises IncompatibleBundleError where OpenVINO does not take it."""
+        """Load the graph of `spec` from its folder. Raises IncompatibleBundleError if OpenVINO does not take it."""
         super().__init__(spec, "cpu")
         self.provider = f"openvino {version('openvino')}"
         self._banks = read_banks(files, spec.files[0])

@@ -186,7 +186,7 @@ def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Pack
 
 
 def check_gpu(report: PlanReport, gpu: LocalGpu, mend: Mend) -> None:
-    """Raise IncompatibleBundleError where a plan was built for other GPUs than this one."""
+    """Raise IncompatibleBundleError if a plan was built for other GPUs than this one."""
     if gpu.capability not in report.capabilities:
         other = {"capability": (gpu.capability,)} if report.package == "tensorrt_rtx" else {}
         built = ", ".join(report.capabilities)
@@ -196,7 +196,7 @@ def check_gpu(report: PlanReport, gpu: LocalGpu, mend: Mend) -> None:
 
 
 def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes], mend: Mend) -> None:
-    """Raise BadInputError where the plan has no such input, or not of that shape."""
+    """Raise BadInputError if the plan has no such input, or not of that shape."""
     if name not in profiles:
         raise BadArgumentError(f'the plan has no input "{name}", it reads {sorted(profiles)}')
     least, _, largest = profiles[name]
@@ -220,7 +220,7 @@ def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[
 
 
 def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend: Mend) -> None:
-    """Raise IncompatibleBundleError where a bank cannot replace the constant that is in the plan."""
+    """Raise IncompatibleBundleError if a bank cannot replace the constant that is in the plan."""
     if shape != built:
         raise IncompatibleBundleError(
             f'"{name}" is a constant of {list(built)} in the plan, which one of {list(shape)} cannot replace; as an '

@@ -24,7 +24,7 @@ from zoo.files import write_file
 
 #: TensorRT's names of types, in the network (capitals) and in the layer list.
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "BFLOAT16": "bf16", "INT8": "int8", "FP8": "fp8"}
-#: Kernels that TensorRT generates for what stands around a product; they name the product that they prepare too.
+#: Kernels that TensorRT generates for the nodes around a product; they name that product too.
 _AROUND = "kgen"
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
 #: What may stand between a DequantizeLinear and the product that it feeds.

@@ -87,7 +87,7 @@ def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32]
 
 
 def _blended(start: Feeds, end: Feeds, share: NDArray[np.floating]) -> Feeds:
-    """Images between the two sides; everything else is the end's, so that a share of 1 is that very input."""
+    """Images between the two sides; everything else is the end's, so that a share of 1 gives the end itself."""
     first, last = start["image"].astype(np.float32), end["image"].astype(np.float32)
     mixed = first + (last - first) * share[:, None, None, None]
     return {**end, "image": mixed.round().clip(0, 255).astype(np.uint8)}

@@ -53,7 +53,7 @@ class Measurement:
 
     `threat` names the attack and its budget where the figure is one of robustness, else it is empty.
     `bounds` is the interval around `value` at `confidence`, `data_sha256` and `split` say which rows were measured;
-    each is empty where that was not recorded.
+    each is empty if that was not recorded.
     """
 
     metric: str
@@ -90,7 +90,7 @@ class SplitRule:
 class Training:
     """How the weights were made. `recipe` is empty for weights that others published.
 
-    `split` is the rule that assigned rows without a split, None where the manifest named the split of all rows.
+    `split` is the rule that assigned rows without a split, None if the manifest named the split of all rows.
     """
 
     recipe: str = ""

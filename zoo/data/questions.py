@@ -71,7 +71,7 @@ _NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture. `reason` says what is forbidden there, and is empty where nothing is."""
+    """One question about one picture. `reason` says what is forbidden there, and is empty if nothing is."""
 
     image: Path
     question: str

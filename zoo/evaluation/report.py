@@ -50,7 +50,7 @@ class EvaluationReport(schema.PlainData):
     def update_card(self, folder: Path) -> ModelCard:
         """Put the measurements into the card of a release; those of the same metric, data and threat are replaced.
 
-        Raises BadCardError where the weights in the folder are not those that were measured.
+        Raises BadCardError if the weights in the folder are not those that were measured.
         """
         card = ModelCard.read(folder / CARD)
         if self.weights_sha256 and self.weights_sha256 not in card.files.values():

@@ -70,7 +70,7 @@ class Guard:
     or inside PEFT; `detector` a release or registered name of a `safeclip_*` model, or a `Detector`. `tower_matches`
     tells whether the detector belongs to the vision tower that the model has; if not, a warning is logged.
 
-    Raises BadInputError where these do not fit together, and what `load_release` raises.
+    Raises BadInputError if these do not fit together, and what `load_release` raises.
     """
 
     def __init__(

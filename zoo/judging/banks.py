@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 
 
 def _read(path: Path, key: str, rows: int) -> Bank | None:
-    """The bank in a file; None where there is none, or it is not, byte for byte, what was written under this key."""
+    """The bank in a file; None if it does not exist, or differs by a byte from what was written under this key."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

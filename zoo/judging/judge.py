@@ -195,7 +195,7 @@ class Judge(BaseJudge):
 class PanelJudge(BaseJudge):
     """A panel policy bound to the heads of one panel; the same methods as `Judge`, over all heads' outputs in turn.
 
-    Raises BadPolicyError where a head has no policy, a policy no head, or the two do not fit.
+    Raises BadPolicyError if a head has no policy, a policy no head, or the two do not fit.
     """
 
     def __init__(self, card: ModelCard, policy: PanelPolicy) -> None:

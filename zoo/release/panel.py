@@ -75,7 +75,7 @@ def _load(member: Member) -> Release:
 
 
 def _named(releases: list[Release]) -> dict[str, Release]:
-    """Heads by the names of their models; a model that comes twice is told apart by the names of the policies."""
+    """Heads by the names of their models; heads of one model also have the names of their policies."""
     names = [release.card.name for release in releases]
     named: dict[str, Release] = {}
     for release, name in zip(releases, names, strict=True):

@@ -202,7 +202,7 @@ class Base(Trainable):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Train the tokenizer on the training texts when the model has none of its own yet."""
+        """Train the tokenizer on the training texts if the model does not have one yet."""
         if self.model.card.text is None or self._codec is not None:
             return
         data = getattr(self.trainer, "datamodule", None)

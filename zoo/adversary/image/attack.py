@@ -225,7 +225,7 @@ class _Campaign:
         return self._batches(torch.ones_like(self.blind))
 
     def _clean(self, target: Target) -> Tensor:
-        """The logits `[N, K]` of the clean images. Raises BadInputError where they are not finite."""
+        """The logits `[N, K]` of the clean images. Raises BadInputError if they are not finite."""
         return _finite([target.logits(batch.pixels, batch) for batch in self._everything()])
 
     def _look(self) -> Tensor:

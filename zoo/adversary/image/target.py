@@ -123,8 +123,8 @@ def cross_entropy(logits: Tensor, batch: ImageBatch) -> Tensor:
     """In place of the cross-entropy: the log-odds `[B]` of any class except the label, from logits `[B, K]`.
 
     The cross-entropy is their softplus. It rises with them and its gradient points the same way, so that attacks that
-    use the direction of a gradient and the order of values take the very same steps. But where a model is sure (17
-    nats do), float32 rounds the cross-entropy and the label's part of its gradient to zero: false robustness.
+    use the direction of a gradient and the order of values take the same steps. But if a model is sure (17 nats
+    suffice), float32 rounds the cross-entropy and the label's part of its gradient to zero: false robustness.
     """
     own = logits.gather(1, batch.labels[:, None])[:, 0]
     return logits.scatter(1, batch.labels[:, None], -torch.inf).logsumexp(dim=1) - own

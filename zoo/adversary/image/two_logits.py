@@ -45,7 +45,7 @@ class Judged(nn.Module):
     Differentiable, and flagged exactly where `Judge` flags, except for ties. The second logit is how far the
     category nearest to being flagged is beyond its threshold, in log-odds, which do not saturate as scores do (in plain
     score where a policy adds up several sigmoid outputs). `threshold` replaces those of the policy: class 1 is where
-    the highest score of a category that blocks or asks for review is above it. Raises BadPolicyError where the two
+    the highest score of a category that blocks or asks for review is above it. Raises BadPolicyError if the two
     do not fit, BadInputError for a panel, whose heads are attacked one by one.
     """
 

@@ -32,7 +32,7 @@ def attack_texts(
     The character attacks of the threat are searched together; `synonyms` (see `Synonyms`), `hotflip` and `gcg` follow,
     each on what held so far; a text that nothing broke keeps the attempt of lowest score. Costs add up.
     The model is a `TextModel`, or for attacks without gradients any function of texts and their `items` (places in the
-    attacked set, by default 0, 1, ...) to scores. Raises BadInputError where an attack lacks what it needs.
+    attacked set, by default 0, 1, ...) to scores. Raises BadInputError if an attack lacks what it needs.
     """
     places = list(range(len(texts))) if items is None else list(items)
     how: dict[str, Any] = {"threat": threat, "threshold": threshold, "batch_size": batch_size, "progress": progress}

@@ -59,7 +59,7 @@ class Refusals:
 
 @dataclass(frozen=True)
 class DetectorFigures:
-    """The detector's verdicts on each image once. `auroc` in [0, 1], None where a class is missing."""
+    """The detector's verdicts on each image once. `auroc` in [0, 1], None if a class is missing."""
 
     tpr: Rate
     fpr: Rate

@@ -37,7 +37,7 @@ T = TypeVar("T")
 class AnswerTime:
     """Seconds of one answer: `prefill` until the first token is out (vision pass included), `total` until the end.
 
-    `decode` is the time per further token, None where the first token was the only one.
+    `decode` is the time per further token, None if the first token was the only one.
     """
 
     prefill: float

@@ -47,7 +47,7 @@ def point_figures(campaign: Campaign, attempts: Sequence[Attempt], draws: Draws)
 class Counter:
     """Counts figures of N items at one operating point. `labels` `[N]`, `answers` `[N]` when clean, all of classes.
 
-    `scores` `[N]` are what clean items rank by; None where classes are judged.
+    `scores` `[N]` are what clean items rank by; None if classes are judged.
     """
 
     def __init__(

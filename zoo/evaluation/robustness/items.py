@@ -77,7 +77,7 @@ class Items:
 
     @property
     def texts(self) -> list[str | None]:
-        """The text of each item, None where the model reads none or the row has none."""
+        """The text of each item, None if the model reads none or the row has none."""
         return [item.text for item in self.items]
 
 

@@ -166,7 +166,7 @@ POINTS = {"policy": "at the policy's operating point", "fpr": "at a fixed false 
 def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
     """Draw the curves of these reports into a PNG: a column for each operating point, recall below accuracy.
 
-    Raises BadInputError where no report has a curve, or where they are of different norms or threat kinds.
+    Raises BadArgumentError if no report has a curve, or if the curves are of different norms.
     """
     from matplotlib.figure import Figure
 

@@ -23,7 +23,7 @@ from zoo.metrics import Estimate
 class CleanFigures:
     """Without attack. `recall` (TPR) and `fpr` of the decisions; `auroc` and `auprc` of the unsafe score.
 
-    All but `accuracy` are None where classes are judged instead of safe and unsafe.
+    All but `accuracy` are None if classes are judged instead of safe and unsafe.
     """
 
     accuracy: Estimate

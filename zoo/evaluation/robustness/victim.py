@@ -25,7 +25,7 @@ from zoo.release.store import Release
 class AttackedPoint:
     """A model that decides: `module` maps the model's inputs to logits `[B, K]`, and the highest is its answer.
 
-    `threshold` is on the policy's unsafe score; None where the policy's own thresholds hold, or where classes are
+    `threshold` is on the policy's unsafe score; None if the policy's own thresholds hold, or if classes are
     judged. It was found on `calibrated_on` at a rate of `fpr_target`; of the `negatives` there it flags the share
     `fpr_measured`.
     """

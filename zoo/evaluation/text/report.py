@@ -28,7 +28,7 @@ Changed = Literal["none", "positives", "all", "sample"]
 class RankerFigures:
     """One ranker in one condition: figures of each category, and their means without the tests of style.
 
-    `relative_loss` is of the mean AUPRC, (clean - attacked) / clean on the same texts; None where nothing was changed.
+    `relative_loss` is of the mean AUPRC, (clean - attacked) / clean on the same texts; None if nothing was changed.
     `queries` are texts that a search had scored.
     """
 
