@@ -183,7 +183,7 @@ def test_one_text_goes_with_every_image_or_each_with_its_own(capsys: pytest.Capt
         (["--model", FUSION, "a.jpg", "b.jpg", "c.jpg", "--text", "a", "--text", "b"], "3 images and 2 texts"),
         (["--model", NSFWJS, "a.jpg", "--policy", "configs/policy/unsaef.yaml"], 'mean "configs/policy/unsafe.yaml"'),
         (["--model", "nsfwjs_mobilenet_v2.gantman", "a.jpg"], "no downloadable weights are registered"),
-        (["--model", "./none", "a.jpg"], "no such release directory"),
+        (["--model", "./none", "a.jpg"], "no such directory"),
     ],
 )
 def test_a_call_that_makes_no_sense_ends_with_status_1(

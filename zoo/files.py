@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import difflib
 import errno
 import fnmatch
 import glob
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import shutil
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from zoo.errors import BadArgumentError, TamperedFileError
+from zoo.errors import BadArgumentError, TamperedFileError, close_match
 
 try:
     import fcntl
@@ -254,12 +256,41 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def hub_file(repository: str, name: str) -> Path:
-    """One file of a Hub repository, or of a local directory of the same layout. Raises OSError when absent."""
-    from huggingface_hub import hf_hub_download
+#: What names on the Hugging Face Hub begin with. Without it nothing is downloaded.
+HUB = "hf-hub:"
+#: What is fetched from the Hub: weights as safetensors alone, for other forms can run code.
+_FETCHED = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model")
 
-    local = Path(repository) / name
-    return local if local.is_file() else Path(hf_hub_download(repository, name))
+
+def model_folder(source: str | Path, known: Iterable[str] = ()) -> tuple[Path, str]:
+    """The folder of a model, and where it is from: a directory, or `hf-hub:ORG/NAME[@REVISION]`, fetched from the Hub.
+
+    The second is `hf-hub:ORG/NAME@COMMIT` whatever the revision, or the directory as given. Raises BadArgumentError for
+    anything else, with the close match among the `known` names and the folders beside it.
+    """
+    name = str(source)
+    if Path(source).is_dir():
+        return Path(source), name
+    if name.startswith(HUB):
+        return _fetched(name)
+    near = Path(source).parent
+    folders = [str(near / path.name) for path in near.glob("*") if path.is_dir()] if near.is_dir() else []
+    hint = f'; a model on the Hugging Face Hub is "{HUB}{name}"' if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else ""
+    raise BadArgumentError(
+        f"{name}: no such directory" + close_match(name, difflib.get_close_matches(name, [*known, *folders])) + hint
+    )
+
+
+def _fetched(name: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_FETCHED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise BadArgumentError(f"{name}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+    return folder, f"{HUB}{repository}@{folder.name}"
 
 
 def _link(source: str, target: str) -> None:

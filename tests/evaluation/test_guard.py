@@ -253,7 +253,7 @@ def test_the_report_is_complete_and_blurs(made: Made, rows: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--lvlm", "./none"], "./none: no such directory, and not a Hub id"),
+        (["--lvlm", "./none"], "./none: no such directory"),
         (["--detector", "test_nsfwjs.random"], "a guard's detector is a safeclip_* model"),
         (["--detector", "test_safeclip.randon"], 'did you mean "test_safeclip.random"'),
         (["--layer", "-9"], "layer must lie in [-3, -1]"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
@@ -28,14 +29,19 @@ from zoo.errors import (
     UnknownModelError,
     ZooError,
 )
+from zoo.evaluation.guard.refusal_judge import RefusalJudge
 from zoo.files import HeldFiles, sha256
+from zoo.guard.lvlm import load_lvlm
 from zoo.inputs.text import train_tokenizer
 from zoo.judging.judge import bind
 from zoo.models.base import ZooModel
 from zoo.models.clip import DualEncoder
+from zoo.models.clip_weights import published_clip
+from zoo.models.conv_clip import load_pretrained_text
 from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
+from zoo.release.imports import read_clip
 from zoo.release.store import load_clip, load_model, load_release, load_scorer, read_tensors, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
@@ -387,11 +393,15 @@ def test_a_clip_that_does_not_fit_or_is_incomplete_is_refused(clip_folder: Path,
     ("source", "error", "named"),
     [
         ("hf-hub:nobody/nothing", BadInputError, "cannot be fetched from the Hugging Face Hub"),
-        ("nobody/nothing", BadInputError, "cannot be fetched"),
+        (
+            "nobody/nothing",
+            BadInputError,
+            'no such directory.*; a model on the Hugging Face Hub is "hf-hub:nobody/nothing"',
+        ),
         ("safeclip_vit_b32.zeroshot", BadInputError, "openai/clip-vit-base-patch32"),
         ("multimodal_nsfw_tiny.fusion", NoWeightsError, "no downloadable weights are registered"),
         ("safeclip_vit_b23.zeroshot", UnknownModelError, r"safeclip_vit_b32\.zeroshot"),
-        ("/no/such/folder", BadInputError, "no such release directory"),
+        ("/no/such/folder", BadInputError, "no such directory"),
     ],
 )
 def test_a_source_without_weights_is_refused(source: str, error: type[ZooError], named: str) -> None:
@@ -399,14 +409,65 @@ def test_a_source_without_weights_is_refused(source: str, error: type[ZooError],
         load_release(source)
 
 
-def test_a_release_on_the_hub(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def _hub(home: Path, repository: str, commit: str, files: Path) -> None:
+    """A cache as huggingface_hub leaves it, of one revision."""
+    folder = home / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(files, folder / "snapshots" / commit)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
 
-    def fetch(repository: str, **_: object) -> str:
-        asked.append(repository)
-        return str(written)
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_release_on_the_hub(written: Path, hub: Path) -> None:
+    first, second = "1" * 40, "2" * 40
+    _hub(hub, "someone/guard", first, written)
+    _hub(hub, "someone/guard", second, written)
+    (hub / "models--someone--guard" / "snapshots" / second / "card.json").write_text("{")
+    assert load_release(f"hf-hub:someone/guard@{first}").card == ModelCard.read(written / "card.json")
+    with pytest.raises(BadInputError, match=second):
+        load_release("hf-hub:someone/guard")
+    with pytest.raises(BadInputError, match=r'no such directory.*"hf-hub:someone/guard"'):
+        load_release("someone/guard")
+    with pytest.raises(BadInputError, match="cannot be fetched"):
+        load_release("hf-hub:someone/guard@" + "3" * 40)
+
+
+@pytest.mark.usefixtures("clip_entries")
+def test_the_commit_of_a_clip_on_the_hub_is_in_the_card(clip_folder: Path, hub: Path, tmp_path: Path) -> None:
+    commit = "4" * 40
+    _hub(hub, "someone/clip", commit, clip_folder)
+    assert published_clip("hf-hub:someone/clip", with_text=True).source == f"hf-hub:someone/clip@{commit}"
+    snapshot = hub / "models--someone--clip" / "snapshots" / commit
+    state = load_file(snapshot / "model.safetensors")
+    (snapshot / "model.safetensors").unlink()
+    torch.save(state, snapshot / "pytorch_model.bin")
+    with pytest.raises(BadInputError, match="safetensors"):
+        published_clip("hf-hub:someone/clip", with_text=True)
+
+
+def test_no_argument_downloads_a_name_without_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object, **__: object) -> str:
+        raise AssertionError("asked the Hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    found = load_release("hf-hub:someone/guard")
-    assert asked == ["someone/guard"]
-    assert found.card == ModelCard.read(written / "card.json")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "modell").mkdir()
+    takers: list[Callable[[str], object]] = [
+        load_release,
+        lambda name: load_clip("safeclip_tiny.zeroshot", name),
+        lambda name: read_clip(name, with_text=False),
+        lambda name: load_pretrained_text(create_model(NAME), name),
+        load_lvlm,
+        RefusalJudge,
+    ]
+    for take in takers:
+        with pytest.raises(BadInputError, match=r'did you mean "org/modell".*"hf-hub:org/model"|has no BERT'):
+            take("org/model")

@@ -94,7 +94,10 @@ def _add_guard(actions: Commands) -> None:
     parser = add_command(actions, "guard", _guard, text, GUARD_EXAMPLE)
     need = parser.add_argument_group("what is measured")
     need.add_argument(
-        "--lvlm", required=True, metavar="LVLM", help="vision-language model, a transformers directory or Hub id"
+        "--lvlm",
+        required=True,
+        metavar="LVLM",
+        help="vision-language model: transformers directory or hf-hub:ORG/NAME",
     )
     text = "release directory or registry name of a safeclip_* model"
     need.add_argument("--detector", required=True, metavar="MODEL", help=text)
@@ -116,7 +119,7 @@ def _add_guard(actions: Commands) -> None:
     text = r"prompt with {image} and {question}, \n for a line break (default: the chat template, else LLaVA-1.5's)"
     how.add_argument("--prompt-template", metavar="TEMPLATE", help=text)
     how.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
-    text = "causal language model, directory or Hub id, that also judges what is a refusal"
+    text = "causal language model, directory or hf-hub:ORG/NAME, that also judges what is a refusal"
     how.add_argument("--judge", metavar="LM", help=text)
     add_flags(how, "--device", "--seed")
     dtypes = ("auto", "float32", "bfloat16", "float16")
@@ -193,7 +196,7 @@ def _add_texts(actions: Commands) -> None:
     add_flag(parser, "--model", "release directory or registry name of a classifier of texts", required=True)
     add_flag(parser, "--data", "as `zoo data corpora` writes it", required=True)
     add_flag(parser, "--split", default="test")
-    text = "also logistic regression on a frozen MiniLM, directory or Hub id"
+    text = "also logistic regression on a frozen MiniLM, directory or hf-hub:ORG/NAME"
     parser.add_argument("--baseline", metavar="minilm:LM", help=text)
     text = "kinds of random edits: all, none, or homoglyphs,spacing,..."
     parser.add_argument("--attacks", default="all", metavar="LIST", help=text)

@@ -12,8 +12,8 @@ from zoo.models.upstream import KINDS, UPSTREAM
 IMPORT_HELP = """
 KIND      SOURCE
 nsfwjs    directory of a TensorFlow.js layers model: model.json and its weight shards
-clip      a CLIP for a safeclip model (--name): Hub id, transformers directory, or safeclip release of ours, which
-          can be read again at another layer that it keeps
+clip      a CLIP for a safeclip model (--name): hf-hub:ORG/NAME, transformers directory, or safeclip release of
+          ours, which can be read again at another layer that it keeps
 """
 
 IMPORT_EXAMPLES = """
@@ -54,9 +54,9 @@ def _add_import(commands: Commands) -> None:
     )
     parser.epilog = IMPORT_HELP.lstrip("\n") + heads + IMPORT_EXAMPLES
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help="whose weights, see below")
-    parser.add_argument("source", metavar="SOURCE", help="file, directory or Hub id, as the kind wants it")
+    parser.add_argument("source", metavar="SOURCE", help="file, directory or hf-hub:ORG/NAME, as the kind wants it")
     _add_out(parser)
-    text = "the CLIP below heads, a Hub id, transformers directory or release of ours (default: OpenAI's)"
+    text = "the CLIP below heads, hf-hub:ORG/NAME, transformers directory or release of ours (default: OpenAI's)"
     parser.add_argument("--tower", metavar="TOWER", help=text)
     parser.add_argument("--sha256", metavar="HEX", help="sha256 of a file of heads that you checked yourself")
     add_flag(parser, "--name", "for clip, the registry name that it becomes, such as safeclip_vit_b32.zeroshot")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import model_folder
 
 #: LLaVA-1.5's, for processors without a chat template.
 TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
@@ -63,7 +64,7 @@ def load_lvlm(
     """Load a model that AutoModelForImageTextToText knows, from safetensors alone.
 
     Args:
-        source: a directory or a Hub id.
+        source: a directory, or `hf-hub:ORG/NAME`.
         template: of the prompts, with `{question}` and `{image}` (or the image token); the model's own when None.
         device: where the model is put.
         dtype: "bfloat16" for example; "auto" is the checkpoint's own.
@@ -74,18 +75,17 @@ def load_lvlm(
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     name = str(source)
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise BadArgumentError(f"{name}: no such directory, and not a Hub id (ORG/NAME)")
+    folder, _ = model_folder(source)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadArgumentError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
     try:
-        kind = AutoConfig.from_pretrained(source).model_type
+        kind = AutoConfig.from_pretrained(folder).model_type
         if model_type not in (None, kind):
             raise ValueError(f"it is a {kind}, and a {model_type} is needed")
         model, report = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as problem:
         raise BadArgumentError(f"{name}: cannot be loaded as a vision-language model: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zoo.contract.card import ImageInput, ModelCard
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import hub_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 
 
@@ -42,15 +41,15 @@ def check_finite(model: ZooModel, where: str | Path) -> None:
 
 
 def read_transformers(
-    kind: type[Any], source: str, what: str, *, with_tokenizer: bool = True, **options: Any
+    kind: type[Any], folder: Path, source: str, what: str, *, with_tokenizer: bool = True, **options: Any
 ) -> tuple[Any, str | None]:
-    """A model of a class of transformers, from a Hub id or a directory, and its tokenizer.json.
+    """A model of a class of transformers, from a directory with safetensors, and its tokenizer.json.
 
-    Raises BadDataError, which names `what` was to be read, when it cannot be fetched or read, or lacks a tensor.
+    Raises BadDataError, which names `what` was to be read and its `source`, if it cannot be read or lacks a tensor.
     """
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-        tokenizer = hub_file(source, "tokenizer.json").read_text(encoding="utf-8") if with_tokenizer else None
+        model, report = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8") if with_tokenizer else None
     except (OSError, ValueError, RuntimeError) as problem:
         raise BadDataError(f"{what} {source} cannot be loaded: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random values, with only a warning

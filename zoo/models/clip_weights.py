@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import HUB, model_folder
 from zoo.models.base import ZooModel, read_transformers
 from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
 
 #: Settings that change a transformer's output but no shape: without a check, a difference would go unnoticed.
 _UNSEEN = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
-_OPENAI = "openai/clip-"
+_OPENAI = f"{HUB}openai/clip-"
 _PROJECTION = "visual_projection.weight"
 
 
@@ -39,13 +40,14 @@ class ClipWeights:
 
 
 def published_clip(source: str, *, with_text: bool) -> ClipWeights:
-    """Read a transformers CLIP, a Hub id or a directory; with `with_text` its tokenizer.json too.
+    """Read a transformers CLIP, a directory or `hf-hub:ORG/NAME`; with `with_text` its tokenizer.json too.
 
     Raises BadInputError when it cannot be fetched or read, or lacks a tensor.
     """
-    clip, tokenizer = read_transformers(CLIPModel, source, "the CLIP", with_tokenizer=with_text)
+    folder, place = model_folder(source)
+    clip, tokenizer = read_transformers(CLIPModel, folder, source, "the CLIP", with_tokenizer=with_text)
     return ClipWeights(
-        source=f"https://huggingface.co/{source}" if not Path(source).is_dir() else f"directory {Path(source).name}",
+        source=place if place.startswith(HUB) else f"directory {folder.name}",
         licence="MIT (OpenAI CLIP weights)" if source.startswith(_OPENAI) else f"that of {Path(source).name}",
         state=clip.state_dict(),
         vision=clip.config.vision_config,

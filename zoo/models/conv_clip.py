@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import model_folder
 from zoo.models.base import Normalise, ZooModel, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
@@ -140,14 +141,16 @@ def load_pretrained(model: ZooModel, image: str | None, text: str | None) -> Non
 
 
 def load_pretrained_text(model: ZooModel, source: str) -> None:
-    """Read a BERT (a Hub id, or a directory that transformers wrote) and its tokenizer into the text tower.
+    """Read a BERT (`hf-hub:ORG/NAME`, or a directory that transformers wrote) and its tokenizer into the text tower.
 
     Raises BadInputError when it cannot be fetched, or does not fit the tower.
     """
     tower = getattr(model, "text_tower", None)
     if not isinstance(tower, BertTextTower):
         raise BadArgumentError(f"{model.card.name} has no BERT text tower to read {source} into")
-    bert, tokenizer = read_transformers(BertModel, source, "the text weights", add_pooling_layer=False)
+    bert, tokenizer = read_transformers(
+        BertModel, model_folder(source)[0], source, "the text weights", add_pooling_layer=False
+    )
     try:
         tower.bert.load_state_dict(bert.state_dict())
     except RuntimeError as problem:

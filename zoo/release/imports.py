@@ -22,7 +22,7 @@ from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match
-from zoo.files import hashes
+from zoo.files import HUB, hashes, model_folder
 from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
@@ -30,7 +30,7 @@ from zoo.models.mobilenet import NSFWJS, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry
-from zoo.release.store import CARD, HUB, load_release, write_release
+from zoo.release.store import CARD, load_release, write_release
 
 #: Turns a state dictionary that torch saved into safetensors; `weights_only` runs no code of the file.
 CONVERT = (
@@ -54,7 +54,7 @@ def import_release(
     """Read published weights of a known kind and write them as a release; returns its card.
 
     `kind` is `nsfwjs`, `clip` or the architecture of a published head. Heads take a `tower`, the CLIP below them (a
-    Hub id, a transformers directory or a release; OpenAI's by default), and the `sha256` of a file that the
+    transformers directory or a release, or `hf-hub:ORG/NAME`; OpenAI's by default), and the `sha256` of a file that the
     user vouches for. `clip` takes the registry `name` that it becomes, and `projection_from`, another CLIP for
     projection, text tower, tokenizer and temperature. Both take `hparams` that differ from the registered ones.
 
@@ -115,7 +115,7 @@ def _head(
     model = _build(card)
     assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
     _load_exactly(model.head, _select(tensors, upstream), file)
-    clip = read_clip(tower or upstream.tower, with_text=False)
+    clip = read_clip(tower or HUB + upstream.tower, with_text=False)
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
     model.card = card.replace(
@@ -145,15 +145,13 @@ def _build(card: ModelCard) -> ZooModel:
 
 
 def read_clip(source: str, *, with_text: bool) -> ClipWeights:
-    """A CLIP from a release (directory with a card, `hf-hub:...`), a transformers directory or a Hub id.
+    """A CLIP from a release or a transformers CLIP: a directory, or `hf-hub:ORG/NAME`.
 
     Raises BadInputError when the source has no CLIP, or lacks a tensor.
     """
-    folder = Path(source)
-    if (folder / CARD).is_file() or source.startswith(HUB):
-        return clip_of(load_release(source).model, source if source.startswith(HUB) else folder.name)
-    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise BadArgumentError(f"{source}: no such directory, and no Hub id (organisation/name)")
+    folder, place = model_folder(source)
+    if (folder / CARD).is_file():
+        return clip_of(load_release(folder).model, place if place.startswith(HUB) else folder.name)
     return published_clip(source, with_text=with_text)
 
 

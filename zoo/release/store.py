@@ -20,7 +20,17 @@ from zoo.errors import (
     NoWeightsError,
     TamperedFileError,
 )
-from zoo.files import HeldFiles, configured_key, hashes, is_bundle, native_writer, new_directory, write_file
+from zoo.files import (
+    HUB,
+    HeldFiles,
+    configured_key,
+    hashes,
+    is_bundle,
+    model_folder,
+    native_writer,
+    new_directory,
+    write_file,
+)
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
@@ -31,7 +41,6 @@ if TYPE_CHECKING:
     from zoo.models.base import ZooModel
 
 WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
-HUB = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
 
 
 def load_release(source: str | Path, *, to_judge: bool = False) -> Release:
-    """Load a model with its policy from a release directory, the Hub (`hf-hub:org/name`), or by registry name.
+    """Load a model with its policy from a release, the Hub (`hf-hub:ORG/NAME[@REVISION]`), or by registry name.
 
     Raises TamperedFileError `to_judge` by it with a key configured, as a release has no signature.
     Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
@@ -172,10 +181,8 @@ def _find(source: str | Path) -> Path | ModelEntry:
         return model_entry(name)
     if path.is_file():
         raise BadArgumentError(f"{name}: is a file, and a release is a directory (made by `zoo release`); give that")
-    if name.startswith(HUB) or (name.count("/") == 1 and not Path(name).is_absolute() and not name.startswith(".")):
-        return _download(name.removeprefix(HUB))
-    if "/" in name:
-        raise BadArgumentError(f"{name}: no such release directory")
+    if name.startswith(HUB) or "/" in name:
+        return model_folder(name, list_models())[0]
     return model_entry(name)  # raises UnknownModelError with the close matches
 
 
@@ -244,7 +251,7 @@ def _published(entry: ModelEntry) -> ZooModel:
             f'zoo.create_model("{name}")'
         )
     if entry.pretrained != RANDOM:
-        return load_clip(name, entry.pretrained)
+        return load_clip(name, HUB + entry.pretrained)
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -253,7 +260,7 @@ def _published(entry: ModelEntry) -> ZooModel:
 
 
 def load_clip(name: str, pretrained: str | Path) -> ZooModel:
-    """A `safeclip_*` model with the weights and tokenizer of a transformers CLIP: a Hub id or a directory.
+    """A `safeclip_*` model with the weights and tokenizer of a transformers CLIP: a directory, or `hf-hub:ORG/NAME`.
 
     Raises BadInputError when it cannot be fetched or read, or does not fit the architecture.
     """
@@ -264,13 +271,3 @@ def load_clip(name: str, pretrained: str | Path) -> ZooModel:
     model = fill_zero_shot(build(model_card(name)), clip, clip)
     check_finite(model, pretrained)
     return model
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS, CARD, POLICY, TOKENIZER]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise BadArgumentError(f"{HUB}{repository}: cannot be fetched from the Hugging Face Hub: {problem}") from None

@@ -154,7 +154,7 @@ class Base(Trainable):
         policy: path of a policy, here or among the files of the package; the model's own when None.
         init_from: a release to start from instead of random weights: the same architecture, under any tag.
         image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
-        text_weights: Hub id or directory of a BERT to start the text tower from, tokenizer included.
+        text_weights: `hf-hub:ORG/NAME` or directory of a BERT to start the text tower from, tokenizer included.
         kwargs: arguments of `Trainable`.
     """
 

@@ -31,7 +31,7 @@ class Classification(Base):
 
     Args:
         model: registry name of a classifier.
-        clip_weights: a CLIP to start both towers from: a Hub id, a directory or a release that keeps all its layers.
+        clip_weights: a CLIP to start both towers from: `hf-hub:ORG/NAME`, a directory or a release with all layers.
         freeze: modules that are not trained, such as `[text_tower]`: no gradients, no dropout, no new statistics.
         unfreeze: modules inside these that are trained, `[text_tower.bert.encoder.layer.5]`; the longest name counts.
         freeze_norm: keep the running statistics of the batch norms of a convolutional backbone.

@@ -53,7 +53,7 @@ class VisionLanguage(Trainable):
     Args:
         out: directory for the trained model and its processor, as `save_pretrained` writes them, after the last epoch.
         clip: a `safeclip_*` release to build a tiny LLaVA around (LLaVA's layout; see `zoo.models.tiny_llava`).
-        lvlm: a directory or Hub id of a LlavaForConditionalGeneration to fine-tune. Give either `clip` or `lvlm`.
+        lvlm: directory or `hf-hub:ORG/NAME` of a LlavaForConditionalGeneration to tune. Give either `clip` or `lvlm`.
         language: sizes of the tiny language model, as `build_tiny_llava` takes them; vocabulary_size among them.
         lora: `{r, alpha, dropout, target_modules}`: train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on these
             modules of the language model and nothing else; merged into the weights before they are written.

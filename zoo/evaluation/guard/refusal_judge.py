@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import model_folder
 
 #: Our own words. The question is put so that "yes" means refusal.
 PROMPT = (
@@ -22,19 +23,20 @@ MAX_TEXT = 2000
 class RefusalJudge:
     """Asks a causal language model yes or no and compares the probabilities of the two answers.
 
-    `source` is a directory or a Hub id that AutoModelForCausalLM loads; weights as safetensors. With a chat template
-    the question is a user's turn. Raises BadInputError when it cannot be loaded, or the answers are not tokens of it.
+    `source` is a directory or `hf-hub:ORG/NAME` that AutoModelForCausalLM loads; weights as safetensors. With a chat
+    template the question is a user's turn. Raises BadInputError when it cannot be loaded, or the answers are not tokens
+    of it.
     """
 
     def __init__(self, source: str | Path, device: str = "cpu", dtype: str = "auto") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.name = str(source)
+        self.name, (folder, _) = str(source), model_folder(source)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError, KeyError) as problem:
             raise BadArgumentError(f"judge {source}: cannot be loaded as a causal language model: {problem}") from None
         if report["missing_keys"]:

@@ -18,6 +18,7 @@ from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
 from zoo.evaluation.labelling import with_splits
+from zoo.files import model_folder
 from zoo.inputs.text import TextCodec
 from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
@@ -206,8 +207,9 @@ def encode_texts(
 
 def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
     """A published BERT of any size, whose token states are averaged, with its tokenizer."""
+    folder, _ = model_folder(source)
     try:
-        config = BertConfig.from_pretrained(source)
+        config = BertConfig.from_pretrained(folder)
     except (OSError, ValueError) as problem:
         raise BadDataError(f"baseline {source} cannot be loaded: {problem}") from None
     model = create_model(
