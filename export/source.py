@@ -1,4 +1,4 @@
-"""What is exported: a release by any of its names, and the hash of its weights that all its engines share."""
+"""The source of an export: a release by any of its names, and the hash of its weights that all its engines share."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
 
 
 def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:
-    """What clients send and get, as comments: Triton's inputs do not tell colour, order or cleaning."""
+    """The inputs and outputs as comments for clients: Triton's inputs do not tell colour, order or cleaning."""
     lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `Scorer.prepare`):"]
     if card.image is not None:
         size, how = card.image.size, card.image.resize.replace("_", " ")

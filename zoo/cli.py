@@ -130,7 +130,7 @@ def import_own(modules: Iterable[str]) -> None:
 
 
 def moved(args: list[str]) -> str | None:
-    """What replaces a command that moved to the benchmarks of the repository; None for all others."""
+    """The message about a command that moved to the benchmarks of the repository; None for all others."""
     for (command, word), module in MOVED.items():
         if args[:1] == [command] and word in args[1:]:
             return f"zoo {command} {word} is now `python -m {module}`, in a clone of the repository"

@@ -32,7 +32,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One registered model: its card (without files), how to build it, where weights come from.
+    """One registered model: its card (without files), its builder, and the source of its weights.
 
     `builder` is a callable from card to module, or its "module:name", which is imported when it is first built.
     `pretrained` is the Hugging Face Hub id of a CLIP, `random`, or None without downloadable weights. `policy` is the

@@ -1,4 +1,4 @@
-"""What a benchmark measured: latencies and ratios with their spread, as Markdown, JSON and a figure."""
+"""The results of a benchmark: latencies and ratios with their spread, as Markdown, JSON and a figure."""
 
 from __future__ import annotations
 

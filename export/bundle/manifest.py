@@ -1,4 +1,4 @@
-"""What manifest.json says of a bundle: engines, how each was built and verified, hashes of all files. No torch."""
+"""The content of manifest.json: engines, how each was built and verified, hashes of all files. No torch."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Difference:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Verification:
-    """What `zoo verify` found of one engine, on the `device` that it ran on.
+    """The result of `zoo verify` for one engine, on the `device` that it ran on.
 
     `flips` are verdicts that changed among the `inputs`; `flips_at_threshold` those among the `at_threshold` inputs
     that were placed there on purpose, which count if the budget says so. `flipped` names the first of them.
@@ -193,7 +193,7 @@ class Engine:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Manifest:
-    """What is in a bundle and how it was built. `files` are the sha256 of every other file.
+    """The content of a bundle and how it was built. `files` are the sha256 of every other file.
 
     `source` is the release or registry name that was exported, for `zoo verify`, and `weights` the hash of its weights:
     all engines of a bundle have the same. `untrained` are the hyperparameters where they are random.

@@ -48,7 +48,7 @@ def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Fe
 
 
 def what_to_give(card: ModelCard) -> str:
-    """What a model is to be calibrated on, in words."""
+    """The inputs that a model must be calibrated on, in words."""
     if not card.reads_text:
         return "`calibrate`, a folder of images like those that it will judge"
     if card.image is None:

@@ -50,7 +50,7 @@ def in_half(model: Model, dtype: torch.dtype) -> Model:
 
 
 class HalfAttention(nn.Module):
-    """What `nn.MultiheadAttention` (batch first) computes, products in half precision and the softmax in float32."""
+    """`nn.MultiheadAttention` (batch first) with products in half precision and the softmax in float32."""
 
     def __init__(self, source: nn.MultiheadAttention, dtype: torch.dtype) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def _caster(dtype: torch.dtype):  # type: ignore[no-untyped-def]  # torch types 
 
 
 def _in_float32(_: nn.Module, __: tuple[Tensor, ...], output: Encoded | list[Tensor]) -> Encoded | list[Tensor]:
-    """What leaves a tower: L2 norms and similarities are computed from float32."""
+    """The output of a tower in float32, because L2 norms and similarities are computed from it."""
     wide = [tensor.float() for tensor in output]
     return Encoded(*wide) if isinstance(output, Encoded) else wide
 

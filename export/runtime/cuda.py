@@ -57,7 +57,7 @@ def cuda_versions() -> dict[str, str]:
 
 
 def call(function: Any, *arguments: Any) -> tuple[Any, ...]:
-    """What a CUDA function gives beside its status. Raises IncompatibleBundleError if that is an error."""
+    """The results of a CUDA function without its status. Raises IncompatibleBundleError if that is an error."""
     status, *results = function(*arguments)
     if int(status) != 0:
         raise IncompatibleBundleError(f"CUDA: {function.__name__} answered {status.name}; has this machine a GPU?")

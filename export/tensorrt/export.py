@@ -33,7 +33,7 @@ MOST_PHRASES = 256
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a TensorRT engine is built for; None takes the default that `export_tensorrt` names.
+    """The options of a TensorRT build; None takes the default that `export_tensorrt` names.
 
     `batch` and `image` (side in pixels) are least, usual and largest. `text_bank` "input" takes a policy of any number
     of phrases, "constant" is for servers that can feed none, and "refit" a constant that one of its shape replaces. The

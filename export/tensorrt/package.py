@@ -37,7 +37,7 @@ class Package:
 
     @property
     def version(self) -> str:
-        """As the package gives it: `10.9.0.34`, `1.7.1.116`."""
+        """The version of the package: `10.9.0.34`, `1.7.1.116`."""
         return str(self.module.__version__)
 
     @property

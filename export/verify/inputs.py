@@ -85,7 +85,7 @@ def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None
 
 
 def drawn_images(count: int, size: int) -> list[Images]:
-    """So many pictures `[size, size, 3]` uint8, seeded: gradients, shapes and noise in turn."""
+    """`count` pictures `[size, size, 3]` uint8, seeded: gradients, shapes and noise in turn."""
     rng = np.random.default_rng(0)
     return [_draw(rng, size, number) for number in range(count)]
 

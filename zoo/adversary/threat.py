@@ -17,7 +17,7 @@ from zoo.errors import BadCardError, close_match
 
 
 class AttackSource(NamedTuple):
-    """What an attack changes, what bounds it, what it asks of the model, and the paper."""
+    """The input that an attack changes, its bound, what it needs from the model, and the paper."""
 
     kind: Literal["image", "text"]
     bound: str
@@ -194,7 +194,7 @@ class Threat(schema.YamlData):
 
     @property
     def kind(self) -> Literal["image", "text", "joint"]:
-        """What it changes."""
+        """The inputs that it changes."""
         if self.image and self.text:
             return "joint"
         return "image" if self.image else "text"

@@ -81,7 +81,7 @@ def _draw_start(ball: Ball, offsets: Tensor, length: Tensor, generator: torch.Ge
 
 
 def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: ImagePart) -> Tensor:
-    """One step of PGD, projected; where the gradient is not finite, nothing moves."""
+    """One step of PGD, projected; pixels without a finite gradient do not move."""
     return ball.project(pixels.add(ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0)), alpha=threat.pgd_step))
 
 
@@ -118,7 +118,7 @@ def pixel_gradient(objective: Objective, pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class TextHardening(schema.PlainData):
-    """What training does to texts: a `share` of them gets character edits of some `kinds` within `budget`.
+    """The changes of texts in training: a `share` of them gets character edits of some `kinds` within `budget`.
 
     The others get up to `hotflip_words` words exchanged against the model. `protected` words carry the label (a prompt
     for a dog without "dog" is another prompt): no exchange removes or adds one. Character edits may disguise them; in a

@@ -1,4 +1,4 @@
-"""What the commands share: parsers that teach, flags with one meaning, policies by path or name."""
+"""The parts that commands share: parsers with examples and close matches, flags with one meaning, policies by name."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Threshold:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Category:
-    """One thing that the policy cares about, or, with action `allow`, the neutral background.
+    """One category of content that the policy decides on, or, with action `allow`, the neutral background.
 
     `descriptors` define it for zero-shot models (short phrases), `labels` for classifiers (their outputs; the
     category's own name when empty). Action `block` makes a flagged item unsafe, `review` sends it to a person.
@@ -85,7 +85,7 @@ class Category:
 
 
 class PolicyFile(schema.YamlData):
-    """What policies of one model and of a panel share: their identity, and their form as a file."""
+    """The part that policies of one model and of a panel share: their identity, and their form as a file."""
 
     _where = "policy"
     _error = BadPolicyError

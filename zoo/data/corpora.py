@@ -56,7 +56,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        """What the manifest calls it."""
+        """Its name in the manifest."""
         return self.name or Path(self.file).stem
 
 
@@ -77,7 +77,7 @@ class Corpora(schema.YamlData):
 
 @dataclass
 class SourceReport:
-    """What became of the rows of a source: each is kept, merged with one of the same text, or left out as unusable."""
+    """The use of the rows of a source: each is kept, merged with one of the same text, or left out as unusable."""
 
     rows: int = 0
     merged: int = 0
@@ -86,7 +86,7 @@ class SourceReport:
 
 @dataclass
 class CorporaReport:
-    """What was written. `positives` and `judged` are counts by (category, split).
+    """The content of the manifest. `positives` and `judged` are counts by (category, split).
 
     `contradictions` counts, for each category, texts that sources or rows label both ways: there it is unknown.
     """

@@ -21,7 +21,7 @@ _File = tuple[Path, str, Split | None]
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was written: images by (split, class), and the files that are not images. Training assigns the split ""."""
+    """Images of the manifest by (split, class), and files that are not images. Training assigns the split ""."""
 
     manifest: Path
     counts: dict[tuple[str, str], int]

@@ -119,7 +119,7 @@ def answer(signs: Signs, kind: str) -> str:
 
 
 def thing(signs: Signs) -> str:
-    """What is shown, without its place: "a red octagon", "two yellow triangles"."""
+    """The signs without their place: "a red octagon", "two yellow triangles"."""
     if signs.count == 1:
         return f"a {signs.colour} {signs.shape}"
     return f"{_NUMBERS[signs.count]} {signs.colour} {signs.shape}{'es' if signs.shape.endswith('s') else 's'}"

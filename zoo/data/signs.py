@@ -63,7 +63,7 @@ FORBIDDEN = (("octagon", "red"), ("triangle", "yellow"))
 
 @dataclass(frozen=True)
 class Signs:
-    """What one picture shows: 1 to 3 equal signs close together."""
+    """The content of one picture: 1 to 3 equal signs close together."""
 
     shape: str
     colour: str
@@ -235,7 +235,7 @@ def _read_parameters(marker: Path) -> Any:
 
 
 def _choose(rng: np.random.Generator, split: str, index: int) -> Signs:
-    """What picture `index` shows: every third forbidden, and in test every fourth of the next held-out family."""
+    """The content of picture `index`: every third is forbidden, in test every fourth of the next held-out family."""
     family = HELD_OUT[index // 4 % len(HELD_OUT)] if split == "test" and index % 4 == 3 else None
     while True:
         if family is not None:

@@ -112,7 +112,7 @@ def near_groups(texts: Sequence[str], overlap: float = 0.8) -> list[int]:
 
 
 def fingerprint(image: Image.Image) -> bytes:
-    """What images are compared by: a grey thumbnail of 24 x 24 bytes and one of 4 x 4 RGB colours."""
+    """The basis for comparing images: a grey thumbnail of 24 x 24 bytes and one of 4 x 4 RGB colours."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return small.convert("L").tobytes() + small.reduce(_SIDE // 4).convert("RGB").tobytes()
 

@@ -1,1 +1,1 @@
-"""What a model is worth: figures of merit, and the report that shows them."""
+"""Evaluations of models, and the reports about them."""

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Labelling:
-    """What makes an item unsafe: one of its labels is `positive_label`, or a text of it has one of `words`.
+    """The rule for unsafe items: one of the labels is `positive_label`, or a text has one of `words`.
 
     The label of an item without labels is unknown, unless the manifest says that this label was looked for (`judged`)
     or lists labels: an empty list names none.
@@ -33,7 +33,7 @@ class Labelling:
 
     @property
     def text(self) -> str:
-        """What makes an item unsafe, in words."""
+        """The rule in words."""
         return f"the words {list(self.words)}" if self.words else f'the label "{self.positive_label}"'
 
     def check(self, rows: Sequence[Row], data: Path | str) -> None:

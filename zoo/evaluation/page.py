@@ -42,7 +42,7 @@ _CSS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One key figure: its name, its value, and what explains it."""
+    """One key figure: its name, its value, and an explanation."""
 
     name: str
     value: str
@@ -79,7 +79,7 @@ class Card:
 
     @property
     def alt(self) -> str:
-        """What the image shows, for those who do not see it."""
+        """The text alternative of the image."""
         return f"Thumbnail of {self.name}, judged {self.decision}" + (", blurred" if self.hidden else "")
 
     def thumbnail(self) -> str:
@@ -114,7 +114,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that a page shows; `notes` are the table at its top."""
+    """The content of a page; `notes` are the table at its top."""
 
     title: str
     notes: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""What every evaluation leaves behind: a JSON file that reads itself back, and measurements in the model's card."""
+"""The base of all evaluation reports: a JSON file that can be read back, and measurements in the model's card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.release.store import CARD, write_card
 
 @dataclass(frozen=True, kw_only=True, config=schema.STRICT)
 class EvaluationReport(schema.PlainData):
-    """What was measured of a model, with what. Subclasses add the figures.
+    """The measured model and the software that measured it. Subclasses add the figures.
 
     `model` is the name in the report. `command` gives the figures again: the caller hands it in, and it is empty if no
     command started the evaluation. `versions` are of the software, by name. `weights_sha256` is the hash of the weights

@@ -113,7 +113,7 @@ class Detector(nn.Module):
             return (nn.functional.normalize(embedding, dim=-1) @ self.text_bank.T).softmax(dim=-1)
 
     def verdicts(self, scores: Tensor, tiles: list[int]) -> list[Verdict]:
-        """One verdict an image, from the phrase scores of its tiles. Raises GuardError when one cannot be judged."""
+        """The verdict on each image, from the phrase scores of its tiles. Raises GuardError if one cannot be judged."""
         table = scores.cpu().numpy()
         if not np.isfinite(table).all():
             rows = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
@@ -143,7 +143,7 @@ SAME_WEIGHTS = 2.0**-8
 
 @dataclass(frozen=True)
 class Features:
-    """What one vision pass gave: per image the `[T_i, H]` features that the language model reads (a list, or one
+    """The result of one vision pass: per image the `[T_i, H]` features that the language model reads (a list, or one
     tensor `[I, T, H]`, as the model returned them), and per tile the CLS token, `cls` `[N, W]`.
 
     `tiles[i]` is how many of the N rows belong to image i; `consumed` the inputs that the pass has used up.

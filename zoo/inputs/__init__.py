@@ -1,1 +1,1 @@
-"""What goes into a model: image decoding, text cleaning and tokens. No torch."""
+"""The inputs of a model: image decoding, text cleaning and tokens. No torch."""

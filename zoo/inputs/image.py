@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before any pixel is decoded. `max_pixels` is width x height."""
+    """Limits that are checked before any pixel is decoded. `max_pixels` is width x height."""
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 64_000_000

@@ -22,7 +22,7 @@ SUM_TOLERANCE = 1e-2
 
 
 class BaseJudge:
-    """What the judges of one model and of a panel share.
+    """The part that the judges of one model and of a panel share.
 
     `outputs` are the N names that the model scores, in order. `threshold` is the one threshold on `unsafe_score`,
     None if there are several. `zero_shot_policies` are the policies whose phrases are embedded, in the order of

@@ -29,7 +29,7 @@ Engine: TypeAlias = Callable[[Feeds], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Ready:
-    """One item as the engine takes it, or the verdict that says why it cannot be judged. `source` names it there.
+    """One item prepared for the engine, or the verdict on why it cannot be judged. `source` is its name in verdicts.
 
     `pixels` uint8 `[size, size, 3]`, `ids` and `mask` int64 `[T]`; `truncated` where the text was cut.
     """

@@ -1,4 +1,4 @@
-"""What every model of the zoo shares: it knows its card, and it carries its tokenizer."""
+"""The base of every model of the zoo: it has its card and its tokenizer."""
 
 from __future__ import annotations
 

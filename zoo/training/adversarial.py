@@ -164,7 +164,7 @@ class Adversarial(Classification):
 
     @torch.no_grad()
     def _worst_edits(self, batch: Batch, target: Tensor, rows: list[int], options: list[list[str]]) -> list[str]:
-        """Of several texts for each of the rows, the one with the highest loss together with the clean image."""
+        """From several texts for each of the rows, the one with the highest loss beside the clean image."""
         if not rows:
             return []
         part, wanted = rows_of(batch, rows), target[rows]
@@ -213,7 +213,7 @@ class Adversarial(Classification):
         return worst
 
     def _objective(self, part: Inputs, target: Tensor) -> Callable[[Inputs], Tensor]:
-        """What the attack raises: the training criterion, or for TRADES the divergence from the clean answer."""
+        """The objective of the attack: the training criterion, or for TRADES the divergence from the clean answer."""
         count = len(target)  # a mean over many rows would underflow in float16
         if self.method != "trades":
             return lambda inputs: self._loss(self.model(*inputs.values()), target) * count

@@ -1,4 +1,4 @@
-"""What the LightningModules share: the model by name, its tokenizer and policy, the optimizer, the checkpoint."""
+"""The base of the LightningModules: the model by name, its tokenizer and policy, the optimizer, the checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RANDOM_KEY = "safety_zoo_random"
 
 
 class Trainable(lightning.LightningModule):
-    """What all trainings share: the optimizer with its schedule, and a test that does what validation does.
+    """The base of all trainings: the optimizer with its schedule, and a test that does what validation does.
 
     Args:
         lr: peak learning rate.

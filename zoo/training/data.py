@@ -211,7 +211,7 @@ class ManifestData(lightning.LightningDataModule):
         return loader(examples, order, examples.collate, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs for the same order of rows."""
+        """The state that a resumed run needs for the same order of rows."""
         return {"order_seed": self.order_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ class QuestionData(lightning.LightningDataModule):
         return loader(items, EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw), list)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs for the same order of conversations."""
+        """The state that a resumed run needs for the same order of conversations."""
         return {"order_seed": self.order_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

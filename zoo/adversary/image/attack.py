@@ -22,7 +22,7 @@ from zoo.errors import BadArgumentError, BadDataError
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """One attack of a sequence: how many images it was tried on, how many it broke, what it cost.
+    """One attack of a sequence: the number of images that it tried and broke, and its cost.
 
     `outside` counts images that were misjudged and lay outside the budget, which do not count as broken (expected: 0).
     `forwards` and `backwards` count images, the checks included; `seconds` are wall time.
@@ -40,7 +40,7 @@ class AttackRecord:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What an attack did to N inputs: which were judged right before (`correct` `[N]`), and `broken` `[N]` by it.
+    """The effect of an attack on N inputs: those judged right before (`correct` `[N]`), and those `broken` `[N]` by it.
 
     Only inputs that are judged right are attacked, and only they can be broken. `blind` `[N]` tells where the model
     gives no gradient.

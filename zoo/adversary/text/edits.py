@@ -64,7 +64,7 @@ class TextBudget:
         return self.edits(original, changed) <= self.allowed(original)
 
     def spent(self, words: Sequence[str], changed: Sequence[str]) -> int:
-        """What `edits` counts, from the parts of `split_words` before and after: never less, and much faster."""
+        """As `edits`, from the parts of `split_words` before and after: never a smaller number, and much faster."""
         if self.unit == "words":  # a blank that is gone joins two words, so the parts alone do not tell
             before, after = "".join(words).split(), "".join(changed).split()
             return edit_distance(before, after, len(before) + len(after))

@@ -148,7 +148,7 @@ Outcome = Literal["missed", "broken", "held", "refuted"]
 
 @dataclass(frozen=True)
 class TextResult:
-    """One attacked text: what it became, the model's score of it before and after, and what that took.
+    """One attacked text: the result, the model's scores before and after, and the cost.
 
     `text` is the best attempt, even if it did not succeed. `edits` counts by the budget, `queries` the texts that the
     model scored, `unrealisable` the token sequences that were discarded because no text is encoded as them.

@@ -1,4 +1,4 @@
-"""What the guard costs at real size: LLaVA-1.5's classes and sizes with random weights, guarded against unguarded.
+"""The cost of the guard at real size: LLaVA-1.5's classes and sizes with random weights, guarded against unguarded.
 
 Time does not depend on the values of the weights, so none are downloaded. The correction is `flag`: both sides do the
 same work for every verdict of the random detector, and the difference is the cost of the guard. It is far below the
@@ -168,7 +168,7 @@ class OwnTime:
 
 @dataclass(frozen=True)
 class GuardBench(schema.PlainData):
-    """What was measured, on what."""
+    """The measured times, and the setting."""
 
     setting: dict[str, str]
     overhead: list[Overhead]

@@ -69,7 +69,7 @@ class DetectorFigures:
 
 @dataclass(frozen=True)
 class GuardFigures:
-    """Everything that is reported.
+    """All figures of a report.
 
     `counts` are of queries and images (`silent`: the answer has no words); `refusals` by the rules and, if asked, a
     judge. `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones:

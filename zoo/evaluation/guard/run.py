@@ -62,7 +62,7 @@ class Overhead:
 
     @property
     def overhead(self) -> str:
-        """As people read it: `+0.4 %`."""
+        """The ratio for people: `+0.4 %`."""
         return f"{100 * (self.ratio - 1):+.1f} %"
 
 

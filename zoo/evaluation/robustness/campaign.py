@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdversarialExample:
-    """What an item was turned into: its image `[3, S, S]` (float32 in [0, 1], uint8 once kept), its text, or both."""
+    """The changed form of an item: its image `[3, S, S]` (float32 in [0, 1], uint8 once kept), its text, or both."""
 
     pixels: Tensor | None = None
     text: str | None = None

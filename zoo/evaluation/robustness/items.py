@@ -174,7 +174,7 @@ class _Reader:
 
 
 def _columns(selection: Selection, items: Sequence[Item]) -> dict[str, list[str]]:
-    """What the manifest says of each item in the column `kind`, if it has one, and in those asked for."""
+    """The values of each item in the column `kind`, if the manifest has one, and in the columns that were asked for."""
     known = items[0].row.record
     for name in selection.by:
         if name not in known:

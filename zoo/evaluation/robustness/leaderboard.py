@@ -123,7 +123,7 @@ def markdown(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def _comparable(report: RobustnessReport) -> tuple[object, ...]:
-    """What two reports must have in common; the seeds of a threat are chance and may differ."""
+    """The key that comparable reports share; the seeds of a threat are chance and may differ."""
     threat = report.threat
     image = threat.image and dataclasses.replace(threat.image, seed=0)
     text = tuple(dataclasses.replace(part, seed=0) for part in threat.text)

@@ -1,4 +1,4 @@
-"""What was measured of one model under one threat: one JSON file that is read back, and tables for the terminal."""
+"""The report about one model under one threat: one JSON file that can be read back, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class RobustnessReport(EvaluationReport):
 
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> Self:
-        """As every report, also where it holds a threat of version 1."""
+        """As for every report; a threat of version 1 is read too."""
         if isinstance(data, Mapping) and "threat" in data:
             threat = Threat.from_dict(data["threat"], f"{where or cls._where}, threat")
             data = {**data, "threat": threat.to_dict()}
@@ -252,7 +252,7 @@ def print_report(report: RobustnessReport, console: Console | None = None) -> No
 
 
 def warnings(report: RobustnessReport) -> list[str]:
-    """What makes the figures less than they seem: no gradients, chance, refuted successes."""
+    """Reasons to trust the figures less: no gradients, chance, refuted successes."""
     lines = []
     for point in report.points:
         for attack in point.attacks:

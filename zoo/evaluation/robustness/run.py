@@ -140,7 +140,7 @@ def _check_curve(threat: Threat, eps: Sequence[float], attacks: Sequence[str]) -
 
 
 class _Run:
-    """What one evaluation attacks: the items of the split with the model's logits `clean` `[N, K]`.
+    """The target of one evaluation: the items of the split with the model's logits `clean` `[N, K]`.
 
     `wanted` `[N]` are the items to attack, `draws` the bootstrap over them that all figures share.
     """
@@ -214,7 +214,7 @@ class _Run:
         )
 
     def curve(self, campaign: Campaign, image: ImagePart) -> Curve:
-        """What holds at each budget. An item that broke at a smaller budget counts as broken at a larger one."""
+        """The shares that hold at each budget. An item that broke at a smaller one counts as broken at a larger one."""
         names = self.options.eps_attacks or tuple(one for one in image.attacks if one not in SLOW) or image.attacks
         labels = self.items.labels
         correct = (campaign.point.answers(self.clean) == labels).numpy()
@@ -250,7 +250,7 @@ class _Run:
         }
 
     def notes(self, not_attackable: int, points: Sequence[str]) -> tuple[str, ...]:
-        """What a reader of the figures has to know."""
+        """Notes that a reader of the figures needs."""
         notes = []
         card = self.victim.card
         if not_attackable:

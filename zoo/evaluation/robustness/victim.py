@@ -122,7 +122,7 @@ class Victim:
         return torch.cat(logits)
 
     def heights(self, logits: Tensor) -> NDArray[np.float64]:
-        """What items `[N]` rank by: the highest of the guarded categories, in log-odds where the policy allows them."""
+        """The value that items `[N]` rank by: the highest of the guarded categories, in log-odds if possible."""
         assert self.judged is not None  # labels have no unsafe score
         guarded = [place for place, limit in enumerate(self.judged.limits) if limit < float("inf")]
         heights: NDArray[np.float64] = self.judged.heights(logits.double())[:, guarded].amax(dim=1).numpy()

@@ -186,7 +186,7 @@ def encode_texts(
     progress: bool = False,
     batch_size: int = 64,
 ) -> NDArray[np.float64]:
-    """What a module gives `[N, D]` for texts, in batches of similar length, without padding past the longest."""
+    """The outputs `[N, D]` of a module for texts, in batches of similar length, without padding past the longest."""
     tokens = codec.encode(texts)
     lengths = tokens.mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")

@@ -1,4 +1,4 @@
-"""Everything that was measured of one model of texts: one JSON that reads itself back, tables, and a figure."""
+"""The report about one model of texts: one JSON file that can be read back, tables, and a figure."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def searched(
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is measured. `attacks` are kinds of random edits; `search` positives of each category are searched.
+    """Options. `attacks` are kinds of random edits; `search` positives of each category are searched.
 
     `limit` draws that many texts by `seed`. Latency is that of the bundle `latency_of`, or else of the release.
     """
