@@ -59,7 +59,6 @@ def add_engine(
     misses its budget, and with `replace` what `read_bundle` raises about the rest of the bundle.
     """
     release = load(source, untrained)
-    source_name = str(Path(source).resolve()) if untrained is None and Path(source).is_dir() else str(source)
     weights = weights_hash(release.model)
     old = None
     if is_bundle(out) and not overwrite:
@@ -77,7 +76,7 @@ def add_engine(
         engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
         inputs, outputs = contract(release.card)
         files = {file: digest for file, digest in hashes(folder).items() if file not in ours[:2]}
-        manifest = Manifest(tuple(engines.values()), inputs, outputs, files, source_name, weights, untrained)
+        manifest = Manifest(tuple(engines.values()), inputs, outputs, files, str(source), weights, untrained)
         manifest.write(folder)
         if check is not None:
             report = verify_engine(read_bundle(folder), engines[name], release.model, check)

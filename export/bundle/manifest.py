@@ -242,8 +242,8 @@ def signature_path(manifest: Path) -> Path:
 def given(**arguments: object) -> Given:
     """Arguments of an exporter as options of `zoo export`: `text_bank="refit"` is `--text-bank refit`.
 
-    What is None, false or empty was not given. Ranges (tuples of numbers) are joined by colons, paths made absolute, as
-    the command may be repeated elsewhere.
+    What is None, false or empty was not given. Ranges (tuples of numbers) are joined by colons. Paths stay as given: a
+    manifest says nothing of the machine that it was made on.
     """
     options = {name.replace("_", "-"): _plain(value) for name, value in arguments.items()}
     return {name: value for name, value in options.items() if value}
@@ -253,7 +253,7 @@ def _plain(value: object) -> bool | str | tuple[str, ...]:
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, Path):
-        return str(value.resolve())
+        return str(value)
     if isinstance(value, (tuple, list)):
         if value and all(isinstance(one, int) for one in value):
             return ":".join(map(str, value))

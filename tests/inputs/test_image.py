@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -170,6 +173,48 @@ def test_limits(golden: dict[str, bytes], tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=r"2000 x 1500 pixels, the limit is 2,999,999"):
             decode(source, ImageLimits(max_pixels=2_999_999))
         assert decode(source, ImageLimits(len(data), 3_000_000)).size == (2000, 1500)
+
+
+def _big_png(mode: str) -> bytes:
+    image = Image.new("RGB", (3000, 2000), (200, 20, 20)).convert("L" if mode in ("I;16", "LA") else "RGB")
+    options: dict[str, Any] = {}
+    if mode == "I;16":
+        image = Image.fromarray(np.full((2000, 3000), 51200, np.uint16))
+    elif mode == "P with transparency":
+        image, options = image.convert("P", palette=Image.Palette.ADAPTIVE), {"transparency": 0}
+    else:
+        image = image.convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(128)
+    buffer = io.BytesIO()
+    if mode == "CMYK":
+        image.save(buffer, "TIFF", compression="tiff_lzw")
+    else:
+        image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "bytes_a_pixel"),
+    [("RGB", 4), ("RGBA", 8), ("L", 5), ("P", 5), ("P with transparency", 5), ("I;16", 6), ("LA", 8), ("CMYK", 8)],
+)
+def test_the_memory_of_decoding_is_bounded(mode: str, bytes_a_pixel: int) -> None:
+    code = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from zoo.inputs.image import decode
+data = sys.stdin.buffer.read()
+buffer = io.BytesIO()
+Image.new("RGBA", (8, 8)).save(buffer, "PNG")
+decode(buffer.getvalue())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = decode(data)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+assert image.mode == "RGB" and image.size == (3000, 2000), image
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=_big_png(mode), capture_output=True, check=True)
+    assert int(done.stdout) <= bytes_a_pixel * 6_000_000 + 26_000_000  # strips of a million pixels
 
 
 def test_pixels_without_a_range_are_refused(tmp_path: Path) -> None:

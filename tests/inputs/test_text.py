@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from zoo.contract.card import TextInput
 from zoo.errors import BadInputError
-from zoo.inputs.text import END, MAX_CHARACTERS, START, TextCodec, clean, train_tokenizer
+from zoo.inputs.text import END, MAX_CHARACTERS, MAX_MARKS, START, TextCodec, clean, train_tokenizer
 
 BYTES = train_tokenizer([], 0)
 
@@ -45,6 +46,45 @@ def test_clean(given: str, seen: str) -> None:
 def test_what_nobody_sees_splits_no_word(code: int) -> None:
     """Default-ignorable code points, assigned or not: a reader sees "dog", so the model must."""
     assert clean(f"d{chr(code)}og") == "dog"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a" + "\u0301" * 12_000 + "\u0316" * 12_000,
+        "a" + "\u0301\u0316" * 12_000,
+        "a" + "&#769;" * 4_000 + "&#790;" * 4_000,
+        "a" + "&amp;#769;" * 2_400 + "&amp;#790;" * 2_400,
+        "a" + "\u0301\u200b" * 8_000 + "\u0316" * 8_000,
+        "a" + ("\u0301" * 8_000 + "\u0316" * 8_000).encode().decode("latin-1"),
+    ],
+    ids=["two blocks", "in turn", "entities", "entities of entities", "hidden between", "mojibake"],
+)
+def test_marks_that_would_be_sorted_in_quadratic_time_are_bounded(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unicode sorts the marks of a letter by insertion: n of them take n * n steps."""
+    longest = []
+    normalise = unicodedata.normalize
+
+    def noted(form: Any, text: str) -> str:
+        flags = "".join("m" if unicodedata.combining(c) else " " for c in text)
+        longest.append(max(map(len, flags.split(" "))))
+        return normalise(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", noted)
+    seen = clean(given)
+    assert len(seen) <= MAX_MARKS + 1
+    assert longest
+    assert max(longest) <= MAX_MARKS
+
+
+def test_accents_that_people_write_stay() -> None:
+    assert clean("Zu\u0308rich, " + "e\u0323\u0302" * 40) == "Z\u00fcrich, " + "\u1ec7" * 40
+    assert clean("a" + "\u0301" * 29 + " b") == "\u00e1" + "\u0301" * 28 + " b"
+
+
+@pytest.mark.parametrize("digits", ["9" * 48_000, "0" * 40_000 + "65", "0" * 5_000 + "9" * 5_000])
+def test_an_entity_of_thousands_of_digits_is_a_character(digits: str) -> None:
+    assert clean(f"a&#{digits};b") == ("aAb" if digits.endswith("65") else "a\ufffdb")
 
 
 def _codec(length: int = 24, **options: Any) -> TextCodec:

@@ -37,7 +37,7 @@ class VisionLanguageModel:
         """The prompt of one question about one image. Raises BadInputError for a question with an image token in it."""
         token = self.processor.image_token
         if token in question:
-            raise BadArgumentError(f'the question holds the image token "{token}": {question[:80]!r}')
+            raise BadArgumentError(f'the question holds the image token "{token}": leave it out')
         if self.template is not None:
             return self.template.replace("{image}", token).replace("{question}", question)
         content = [{"type": "image"}, {"type": "text", "text": question}]

@@ -6,9 +6,11 @@ Training, prediction and exported bundles all decode here, so that they see the 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits that are checked before any pixel is decoded. `max_pixels` is width x height."""
+    """Limits that are checked before any pixel is decoded. `max_pixels` is width x height.
+
+    Decoding takes about 4 bytes a pixel, 8 where four channels become three (RGBA, CMYK) or an image is turned
+    upright: at most 512 MB with the defaults.
+    """
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 64_000_000
@@ -50,7 +56,8 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise BadDataError(
-                    f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,} (a decompression bomb?)"
+                    f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,}, which take up to "
+                    f"{8 * limits.max_pixels / 1e6:,.0f} MB (`max_pixels`; a decompression bomb?)"
                 )
             image.seek(0)
             ImageOps.exif_transpose(image, in_place=True)  # a copy of an upright image would take most of the time
@@ -159,17 +166,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image.copy() if image.readonly else image
+    image.load()
     if image.mode.startswith("I"):  # 16 bits a pixel: keep the high byte; Pillow's own conversion would clip
-        grey = np.asarray(image).astype(np.int64)
-        wide = image.mode != "I" or grey.max() > 255
-        return Image.fromarray(((grey >> 8) if wide else grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+        extremes: Any = image.getextrema()
+        return _by_strips(image, partial(_high_bytes, shift=8 if image.mode != "I" or extremes[1] > 255 else 0))
     if image.mode == "F":
         raise BadDataError("floating-point pixels have no defined range; convert to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, clear).convert("RGB")
+        return _by_strips(image, _on_white)
     return image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image converted to RGB in strips, which need little memory in between."""
+    result = Image.new("RGB", image.size)
+    height = max(1, 1_000_000 // image.width)
+    for top in range(0, image.height, height):
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _high_bytes(image: Image.Image, shift: int) -> Image.Image:
+    grey = np.asarray(image).astype(np.int64)
+    return Image.fromarray((grey >> shift).clip(0, 255).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    clear = image.convert("RGBA")
+    white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, clear).convert("RGB")
 
 
 def _guess(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 #: Longer texts are refused rather than cut: 77 tokens say nothing about 1 MB of text.
 MAX_CHARACTERS = 100_000
+
+#: Accents in a row that are kept, as in Unicode's stream-safe format (UAX 15): to sort n of them takes n * n steps.
+MAX_MARKS = 30
 
 #: Unicode's default-ignorable characters, apart from format controls: invisible letters and marks, reserved places.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0") | frozenset(
@@ -39,25 +43,36 @@ class Tokens:
 def clean(text: str) -> str:
     """Return the text that a reader sees: repaired, NFKC, without invisible characters, single-spaced.
 
-    Zero-width, bidirectional and other format and control characters split words for a tokenizer
-    alone. HTML entities are resolved twice and mojibake and curly quotes mended by ftfy, as CLIP's
-    reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000 characters.
+    Zero-width, bidirectional and other format and control characters split words for a tokenizer alone; of more than 30
+    accents in a row the rest is left out. HTML entities are resolved twice and mojibake and curly quotes mended by
+    ftfy, as CLIP's reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000
+    characters.
     """
     if not isinstance(text, str):
         raise BadArgumentError(f"a text must be a str, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
         raise BadDataError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    # NFKC comes last, when marks are bounded: ftfy's own normalisation would sort any number of them.
+    text = _unescape(_unescape(ftfy.fix_text(text, normalization=None)))
     kept = []
+    marks = 0
     for character in text:
         category = unicodedata.category(character)
         if category in ("Cf", "Cs") or character in _INVISIBLE:
             continue  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
         if 0xFE00 <= ord(character) <= 0xFE0F or 0xE0000 <= ord(character) <= 0xE0FFF:
             continue  # variation selectors; the second block also reserves places for further invisible characters
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > MAX_MARKS:
+            continue
         kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
     # NFKC comes last: before, a zero-width space between a letter and its accent would keep them apart.
     return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
+
+
+def _unescape(text: str) -> str:
+    """HTML entities as characters. Python reads no decimal number of more than 4,300 digits, and needs n * n steps."""
+    return html.unescape(re.sub(r"&#0*([0-9]{8})[0-9]*", r"&#\1", text))
 
 
 class TextCodec:

@@ -121,7 +121,7 @@ def test_options_may_be_changed_in_the_command(bundle: Path) -> None:
 def test_what_was_not_given_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = given(batch=None, strip_weights=False, capability=(), timing_cache=Path("kernels"), image=(8, 8, 8))
-    assert found == {"timing-cache": str(tmp_path / "kernels"), "image": "8:8:8"}
+    assert found == {"timing-cache": "kernels", "image": "8:8:8"}
     assert given(strip_weights=True) == {"strip-weights": True}
 
 
