@@ -28,7 +28,7 @@ from export.bench.sides import Run, Side, Task
 from export.bundle.store import Bundle
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
-from zoo.models.clip import clip_config, unit
+from zoo.models.clip import QUICK_GELU, clip_config, unit
 
 #: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
 OPEN_CLIP = (
@@ -149,7 +149,12 @@ def open_clip_model(package: Any, card: ModelCard) -> Any:
         patch_size=h["patch_size"],
         image_size=card.image.size,
     )
-    return package.CLIP(h["embedding_dim"], vision, package.CLIPTextCfg(layers=1), quick_gelu=True).eval()
+    return package.CLIP(
+        h["embedding_dim"],
+        vision,
+        package.CLIPTextCfg(layers=1),
+        quick_gelu=h.get("hidden_act", QUICK_GELU) == QUICK_GELU,
+    ).eval()
 
 
 PEERS: dict[str, Callable[[ModelCard, str], Tower]] = {

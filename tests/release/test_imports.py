@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -294,6 +295,96 @@ def _import_clip(source: Path, out: Path, **options: Any) -> DualEncoder:
     model = load_release(out).model
     assert isinstance(model, DualEncoder)
     return model
+
+
+TRANSFORMERS: dict[str, Any] = {
+    "do_resize": True, "size": {"shortest_edge": 64}, "resample": 3, "do_center_crop": True,
+    "crop_size": {"height": 64, "width": 64}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5],
+}  # fmt: skip
+
+
+def _with(source: Path, folder: Path, name: str, content: dict[str, Any]) -> Path:
+    copy = Path(shutil.copytree(source, folder / "published"))
+    (copy / name).write_text(json.dumps(content), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "preprocessor_config.json",
+            TRANSFORMERS,
+            ("shortest_edge_crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)),
+        ),
+        (
+            "preprocessor_config.json",
+            {**TRANSFORMERS, "size": 64, "crop_size": 64, "resample": 2, "do_normalize": False},
+            ("shortest_edge_crop", "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ),
+        (
+            "preprocessor_config.json",
+            {**TRANSFORMERS, "size": {"height": 64, "width": 64}, "do_center_crop": False},
+            ("squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)),
+        ),
+        (
+            "open_clip_config.json",
+            {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}},
+            ("squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ),
+    ],
+)
+def test_the_preprocessing_of_a_clip_is_that_of_its_files(
+    name: str, content: dict[str, Any], expected: tuple[Any, ...], clip: Path, tmp_path: Path
+) -> None:
+    model = _import_clip(_with(clip, tmp_path, name, content), tmp_path / "release")
+    image = model.card.image
+    assert image is not None
+    assert (image.resize, image.interpolation, image.mean, image.std) == expected
+    normal = model.image_tower.get_submodule("normalise")(torch.full((1, 3, 64, 64), 0.5))
+    wanted = [(0.5 - mean) / std for mean, std in zip(*expected[2:], strict=True)]
+    torch.testing.assert_close(normal[0, :, 0, 0], torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"crop_size": 56}, "crop_size is .*56"),
+        ({"size": {"shortest_edge": 72}}, "size is .*72"),
+        ({"do_center_crop": False}, "do_center_crop is False"),
+        ({"do_resize": False}, "do_resize is False"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 255"),
+        ({"resample": 0}, 'field "interpolation"'),
+        ({"image_std": [0.5, 0.0, 0.5]}, 'field "std'),
+    ],
+)
+def test_a_preprocessing_that_no_card_can_say_is_refused(
+    changes: dict[str, Any], named: str, clip: Path, tmp_path: Path
+) -> None:
+    folder = _with(clip, tmp_path, "preprocessor_config.json", TRANSFORMERS | changes)
+    with pytest.raises(BadInputError, match=named):
+        _import_clip(folder, tmp_path / "release")
+
+
+@torch.inference_mode()
+def test_a_clip_with_plain_gelu_answers_as_it_was_published(clip: Path, tmp_path: Path) -> None:
+    config = json.loads((clip / "config.json").read_text(encoding="utf-8"))
+    for tower in ("vision_config", "text_config"):
+        config[tower]["hidden_act"] = "gelu"
+    folder = _with(clip, tmp_path, "config.json", config)
+    transformers = CLIPModel.from_pretrained(folder).eval()
+    model = _import_clip(folder, tmp_path / "release", hparams={"layer": -1, "post_layernorm": True})
+    assert model.card.hparams["hidden_act"] == "gelu"
+    pixels = torch.rand(2, 3, 64, 64)
+    normal = model.image_tower.get_submodule("normalise")(pixels)
+    expected = transformers.get_image_features(pixel_values=normal).pooler_output
+    assert (model.image_tower(pixels).embedding - expected).abs().max() < 1e-5
+    quick = _import_clip(clip, tmp_path / "quick", hparams={"layer": -1, "post_layernorm": True})
+    assert (quick.image_tower(pixels).embedding - expected).abs().max() > 1e-4
+    ids = torch.tensor([[0, 5, 6, 1]])
+    words = transformers.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)).pooler_output
+    assert (model.text_tower(ids, torch.ones_like(ids)).embedding - words).abs().max() < 1e-5
 
 
 @torch.inference_mode()

@@ -259,7 +259,7 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
         raise BadArgumentError(f"{', '.join(texts)} have text towers of different shapes")
     by_head = readings or {head: reading_of(card) for head, card in heads.items()}
     distinct = sorted(set(by_head.values()))
-    shared = {key: first.hparams[key] for key in VISION}
+    shared = {key: first.hparams[key] for key in (*VISION, "hidden_act") if key in first.hparams}
     if texts:
         shared |= {key: next(iter(texts.values())).hparams[key] for key in TEXT}
     return ModelCard(

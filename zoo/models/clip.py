@@ -19,6 +19,9 @@ from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.models.base import Normalise, ZooModel
 
+#: The activation of OpenAI's CLIPs. A card names another one as `hidden_act`, such as the `gelu` of LAION's.
+QUICK_GELU = "quick_gelu"
+
 
 class Encoded(NamedTuple):
     """`embedding [B, D]`, projected and not normalised; `sequence [B, T, W]`, the tower's last hidden states.
@@ -98,6 +101,7 @@ def clip_config(card: ModelCard) -> CLIPConfig:
         "eos_token_id": h["end_token"],
         "pad_token_id": h["end_token"],
         "projection_dim": h["embedding_dim"],
+        "hidden_act": h.get("hidden_act", QUICK_GELU),
     }
     return CLIPConfig(text_config=text, vision_config=_vision(card), projection_dim=h["embedding_dim"])
 
@@ -119,6 +123,7 @@ def _vision(card: ModelCard) -> dict[str, Any]:
         "patch_size": h["patch_size"],
         "image_size": card.image.size,
         "projection_dim": h["embedding_dim"],
+        "hidden_act": h.get("hidden_act", QUICK_GELU),
     }
 
 

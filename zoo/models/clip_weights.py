@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from zoo.errors import BadArgumentError, BadDataError
+from zoo.contract import schema
+from zoo.contract.card import ImageInput
+from zoo.errors import BadArgumentError, BadCardError, BadDataError
 from zoo.files import HUB, model_folder
 from zoo.models.base import ZooModel, read_transformers
 from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
@@ -26,7 +30,7 @@ class ClipWeights:
 
     `layers` counts the layers of the image tower: a release of the zoo keeps only those that it reads.
     `final_norm` says whether the image tower's final LayerNorm is that of a trained CLIP. A source that judges images
-    only has no text tensors, and its `text` is None.
+    only has no text tensors, and its `text` is None. `image` is how it wants images, None where it does not say.
     """
 
     source: str
@@ -37,6 +41,7 @@ class ClipWeights:
     final_norm: bool = True
     text: CLIPTextConfig | None = None
     tokenizer_json: str | None = None
+    image: ImageInput | None = None
 
 
 def published_clip(source: str, *, with_text: bool) -> ClipWeights:
@@ -54,7 +59,92 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
         layers=clip.config.vision_config.num_hidden_layers,
         text=clip.config.text_config,
         tokenizer_json=tokenizer,
+        image=read_preprocessing(folder, clip.config.vision_config.image_size),
     )
+
+
+def read_preprocessing(folder: Path, size: int) -> ImageInput | None:
+    """How the files of a CLIP want its images of `size` pixels; None where none of them says it.
+
+    Reads transformers' `preprocessor_config.json`, else open_clip's `open_clip_config.json`. Raises BadDataError naming
+    the field of what an `ImageInput` cannot say.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        plan = _transformers_plan(schema.read_json(path), size)
+    elif (path := folder / "open_clip_config.json").is_file():
+        plan = _open_clip_plan(schema.read_json(path), size)
+    else:
+        return None
+    for field, (value, allowed) in plan.checks.items():
+        if value not in allowed:
+            raise BadDataError(f"{path}: {field} is {value}, and this model can only be given {allowed[0]}")
+    try:
+        return schema.parse(ImageInput, {"size": size, **plan.image}, str(path))
+    except BadCardError as problem:
+        raise BadDataError(str(problem)) from None
+
+
+class _Plan(NamedTuple):
+    """Fields of an `ImageInput`, and other settings with the values that they may have."""
+
+    image: dict[str, Any]
+    checks: dict[str, tuple[Any, tuple[Any, ...]]]
+
+
+def _transformers_plan(data: Any, size: int) -> _Plan:
+    given: dict[str, Any] = {**_DEFAULTS, **(data if isinstance(data, dict) else {})}
+    edges = given["size"] if isinstance(given["size"], dict) else {"shortest_edge": given["size"]}
+    crop = (
+        given["crop_size"]
+        if isinstance(given["crop_size"], dict)
+        else dict.fromkeys(("height", "width"), given["crop_size"])
+    )
+    squash = "shortest_edge" not in edges
+    normalised = given["do_normalize"]
+    image = {
+        "resize": "squash" if squash else "shortest_edge_crop",
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(given["resample"], given["resample"]),
+        "mean": given["image_mean"] if normalised else [0.0] * 3,
+        "std": given["image_std"] if normalised else [1.0] * 3,
+    }
+    checks = {
+        "do_resize": (given["do_resize"], (True,)),
+        "do_rescale": (given["do_rescale"], (True,)),
+        "rescale_factor": (round(255 * given["rescale_factor"], 4), (1.0,)),
+        "size": (edges, ({"height": size, "width": size} if squash else {"shortest_edge": size},)),
+    }
+    if given["do_center_crop"]:
+        checks["crop_size"] = (crop, ({"height": size, "width": size},))
+    elif not squash:
+        checks["do_center_crop"] = (False, (True,))
+    return _Plan(image, checks)
+
+
+#: What `CLIPImageProcessor` takes where its file says nothing.
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
+    "size": {"shortest_edge": 224},
+    "crop_size": 224,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": OPENAI_CLIP_MEAN,
+    "image_std": OPENAI_CLIP_STD,
+}
+
+
+def _open_clip_plan(data: Any, size: int) -> _Plan:
+    given = data.get("preprocess_cfg", {}) if isinstance(data, dict) else {}
+    sides = given.get("size", size)
+    modes = {"shortest": "shortest_edge_crop", "squash": "squash"}
+    mode = given.get("resize_mode", "shortest")
+    image = {
+        "resize": modes.get(mode, mode),
+        "interpolation": given.get("interpolation", "bicubic"),
+        "mean": given.get("mean", OPENAI_CLIP_MEAN),
+        "std": given.get("std", OPENAI_CLIP_STD),
+    }
+    return _Plan(image, {"size": (sides, (size, [size, size]))})
 
 
 def clip_of(model: ZooModel, source: str) -> ClipWeights:
@@ -79,6 +169,7 @@ def clip_of(model: ZooModel, source: str) -> ClipWeights:
         final_norm=image.post_layernorm or not card.training.recipe,
         text=text.text_model.config if isinstance(text, ClipTextTower) else None,
         tokenizer_json=model.tokenizer_json,
+        image=card.image,
     )
 
 
@@ -136,6 +227,10 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
     copy_tower(rest.state, text_tower)
     model.tokenizer_json = rest.tokenizer_json
     model.codec()
+    if image.image not in (None, model.card.image):
+        raise BadDataError(
+            f"{image.source}: wants images as {image.image}, and {model.card.name} gives {model.card.image}"
+        )
 
 
 def _check(

@@ -24,6 +24,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match
 from zoo.files import HUB, hashes, model_folder
 from zoo.models.base import ZooModel
+from zoo.models.clip import QUICK_GELU
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
 from zoo.models.mobilenet import NSFWJS, nsfwjs_state
@@ -98,6 +99,7 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     card = _card(name, hparams)
     image = read_clip(source, with_text=projection_from is None)
     rest = image if projection_from is None else read_clip(projection_from, with_text=True)
+    card = _as_published(card, image)
     model = fill_zero_shot(_build(card), image, rest)
     sources, licences = image.source, image.licence
     if projection_from is not None:
@@ -107,18 +109,25 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     return model
 
 
+def _as_published(card: ModelCard, clip: ClipWeights) -> ModelCard:
+    """The card with the preprocessing and the activation of a CLIP's own files."""
+    if clip.vision.hidden_act != QUICK_GELU:
+        card = card.replace(hparams={**card.hparams, "hidden_act": clip.vision.hidden_act})
+    return card if clip.image is None else card.replace(image=clip.image)
+
+
 def _head(
     upstream: Upstream, file: Path, tower: str | None, sha256: str | None, hparams: Mapping[str, Any]
 ) -> ZooModel:
     card = _card(upstream.model, hparams)
     tensors, digest = _read_safetensors(file, upstream, sha256)
-    model = _build(card)
+    clip = read_clip(tower or HUB + upstream.tower, with_text=False)
+    model = _build(card if clip.image is None else card.replace(image=clip.image))
     assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
     _load_exactly(model.head, _select(tensors, upstream), file)
-    clip = read_clip(tower or HUB + upstream.tower, with_text=False)
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
-    model.card = card.replace(
+    model.card = model.card.replace(
         source=f"head: {upstream.source}, as safetensors, sha256 {digest}{vouched}; CLIP tower: {clip.source}",
         licence=f"head: {upstream.licence}; CLIP tower: {clip.licence}",
     )
