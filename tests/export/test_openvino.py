@@ -179,9 +179,12 @@ def test_triton_is_given_another_engine(both: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int8"], "which OpenVINO is slow at: use int8_qdq with --calibrate PATH"),
+        (["--precision", "int8"], "which OpenVINO is slow at: use int8_qdq with --calibrate"),
         (["--precision", "fp16"], "in fp32 or int8_qdq, got fp16"),
-        (["--precision", "int8_qdq"], "int8_qdq takes its scales from what the model judges: give --calibrate DIR"),
+        (
+            ["--precision", "int8_qdq"],
+            "int8_qdq takes its scales from what the model judges: give --calibrate, a folder of images",
+        ),
         (["--calibrate", "photos"], "--calibrate is for int8_qdq, and fp32 finds no scales beforehand"),
     ],
 )

@@ -401,7 +401,10 @@ def test_bfloat16_is_rounded_where_it_cannot_be_computed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int8_qdq"], "int8_qdq takes its scales from what the model judges: give --calibrate DIR"),
+        (
+            ["--precision", "int8_qdq"],
+            "int8_qdq takes its scales from what the model judges: give --calibrate, a folder of images",
+        ),
         (["--precision", "int8", "--calibrate", "photos"], "--calibrate is for int8_qdq"),
         (["--set", "layer=-1"], "--set goes with --untrained"),
     ],

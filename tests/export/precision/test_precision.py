@@ -244,14 +244,14 @@ def test_calibration_takes_rows_evenly_and_leaves_out_what_a_row_has_not(photos:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        (CLIP, None, "int8_qdq takes its scales from what the model judges: give --calibrate DIR, a folder of images"),
-        (CLIP, "texts.txt", r"holds no images, which test_safeclip.random reads; give --calibrate DIR"),
-        (PROMPTS, None, "give --calibrate FILE, with texts like those that it will judge, one a line"),
-        (PROMPTS, "photos", r"holds no texts, which test_prompt_bert.random reads; give --calibrate FILE"),
+        (CLIP, None, "int8_qdq takes its scales from what the model judges: give `calibrate`, a folder of images"),
+        (CLIP, "texts.txt", r"holds no images, which test_safeclip.random reads; give `calibrate`, a folder"),
+        (PROMPTS, None, "give `calibrate`, a file with texts like those that it will judge, one a line"),
+        (PROMPTS, "photos", r"holds no texts, which test_prompt_bert.random reads; give `calibrate`, a file"),
         (FUSION, "photos", r"holds no texts, .*a manifest \(CSV\) with the columns image and text"),
         (FUSION, "texts.txt", r"holds no images, .*a manifest \(CSV\) with the columns image and text"),
         (CLIP, "empty", "holds no images"),
-        (PROMPTS, "nowhere.txt", "no such file or folder; give --calibrate FILE, with texts"),
+        (PROMPTS, "nowhere.txt", "no such file or folder; give `calibrate`, a file with texts"),
     ],
 )
 def test_what_cannot_be_calibrated_on_is_refused(
