@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class Synonyms:
         try:
             weights = load_file(folder / "model.safetensors")
             tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        except OSError as problem:
+        except (OSError, SafetensorError) as problem:
             raise BadDataError(f"{folder}: synonyms need a model in this folder: {problem}") from None
         tables = [value for name, value in weights.items() if name.endswith(_EMBEDDINGS)]
         if len(tables) != 1:
