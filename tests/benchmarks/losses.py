@@ -16,7 +16,6 @@ import io
 import json
 import os
 import random
-import resource
 import select
 import shutil
 import signal
@@ -200,6 +199,8 @@ def _in_child(run: Callable[[], int | None], where: Path, pipe: int, event: int,
     sys.addaudithook(watch)
     try:
         if largest is not None:
+            import resource
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
         status = run() or 0
     except SystemExit as end:
