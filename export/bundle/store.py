@@ -176,10 +176,12 @@ def check_signature(manifest: Path, public_key: Path | None = None, content: byt
 def _key(path: Path, kind: Literal["private", "public"]) -> Any:
     """The ed25519 key in a PEM file. Raises BadInputError for another one, or none."""
     form, ed25519 = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     data = _read(path)
     try:
         key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
-    except (ValueError, TypeError) as problem:  # TypeError: it is encrypted
+    except (ValueError, TypeError, UnsupportedAlgorithm) as problem:  # TypeError: it is encrypted
         raise BadDataError(f"{path}: not a readable {kind} key ({problem})") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
         hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
