@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import hashlib
 import importlib
 import io
 import json
@@ -407,14 +408,17 @@ def _read_whole(suffix: str, data: bytes) -> None:
 
 
 def _mismatch(path: Path) -> list[str]:
-    from zoo.errors import ZooError
-    from zoo.files import check_hashes
-
     try:
-        check_hashes(path.parent, json.loads(path.read_bytes()).get("files") or {})
-    except (ZooError, ValueError) as problem:
-        return [str(problem)]
-    return []
+        wanted = json.loads(path.read_bytes()).get("files") or {}
+    except ValueError as problem:
+        return [f"{path}: {problem}"]
+    files = {path.with_name(name): digest for name, digest in wanted.items()}
+    missing = [file for file in files if not file.is_file()]
+    hashes = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.keys() - set(missing)}
+    changed = [file for file, digest in hashes.items() if digest != files[file]]
+    return [f"{file}: missing, although {path.name} has its hash" for file in missing] + [
+        f"{file}: not the file whose hash {path.name} has" for file in changed
+    ]
 
 
 # Kills and full disks
