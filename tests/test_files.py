@@ -13,7 +13,7 @@ import pytest
 
 from zoo import files
 from zoo.errors import BadArgumentError
-from zoo.files import edited_directory, native_writer, new_directory, new_file, write_file
+from zoo.files import edited_directory, native_writer, new_directory, new_file, set_aside, write_file
 
 OURS = ("card.json", "model.*")
 
@@ -269,7 +269,7 @@ def test_the_home_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     home = _release(tmp_path / "users" / "home")
     monkeypatch.setenv("HOME", str(home))
     for out in (home, home.parent):
-        with pytest.raises(BadArgumentError, match="home folder cannot be replaced"):
+        with pytest.raises(BadArgumentError, match="home folder cannot be replaced or moved"):
             _write(out)
     with pytest.raises(BadArgumentError, match="home folder"), edited_directory(home):
         raise AssertionError
@@ -300,3 +300,14 @@ def test_what_a_native_writer_raises_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot be written") as caught, native_writer(tmp_path / "model.safetensors"):
         raise RuntimeError("basic_ios::clear: iostream error")
     assert caught.value.filename == str(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_current_folder_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A recipe may keep its checkpoints in the current folder."""
+    inside = _release(tmp_path / "a" / "b")
+    monkeypatch.chdir(inside)
+    with pytest.raises(BadArgumentError, match="current folder"):
+        set_aside(Path(name).resolve())
+    assert (inside / "card.json").is_file()
+    assert set_aside(_release(tmp_path / "run")) == tmp_path / "run-1"

@@ -247,7 +247,11 @@ def native_writer(path: Path) -> Iterator[None]:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to the first free one of `FOLDER-1`, `FOLDER-2`, ..., which is returned."""
+    """Rename a folder to the first free one of `FOLDER-1`, `FOLDER-2`, ..., which is returned.
+
+    Raises BadArgumentError for the current folder, the home folder, one around them, and a mounted one.
+    """
+    _refuse_occupied(folder, folder.resolve())
     for number in count(1):
         aside = folder.with_name(f"{folder.name}-{number}")
         if not aside.exists():
@@ -317,11 +321,13 @@ def _descriptor(path: Path) -> int | None:
 
 def _refuse_occupied(out: Path, target: Path) -> None:
     if Path.cwd().is_relative_to(target):
-        raise BadArgumentError(f"{out}: the current folder cannot be replaced; name one inside it, or leave it first")
+        raise BadArgumentError(
+            f"{out}: the current folder cannot be replaced or moved; name one inside it, or leave it first"
+        )
     if Path(os.path.expanduser("~")).resolve().is_relative_to(target):
-        raise BadArgumentError(f"{out}: the home folder cannot be replaced; name a new one inside it")
+        raise BadArgumentError(f"{out}: the home folder cannot be replaced or moved; name a new one inside it")
     if os.path.ismount(target):
-        raise BadArgumentError(f"{out}: a mounted folder cannot be replaced; name a new one inside it")
+        raise BadArgumentError(f"{out}: a mounted folder cannot be replaced or moved; name a new one inside it")
 
 
 def _refuse_foreign(out: Path, ours: tuple[str, ...]) -> None:

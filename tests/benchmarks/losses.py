@@ -81,9 +81,9 @@ CASES = (
     Case("data proxy", "--captions {base}/signs/captions.csv --positive-words red --out proxy.csv"),
     Case("data folder", "{base}/photos --out photos.csv --val-share 0.3"),
     Case("data corpora", "{base}/corpora.yaml --root {base} --out corpora.csv"),
-    Case("fit", "--config {base}/tiny.yaml"),
-    Case("predict", "--config {base}/tiny.yaml --ckpt_path {base}/best.ckpt"),
-    Case("release", "{base}/best.ckpt --out release --overwrite"),
+    Case("fit", "--config {base}/tiny.yaml", fresh=True),
+    Case("predict", "--config {base}/tiny.yaml --ckpt_path {base}/checkpoints/best.ckpt"),
+    Case("release", "{base}/checkpoints/best.ckpt --out release --overwrite"),
     Case("import", f"clip {{base}}/tiny --name {TINY} --out imported --overwrite"),
     Case("panel", f"test_clip {CLIP} test_q16.random --out panel --overwrite"),
     Case("evaluate", "--model nsfwjs --data {base}/signs/manifest.csv --report report --update-card", ("nsfwjs",)),
@@ -182,12 +182,8 @@ def child(
 
 
 def _in_child(run: Callable[[], int | None], where: Path, pipe: int, event: int, largest: int | None) -> None:
+    """Run, tell status and events to the parent, and end whatever happens: the parent's own work is not for a child."""
     status, events = TRACEBACK, 0
-    os.chdir(where)
-    os.environ["SAFETY_ZOO_CACHE"] = str(where / "cache")
-    os.dup2(pipe, 1)
-    os.dup2(pipe, 2)
-    sys.stdout = sys.stderr = open(os.dup(pipe), "w", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def watch(name: str, given: tuple[Any, ...]) -> None:
         nonlocal events
@@ -197,8 +193,13 @@ def _in_child(run: Callable[[], int | None], where: Path, pipe: int, event: int,
             if events == event:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(watch)
     try:
+        os.dup2(pipe, 1)
+        os.dup2(pipe, 2)
+        sys.stdout = sys.stderr = open(os.dup(pipe), "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+        os.chdir(where)
+        os.environ["SAFETY_ZOO_CACHE"] = str(where / "cache")
+        sys.addaudithook(watch)
         if largest is not None:
             import resource
 
@@ -206,12 +207,14 @@ def _in_child(run: Callable[[], int | None], where: Path, pipe: int, event: int,
         status = run() or 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1 if end.code else 0
-        print(end.code if isinstance(end.code, str) else "", file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+        os.write(pipe, f"{end.code if isinstance(end.code, str) else ''}\n".encode())
+    except BaseException:  # everything else is a traceback that a user would see
+        os.write(pipe, traceback.format_exc().encode())
     finally:
-        sys.stdout.flush()
-        os.write(pipe, f"\0{events}".encode())
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        with contextlib.suppress(BaseException):
+            os.write(pipe, f"\0{events}".encode())
         os._exit(status)
 
 
@@ -225,7 +228,7 @@ def command(case: Case, base: Path) -> Callable[[], int]:
 #: What writes the inputs of cases that name them, in this order.
 INPUTS = {
     "signs": "data signs --out signs --train 8 --val 4 --test 4",
-    "best.ckpt": "fit --config tiny.yaml",
+    "checkpoints": "fit --config tiny.yaml",
     "bundle": "export onnx --model nsfwjs --out bundle",
     "clip_bundle": "export onnx --model clip --out clip_bundle",
     "attacked": "evaluate robustness --model nsfwjs --data signs/manifest.csv --threat threat.yaml --limit 2 "
@@ -290,7 +293,7 @@ def _inputs(base: Path) -> None:
     marks = [{"name": "rude", "column": "labels", "values": [labels[0]]}]
     files = {"corpora.yaml": {"schema_version": 1, "sources": [{"file": "texts.csv", "categories": marks}]}}
     files["threat.yaml"] = {"schema_version": 1, "norm": "Linf", "eps": "8/255", "attacks": ["fgsm"], "steps": 1}
-    checkpoint = {"dirpath": ".", "filename": "best", "save_last": True, "enable_version_counter": False}
+    checkpoint = {"dirpath": "checkpoints", "filename": "best", "save_last": True, "enable_version_counter": False}
     trainer = {"accelerator": "cpu", "max_epochs": 1, "default_root_dir": "logs", "enable_progress_bar": False}
     kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint}
     data = {"manifest": str(base / "signs" / "manifest.csv"), "batch_size": 8}

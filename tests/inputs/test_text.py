@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zoo.contract.card import TextInput
-from zoo.errors import BadInputError
+from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.text import END, MAX_CHARACTERS, MAX_MARKS, START, TextCodec, clean, train_tokenizer
 
 BYTES = train_tokenizer([], 0)
@@ -176,3 +176,11 @@ def test_training_makes_words_of_what_is_frequent() -> None:
     trained = TextCodec(train_tokenizer([text] * 50, 300), TextInput(40))
     assert trained.vocabulary_size <= 300
     assert trained.encode([text]).mask.sum() < _codec(40).encode([text]).mask.sum()
+
+
+def test_a_tokenizer_that_panics_while_it_encodes_is_refused() -> None:
+    """Its template names a token that it does not define; Rust's panic is not even an Exception."""
+    broken = json.loads(train_tokenizer(["a photo of a dog"] * 20, 300))
+    broken["post_processor"]["special_tokens"] = {}
+    with pytest.raises(BadDataError, match=r"tokenizer\.json (cannot encode|is not a tokenizer)"):
+        TextCodec(json.dumps(broken), TextInput(8)).encode(["a dog"])

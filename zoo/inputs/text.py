@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ftfy
@@ -75,6 +76,17 @@ def _unescape(text: str) -> str:
     return html.unescape(re.sub(r"&#0*([0-9]{8})[0-9]*", r"&#\1", text))
 
 
+@contextmanager
+def _typed_errors(what: str) -> Iterator[None]:
+    """Raise BadDataError for what the Rust side raises: bare Exception, and for a panic not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as problem:
+        raise BadDataError(f"tokenizer.json {what}: {problem}") from None
+
+
 class TextCodec:
     """A release's tokenizer.json, applied to cleaned text, cut and padded to `[B, context_length]`.
 
@@ -83,10 +95,8 @@ class TextCodec:
     """
 
     def __init__(self, tokenizer_json: str, spec: TextInput) -> None:
-        try:
+        with _typed_errors("is not a tokenizer"):
             tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as problem:  # the Rust side raises bare Exception
-            raise BadDataError(f"tokenizer.json is not a tokenizer: {problem}") from None
         if tokenizer.get_vocab_size() < 16:
             raise BadDataError(
                 f"tokenizer.json knows {tokenizer.get_vocab_size()} tokens; an empty tokenizer stands where the "
@@ -110,7 +120,8 @@ class TextCodec:
             cleaned = [deobfuscate(text) for text in cleaned]
         if self.spec.lowercase:
             cleaned = [text.lower() for text in cleaned]
-        encodings = self._tokenizer.encode_batch(cleaned)
+        with _typed_errors("cannot encode"):
+            encodings = self._tokenizer.encode_batch(cleaned)
         shape = (len(encodings), self.spec.context_length)
         return Tokens(
             np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape),
