@@ -322,7 +322,7 @@ def _descriptor(path: Path) -> int | None:
 def _refuse_occupied(out: Path, target: Path) -> None:
     if Path.cwd().is_relative_to(target):
         raise BadArgumentError(
-            f"{out}: the current folder cannot be replaced or moved; name one inside it, or leave it first"
+            f"{out}: the current folder cannot be replaced or moved; name one inside it, or leave it"
         )
     if Path(os.path.expanduser("~")).resolve().is_relative_to(target):
         raise BadArgumentError(f"{out}: the home folder cannot be replaced or moved; name a new one inside it")
