@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import Category, Policy, Threshold
+from zoo.contract.policy import Category, Policy, Threshold, read_policy
 from zoo.errors import BadInputError, BadPolicyError
-from zoo.judging.judge import Judge
+from zoo.judging.judge import Judge, bind
 from zoo.models.clip import DualEncoder
 from zoo.models.served import text_bank
 from zoo.registry import create_model, model_card
@@ -51,7 +52,7 @@ def test_each_judges_every_category_and_argmax_only_the_highest() -> None:
 
 @pytest.mark.parametrize(("pooling", "expected"), [("sum", 0.9), ("mean", 0.3), ("max", 0.5)])
 def test_pooling(pooling: Literal["sum", "mean", "max"], expected: float) -> None:
-    judge = Judge(CLASSIFIER, _policy(_block("nsfw", 0.5, labels=("hentai", "porn", "sexy")), pooling=pooling))
+    judge = Judge(CLASSIFIER, _policy(_block("nsfw", 0.2, labels=("hentai", "porn", "sexy")), pooling=pooling))
     scores = judge.category_scores(np.array([[0.05, 0.5, 0.05, 0.3, 0.1]]))
     assert scores[0, 0] == pytest.approx(expected)
 
@@ -203,3 +204,46 @@ def test_the_example_of_the_judge_gives_what_it_says() -> None:
     (test,) = doctest.DocTestFinder(recurse=False).find(Judge, "Judge")
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "threshold", "named"),
+    [
+        ("sum", 1.0, '"bad" is never flagged: its threshold is 1, and no score is above 1'),
+        ("mean", 0.5, '"bad" is never flagged: its threshold is 0.5, and no score is above 0.5 (the mean of 2 outputs'),
+        ("mean", 0.49, None),
+        ("max", 0.99, None),
+    ],
+)
+def test_a_category_that_is_never_flagged_is_named(
+    pooling: Any, threshold: float, named: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = model_card("nsfwjs_mobilenet_v2.gantman")
+    bad = Category("bad", "block", Threshold(threshold), labels=("porn", "hentai"))
+    rest = Category("rest", "allow", labels=("neutral",))
+    policy = Policy("mine", "1", "Two labels", (bad, rest), pooling=pooling)
+    if named is None:
+        scores = np.zeros((1, 5))
+        scores[0, 1] = 1
+        assert bind(card, policy).verdicts(scores)[0].decision == "unsafe"
+        assert not caplog.text
+    else:
+        bind(card, policy)
+        assert f'policy "mine": {named}' in caplog.text
+
+
+def test_an_unsafe_label_that_is_allowed_is_warned_of_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    card = model_card("nsfwjs_mobilenet_v2.gantman")
+    block = Category("drawing", "block", Threshold(0.5))
+    bind(card, Policy("mine", "1", "Wrong way round", (block, Category("porn", "allow"))))
+    assert 'policy "mine": allows "porn", so that nsfwjs_mobilenet_v2.gantman never flags it' in caplog.text
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    policy = Policy("mine", "1", "Two", (Category("porn", "block", Threshold(0.5)), Category("neutral", "allow")))
+    text = policy.to_yaml()
+    assert "action: block\n" in text
+    path = tmp_path / "policy.yaml"
+    path.write_text(text.replace("action: block\n", "action: block\n  action: allow\n"), encoding="utf-8")
+    with pytest.raises(BadInputError, match="the key 'action' stands there twice"):
+        read_policy(path)

@@ -16,7 +16,7 @@ GUARD_EXAMPLE = (
 )
 TEXTS_EXAMPLE = (
     "zoo evaluate texts --model releases/prompts --data runs/text/manifest.csv \\\n"
-    "             --baseline minilm:sentence-transformers/all-MiniLM-L6-v2 --search 20"
+    "             --baseline minilm:hf-hub:sentence-transformers/all-MiniLM-L6-v2 --search 20"
 )
 #: What `--split` takes, and what it means to leave it out.
 SPLITS = ("train", "val", "test", "all")

@@ -20,8 +20,8 @@ IMPORT_EXAMPLES = """
 examples:
   zoo import nsfwjs nsfwjs/models/mobilenet_v2 --out nsfwjs
   zoo import laion_nsfw_vit_b32 laion_nsfw_vit_b32.safetensors --tower clip-vit-base-patch32/ --out laion
-  zoo import clip openai/clip-vit-large-patch14-336 --name safeclip_vit_l14_336.zeroshot \\
-      --projection-from openai/clip-vit-large-patch14 --set layer=-1 --set post_layernorm=true --out safeclip
+  zoo import clip hf-hub:openai/clip-vit-large-patch14-336 --name safeclip_vit_l14_336.zeroshot \\
+      --projection-from hf-hub:openai/clip-vit-large-patch14 --set layer=-1 --set post_layernorm=true --out safeclip
 
 Heads are read from safetensors alone, and only when the file is the one that was tested (by sha256), or one that you
 checked yourself and give the sha256 of. No weights are shipped: theirs are the licences above.

@@ -45,6 +45,17 @@ def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = Ba
         raise error(f"{where}: " + "; ".join(lines)) from None
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice: PyYAML would let the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := repeated(keys):
+            problem = f"the key {twice[0]!r} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class PlainData:
     """The dictionary form that every plain-data class has, strict both ways.
 
@@ -101,7 +112,7 @@ def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: f
 
 def read_yaml(path: Path, content: bytes | None = None) -> object:
     """Read one YAML file, or its `content`. Raises BadInputError when it is missing or is not YAML."""
-    return _read(path, content, "YAML", yaml.safe_load)
+    return _read(path, content, "YAML", lambda text: yaml.load(text, _OneOfEachKey))
 
 
 def read_json(path: Path, content: bytes | None = None) -> object:

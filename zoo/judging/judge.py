@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +15,11 @@ from zoo.contract.verdict import Decision, Status, Verdict
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 Scores = NDArray[np.floating]
+
+log = logging.getLogger("zoo.judging.judge")
+
+#: Names of outputs that a policy hardly means to allow.
+_UNSAFE_NAMES = frozenset({"unsafe", "nsfw", "porn", "hentai", "toxic", "violence", "violent", "harmful", "hate"})
 
 #: How far a score may lie outside [0, 1]: float16 engines round a probability of 1 upwards.
 TOLERANCE = 1e-3
@@ -106,10 +112,28 @@ class Judge(BaseJudge):
         #: All members in a row, and where each category begins: pooling is one call for all of them.
         self._columns = [column for members in self.members for column in members]
         self._starts = np.cumsum([0, *(len(members) for members in self.members[:-1])])
+        self._warn_of_unreachable()
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
         limits = {c.threshold.value for c in policy.categories if c.threshold}
         self.threshold = limits.pop() if len(limits) == 1 else None
+
+    def _warn_of_unreachable(self) -> None:
+        """Warn of a category that can never be flagged, and of an unsafe output that is allowed."""
+        shared = self.policy.pooling == "mean" and self.card.score == "softmax"
+        for category, members in zip(self.policy.categories, self.members, strict=True):
+            highest = 1 / len(members) if shared else 1.0
+            if category.threshold is not None and category.threshold.value >= highest:
+                why = f" (the mean of {len(members)} outputs of a softmax)" if highest < 1 else ""
+                log.warning(
+                    'policy "%s": "%s" is never flagged: its threshold is %g, and no score is above %.4g%s',
+                    *(self.policy.name, category.name, category.threshold.value, highest, why),
+                )
+            labels = [] if self.card.task == "zero_shot" else [self.outputs[place] for place in members]
+            unsafe = [name for name in (category.name, *labels) if name.lower() in _UNSAFE_NAMES]
+            if category.action == "allow" and unsafe:
+                words = 'policy "%s": allows "%s", so that %s never flags it'
+                log.warning(words, self.policy.name, unsafe[0], self.card.name)
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
