@@ -264,7 +264,7 @@ def test_the_report_is_complete_and_blurs(made: Made, rows: str, tmp_path: Path)
         (["--prompt-template", "{image} hello"], "needs {question} once"),
         (["--columns", "text=answer"], 'no column "answer"'),
         (["--policy", "configs/policy/dgos.yaml"], 'did you mean "configs/policy/dogs.yaml"'),
-        (["--judge", "./none"], "judge ./none: cannot be loaded"),
+        (["--judge", "./none"], "./none: no such directory"),
         (["--device", "cuda"], "sees no CUDA GPU"),
     ],
 )

@@ -206,7 +206,7 @@ def test_the_baseline_learns_what_its_embeddings_tell(encoder: Path, rows: dict[
     found = figures.condition("clean", "none", [Scored("b", baseline.logits(rows["test"].texts), rows["test"].labels)])
     assert (found.rankers[0].auroc["loud"].value or 0) > 0.9
     assert set(baseline.strengths) == set(LABELS)
-    with pytest.raises(BadInputError, match=r"baseline .* cannot be loaded"):
+    with pytest.raises(BadInputError, match=r"none: no such directory"):
         FrozenBaseline(str(encoder / "none"), rows, LABELS)
     with pytest.raises(BadInputError, match='have no split "val"'):
         FrozenBaseline(str(encoder), {"train": rows["train"]}, LABELS)
