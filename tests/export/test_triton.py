@@ -173,7 +173,7 @@ def test_versions_join_when_nothing_else_differs(bundles: dict[str, Path], tmp_p
     with pytest.raises(BadInputError, match="exists and is not empty"):
         export_triton(bundles[CLIP], tmp_path, name="signs", version=2)
     for changed in ({"policy": Policy.read(find_asset(OTHER))}, {"delay_us": 5}, {"max_batch": 2}):
-        with pytest.raises(BadInputError, match="one for all versions of a model: give `name`, or `overwrite`"):
+        with pytest.raises(BadInputError, match="all versions of a model share one: give `name`, or `overwrite`"):
             export_triton(bundles[CLIP], tmp_path, name="signs", version=3, **changed)
     export_triton(bundles[CLIP], tmp_path, name="signs", version=3, delay_us=5, overwrite=True)
     assert sorted(path.name for path in model.iterdir()) == ["3", "config.pbtxt", "labels.txt"]
@@ -183,7 +183,7 @@ def test_versions_join_when_nothing_else_differs(bundles: dict[str, Path], tmp_p
     ("options", "words"),
     [
         ({"name": "../signs"}, r'"\.\./signs" cannot name a model'),
-        ({"name": ".signs"}, "no dot in front"),
+        ({"name": ".signs"}, "do not begin with a dot"),
         ({"instances": 0}, "instances, queue and version must be at least 1"),
         ({"version": 0}, "must be at least 1"),
         ({"max_batch": -1}, "max_batch and delay_us at least 0"),

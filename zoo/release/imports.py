@@ -121,10 +121,10 @@ def _head(
 ) -> ZooModel:
     card = _card(upstream.model, hparams)
     tensors, digest = _read_safetensors(file, upstream, sha256)
+    model = _with_head(card, tensors, upstream, file)  # a wrong file is named before a tower is fetched
     clip = read_clip(tower or HUB + upstream.tower, with_text=False)
-    model = _build(card if clip.image is None else card.replace(image=clip.image))
-    assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
-    _load_exactly(model.head, _select(tensors, upstream), file)
+    if clip.image is not None:
+        model = _with_head(card.replace(image=clip.image), tensors, upstream, file)
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
     model.card = model.card.replace(
@@ -132,6 +132,13 @@ def _head(
         licence=f"head: {upstream.licence}; CLIP tower: {clip.licence}",
     )
     return model.eval()
+
+
+def _with_head(card: ModelCard, tensors: dict[str, Tensor], upstream: Upstream, file: Path) -> EmbeddingClassifier:
+    model = _build(card)
+    assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
+    _load_exactly(model.head, _select(tensors, upstream), file)
+    return model
 
 
 def _card(name: str, hparams: Mapping[str, Any]) -> ModelCard:
