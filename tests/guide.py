@@ -143,7 +143,7 @@ def quickstart_output(log: str) -> str:
     """The end of what `make quickstart` prints: the table of verdicts and the figures, in a code block."""
     lines = [line for line in log.splitlines() if not line.startswith((".venv/", "make"))]
     first = max(index for index, line in enumerate(lines) if ", policy quickstart@" in line)
-    last = max(index for index, line in enumerate(lines) if line.startswith("report "))
+    last = max(index for index, line in enumerate(lines) if line.startswith("report   "))
     shown = [line.rstrip() for line in lines[first : last + 1] if "━━ " not in line]
     return "\n".join(["```", *shown, "```"])
 

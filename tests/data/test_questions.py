@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import random
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +163,11 @@ def test_only_an_unsafe_image_with_the_instruction_is_refused(signs: Path, tmp_p
 
 def test_training_draws_one_conversation_an_image_with_the_asked_share(signs: Path, tmp_path: Path) -> None:
     data = _data(signs, tmp_path, batch_size=30, turns=3, instructed=0.5)
-    random.seed(0)
-    epochs = [batch for _ in range(20) for batch in data.train_dataloader()]
+    loader = data.train_dataloader()
+    epochs = []
+    for epoch in range(20):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        epochs += list(loader)
     assert {len(batch) for batch in epochs} == {30}
     assert all(len({row.image for row in batch}) == 30 for batch in epochs)
     rows = [row for batch in epochs for row in batch]

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(release: Path) -> None:
         RobustTower(FARE, init_from=str(release), policy=str(release.parent / "policy.yaml"), label_names={"1": "read"})
     module, batch = _module(release, method="tecoa"), _batch()
     batch["labels"][0] = ("green",)
-    with pytest.raises(BadInputError, match=r"exactly one category of the policy a row \(red, blue\), found"):
+    with pytest.raises(BadInputError, match=r"exactly one category of the policy in each row \(red, blue\), got"):
         module.training_step(batch, 0)
     batch["image_present"][0] = False
     with pytest.raises(BadInputError, match="needs an image in every row"):

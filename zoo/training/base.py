@@ -194,6 +194,7 @@ class Base(Trainable):
 
     def on_train_start(self) -> None:
         """From here on the weights are trained ones."""
+        super().on_train_start()
         self._has_weights = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
