@@ -473,11 +473,12 @@ def test_asyncio_awaits_many_and_cancels_one(gated: tuple[Scorer, Gate]) -> None
 
     async def main(service: Service) -> list[Verdict]:
         gate.hold(service, PICTURE)
-        late = asyncio.ensure_future(asyncio.wrap_future(service.submit(PICTURE)))
+        late = service.submit(PICTURE)
+        waiting = asyncio.wrap_future(late)
         many = asyncio.gather(*(asyncio.wrap_future(service.submit(picture)) for picture in pictures))
-        await asyncio.sleep(0)
-        late.cancel()
-        await asyncio.sleep(0)  # the loop hands the cancelling on
+        waiting.cancel()
+        while not late.cancelled():  # the loop hands the cancelling on
+            await asyncio.sleep(0)
         gate.open.set()
         return await asyncio.wait_for(many, PATIENCE)
 
