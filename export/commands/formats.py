@@ -14,7 +14,6 @@ from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDepende
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo export` with its formats."""
     text = "export a model to a bundle that runs without torch"
     parser = add_command(commands, "export", _export_onnx, text, "zoo export onnx --model releases/x --out bundles/x")
     formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)

@@ -9,7 +9,6 @@ from zoo.commands.common import Commands, add_command, add_flag, add_list, list_
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo policy` with its actions."""
     text = "list policies, prepare them, and give one to a bundle"
     parser = add_command(
         commands, "policy", list_shipped, text, "zoo policy list && zoo policy embed dogs --model signs"

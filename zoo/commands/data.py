@@ -18,7 +18,6 @@ PROXY = (
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo data` with one action for each dataset."""
     parser = add_command(commands, "data", _signs, "write a dataset to disk", SIGNS)
     kinds = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
     signs = add_command(kinds, "signs", _signs, "drawn signs with captions, a third of them forbidden", SIGNS)

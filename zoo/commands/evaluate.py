@@ -24,7 +24,6 @@ UNSEEN = "(default: all rows; of rows that name none, those that training kept f
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo evaluate` with its actions."""
     text = "measure a release or bundle on a labelled manifest: AUROC, rates, retrieval, report"
     example = "zoo evaluate --model releases/x --data data/manifest.csv --split test --report reports/x"
     parser = add_command(commands, "evaluate", _evaluate, text, example)

@@ -10,7 +10,6 @@ from zoo.commands.common import Commands, add_command
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo list` and `zoo show`."""
     text = "list the registered models"
     parser = add_command(commands, "list", _list, text, "zoo list '*clip*' --task zero_shot")
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard pattern of the names")

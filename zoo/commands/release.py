@@ -29,7 +29,6 @@ checked yourself and give the sha256 of. No weights are shipped: theirs are the 
 
 
 def add(commands: Commands) -> None:
-    """Add the three commands."""
     text = "make a release (weights, card, policy, tokenizer, hashes) from a checkpoint"
     example = "zoo release runs/x/checkpoints/best.ckpt --out releases/x"
     parser = add_command(commands, "release", _release, text, example)

@@ -29,7 +29,6 @@ RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--c
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo attacks list` and `zoo leaderboard`."""
     text = "list every attack: what it changes, its bound, its source"
     parser = add_command(commands, "attacks", _list, text, "zoo attacks list")
     add_command(parser.add_subparsers(metavar="{list}"), "list", _list, text, "zoo attacks list")
@@ -49,7 +48,6 @@ def add(commands: Commands) -> None:
 
 
 def add_robustness(actions: Commands) -> None:
-    """Add `zoo evaluate robustness`."""
     text = "attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay"
     parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE, RENAMED)
     need = parser.add_argument_group("what is attacked")

@@ -17,7 +17,6 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 
 def add(commands: Commands) -> None:
-    """Add `zoo score`."""
     text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something could not be judged"
     parser = add_command(commands, "score", _score, text, "zoo score --model releases/signs a.jpg b.png --json")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")

@@ -137,11 +137,9 @@ class Trainable(lightning.LightningModule):
         return "test" if self.trainer.testing else "val"
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As in validation."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As in validation."""
         self.on_validation_epoch_end()
 
 
