@@ -50,6 +50,8 @@ class Gate:
 
     def hold(self, service: Service, image: ImageSource) -> Any:
         """Keep the engine busy with one request, whose future is returned."""
+        while self.entered.acquire(blocking=False):  # by calls before this one
+            pass
         self.open.clear()
         future = service.submit(image)
         assert self.entered.acquire(timeout=PATIENCE)
