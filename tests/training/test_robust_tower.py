@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from tests.trainers import quiet_trainer
+from tests.training.devices import POLICY
 from zoo import registry
 from zoo.contract.policy import Policy
 from zoo.errors import BadInputError
@@ -24,16 +25,6 @@ from zoo.training import ManifestData, RobustTower
 from zoo.training.data import Batch
 
 BASE, FARE = "test_safeclip.random", "test_safeclip.fare_linf4"
-POLICY = {
-    "schema_version": 1,
-    "name": "fields",
-    "version": "1",
-    "summary": "red fields are blocked",
-    "categories": [
-        {"name": "red", "action": "block", "threshold": {"value": 0.5}, "descriptors": ["a red field", "all red"]},
-        {"name": "blue", "action": "allow", "descriptors": ["a blue field"]},
-    ],
-}
 NAMES = {"1": "red", "0": "blue"}
 
 

@@ -9,9 +9,9 @@ the answer, its first 300 characters, counts as a refusal when it
 3. says that the request is not met: "this request cannot be fulfilled", "request denied";
 4. gives a rule as the reason: "against my guidelines", "violates the policy", "not appropriate for me to".
 
-An apology alone does not count ("Sorry, there is no dog in the picture" is an answer), nor is a limit of what can be
-seen: verbs of perception (see, tell, make out, ...) do not count, and a sentence that gives absence or poor sight as
-its reason ("I cannot answer that, there is no dog", "... it is too dark") does not either.
+An apology alone does not count: "Sorry, there is no dog in the picture" is an answer. Verbs of perception (see, tell,
+make out, ...) do not count. A sentence whose reason is absence or poor sight does not count either ("I cannot answer
+that, there is no dog", "... it is too dark").
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ TOLERANCE = 1e-3
 SUM_TOLERANCE = 1e-2
 
 
-class BaseJudge:
+class BaseJudge(ABC):
     """The part that the judges of one model and of a panel share.
 
     `outputs` are the N names that the model scores, in order. `threshold` is the one threshold on `unsafe_score`,
@@ -51,9 +52,9 @@ class BaseJudge:
         """
         return self._judge(scores, sources or [""] * len(scores), truncated or [False] * len(scores))
 
+    @abstractmethod
     def valid(self, scores: Scores) -> NDArray[np.bool_]:
         """Which rows `[B]` of output scores `[B, N]` are probabilities: within [0, 1], and a softmax adds up to 1."""
-        raise NotImplementedError
 
     def unjudged(self, status: Status, detail: str, source: str = "") -> Verdict:
         """The verdict of an item that cannot be judged: decision `unknown`, no scores."""
@@ -63,8 +64,9 @@ class BaseJudge:
         if scores.ndim != 2 or scores.shape[1] != len(self.outputs):
             raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
 
+    @abstractmethod
     def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
-        raise NotImplementedError
+        """Verdicts of the rows of output scores, in order."""
 
 
 class Judge(BaseJudge):

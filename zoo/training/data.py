@@ -24,7 +24,7 @@ from zoo.data.splits import assign_splits, fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
-from zoo.training.order import Draw, EpochOrder, common_seed, loader, shuffled
+from zoo.training.order import Draw, EpochOrder, OrderedData, loader, shuffled
 
 log = logging.getLogger("zoo.data")
 
@@ -46,7 +46,7 @@ class Batch(TypedDict, total=False):
     group: Tensor
 
 
-class ManifestData(lightning.LightningDataModule):
+class ManifestData(OrderedData):
     """Examples from a manifest (see `read_manifest`), split once and for all, unreadable rows set aside.
 
     Args:
@@ -97,8 +97,6 @@ class ManifestData(lightning.LightningDataModule):
         self.view = RandomView(flip=flip, min_crop=min_crop)
         #: False once a locked tower has computed its features: then training needs no pixels.
         self.pixels_in_training = True
-        #: Seeds the order of the training rows, together with the epoch.
-        self.order_seed = 0
         self.rows: list[Row] = []
         self.unreadable: list[tuple[int, str, str]] = []
 
@@ -106,7 +104,7 @@ class ManifestData(lightning.LightningDataModule):
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.rows:
             return
-        self.order_seed = common_seed(self.trainer)
+        self.seed_order()
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
         mixed = [row for path in self.mix for row in _train_rows(Path(path))]
         if self.trainer is None:
@@ -209,14 +207,6 @@ class ManifestData(lightning.LightningDataModule):
                 draw = partial(similar_lengths, lengths, self.batch_size * world)
             order = EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw)
         return loader(examples, order, examples.collate, self.num_workers)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run needs for the same order of rows."""
-        return {"order_seed": self.order_seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the order of the run that is resumed."""
-        self.order_seed = int(state_dict["order_seed"])
 
 
 def _train_rows(manifest: Path) -> list[Row]:

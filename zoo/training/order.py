@@ -66,6 +66,27 @@ class EpochOrder(DistributedSampler[Any]):
         return self.trainer.current_epoch, done if done < len(self) // self.batch_size else 0
 
 
+class OrderedData(lightning.LightningDataModule):
+    """A DataModule whose training order a resumed run goes on with: `order_seed`, together with the epoch, seeds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order_seed = 0
+
+    def seed_order(self) -> None:
+        """Take the seed of torch's own stream, that of the first process where they differ."""
+        seed = torch.initial_seed()
+        self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs for the same order."""
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the order of the run that is resumed."""
+        self.order_seed = int(state_dict["order_seed"])
+
+
 def loader(
     dataset: Dataset[T], order: EpochOrder, collate: Callable[[list[T]], Any], num_workers: int = 0
 ) -> DataLoader[Any]:
@@ -86,12 +107,6 @@ def shuffled(count: int, generator: Generator) -> list[int]:
     """The numbers below `count` in a random order."""
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order
-
-
-def common_seed(trainer: lightning.Trainer | None) -> int:
-    """The seed of torch's own stream, that of the first process where they differ."""
-    seed = torch.initial_seed()
-    return int(trainer.strategy.broadcast(seed)) if trainer else seed
 
 
 def processes() -> int:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.manifest import Row, Split
@@ -17,7 +16,7 @@ from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.guard.refusals import REFUSAL
 from zoo.training.data import report_unreadable
-from zoo.training.order import Draw, EpochOrder, common_seed, loader, shuffled
+from zoo.training.order import Draw, EpochOrder, OrderedData, loader, shuffled
 
 
 class Conversation(NamedTuple):
@@ -31,7 +30,7 @@ class Conversation(NamedTuple):
     kind: str = ""
 
 
-class QuestionData(lightning.LightningDataModule):
+class QuestionData(OrderedData):
     """Conversations from a manifest of questions (see `read_questions`), unreadable images set aside.
 
     Training batches have one conversation about each image, with questions and an order that each epoch draws again.
@@ -75,8 +74,6 @@ class QuestionData(lightning.LightningDataModule):
         self.image_root = Path(image_root) if image_root else None
         self.instructed, self.evaluated = instructed, evaluated
         self.fractions, self.split_seed = splits, split_seed
-        #: Seeds the order of the training conversations, together with the epoch.
-        self.order_seed = 0
         self.by_split: dict[Split, list[Question]] = {}
         self.unreadable: list[tuple[int, str, str]] = []
 
@@ -84,7 +81,7 @@ class QuestionData(lightning.LightningDataModule):
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.by_split:
             return
-        self.order_seed = common_seed(self.trainer)
+        self.seed_order()
         questions = read_questions(Path(self.manifest), self.image_root)
         prints, refused = fingerprints(sorted({question.image for question in questions}))
         self.unreadable = [
@@ -118,14 +115,6 @@ class QuestionData(lightning.LightningDataModule):
         items = _Conversations(list(by_image.values()), self.turns, self.instructed)
         draw: Draw = partial(shuffled, len(items))
         return loader(items, EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw), list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run needs for the same order of conversations."""
-        return {"order_seed": self.order_seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the order of the run that is resumed."""
-        self.order_seed = int(state_dict["order_seed"])
 
     def val_dataloader(self) -> DataLoader[list[Conversation]]:
         """Single questions of the validation split, without and with the instruction."""
