@@ -59,6 +59,10 @@ def _plain(value: Value) -> str:
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
+#: What a version holds; the weights of an ONNX file may have a file of their own.
+_VERSION = tuple(
+    f"[0-9]*/{name}" for name in (*(f for _, f in BACKENDS.values()), "*.onnx.data", CARD, POLICY, TOKENIZER, MANIFEST)
+)
 _TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "float32": "TYPE_FP32"}
 
 
@@ -104,7 +108,7 @@ def export_triton(
         with new_directory(model / str(version)) as one:
             config.write_version(one)
         return model
-    with new_directory(model, overwrite=overwrite, ours=(CONFIG, LABELS, "[0-9]*/*")) as whole:
+    with new_directory(model, overwrite=overwrite, ours=(CONFIG, LABELS, *_VERSION)) as whole:
         write_file(whole / CONFIG, text)
         write_file(whole / LABELS, config.labels)
         (whole / str(version)).mkdir()

@@ -194,7 +194,7 @@ def test_the_work_of_a_running_process_is_not_cleaned(tmp_path: Path) -> None:
 
 def test_what_was_moved_aside_before_a_kill_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "release"
-    _release(tmp_path / ".release-0a1b2c3d.old")
+    _release(tmp_path / ".release-0a1b2c3d.zoo-old")
     with pytest.raises(BadArgumentError, match="not empty"), new_directory(out):
         raise AssertionError
     assert _content(out)["card.json"] == "old"
@@ -311,3 +311,52 @@ def test_the_current_folder_is_not_set_aside(tmp_path: Path, monkeypatch: pytest
         set_aside(Path(name).resolve())
     assert (inside / "card.json").is_file()
     assert set_aside(_release(tmp_path / "run")) == tmp_path / "run-1"
+
+
+def test_what_somebody_puts_there_meanwhile_stays(tmp_path: Path) -> None:
+    """An export may take hours, in which the folder of its output is not its own."""
+    new, old = tmp_path / "new", _release(tmp_path / "old")
+
+    def write(out: Path, overwrite: bool) -> None:
+        with new_directory(out, overwrite=overwrite, ours=OURS) as folder:
+            (folder / "card.json").write_text("new")
+            out.mkdir(exist_ok=True)
+            (out / "thesis.docx").write_text("years of work")
+
+    with pytest.raises(BadArgumentError, match="exists and is not empty"):
+        write(new, False)
+    with pytest.raises(BadArgumentError, match=r"did not write thesis\.docx"):
+        write(old, True)
+    assert _content(new) == {"thesis.docx": "years of work"}
+    assert _content(old)["card.json"] == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+
+
+@pytest.mark.parametrize("change", ["replaced", "written to", "added", "removed"])
+def test_an_edit_does_not_undo_what_another_process_wrote_meanwhile(tmp_path: Path, change: str) -> None:
+    out = _release(tmp_path / "bundle")
+    card = out / "card.json"
+
+    def edit() -> None:
+        with edited_directory(out) as folder:
+            write_file(folder / "model.safetensors", "new engine")
+            if change == "replaced":
+                write_file(card, "new policy")
+            elif change == "written to":
+                card.write_text("new policy")
+            elif change == "added":
+                (out / "other").write_text("engine")
+            else:
+                card.unlink()
+
+    with pytest.raises(BadArgumentError, match="was changed by another process meanwhile"):
+        edit()
+    assert (out / "model.safetensors").read_text() == "old"
+    assert (card.read_text() if card.exists() else "") == {"added": "old", "removed": ""}.get(change, "new policy")
+
+
+def test_a_backup_with_a_name_like_those_of_killed_runs_stays(tmp_path: Path) -> None:
+    backup = tmp_path / ".card.json-20240131.old"
+    backup.write_text("mine")
+    write_file(tmp_path / "card.json", "new")
+    assert backup.read_text() == "mine"

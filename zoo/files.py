@@ -14,8 +14,9 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from itertools import count
@@ -31,7 +32,7 @@ except ImportError:  # Windows: what a killed run left is not cleaned there
 
 #: What a bundle has and a release does not.
 MANIFEST = "manifest.json"
-_PARTIAL, _OLD = ".partial", ".old"
+_PARTIAL, _OLD = ".zoo-partial", ".zoo-old"
 
 
 def is_bundle(source: str | Path) -> bool:
@@ -53,22 +54,24 @@ def hashes(folder: Path) -> dict[str, str]:
 class HeldFiles:
     """Files of one folder, each opened once: the bytes that were hashed are used, even if the file is replaced since.
 
-    If some files were given with their sha256, no other file is read.
+    If some files were given with their sha256, no other file is read. `signed` says that a key vouches for the hashes:
+    then nothing that was kept in a cache is used with these files.
     Raises TamperedFileError for a missing file, and for one that does not match its sha256 or changes afterwards.
     """
 
     def __init__(self, folder: Path, wanted: Mapping[str, str] | None = None) -> None:
-        self.folder = folder
-        self._checked: set[str] = set()
+        self.folder, self.signed = folder, False
+        self._turn = threading.Lock()  # a stream has one position
+        self._checked: dict[str, str] = {}
         self._streams: dict[str, FileIO] = {}
-        self._states: dict[str, tuple[int, int]] = {}
+        self._states: dict[str, tuple[int, int, int]] = {}
         weakref.finalize(self, _close, self._streams)
         for name, digest in (wanted or {}).items():
             self.check(name, digest)
 
     def check(self, name: str, wanted: str) -> None:
         """Compare a file with its sha256."""
-        self._checked.add(name)
+        self._checked[name] = wanted
         if Path(name).name != name:
             raise TamperedFileError(f"{name}: a hash may only name a file of {self.folder} itself")
         actual = self.sha256(name)
@@ -80,8 +83,9 @@ class HeldFiles:
     def sha256(self, name: str) -> str:
         """The sha256 of a file, in hex."""
         stream = self._open(name)
-        stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        with self._turn:
+            stream.seek(0)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     @contextmanager
     def content(self, name: str) -> Iterator[mmap.mmap | bytearray]:
@@ -100,6 +104,18 @@ class HeldFiles:
         path = f"/proc/self/fd/{self._open(name).fileno()}"
         yield path if os.path.exists(path) else self.read(name)
         self._refuse_change(name)
+
+    def loaded(self, name: str) -> bytearray:
+        """The content of a file in memory of its own: what happens to the file while it is used changes nothing."""
+        stream = self._open(name)
+        content = bytearray(os.fstat(stream.fileno()).st_size)
+        left = memoryview(content)
+        with self._turn:
+            stream.seek(0)
+            while count := stream.readinto(left):
+                left = left[count:]
+        self._refuse_change(name)
+        return content
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
@@ -126,13 +142,19 @@ class HeldFiles:
             self._states[name] = self._state(name)
         return self._streams[name]
 
-    def _state(self, name: str) -> tuple[int, int]:
+    def _state(self, name: str) -> tuple[int, int, int]:
         state = os.fstat(self._streams[name].fileno())
-        return state.st_size, state.st_mtime_ns
+        return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _refuse_change(self, name: str) -> None:
-        if self._state(name) != self._states[name]:
+        state, before = self._state(name), self._states[name]
+        # A new link or name changes the third time; so does who sets the second one back after writing.
+        written = state[:2] != before[:2] or (
+            state != before and name in self._checked and self.sha256(name) != self._checked[name]
+        )
+        if written:
             raise TamperedFileError(f"{self.folder / name}: was written to after it was checked; load it again")
+        self._states[name] = state
 
 
 def _close(streams: dict[str, FileIO]) -> None:
@@ -193,6 +215,13 @@ def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
         partial.unlink(missing_ok=True)
 
 
+def refuse_input(out: Path, *read: str | Path) -> None:
+    """Raise BadArgumentError if what is to be written is one of those that are read, which would be lost."""
+    for path in map(Path, read):
+        if path.exists() and out.exists() and path.samefile(out):
+            raise BadArgumentError(f"{out}: is what this reads, and the result would replace it; name another `out`")
+
+
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
     """Replace a file by one of this content (text as UTF-8), whole or not at all."""
     with new_file(path, "w" if isinstance(content, str) else "wb") as stream:
@@ -205,19 +234,23 @@ def new_directory(out: Path, *, overwrite: bool = False, ours: tuple[str, ...] =
 
     With `overwrite` it replaces a folder of which every file matches one of the patterns `ours`, the first of which
     must be there: it is the mark of what this command writes. Raises BadArgumentError when `out` is a file, is the
-    current folder or one around it, is not empty without `overwrite`, or holds anything else.
+    current folder or one around it, is not empty without `overwrite`, or holds anything else, before or at the end.
     """
     target = _resolved(out)
     if target.exists() and not target.is_dir():
         raise BadArgumentError(f"{out}: is a file, expected a directory to write")
     _refuse_occupied(out, target)
     _clean(target)
-    if target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            raise BadArgumentError(f"{out}: exists and is not empty; name another folder, or overwrite it")
-        _refuse_foreign(out, ours)
+
+    def check() -> None:
+        if target.is_dir() and any(target.iterdir()):
+            if not overwrite:
+                raise BadArgumentError(f"{out}: exists and is not empty; name another folder, or overwrite it")
+            _refuse_foreign(out, ours)
+
+    check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(out, target) as folder:
+    with _replacing(out, target, check) as folder:
         yield folder
 
 
@@ -226,13 +259,25 @@ def edited_directory(folder: Path) -> Iterator[Path]:
     """Yield a copy of a directory that replaces it on success and vanishes on failure.
 
     Files are linked, not copied: replace a file that is to change (`write_file`), never write into it. Raises
-    BadArgumentError when it is the current folder or one around it.
+    BadArgumentError when it is the current folder or one around it, and when another process changed it meanwhile.
     """
     target = folder.resolve()
     _refuse_occupied(folder, target)
-    with _replacing(folder, target) as work:
+    before = _states(target)
+
+    def check() -> None:
+        if _states(target) != before:
+            raise BadArgumentError(f"{folder}: was changed by another process meanwhile; run this again")
+
+    with _replacing(folder, target, check) as work:
         shutil.copytree(target, work, copy_function=_link, dirs_exist_ok=True)
         yield work
+
+
+def _states(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What tells that a file of a folder was replaced or written to."""
+    states = {path: path.stat() for path in folder.rglob("*") if not path.is_dir()}
+    return {path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
 @contextmanager
@@ -273,10 +318,14 @@ def model_folder(source: str | Path, known: Iterable[str] = ()) -> tuple[Path, s
     anything else, with the close match among the `known` names and the folders beside it.
     """
     name = str(source)
-    if Path(source).is_dir():
-        return Path(source), name
-    if name.startswith(HUB):
-        return _fetched(name)
+    if Path(source).is_dir() or name.startswith(HUB):
+        folder, place = (Path(source), name) if Path(source).is_dir() else _fetched(name)
+        if (folder / "adapter_config.json").is_file():  # transformers would download what it names
+            raise BadArgumentError(
+                f"{name}: holds an adapter of peft on another model, which is not fetched: merge the two "
+                "(`merge_and_unload`), and give the folder of the result"
+            )
+        return folder, place
     near = Path(source).parent
     folders = [str(near / path.name) for path in near.glob("*") if path.is_dir()] if near.is_dir() else []
     hint = f'; a model on the Hugging Face Hub is "{HUB}{name}"' if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else ""
@@ -363,8 +412,11 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(out: Path, target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target` that takes its place in one step. What was there is deleted last."""
+def _replacing(out: Path, target: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Yield a new folder beside `target` that takes its place in one step, after a last `check` of what is there.
+
+    What was there is deleted last.
+    """
     _clean(target)
     work = _beside(target, _PARTIAL)
     held = None
@@ -377,6 +429,7 @@ def _replacing(out: Path, target: Path) -> Iterator[Path]:
             yield work
             for path in [*work.rglob("*"), work]:
                 _sync(path)
+            check()
             if target.exists():
                 _exchange(work, target)
             else:

@@ -55,6 +55,7 @@ def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequ
         if required not in manifest.files:
             raise BadCardError(f'{folder / MANIFEST}: field "files" names no {required}')
     files = check_files(folder, manifest, but)
+    files.signed = (public_key or configured_key()) is not None
     card = ModelCard.read(folder / CARD, files.read(CARD))
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")

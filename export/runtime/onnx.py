@@ -111,7 +111,7 @@ def _start(ort: Any, path: Path, options: Any, provider: str, files: HeldFiles, 
     settings: dict[str, str] = {}
     if provider == CUDA:
         settings["use_tf32"] = "0"  # on by default: 10 bits of mantissa in what says float32
-    elif provider == TENSORRT:  # it builds an engine for each new shape of a batch, which takes minutes
+    elif provider == TENSORRT and not files.signed:  # it builds an engine for each new batch size, in minutes
         # Its own keys are of names alone, and another model of the architecture would answer with these weights.
         try:
             cache = cache_folder() / "tensorrt" / "-".join(files.sha256(name) for name in (path.name, *data))

@@ -35,10 +35,9 @@ class OpenVINOEngine(RunningEngine):
         self._lock = threading.Lock()
         try:
             core = openvino().Core()
-            with files.content(spec.files[1]) as weights:
-                self._weights = np.frombuffer(weights, np.uint8)  # the graph keeps reading from it: no copy is made
-                shared = openvino().Tensor(self._weights, shared_memory=True)
-                model = core.read_model(files.read(spec.files[0]), shared)
+            # The graph keeps reading from it. Mapped, what is written to the file would change the answers.
+            self._weights = np.frombuffer(files.loaded(spec.files[1]), np.uint8)
+            model = core.read_model(files.read(spec.files[0]), openvino().Tensor(self._weights, shared_memory=True))
             self._any = compile_graph(core, model, threads=threads).create_infer_request()
             self._exact = [(one, compile_graph(core, model, one, threads).create_infer_request()) for one in exact]
         except RuntimeError as problem:

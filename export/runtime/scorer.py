@@ -118,7 +118,8 @@ def text_banks(
 def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> NDArray[np.float32]:
     """The text bank `[P, D]` of a policy, unit norm over its temperature, by the bundle's own text encoder.
 
-    The embeddings are kept on disk (see `zoo.judging.banks`). Raises IncompatibleBundleError without a text encoder.
+    The embeddings are kept on disk (see `zoo.judging.banks`), but not those of a signed bundle. Raises
+    IncompatibleBundleError without a text encoder.
 
     >>> bundle = runtime.load("my_bundle").bundle
     >>> runtime.text_bank(bundle, bundle.policy).dtype
@@ -139,7 +140,7 @@ def text_bank(bundle: Bundle, policy: Policy, *, threads: int | None = None) -> 
 
     # read_bundle() compared both files with these hashes.
     encoder = " ".join(bundle.manifest.files[name] for name in (TEXT_ENCODER, TOKENIZER))
-    return policy_bank(policy, embed, encoder)
+    return policy_bank(policy, embed, None if bundle.files.signed else encoder)
 
 
 def read_codec(bundle: Bundle) -> TextCodec:

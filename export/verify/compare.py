@@ -147,8 +147,10 @@ def _open(bundle: Bundle, spec: Engine, device: str) -> tuple[RunningEngine, str
         engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
         return engine, _in_words(devices[0])
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
+        for name in spec.files:  # those that were hashed
+            bundle.files.copy(name, Path(folder) / name)
         path = Path(folder) / "rounded.onnx"
-        save(rounded_float32(onnx.load(bundle.folder / spec.files[0])), path)
+        save(rounded_float32(onnx.load(Path(folder) / spec.files[0])), path)
         return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
 
 

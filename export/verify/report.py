@@ -20,7 +20,9 @@ from export.bundle.manifest import (
     budget_of,
     given,
 )
-from zoo.errors import BadArgumentError, ParityError
+from zoo.contract import schema
+from zoo.errors import BadArgumentError, IncompatibleBundleError, ParityError
+from zoo.files import MANIFEST
 
 #: Fewer inputs prove nothing about flips.
 MINIMUM = 256
@@ -201,7 +203,13 @@ class ParityReport:
             )
 
     def note(self, manifest: Manifest, folder: Path) -> Manifest:
-        """Write the manifest of a bundle with this verification in its engine; returns it."""
+        """Write the manifest of a bundle with this verification in its engine; returns it.
+
+        Raises IncompatibleBundleError if the bundle no longer has this manifest.
+        """
+        path = folder / MANIFEST
+        if schema.parse(Manifest, schema.read_json(path), str(path)) != manifest:
+            raise IncompatibleBundleError(f"{folder}: was changed while it was verified; verify it again")
         verification = Verification(
             passed=not self.problems,
             inputs=self.inputs,

@@ -343,7 +343,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _litter(name: Path) -> bool:
-    return any(part.startswith(".") and part.endswith((".partial", ".old")) for part in name.parts)
+    return any(part.startswith(".") and part.endswith((".zoo-partial", ".zoo-old")) for part in name.parts)
 
 
 def damage(folder: Path, before: dict[str, bytes]) -> list[str]:

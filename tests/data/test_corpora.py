@@ -137,3 +137,10 @@ def test_splits_keep_groups_together_and_texts_in_place() -> None:
     assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.03)
     assert hashed_splits(texts[:10], groups[:10], seed=0) == splits[:10]
     assert hashed_splits(texts, groups, seed=1) != splits
+
+
+def test_a_corpus_is_not_replaced_by_the_manifest(tmp_path: Path) -> None:
+    corpora = _corpora(tmp_path)
+    with pytest.raises(BadInputError, match="is what this reads"):
+        write_corpora(corpora, tmp_path, tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("words,caps")

@@ -155,3 +155,13 @@ def test_flickr8k_has_every_kind_in_every_split(tmp_path: Path, shared: Path) ->
         shown = (counts["both"] + counts["image"]) / counts.total()
         assert 0.2 < shown < 0.3
         assert min(counts[kind] for kind in KINDS) / counts.total() > 0.05
+
+
+def test_the_captions_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    captions = _captions(tmp_path, photos=8)
+    (tmp_path / "link.csv").symlink_to(captions)
+    before = captions.read_bytes()
+    for out in (captions, tmp_path / "link.csv"):
+        with pytest.raises(BadInputError, match="is what this reads"):
+            write_proxy(captions, out, WORDS, columns={"text": "caption"})
+    assert captions.read_bytes() == before

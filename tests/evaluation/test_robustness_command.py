@@ -232,6 +232,7 @@ def test_the_leaderboard_groups_what_can_be_compared(
         ([str(tmp_path / "trained__quick.json"), "--sort", "asr_at_fp"], 'did you mean "asr_at_fpr"'),
         ([str(tmp_path / "none.json")], "no such file"),
         ([str(folder / "data")], "holds no robustness report"),
+        ([str(tmp_path), "--out", str(tmp_path / "trained__quick.json")], "is what this reads"),
     ):
         assert run(["leaderboard", *args]) == 1
         assert message in capsys.readouterr().err

@@ -175,6 +175,12 @@ def test_versions_join_when_nothing_else_differs(bundles: dict[str, Path], tmp_p
     for changed in ({"policy": Policy.read(find_asset(OTHER))}, {"delay_us": 5}, {"max_batch": 2}):
         with pytest.raises(BadInputError, match="all versions of a model share one: give `name`, or `overwrite`"):
             export_triton(bundles[CLIP], tmp_path, name="signs", version=3, **changed)
+    for foreign in ("2024 thesis/chapter.docx", "1/notes.txt"):
+        (model / foreign).parent.mkdir(exist_ok=True)
+        (model / foreign).write_text("years of work")
+        with pytest.raises(BadInputError, match=f"did not write {foreign}"):
+            export_triton(bundles[CLIP], tmp_path, name="signs", version=3, delay_us=5, overwrite=True)
+        (model / foreign).unlink()
     export_triton(bundles[CLIP], tmp_path, name="signs", version=3, delay_us=5, overwrite=True)
     assert sorted(path.name for path in model.iterdir()) == ["3", "config.pbtxt", "labels.txt"]
 

@@ -247,6 +247,8 @@ def test_a_panel_from_command_line_to_bundle(
     sources = [f"{members['early']}={SAFECLIP}", *(str(members[name]) for name in HEADS)]
     assert run(["panel", "test_clip", *sources, "--combine", "majority", "--out", str(release)]) == 0
     assert "combined by majority: test_safeclip.random, test_laion_nsfw.random" in capsys.readouterr().out
+    assert run(["panel", "test_clip", *sources, "--out", str(members["early"]), "--overwrite"]) == 1
+    assert "is what this reads, and the result would replace it; name another --out" in capsys.readouterr().err
     export_onnx(release, bundle)
     for report in verify(bundle):
         report.raise_if_failed()

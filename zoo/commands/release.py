@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.commands.common import Commands, add_command, add_flag, call_with, hparams, read_policy
 from zoo.errors import BadArgumentError
+from zoo.files import refuse_input
 from zoo.models.upstream import KINDS, UPSTREAM
 
 IMPORT_HELP = """
@@ -115,6 +116,7 @@ def _panel(options: argparse.Namespace) -> int:
         if sign and not policy:
             raise BadArgumentError(f'"{member}": a policy is missing after the =')
         members.append((source, policy) if sign else source)
+        refuse_input(options.out, source)
     panel = create_panel(options.architecture, members, options.combine)
     write_release(panel.model, panel.policy, options.out, overwrite=options.overwrite)
     print(f"{options.out}: {panel.card.name}, combined by {options.combine}: {', '.join(panel.card.heads)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.errors import BadArgumentError
-from zoo.files import is_bundle, write_file
+from zoo.files import is_bundle, refuse_input, write_file
 
 if TYPE_CHECKING:
     from zoo.evaluation.robustness.items import Selection
@@ -213,6 +213,8 @@ def read_eps(text: str) -> tuple[float, ...]:
 def _leaderboard(options: argparse.Namespace) -> int:
     from zoo.evaluation.robustness.leaderboard import leaderboard, markdown, plot_curves, read_reports
 
+    for path in filter(None, (options.out, options.plot)):
+        refuse_input(path, *options.reports, *(file for one in options.reports for file in one.glob("*.json")))
     reports = read_reports(options.reports)
     groups = leaderboard(reports, options.sort)
     text = json.dumps(groups, indent=1, ensure_ascii=False) + "\n" if options.json else markdown(groups)

@@ -14,6 +14,7 @@ from zoo.contract import schema
 from zoo.data.manifest import Split, need_columns, read_records, write_records
 from zoo.data.splits import hashed_splits, joined, near_texts
 from zoo.errors import BadDataError, BadInputError, close_match
+from zoo.files import refuse_input
 from zoo.inputs.text import clean
 
 _LINK, _USER = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), re.compile(r"@\w+")
@@ -122,6 +123,7 @@ def write_corpora(corpora: Corpora, root: Path, out: Path, seed: int = 0) -> Cor
     train, 10 % val and 10 % test by a seeded hash; near-duplicates (see `near_texts`) share one. Raises BadInputError
     for files, columns and values that do not exist.
     """
+    refuse_input(out, *(root / source.file for source in corpora.sources))
     counts = {source.title: SourceReport() for source in corpora.sources}
     merged: dict[str, _Merged] = {}
     for source in corpora.sources:

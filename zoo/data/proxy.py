@@ -13,6 +13,7 @@ from pathlib import Path
 from zoo.data.manifest import SPLITS, Row, Split, read_manifest, write_records
 from zoo.data.splits import draw
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import refuse_input
 
 #: Where the concept is: in photo and prompt, in the photo alone, in the prompt alone, in neither.
 KINDS = ("both", "image", "prompt", "neither")
@@ -51,6 +52,7 @@ def write_proxy(
     Raises BadInputError for shares outside [0, 1], no words, rows without image, text or split, and for a split with
     too few photos to take another's caption.
     """
+    refuse_input(out, captions)
     for name, share in (("mismatch", mismatch), ("test_share", test_share)):
         if not 0 <= share <= 1:
             raise BadArgumentError(f"{name} is a share in [0, 1], got {share}")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.policy import Policy
-from zoo.files import write_file
+from zoo.files import PUBLIC_KEY, configured_key, write_file
 
 log = logging.getLogger("zoo.judging.banks")
 
@@ -54,10 +54,13 @@ def _cached(encoder: str, phrases: tuple[str, ...], embed: Callable[[tuple[str, 
 def cache_folder() -> Path:
     """`SAFETY_ZOO_CACHE`, else `safety-zoo` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
 
-    Raises RuntimeError for a user without a home folder.
+    Raises RuntimeError for a user without a home folder, and with a key configured: nothing that lies there is signed.
     """
+    if configured_key() is not None:
+        raise RuntimeError(f"{PUBLIC_KEY} is set, and nothing in a cache is signed")
     named = os.environ.get("SAFETY_ZOO_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "safety-zoo"
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "safety-zoo"
+    return folder.expanduser()
 
 
 def _read(path: Path, key: str, rows: int) -> Bank | None:

@@ -29,10 +29,13 @@ from export.source import load, weights_hash
 from export.verify.report import Check
 from tests.verdicts import same_verdict
 from zoo.cli import run
-from zoo.contract.policy import Policy, Threshold
+from zoo.contract.policy import Policy, Threshold, read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.files import hashes
 from zoo.guard.detector import load_detector
+from zoo.judging import banks
+from zoo.models.clip import PhraseEncoder
+from zoo.models.served import text_bank
 from zoo.registry import create_model
 from zoo.release.store import load_release, load_scorer, write_release
 
@@ -221,6 +224,26 @@ def test_with_a_key_configured_nothing_unsigned_is_judged(
     for source in (tmp_path / "release", two):
         with pytest.raises(BadInputError, match="SAFETY_ZOO_PUBLIC_KEY is set, but empty"):
             load_scorer(source)
+
+
+def test_with_a_key_configured_no_cached_text_bank_is_used(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write into the cache could put any phrases there: its digests are no signatures."""
+    monkeypatch.setenv("SAFETY_ZOO_CACHE", str(tmp_path / "cache"))
+    bundle = read_bundle(two)
+    policy = read_policy("dogs").single()
+    wanted = runtime.text_bank(bundle, policy)
+    (kept,) = (tmp_path / "cache" / "text_banks").iterdir()
+    banks._write(kept, kept.stem, -wanted * policy.temperature)
+    np.testing.assert_array_equal(runtime.text_bank(bundle, policy), -wanted)
+    bundle.files.signed = True  # as after `read_bundle` with a key
+    np.testing.assert_array_equal(runtime.text_bank(bundle, policy), wanted)
+    monkeypatch.setenv("SAFETY_ZOO_PUBLIC_KEY", str(tmp_path / "key.pub"))
+    model = load(CLIP).model
+    assert isinstance(model, PhraseEncoder)
+    text_bank(model, policy)
+    assert list((tmp_path / "cache" / "text_banks").iterdir()) == [kept]
 
 
 def test_a_text_bank_that_the_manifest_does_not_list_is_not_used(two: Path, tmp_path: Path) -> None:

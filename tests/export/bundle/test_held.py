@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_a_file_that_is_written_to_after_the_hash_is_refused(bundle: Path, monke
         read_bundle(bundle)
 
 
+def test_a_file_that_is_written_to_and_dated_back_is_refused_and_a_new_link_is_not(bundle: Path) -> None:
+    """`zoo policy use` links the files of a bundle that runs."""
+    held, path = read_bundle(bundle), bundle / FP32
+    before, content = path.stat(), path.read_bytes()
+    os.link(path, bundle / "link")
+    assert held.files.read(FP32) == content
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(TamperedFileError, match="was written to after it was checked"):
+        held.files.read(FP32)
+
+
 def test_weights_in_a_second_file_are_those_that_were_hashed(external: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_bundle(external)
     assert FP32 + ".data" in whole.manifest.files
@@ -111,3 +124,20 @@ def test_openvino_reads_what_was_hashed(tmp_path: Path, monkeypatch: pytest.Monk
     scores = _answers(whole)
     _swap_after_check(monkeypatch, tmp_path / "bundle")
     assert _answers(read_bundle(tmp_path / "bundle")) == scores
+
+
+def test_openvino_does_not_answer_by_what_is_written_to_its_file_while_it_runs(tmp_path: Path) -> None:
+    """As by `cp`, which writes into a file that is there; one cut short would kill the process."""
+    pytest.importorskip("openvino", reason="extra `openvino` is not installed")
+    from export.openvino import export_openvino
+
+    export_openvino(CLIP, tmp_path / "bundle")
+    with runtime.load(tmp_path / "bundle", engine="openvino-fp32", threads=1) as scorer:
+        before = scorer.verdicts(PIXELS)
+        weights = tmp_path / "bundle" / scorer.engine.spec.files[1]
+        with weights.open("r+b") as stream:
+            stream.write(bytes(weights.stat().st_size))
+        assert scorer.verdicts(PIXELS) == before
+        with weights.open("r+b") as stream:
+            stream.truncate(10)
+        assert scorer.verdicts(PIXELS) == before

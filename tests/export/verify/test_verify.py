@@ -20,16 +20,18 @@ from PIL import Image
 
 from export import runtime
 from export.bundle.manifest import Budget, Engine, Precision, Shapes, Verification, budget_of
-from export.bundle.store import read_bundle
+from export.bundle.store import read_bundle, use_policy
 from export.commands.bundle import _verification
 from export.runtime import OnnxEngine
 from export.runtime.engine import _distrust, _why
+from export.verify import compare
 from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.inputs import Inputs, golden_images, image_probes, named_probes, text_probes
 from export.verify.report import MINIMUM, Check, ParityReport, difference
 from export.verify.threshold import placed_at_threshold
 from zoo.cli import run
 from zoo.contract.card import ModelCard
+from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError
 from zoo.files import sha256
 from zoo.judging.judge import bind
@@ -467,3 +469,16 @@ def test_texts_come_from_the_file_first(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(BadInputError, match="holds no text"):
         Inputs(release.card, codec, Check(texts=tmp_path / "texts.txt"))
+
+
+def test_a_bundle_that_changes_while_it_is_verified_keeps_the_change(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = _copy(bundles, NSFWJS, tmp_path)
+    policy = read_bundle(bundle).policy
+    assert isinstance(policy, Policy)
+    stricter = dataclasses.replace(policy, name="stricter")
+    monkeypatch.setattr(compare, "_check_resize", lambda *_: use_policy(bundle, stricter))
+    with pytest.raises(IncompatibleBundleError, match="was changed while it was verified"):
+        verify(bundle, device="cpu")
+    assert read_bundle(bundle).policy.name == "stricter"
