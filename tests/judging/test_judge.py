@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.contract.card import ModelCard
-from zoo.contract.policy import Category, Policy, Threshold, read_policy
+from zoo.contract.card import ModelCard, panel_card
+from zoo.contract.policy import Category, Policy, Threshold, panel_policy, read_policy
+from zoo.contract.schema import read_json, read_yaml
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, bind
 from zoo.models.clip import DualEncoder
@@ -210,7 +211,11 @@ def test_the_example_of_the_judge_gives_what_it_says() -> None:
     ("pooling", "threshold", "named"),
     [
         ("sum", 1.0, '"bad" is never flagged: its threshold is 1, and no score is above 1'),
-        ("mean", 0.5, '"bad" is never flagged: its threshold is 0.5, and no score is above 0.5 (the mean of 2 outputs'),
+        (
+            "mean",
+            0.5,
+            '"bad" is never flagged: its threshold is 0.5, and no score is above 0.5 (mean of 2 of 5',
+        ),
         ("mean", 0.49, None),
         ("max", 0.99, None),
     ],
@@ -220,8 +225,9 @@ def test_a_category_that_is_never_flagged_is_named(
 ) -> None:
     card = model_card("nsfwjs_mobilenet_v2.gantman")
     bad = Category("bad", "block", Threshold(threshold), labels=("porn", "hentai"))
-    rest = Category("rest", "allow", labels=("neutral",))
-    policy = Policy("mine", "1", "Two labels", (bad, rest), pooling=pooling)
+    rest = Category("rest", "allow", labels=("neutral", "drawing"))
+    sexy = Category("sexy", "review", Threshold(0.5))
+    policy = Policy("mine", "1", "Two labels", (bad, rest, sexy), pooling=pooling)
     if named is None:
         scores = np.zeros((1, 5))
         scores[0, 1] = 1
@@ -239,6 +245,48 @@ def test_an_unsafe_label_that_is_allowed_is_warned_of_by_name(caplog: pytest.Log
     assert 'policy "mine": allows "porn", so that nsfwjs_mobilenet_v2.gantman never flags it' in caplog.text
 
 
+def test_an_unsafe_label_in_no_category_is_warned_of_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    card = model_card("nsfwjs_mobilenet_v2.gantman")
+    bind(card, Policy("mine", "1", "One left out", (Category("hentai", "block", Threshold(0.5)),)))
+    assert 'no category has the label "porn", so that nsfwjs_mobilenet_v2.gantman never flags it' in caplog.text
+    assert "neutral" not in caplog.text
+
+
+def test_a_label_in_two_categories_is_refused_where_one_has_it_by_its_name() -> None:
+    """By `argmax` a neutral category with a label of its own and this one would always be the higher."""
+    block = Category("porn", "block", Threshold(0.5))
+    rest = Category("rest", "allow", labels=("porn", "neutral"))
+    policy = Policy("mine", "1", "Twice", (block, rest), rule="argmax")
+    with pytest.raises(BadPolicyError, match=r"labels that stand in two categories.*\['porn'\]"):
+        bind(model_card("nsfwjs_mobilenet_v2.gantman"), policy)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "max", "logsumexp"])
+@pytest.mark.parametrize(("temperature", "never"), [(1.0, False), (20.0, False), (2000.0, True)])
+def test_a_temperature_at_which_nothing_is_ever_flagged_is_named(
+    pooling: Any, temperature: float, never: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    gun = Category("gun", "block", Threshold(0.6), descriptors=("a gun",))
+    rest = Category("rest", "allow", descriptors=("a meadow", "a lake"))
+    policy = Policy("mine", "1", "Even", (gun, rest), pooling=pooling, temperature=temperature)
+    bind(model_card("safeclip_tiny.zeroshot"), policy)
+    assert ('"gun" is never flagged: its threshold is 0.6' in caplog.text) == never
+
+
+@pytest.mark.parametrize(("combine", "never"), [("any", False), ("majority", True)])
+def test_a_panel_that_never_flags_is_named(combine: Any, never: bool, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("test_laion_nsfw.random", "test_q16.random")
+    card = panel_card("test_clip.panel", {name: model_card(name) for name in names})
+    one, other = ("nsfw", 0.5), ("inappropriate", 1.0)
+    policies = {
+        name: Policy("mine", "1", "One label", (Category(label, "block", Threshold(limit)),))
+        for name, (label, limit) in zip(names, (one, other), strict=True)
+    }
+    bind(card, panel_policy(policies, combine))
+    assert '"inappropriate" is never flagged: its threshold is 1' in caplog.text
+    assert ("2 heads must agree, and these alone can flag: test_laion_nsfw.random" in caplog.text) == never
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     policy = Policy("mine", "1", "Two", (Category("porn", "block", Threshold(0.5)), Category("neutral", "allow")))
     text = policy.to_yaml()
@@ -247,3 +295,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("action: block\n", "action: block\n  action: allow\n"), encoding="utf-8")
     with pytest.raises(BadInputError, match="the key 'action' stands there twice"):
         read_policy(path)
+
+
+def test_a_key_that_stands_twice_in_another_spelling_or_in_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "any.yaml"
+    for text in ("a: {yes: 1, true: 2}", "- - {1: a, 0x1: b}", "? [a]\n: 1\n? [a]\n: 2"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(BadInputError, match=r"stands there twice|unhashable"):
+            read_yaml(path)
+    path.write_text("base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}", encoding="utf-8")
+    assert read_yaml(path) == {"base": {"a": 1, "b": 2}, "mine": {"a": 1, "b": 3}}
+    path.write_text('{"categories": [{"action": "block", "action": "allow"}]}', encoding="utf-8")
+    with pytest.raises(BadInputError, match="the key 'action' stands there twice"):
+        read_json(path)

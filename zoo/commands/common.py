@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from zoo.assets import KINDS, shipped, summary
+from zoo.contract import schema
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.policy import read_policy as read_policy_file
 from zoo.errors import BadArgumentError, close_match
@@ -209,7 +210,7 @@ def hparams(pairs: list[str]) -> dict[str, Any]:
         if not key or not equals:
             raise BadArgumentError(f'--set wants KEY=VALUE, got "{pair}"')
         try:
-            read[key] = yaml.safe_load(value)
+            read[key] = schema.load_yaml(value)
         except yaml.YAMLError as problem:
             raise BadArgumentError(f'--set {key}: "{value}" is not YAML: {problem}') from None
     return read

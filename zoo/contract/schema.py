@@ -49,7 +49,8 @@ class _OneOfEachKey(yaml.SafeLoader):
     """YAML in which no mapping has a key twice: PyYAML would let the last one win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        # As they are read: `yes` and `true` are one key.
+        keys = [str(self.construct_object(key)) for key, _ in node.value if not key.tag.endswith(":merge")]
         if twice := repeated(keys):
             problem = f"the key {twice[0]!r} stands there twice"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
@@ -112,12 +113,29 @@ def check_bounds(value: float, bounds: tuple[float, float] | None, confidence: f
 
 def read_yaml(path: Path, content: bytes | None = None) -> object:
     """Read one YAML file, or its `content`. Raises BadInputError when it is missing or is not YAML."""
-    return _read(path, content, "YAML", lambda text: yaml.load(text, _OneOfEachKey))
+    return _read(path, content, "YAML", load_yaml)
+
+
+def load_yaml(text: str) -> object:
+    """The plain data of a YAML text. Raises yaml.YAMLError for what is not YAML, or has a key twice."""
+    return yaml.load(text, _OneOfEachKey)
 
 
 def read_json(path: Path, content: bytes | None = None) -> object:
     """Read one JSON file, or its `content`. Raises BadInputError when it is missing or is not JSON."""
-    return _read(path, content, "JSON", json.loads)
+    return _read(path, content, "JSON", load_json)
+
+
+def load_json(text: str | bytes | bytearray) -> Any:
+    """The plain data of a JSON text. Raises ValueError for what is not JSON, or has a key twice."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    once = dict(pairs)
+    if len(once) < len(pairs):
+        raise ValueError(f"the key {repeated(name for name, _ in pairs)[0]!r} stands there twice")
+    return once
 
 
 def _read(path: Path, content: bytes | None, kind: str, load: Callable[[str], object]) -> object:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
 from zoo.files import new_file
 
@@ -185,7 +185,7 @@ def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[st
     objects = {}
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line, object_pairs_hook=_once) if line.strip() else {}
+            value = schema.load_json(line) if line.strip() else {}
         except ValueError as problem:
             raise BadDataError(f"{path}, line {number}: not readable as JSON: {problem}") from None
         if not isinstance(value, dict):
@@ -196,14 +196,6 @@ def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[st
     _check_header(path, columns)
     for number, value in objects.items():
         yield number, {name: _flat(value.get(name)) for name in columns}
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f'two columns are called "{twice}"')
-    return dict(pairs)
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy
+from zoo.contract.schema import repeated
 from zoo.contract.verdict import Decision, Status, Verdict
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
@@ -20,7 +22,13 @@ Scores = NDArray[np.floating]
 log = logging.getLogger("zoo.judging.judge")
 
 #: Names of outputs that a policy hardly means to allow.
-_UNSAFE_NAMES = frozenset({"unsafe", "nsfw", "porn", "hentai", "toxic", "violence", "violent", "harmful", "hate"})
+_UNSAFE_NAMES = {
+    *("unsafe", "nsfw", "porn", "hentai", "sexy", "sexual", "explicit", "nude", "nudity", "gore", "toxic", "toxicity"),
+    *("violence", "violent", "harmful", "hate", "hateful", "offensive", "inappropriate", "disturbing", "jailbreak"),
+}
+
+#: What cosines are multiplied by at most before a softmax, as in CLIP (Radford et al. 2021, section 2.5).
+LARGEST_SCALE = 100.0
 
 #: How far a score may lie outside [0, 1]: float16 engines round a probability of 1 upwards.
 TOLERANCE = 1e-3
@@ -114,6 +122,13 @@ class Judge(BaseJudge):
         #: All members in a row, and where each category begins: pooling is one call for all of them.
         self._columns = [column for members in self.members for column in members]
         self._starts = np.cumsum([0, *(len(members) for members in self.members[:-1])])
+        if twice := repeated(self.outputs[column] for column in self._columns):
+            raise BadPolicyError(
+                f'policy "{policy.name}": labels that stand in two categories, so that neither decides: {twice} '
+                "(a category without `labels` has that of its own name)"
+            )
+        #: Whether any item can be flagged at all.
+        self.can_flag = False
         self._warn_of_unreachable()
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
@@ -121,21 +136,38 @@ class Judge(BaseJudge):
         self.threshold = limits.pop() if len(limits) == 1 else None
 
     def _warn_of_unreachable(self) -> None:
-        """Warn of a category that can never be flagged, and of an unsafe output that is allowed."""
-        shared = self.policy.pooling == "mean" and self.card.score == "softmax"
+        """Warn of a category that can never be flagged, and of an unsafe output that is allowed or in no category."""
+        name, zero_shot = self.policy.name, self.card.task == "zero_shot"
         for category, members in zip(self.policy.categories, self.members, strict=True):
-            highest = 1 / len(members) if shared else 1.0
+            highest = self._highest(len(members))
             if category.threshold is not None and category.threshold.value >= highest:
-                why = f" (the mean of {len(members)} outputs of a softmax)" if highest < 1 else ""
                 log.warning(
-                    'policy "%s": "%s" is never flagged: its threshold is %g, and no score is above %.4g%s',
-                    *(self.policy.name, category.name, category.threshold.value, highest, why),
+                    'policy "%s": "%s" is never flagged: its threshold is %g, and no score is above %.4g '
+                    "(%s of %d of %d outputs, temperature %g)",
+                    *(name, category.name, category.threshold.value, highest),
+                    *(self.policy.pooling, len(members), len(self.outputs), self.policy.temperature),
                 )
-            labels = [] if self.card.task == "zero_shot" else [self.outputs[place] for place in members]
-            unsafe = [name for name in (category.name, *labels) if name.lower() in _UNSAFE_NAMES]
+            else:
+                self.can_flag |= category.threshold is not None
+            labels = [] if zero_shot else [self.outputs[place] for place in members]
+            unsafe = [one for one in (category.name, *labels) if one.lower() in _UNSAFE_NAMES]
             if category.action == "allow" and unsafe:
-                words = 'policy "%s": allows "%s", so that %s never flags it'
-                log.warning(words, self.policy.name, unsafe[0], self.card.name)
+                log.warning('policy "%s": allows "%s", so that %s never flags it', name, unsafe[0], self.card.name)
+        for place, label in enumerate(self.outputs):
+            if place not in self._columns and label.lower() in _UNSAFE_NAMES:
+                words = 'policy "%s": no category has the label "%s", so that %s never flags it'
+                log.warning(words, name, label, self.card.name)
+
+    def _highest(self, members: int) -> float:
+        """The score that a category of so many outputs cannot exceed."""
+        if self.card.score == "sigmoid":
+            return float(members) if self.policy.pooling == "sum" else 1.0
+        # Where all members are as likely as can be: of a zero-shot model cosines of 1, and of -1 for other phrases.
+        other = math.exp(-2 * LARGEST_SCALE / self.policy.temperature) if self.card.task == "zero_shot" else 0.0
+        others = {"max": len(self.outputs) - 1, "logsumexp": len(self.policy.categories) - 1}
+        together = {"max": 1, "logsumexp": 1}.get(self.policy.pooling, members)
+        share = together / (together + others.get(self.policy.pooling, len(self.outputs) - members) * other)
+        return share / members if self.policy.pooling == "mean" else share
 
     def category_scores(self, scores: Scores) -> NDArray[np.float64]:
         """Pool output scores `[B, N]` in [0, 1] to category scores `[B, C]`, in the policy's order."""
@@ -242,6 +274,10 @@ class PanelJudge(BaseJudge):
         self.outputs = tuple(f"{name}: {output}" for name, judge in self.judges.items() for output in judge.outputs)
         self.zero_shot_policies = [one for judge in self.judges.values() for one in judge.zero_shot_policies]
         self.threshold = None if policy.combine == "majority" else 0.5
+        able = [name for name, judge in self.judges.items() if judge.can_flag]
+        if len(able) < self._needed:
+            words = 'policy "%s": %s never flags anything: %d heads must agree, and these alone can flag: %s'
+            log.warning(words, policy.name, card.name, self._needed, ", ".join(able) or "none")
         judges = self.judges.values()
         self._output_ends = np.cumsum([len(judge.outputs) for judge in judges])[:-1]
         self._category_ends = np.cumsum([len(judge.policy.categories) for judge in judges])[:-1]
@@ -317,8 +353,12 @@ class PanelJudge(BaseJudge):
         if self.policy.combine == "mean":
             above = sum(risk.values()) / len(risk) > 0.5
             return ("unsafe" if unsafe else "review") if above and flagged else "safe"
-        needed = len(heads) // 2 + 1 if self.policy.combine == "majority" else 1
-        return "unsafe" if unsafe >= needed else "review" if flagged >= needed else "safe"
+        return "unsafe" if unsafe >= self._needed else "review" if flagged >= self._needed else "safe"
+
+    @property
+    def _needed(self) -> int:
+        """How many heads must agree that an item is flagged."""
+        return len(self.judges) // 2 + 1 if self.policy.combine == "majority" else 1
 
 
 #: A policy bound to a model, or the policies of a panel to its heads.

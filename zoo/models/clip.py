@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionCo
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.judging.judge import LARGEST_SCALE
 from zoo.models.base import Normalise, ZooModel
 
 #: The activation of OpenAI's CLIPs. A card names another one as `hidden_act`, such as the `gelu` of LAION's.
@@ -150,8 +151,8 @@ def unit(embedding: Tensor) -> Tensor:
 
 #: What CLIP's temperature starts from in training, as a logit scale (Radford et al. 2021, section 2.5).
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-#: exp(logit_scale) is kept at or below 100, as CLIP does (Radford et al. 2021, section 2.5).
-MAX_LOGIT_SCALE = math.log(100.0)
+#: exp(logit_scale) is kept at or below this, as CLIP does.
+MAX_LOGIT_SCALE = math.log(LARGEST_SCALE)
 
 
 class PhraseEncoder(ZooModel):

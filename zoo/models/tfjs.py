@@ -6,7 +6,6 @@ numpy and json are needed: published weights can be converted on a machine witho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4")}
@@ -35,7 +35,7 @@ def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
     if not manifest_file.is_file():
         raise BadArgumentError(f"no model.json in {folder}; expected a TensorFlow.js layers model")
     try:
-        model = json.loads(manifest_file.read_text(encoding="utf-8"))
+        model = schema.load_json(manifest_file.read_bytes())
     except ValueError as error:
         raise BadDataError(f"{manifest_file} is not JSON: {error}") from error
     try:

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.assets import find_asset, shipped
+from zoo.contract import schema
 from zoo.errors import close_match, refusal
 from zoo.files import set_aside, write_file
 
@@ -172,7 +173,9 @@ def _config(before: str, word: str) -> str:
     # jsonargparse also takes the text of a configuration itself.
     if before not in ("-c", "--config") or ":" in word:
         return word
-    return str(find_asset(word, "trainer" if word in shipped("trainer") else "recipe"))
+    path = find_asset(word, "trainer" if word in shipped("trainer") else "recipe")
+    schema.read_yaml(path)  # refuses a key that stands there twice, of which jsonargparse takes the last
+    return str(path)
 
 
 def _recipe(args: list[str]) -> str:
