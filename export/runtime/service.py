@@ -6,6 +6,7 @@ batch, waits a moment for more, and runs the engine. No torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from zoo.judging.scorer import Ready, Scorer
 FAILING_AFTER = 3
 #: Latency quantiles are those of this number of latest answers.
 LATENCIES = 1024
+
+log = logging.getLogger("export.runtime.service")
 
 _CLOSED = "the service was closed before it judged this request"
 _DEAD = "the thread of the engine has ended, so nothing is judged any more: serve the bundle again"
@@ -116,11 +119,18 @@ class _Answer(Future[Verdict]):
     def add_done_callback(self, fn: Callable[[Future[Verdict]], Any]) -> None:
         def hand_over(future: Future[Verdict]) -> None:
             try:
-                self._callbacks_run_on.submit(fn, future)
+                self._callbacks_run_on.submit(_call, fn, future)
             except RuntimeError:  # the service is closed
-                fn(future)
+                _call(fn, future)
 
         super().add_done_callback(hand_over)
+
+
+def _call(fn: Callable[[Future[Verdict]], Any], future: Future[Verdict]) -> None:
+    try:
+        fn(future)
+    except BaseException:
+        log.exception("a callback of a verdict failed")
 
 
 @dataclass(eq=False)
@@ -184,7 +194,8 @@ class Service:
         self._counts = _Counts()
         self._process = os.getpid()
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        self._callbacks = ThreadPoolExecutor(decoders, thread_name_prefix="callback")
+        # A thread is started only when all others are in a callback, so that those which block delay no other.
+        self._callbacks = ThreadPoolExecutor(max(queue, 64), thread_name_prefix="callback")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -69,8 +69,9 @@ class Scorer:
         return str(getattr(self.engine, "why", ""))
 
     def same_model(self, other: Scorer) -> bool:
-        """Whether one scorer can judge what the other prepared: both have the same card, hence the same weights."""
-        return self.card == other.card
+        """Whether one scorer can judge what the other prepared: both have the same card and the same weights."""
+        ours, theirs = (getattr(scorer.engine, "weights", None) for scorer in (self, other))
+        return self.card == other.card and bool(ours == theirs)
 
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""

@@ -61,6 +61,12 @@ class ServedRun:
         self.device = next(model.parameters()).device
         self.why = f"eager torch {torch.__version__} on {self.device}: the model itself, not an exported engine"
 
+    @property
+    def weights(self) -> str:
+        """A hash of the weights and the tokenizer as they are in memory."""
+        model = self.served.model
+        return weights_sha256(model, sorted(model.state_dict().items()))
+
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
         """Scores of one batch; the feeds are those of `card.input_names`."""
         return self.run(feeds)[1]

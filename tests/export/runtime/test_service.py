@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import io
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +28,7 @@ from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, ClosedError, EngineError, OverloadError, ServiceError
 from zoo.inputs.image import ImageSource
 from zoo.judging.scorer import Engine, Feeds, Scorer
+from zoo.release.store import load_release, load_scorer, model_scorer
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 PATIENCE = 60.0  # seconds until a test gives up on an answer that should come at once
@@ -488,3 +491,52 @@ def test_asyncio_awaits_many_and_cancels_one(gated: tuple[Scorer, Gate]) -> None
         found = asyncio.run(main(service))
         assert all(_alike(*pair) for pair in zip(found, wanted, strict=True))
         assert service.health().served == 7
+
+
+def test_callbacks_that_block_delay_no_other_however_many(gated: tuple[Scorer, Gate]) -> None:
+    scorer, gate = gated
+    released = threading.Event()
+    with Service(scorer, decoders=1) as service:
+        futures = [gate.hold(service, PICTURE), *(service.submit(PICTURE) for _ in range(5))]
+        for future in futures:
+            future.add_done_callback(lambda _: released.wait(PATIENCE))
+        gate.open.set()
+        try:
+            assert asyncio.run(_awaited(service)).status == "ok"
+        finally:
+            released.set()
+
+
+async def _awaited(service: Service) -> Verdict:
+    return await asyncio.wait_for(asyncio.wrap_future(service.submit(PICTURE)), PATIENCE)
+
+
+def test_what_a_callback_raises_is_logged(gated: tuple[Scorer, Gate], caplog: pytest.LogCaptureFixture) -> None:
+    scorer, gate = gated
+
+    def fail(_: Any) -> None:
+        raise KeyError("no such caller")
+
+    with Service(scorer) as service:
+        gate.hold(service, PICTURE).add_done_callback(fail)
+        gate.open.set()
+        service.verdict(PICTURE, timeout=PATIENCE)
+        service._callbacks.shutdown()
+    assert "a callback of a verdict failed" in caplog.text
+    assert "no such caller" in caplog.text
+
+
+def test_another_model_in_memory_is_not_used_though_its_card_is_the_same() -> None:
+    """Nothing in the card of a model that was never released tells its weights."""
+    release = load_release(CLIP)
+    other = copy.deepcopy(release.model)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.5)
+    with (
+        Service(load_scorer(release)) as service,
+        model_scorer(copy.deepcopy(release.model), release.policy) as same,
+        model_scorer(other, release.policy) as changed,
+    ):
+        service.use(same)
+        with pytest.raises(BadInputError, match="only the policy can change"):
+            service.use(changed)
