@@ -20,7 +20,7 @@ from tests.benchmarks.common import answered
 from tests.benchmarks.matrix.__main__ import main
 from tests.benchmarks.matrix.cell import COLUMNS, Cell, Column, Depth, Store
 from tests.benchmarks.matrix.drawn import draw_inputs
-from tests.benchmarks.matrix.make import Settings
+from tests.benchmarks.matrix.make import Settings, _content
 from tests.benchmarks.matrix.rows import Row, registered_rows, usual_depth
 from tests.benchmarks.matrix.run import run_matrix
 from tests.benchmarks.matrix.table import shown, table
@@ -278,3 +278,14 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path: Path, capsys: pytes
     broken.write_text("{}", encoding="utf-8")
     assert answered(main, [*out, "--render"]) == 1
     assert "remove it" in capsys.readouterr().err
+
+
+def test_a_cell_is_made_again_when_what_it_was_judged_on_changes(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    said = []
+    for content in ("a dog", "a cat"):
+        texts.write_text(content, encoding="utf-8")
+        _content.cache_clear()  # as in the next run
+        said.append([Settings(Check(texts=texts)).text("fp32"), Settings(calibrate=tmp_path).text("int8_qdq")])
+    assert all(one != other for one, other in zip(*said, strict=True))
+    assert Settings(calibrate=tmp_path).text("fp32") == Settings().text("fp32")

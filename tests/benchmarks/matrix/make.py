@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +40,7 @@ from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.benchmarks.matrix.latency import machine, median_ms
 from tests.benchmarks.matrix.rows import Row
 from zoo.errors import BadInputError, IncompatibleBundleError
-from zoo.files import HeldFiles
+from zoo.files import HeldFiles, sha256
 from zoo.judging.scorer import Feeds
 from zoo.release.store import Release
 
@@ -67,8 +69,12 @@ class Settings:
 
     def text(self, precision: Precision) -> str:
         """What decides, beside the model, what a cell of this precision says."""
+        calibrate = self.calibrate if precision == "int8_qdq" else None
         inputs = f"opset {opset_of(precision)}, judged on {self.check.count} and more: {self.check.source}"
-        return inputs + (f", scales from {self.calibrate or 'drawn inputs'}" if precision == "int8_qdq" else "")
+        inputs += f", scales from {calibrate or 'drawn inputs'}" if precision == "int8_qdq" else ""
+        named = [getattr(self.check, name) for name in ("images", "texts", "adversarial", "data", "budget")]
+        read = tuple(path for path in (*named, calibrate) if path is not None)
+        return inputs + (f", content {_content(read, self.check.positive_label)}" if read else "")
 
     def versions(self, kind: Kind) -> dict[str, str]:
         """The packages that a cell of this kind is made with. Raises MissingDependencyError without the engine's."""
@@ -81,6 +87,17 @@ class Settings:
             return found | {"openvino": version("openvino")}
         package = load_package(self.package)
         return found | {package.name: package.version}
+
+
+@cache
+def _content(paths: tuple[Path, ...], label: str) -> str:
+    """A hash of what files, and folders of files, hold: their names say little."""
+    digest = hashlib.sha256(label.encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(f"{file.relative_to(path)} {sha256(file)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def make_row(
