@@ -22,7 +22,7 @@ from export.source import load, weights_hash
 from export.verify.compare import verify_engine
 from export.verify.report import Check
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files import MANIFEST, edited_directory, hashes, is_bundle, new_directory, write_file
+from zoo.files import HUB, MANIFEST, edited_directory, hashes, is_bundle, model_folder, new_directory, write_file
 from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 
@@ -58,6 +58,8 @@ def add_engine(
     else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError when the engine
     misses its budget, and with `replace` what `read_bundle` raises about the rest of the bundle.
     """
+    if str(source).startswith(HUB):
+        source = model_folder(source)[1]  # with its commit, which `zoo verify` will ask for again
     release = load(source, untrained)
     weights = weights_hash(release.model)
     old = None

@@ -401,6 +401,8 @@ def test_a_clip_is_read_at_any_layer_and_again_from_its_release(clip: Path, tmp_
     assert (expected[-2] - expected[-3]).abs().max() > 1e-2
     with pytest.raises(BadInputError, match=r"keeps 2 of the 3 layers .* 3 are needed here: .* layer of -2 or below"):
         _import_clip(tmp_path / "minus_2", tmp_path / "minus_1", hparams={"layer": -1})
+    with pytest.raises(BadInputError, match="minus_2: is what this reads"):  # it would keep one layer less
+        _import_clip(tmp_path / "minus_2", tmp_path / "minus_2", hparams={"layer": -3}, overwrite=True)
     plain = _import_clip(clip, tmp_path / "minus_1", hparams={"layer": -1, "post_layernorm": True})
     features = transformers.get_image_features(pixel_values=normal).pooler_output
     assert (plain.image_tower(pixels).embedding - features).abs().max() < 1e-5

@@ -131,6 +131,8 @@ def test_weights_that_are_not_finite_are_refused_at_release_load_and_export(
     assert not (tmp_path / "new").exists()
     with pytest.raises(BadDataError, match=named):
         write_onnx(found, "fp32", tmp_path / "model.onnx")
+    with pytest.raises(BadDataError, match=named):
+        load_scorer(found)
     # A file that somebody else wrote, with a card that vouches for it.
     save_file(found.model.state_dict(), release / "model.safetensors")
     files = {**found.card.files, "model.safetensors": sha256(release / "model.safetensors")}
@@ -436,6 +438,8 @@ def test_a_release_on_the_hub(written: Path, hub: Path) -> None:
         load_release("someone/guard")
     with pytest.raises(BadInputError, match="cannot be fetched"):
         load_release("hf-hub:someone/guard@" + "3" * 40)
+    (hub / "models--someone--guard" / "refs" / "main").write_text(first)
+    assert export_onnx("hf-hub:someone/guard", hub.parent / "bundle").source == f"hf-hub:someone/guard@{first}"
 
 
 @pytest.mark.usefixtures("clip_entries")
@@ -471,3 +475,13 @@ def test_no_argument_downloads_a_name_without_the_prefix(tmp_path: Path, monkeyp
     for take in takers:
         with pytest.raises(BadInputError, match=r'did you mean "org/modell".*"hf-hub:org/model"|has no BERT'):
             take("org/model")
+
+
+@pytest.mark.usefixtures("clip_entries")
+def test_a_folder_with_an_adapter_does_not_download_the_model_that_it_names(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers takes the folder of an adapter for the name of the model below it."""
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "adapter"))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/body"}', encoding="utf-8")
+    for take in (lambda: published_clip(str(folder), with_text=True), lambda: RefusalJudge(folder)):
+        with pytest.raises(BadInputError, match="holds an adapter of peft on another model"):
+            take()

@@ -310,6 +310,7 @@ def test_both_towers_start_from_a_clip(tmp_path: Path) -> None:
     write_release(clip, Policy.read(find_asset("configs/policy/safeclip.yaml")), tmp_path / "clip")
     model = Classification(FUSION, clip_weights=str(tmp_path / "clip")).model
     assert model.tokenizer_json == clip.tokenizer_json
+    assert "; CLIP towers: release clip (test_safeclip.random, sha256" in model.card.source
     state = model.state_dict()
     copied = {name: value for name, value in clip.state_dict().items() if name != "logit_scale"}
     assert all(torch.equal(value, state[name]) for name, value in copied.items())

@@ -84,6 +84,11 @@ class ZooModel(nn.Module):
         logits: Tensor = self(*inputs).float()
         return logits, logits.softmax(dim=-1) if self.card.score == "softmax" else logits.sigmoid()
 
+    def begun_from(self, source: str, licence: str = "") -> None:
+        """Note in the card whose weights the training begins from, and their licence."""
+        licences = dict.fromkeys((self.card.licence, licence)) if licence else (self.card.licence,)
+        self.card = self.card.replace(source=f"{self.card.source}; {source}", licence="; ".join(licences))
+
     def codec(self) -> TextCodec:
         """The text codec of this model. Raises BadInputError when it reads no text."""
         if self.card.text is None or self.tokenizer_json is None:

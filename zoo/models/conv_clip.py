@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import model_folder
+from zoo.files import HUB, model_folder
 from zoo.models.base import Normalise, ZooModel, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
@@ -148,12 +148,12 @@ def load_pretrained_text(model: ZooModel, source: str) -> None:
     tower = getattr(model, "text_tower", None)
     if not isinstance(tower, BertTextTower):
         raise BadArgumentError(f"{model.card.name} has no BERT text tower to read {source} into")
-    bert, tokenizer = read_transformers(
-        BertModel, model_folder(source)[0], source, "the text weights", add_pooling_layer=False
-    )
+    folder, place = model_folder(source)
+    bert, tokenizer = read_transformers(BertModel, folder, source, "the text weights", add_pooling_layer=False)
     try:
         tower.bert.load_state_dict(bert.state_dict())
     except RuntimeError as problem:
         raise BadDataError(f"the text weights {source} do not fit {model.card.name}: {problem}") from None
+    model.begun_from(f"text tower: {place if place.startswith(HUB) else f'directory {folder.name}'}")
     model.tokenizer_json = tokenizer
     model.codec()

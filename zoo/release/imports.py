@@ -22,7 +22,7 @@ from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match
-from zoo.files import HUB, hashes, model_folder
+from zoo.files import HUB, hashes, model_folder, refuse_input
 from zoo.models.base import ZooModel
 from zoo.models.clip import QUICK_GELU
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
@@ -75,6 +75,7 @@ def import_release(
             raise BadArgumentError(
                 f"{kind} takes no {option}, got {value}; it takes {', '.join(KINDS[kind]) or 'none'}"
             )
+    refuse_input(out, *(path for path in (source, tower, projection_from) if path is not None))
     if kind == "nsfwjs":
         model = _nsfwjs(Path(source))
     elif kind == "clip":

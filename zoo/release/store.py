@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import (
@@ -111,9 +111,12 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
             raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
         scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
         return scorer
+    from zoo.models.base import check_finite
     from zoo.models.served import ServedRun, text_banks
 
     release = source if isinstance(source, Release) else load_release(source, to_judge=True)
+    if release is source:  # what was read is checked already
+        check_finite(release.model, "the model in memory")
     judge = release.judge if policy is None else bind(release.card, policy)
     model = release.model.to(options.pop("device", None))
     codec = model.codec() if release.card.reads_text else None
@@ -229,7 +232,7 @@ def read_tensors(content: mmap.mmap | bytearray) -> dict[str, Tensor]:
         "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
     start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
+    header = schema.load_json(content[8:start])
     tensors: dict[str, Tensor] = {}
     for name in header.keys() - {"__metadata__"}:
         entry = header[name]

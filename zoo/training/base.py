@@ -30,7 +30,7 @@ from zoo.files import write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge
 from zoo.metrics import auroc, average_precision
-from zoo.models.base import ZooModel
+from zoo.models.base import ZooModel, check_finite
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
@@ -237,7 +237,8 @@ class Base(Trainable):
         return verdicts
 
     def on_predict_start(self) -> None:
-        """Start an empty list of verdicts."""
+        """Start an empty list of verdicts. Raises BadDataError for weights of NaN or infinity."""
+        check_finite(self.model, "predict")
         self._predicted: list[tuple[int, dict[str, Any]]] = []
 
     def on_predict_end(self) -> None:

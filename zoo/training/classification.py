@@ -74,6 +74,7 @@ class Classification(Base):
         if clip_weights:
             clip = read_clip(clip_weights, with_text=True)
             fill_towers(self.model, clip, clip)
+            self.model.begun_from(f"CLIP towers: {clip.source}", clip.licence)
             self._codec = self.model.codec()
         freeze_parts(self.model, freeze or (), unfreeze or ())
         if freeze_norm:
