@@ -135,15 +135,32 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:
 
     With no texts this is the plain byte tokenizer of untrained models: 256 bytes and the two control tokens.
     """
+    lowered = (clean(text).lower() for text in texts)
+    return train_bpe(lowered, vocabulary_size, [START, END], f"{START} $A {END}", normalizers.Lowercase())
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocabulary_size: int,
+    controls: list[str],
+    template: str,
+    normalizer: normalizers.Normalizer | None = None,
+) -> str:
+    """Train a byte-level BPE and return its tokenizer.json. Bytes are the alphabet, so no text is unknown to it.
+
+    The control tokens come first in the vocabulary; `template` says where they stand around a text, `$A`. With a
+    `normalizer` a text is encoded as one after a blank, as CLIP does.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=normalizer is not None)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary_size, special_tokens=controls, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((clean(text).lower() for text in texts), trainer)
-    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    tokenizer.train_from_iterator(texts, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in controls if token in template]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     return str(tokenizer.to_str())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,19 @@ def check_finite(model: ZooModel, where: str | Path) -> None:
                 f"{where}: the weights {name} hold NaN or infinity in {value.dtype}, so no answer of "
                 f"{model.card.name} would mean anything; train or convert the model again"
             )
+
+
+def image_of(card: ModelCard) -> ImageInput:
+    """What a card says about images. Raises BadArgumentError for a model that reads none."""
+    if card.image is None:
+        raise BadArgumentError(f"{card.name} reads no image: its card needs an image input")
+    return card.image
+
+
+def token_tensors(codec: TextCodec, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[N, T]` int64 of texts, on a device."""
+    tokens = codec.encode(texts)
+    return torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
 
 
 def read_transformers(
@@ -104,9 +117,7 @@ class ZooModel(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the square image in pixels. Raises BadInputError when the model reads no image."""
-        if self.card.image is None:
-            raise BadArgumentError(f"{self.card.name} reads no image")
-        return self.card.image.size
+        return image_of(self.card).size
 
 
 class Resize(nn.Module):

@@ -8,7 +8,7 @@ from transformers import RegNetConfig, RegNetModel
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
-from zoo.models.base import Normalise, ZooModel
+from zoo.models.base import Normalise, ZooModel, image_of
 from zoo.models.conv_clip import BertTextTower
 
 
@@ -21,8 +21,6 @@ class ImageClassifier(ZooModel):
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
-        if card.image is None:
-            raise BadArgumentError(f"{card.name}: an image classifier needs a card with an image input")
         widths, depths = list(card.hparams["widths"]), list(card.hparams["depths"])
         group = card.hparams["group_width"]
         if len(widths) != len(depths) or any(width % group for width in widths):
@@ -38,7 +36,7 @@ class ImageClassifier(ZooModel):
             layer_type="y",
             downsample_in_first_stage=False,
         )
-        self.normalise = Normalise(card.image)
+        self.normalise = Normalise(image_of(card))
         self.backbone = RegNetModel(config)
         self.classifier = nn.Linear(widths[-1], len(card.labels))
 

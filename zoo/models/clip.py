@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionCo
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.judging.judge import LARGEST_SCALE
-from zoo.models.base import Normalise, ZooModel
+from zoo.models.base import Normalise, ZooModel, image_of, token_tensors
 
 #: The activation of OpenAI's CLIPs. A card names another one as `hidden_act`, such as the `gelu` of LAION's.
 QUICK_GELU = "quick_gelu"
@@ -38,21 +38,17 @@ class ClipImageTower(nn.Module):
     """CLIP's vision transformer with its projection: `[B, 3, S, S]` in [0, 1] to `Encoded`.
 
     `layer` is the hidden state whose CLS token is projected (-1 the last, -2 what LLaVA's projector reads);
-    later layers are not built. `post_layernorm` applies CLIP's final LayerNorm before the projection. `config` is
-    that of the whole CLIP or of its vision transformer alone.
+    later layers are not built. `post_layernorm` applies CLIP's final LayerNorm before the projection. The defaults are
+    how CLIP itself reads it.
     """
 
-    def __init__(
-        self, card: ModelCard, config: CLIPConfig | CLIPVisionConfig, layer: int, post_layernorm: bool
-    ) -> None:
+    def __init__(self, card: ModelCard, layer: int = -1, post_layernorm: bool = True) -> None:
         super().__init__()
-        if card.image is None:
-            raise BadArgumentError(f"{card.name}: an image tower needs a card with an image input")
-        vision: CLIPVisionConfig = config.vision_config if isinstance(config, CLIPConfig) else config
+        vision = vision_config(card)
         depth = vision.num_hidden_layers
         if not -depth - 1 <= layer <= -1:
             raise BadArgumentError(f"layer must lie in [{-depth - 1}, -1] for a tower of {depth} layers, got {layer}")
-        self.normalise = Normalise(card.image)
+        self.normalise = Normalise(image_of(card))
         self.vision_model = CLIPVisionModel(vision)
         # hidden_states[-1 - k] is the output without the last k layers: build only the others.
         self.vision_model.encoder.layers = self.vision_model.encoder.layers[: depth + 1 + layer]
@@ -73,12 +69,12 @@ class ClipImageTower(nn.Module):
 class ClipTextTower(nn.Module):
     """CLIP's text transformer with its projection: ids and mask `[B, T]` int64 to `Encoded`."""
 
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, card: ModelCard) -> None:
         super().__init__()
-        text: CLIPTextConfig = config.text_config
+        text: CLIPTextConfig = clip_config(card).text_config
         self.width: int = text.hidden_size
         self.text_model = CLIPTextModel(text)
-        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         """Encode a batch of texts; the embedding is pooled at the first end token."""
@@ -89,8 +85,8 @@ class ClipTextTower(nn.Module):
 def clip_config(card: ModelCard) -> CLIPConfig:
     """transformers' configuration of the CLIP that a card's `hparams`, image and text inputs describe."""
     h: dict[str, Any] = card.hparams
-    if card.image is None or card.text is None:
-        raise BadArgumentError(f"{card.name}: CLIP needs an image and a text input on its card")
+    if card.text is None:
+        raise BadArgumentError(f"{card.name}: CLIP needs a text input on its card")
     text = {
         "hidden_size": h["text_width"],
         "intermediate_size": 4 * h["text_width"],
@@ -104,28 +100,22 @@ def clip_config(card: ModelCard) -> CLIPConfig:
         "projection_dim": h["embedding_dim"],
         "hidden_act": h.get("hidden_act", QUICK_GELU),
     }
-    return CLIPConfig(text_config=text, vision_config=_vision(card), projection_dim=h["embedding_dim"])
+    return CLIPConfig(text_config=text, vision_config=vision_config(card), projection_dim=h["embedding_dim"])
 
 
 def vision_config(card: ModelCard) -> CLIPVisionConfig:
     """transformers' configuration of the vision transformer alone; the card needs no text input."""
-    return CLIPVisionConfig(**_vision(card))
-
-
-def _vision(card: ModelCard) -> dict[str, Any]:
-    if card.image is None:
-        raise BadArgumentError(f"{card.name}: CLIP's vision transformer needs an image input on its card")
     h: dict[str, Any] = card.hparams
-    return {
-        "hidden_size": h["vision_width"],
-        "intermediate_size": 4 * h["vision_width"],
-        "num_hidden_layers": h["vision_layers"],
-        "num_attention_heads": h["vision_heads"],
-        "patch_size": h["patch_size"],
-        "image_size": card.image.size,
-        "projection_dim": h["embedding_dim"],
-        "hidden_act": h.get("hidden_act", QUICK_GELU),
-    }
+    return CLIPVisionConfig(
+        hidden_size=h["vision_width"],
+        intermediate_size=4 * h["vision_width"],
+        num_hidden_layers=h["vision_layers"],
+        num_attention_heads=h["vision_heads"],
+        patch_size=h["patch_size"],
+        image_size=image_of(card).size,
+        projection_dim=h["embedding_dim"],
+        hidden_act=h.get("hidden_act", QUICK_GELU),
+    )
 
 
 def copy_tower(state: Mapping[str, Tensor], tower: nn.Module) -> None:
@@ -167,9 +157,8 @@ class PhraseEncoder(ZooModel):
     @torch.no_grad()
     def embed_phrases(self, phrases: tuple[str, ...]) -> Tensor:
         """The text bank `[P, D]` of these phrases, unit norm, on the model's device."""
-        tokens = self.codec().encode(phrases)
         device = next(self.text_tower.parameters()).device
-        return self.encode_text(torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device))
+        return self.encode_text(*token_tensors(self.codec(), phrases, device))
 
 
 class DualEncoder(PhraseEncoder):
@@ -196,6 +185,5 @@ class DualEncoder(PhraseEncoder):
 
 def build_safeclip(card: ModelCard) -> DualEncoder:
     """The SafeCLIP head on a CLIP with the sizes of `card.hparams`; `layer` and `post_layernorm` among them."""
-    config = clip_config(card)
-    image = ClipImageTower(card, config, card.hparams["layer"], card.hparams["post_layernorm"])
-    return DualEncoder(card, image, ClipTextTower(config))
+    image = ClipImageTower(card, card.hparams["layer"], card.hparams["post_layernorm"])
+    return DualEncoder(card, image, ClipTextTower(card))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from zoo.contract import schema
@@ -71,69 +71,52 @@ def read_preprocessing(folder: Path, size: int) -> ImageInput | None:
     """
     path = folder / "preprocessor_config.json"
     if path.is_file():
-        plan = _transformers_plan(schema.read_json(path), size)
+        read = _read_transformers
     elif (path := folder / "open_clip_config.json").is_file():
-        plan = _open_clip_plan(schema.read_json(path), size)
+        read = _read_open_clip
     else:
         return None
-    for field, (value, allowed) in plan.checks.items():
-        if value not in allowed:
-            raise BadDataError(f"{path}: {field} is {value}, and this model can only be given {allowed[0]}")
+    data = schema.read_json(path)
     try:
-        return schema.parse(ImageInput, {"size": size, **plan.image}, str(path))
+        image, checks = read(data, size)
+        for field, (value, allowed) in checks.items():
+            if value not in allowed:
+                raise ValueError(f"{field} is {value}, and this model can only be given {allowed[0]}")
+        return schema.parse(ImageInput, {"size": size, **image}, str(path))
     except BadCardError as problem:
         raise BadDataError(str(problem)) from None
+    except (TypeError, ValueError) as problem:  # also transformers', for sizes that are none
+        raise BadDataError(f"{path}: {problem}") from None
 
 
-class _Plan(NamedTuple):
-    """Fields of an `ImageInput`, and other settings with the values that they may have."""
-
-    image: dict[str, Any]
-    checks: dict[str, tuple[Any, tuple[Any, ...]]]
+#: Fields of an `ImageInput`, and other settings with the values that they may have.
+_Plan: TypeAlias = tuple[dict[str, Any], dict[str, tuple[Any, tuple[Any, ...]]]]
 
 
-def _transformers_plan(data: Any, size: int) -> _Plan:
-    given: dict[str, Any] = {**_DEFAULTS, **(data if isinstance(data, dict) else {})}
-    edges = given["size"] if isinstance(given["size"], dict) else {"shortest_edge": given["size"]}
-    crop = (
-        given["crop_size"]
-        if isinstance(given["crop_size"], dict)
-        else dict.fromkeys(("height", "width"), given["crop_size"])
-    )
+def _read_transformers(data: Any, size: int) -> _Plan:
+    given: Any = CLIPImageProcessorPil(**data)
+    edges = dict(given.size)
     squash = "shortest_edge" not in edges
-    normalised = given["do_normalize"]
     image = {
         "resize": "squash" if squash else "shortest_edge_crop",
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(given["resample"], given["resample"]),
-        "mean": given["image_mean"] if normalised else [0.0] * 3,
-        "std": given["image_std"] if normalised else [1.0] * 3,
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(given.resample, given.resample),
+        "mean": given.image_mean if given.do_normalize else [0.0] * 3,
+        "std": given.image_std if given.do_normalize else [1.0] * 3,
     }
     checks = {
-        "do_resize": (given["do_resize"], (True,)),
-        "do_rescale": (given["do_rescale"], (True,)),
-        "rescale_factor": (round(255 * given["rescale_factor"], 4), (1.0,)),
+        "do_resize": (given.do_resize, (True,)),
+        "do_rescale": (given.do_rescale, (True,)),
+        "rescale_factor": (round(255 * given.rescale_factor, 4), (1.0,)),
         "size": (edges, ({"height": size, "width": size} if squash else {"shortest_edge": size},)),
     }
-    if given["do_center_crop"]:
-        checks["crop_size"] = (crop, ({"height": size, "width": size},))
+    if given.do_center_crop:
+        checks["crop_size"] = (dict(given.crop_size), ({"height": size, "width": size},))
     elif not squash:
         checks["do_center_crop"] = (False, (True,))
-    return _Plan(image, checks)
+    return image, checks
 
 
-#: What `CLIPImageProcessor` takes where its file says nothing.
-_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
-    "size": {"shortest_edge": 224},
-    "crop_size": 224,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-    "image_mean": OPENAI_CLIP_MEAN,
-    "image_std": OPENAI_CLIP_STD,
-}
-
-
-def _open_clip_plan(data: Any, size: int) -> _Plan:
+def _read_open_clip(data: Any, size: int) -> _Plan:
     given = data.get("preprocess_cfg", {}) if isinstance(data, dict) else {}
     sides = given.get("size", size)
     modes = {"shortest": "shortest_edge_crop", "squash": "squash"}
@@ -144,7 +127,7 @@ def _open_clip_plan(data: Any, size: int) -> _Plan:
         "mean": given.get("mean", OPENAI_CLIP_MEAN),
         "std": given.get("std", OPENAI_CLIP_STD),
     }
-    return _Plan(image, {"size": (sides, (size, [size, size]))})
+    return image, {"size": (sides, (size, [size, size]))}
 
 
 def clip_of(model: ZooModel, source: str) -> ClipWeights:

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files import HUB, model_folder
-from zoo.models.base import Normalise, ZooModel, read_transformers
+from zoo.models.base import Normalise, ZooModel, image_of, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 from zoo.models.tfjs import read_tfjs
@@ -53,8 +53,7 @@ class ConvImageTower(nn.Module):
 
     def __init__(self, card: ModelCard, backbone: nn.Module, width: int, *, project: bool = True) -> None:
         super().__init__()
-        assert card.image is not None  # the catalogue's cards have one
-        self.normalise = Normalise(card.image)
+        self.normalise = Normalise(image_of(card))
         self.backbone, self.width = backbone, width
         self.mirror: bool = card.hparams["mirror"]
         self.projection = _projection(card, width) if project else nn.Identity()

@@ -15,14 +15,13 @@ from transformers import CLIPVisionModel
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, close_match
-from zoo.models.base import Normalise, ZooModel
+from zoo.models.base import Normalise, ZooModel, image_of
 from zoo.models.clip import (
     INITIAL_LOGIT_SCALE,
     MAX_LOGIT_SCALE,
     ClipImageTower,
     ClipTextTower,
     PhraseEncoder,
-    clip_config,
     unit,
     vision_config,
 )
@@ -41,7 +40,7 @@ class EmbeddingClassifier(ZooModel):
         kind = card.hparams["head"]
         if kind not in HEADS:
             raise BadArgumentError(f'{card.name}: no head is named "{kind}"' + close_match(str(kind), HEADS))
-        self.image_tower = ClipImageTower(card, vision_config(card), layer=-1, post_layernorm=True)
+        self.image_tower = ClipImageTower(card)
         self.head = HEADS[kind](card)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -146,13 +145,11 @@ class MultiHead(nn.ModuleDict):
 
     def __init__(self, card: ModelCard) -> None:
         width, hidden = card.hparams["embedding_dim"], card.hparams["hidden"][0]
-        super().__init__({label: self._network(width, hidden) for label in card.labels})
-
-    @staticmethod
-    def _network(width: int, hidden: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(hidden), nn.Linear(hidden, 1)
-        )
+        super().__init__()
+        for label in card.labels:
+            self[label] = nn.Sequential(
+                nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(hidden), nn.Linear(hidden, 1)
+            )
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Logits `[B, labels]`."""
@@ -193,9 +190,8 @@ class PanelTower(nn.Module):
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
-        assert card.image is not None  # panel_card() gave it the heads' image input
         self.readings = [(int(r["layer"]), bool(r["post_layernorm"])) for r in card.hparams["readings"]]
-        self.normalise = Normalise(card.image)
+        self.normalise = Normalise(image_of(card))
         self.vision_model = CLIPVisionModel(vision_config(card))
         deepest = max(layer for layer, _ in self.readings)
         self.vision_model.encoder.layers = self.vision_model.encoder.layers[:deepest]
@@ -234,7 +230,7 @@ class Panel(PhraseEncoder):
         super().__init__(card)
         self.image_tower = PanelTower(card)
         if card.bank_names:
-            self.text_tower = ClipTextTower(clip_config(card))
+            self.text_tower = ClipTextTower(card)
         cards = card.heads.values()
         self.heads = nn.ModuleList([_head(head) for head in cards])
         self.scores = [head.score for head in cards]

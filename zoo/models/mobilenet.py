@@ -7,7 +7,7 @@ epsilon of 1e-3: both are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,13 @@ from transformers import MobileNetV1Config, MobileNetV1Model, MobileNetV2Config,
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
-from zoo.models.base import Normalise, ZooModel
+from zoo.models.base import Normalise, ZooModel, image_of
 from zoo.registry import model_card
 
 Weights = Mapping[str, NDArray[np.float32]]
 
-IMAGE_SIZE = 224
-BATCH_NORM_EPSILON = 1e-3
-
+#: What Keras' MobileNets have in common, as transformers configures it.
+_KERAS: dict[str, Any] = {"image_size": 224, "tf_padding": True, "hidden_act": "relu6", "layer_norm_eps": 1e-3}
 _BATCH_NORM = {
     "weight": "gamma",
     "bias": "beta",
@@ -40,14 +39,7 @@ def mobilenet_v1_config(depth_multiplier: float, min_depth: int = 8) -> MobileNe
     `depth_multiplier` scales every channel count (0.75 is the published model: 768 features). No count falls below
     `min_depth`.
     """
-    return MobileNetV1Config(
-        depth_multiplier=depth_multiplier,
-        min_depth=min_depth,
-        image_size=IMAGE_SIZE,
-        tf_padding=True,
-        hidden_act="relu6",
-        layer_norm_eps=BATCH_NORM_EPSILON,
-    )
+    return MobileNetV1Config(depth_multiplier=depth_multiplier, min_depth=min_depth, **_KERAS)
 
 
 def draw_weights(backbone: nn.Module) -> None:
@@ -71,7 +63,7 @@ def mobilenet_v1_state(weights: Weights) -> dict[str, torch.Tensor]:
     _require(weights, ["conv1/kernel"])
     config = mobilenet_v1_config(weights["conv1/kernel"].shape[-1] / 32)
     kept = {name: array for name, array in weights.items() if not name.startswith("conv_preds/")}
-    return convert(kept, table, shapes(MobileNetV1Model, config))
+    return convert(kept, table, lambda: MobileNetV1Model(config))
 
 
 def conv_table(prefix: str, conv: str, norm: str, *, depthwise: bool = False) -> dict[str, str]:
@@ -81,18 +73,14 @@ def conv_table(prefix: str, conv: str, norm: str, *, depthwise: bool = False) ->
     return {f"{prefix}.convolution.weight": f"{conv}/{kernel}"} | table
 
 
-def shapes(model_class: type[nn.Module], config: Any) -> dict[str, torch.Size]:
-    """Shapes of every tensor of the model's state; nothing is allocated."""
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
-
-
-def convert(weights: Weights, table: dict[str, str], shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """Transpose the weights named in `table` to torch's layout; all of `weights` and `shapes` must be met."""
+def convert(weights: Weights, table: dict[str, str], build: Callable[[], nn.Module]) -> dict[str, torch.Tensor]:
+    """Transpose the weights named in `table` to torch's layout; all of them and of the built model's must be met."""
     _require(weights, table.values())
     left_over = sorted(set(weights) - set(table.values()))
     if left_over:
         raise BadDataError(f"weights left over: {', '.join(left_over)}; no known layer has them")
+    with torch.device("meta"):  # nothing is allocated
+        shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     wrong = []
     for name, shape in shapes.items():
@@ -135,22 +123,11 @@ class Nsfwjs(ZooModel):
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
-        assert card.image is not None  # the catalogue's cards have one
         first, second = card.hparams["hidden"]
-        self.normalise = Normalise(card.image)
+        self.normalise = Normalise(image_of(card))
         step = card.hparams["channel_step"]
-        self.backbone = MobileNetV2Model(
-            MobileNetV2Config(
-                depth_multiplier=card.hparams["depth_multiplier"],
-                depth_divisible_by=step,
-                min_depth=step,
-                finegrained_output=False,
-                image_size=IMAGE_SIZE,
-                tf_padding=True,
-                hidden_act="relu6",
-                layer_norm_eps=BATCH_NORM_EPSILON,
-            )
-        )
+        depth = {"depth_multiplier": card.hparams["depth_multiplier"], "depth_divisible_by": step, "min_depth": step}
+        self.backbone = MobileNetV2Model(MobileNetV2Config(**depth, **_KERAS, finegrained_output=False))
         draw_weights(self.backbone)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.conv_1x1.convolution.out_channels, first),
@@ -182,7 +159,7 @@ def nsfwjs_state(weights: Weights) -> dict[str, torch.Tensor]:
     table |= conv_table("backbone.conv_1x1", "Conv_1", "Conv_1_bn")
     for place, layer in (("head.0", "dense_1"), ("head.3", "dense_2"), ("head.6", "dense_3")):
         table |= {f"{place}.weight": f"{layer}/kernel", f"{place}.bias": f"{layer}/bias"}
-    return convert(weights, table, shapes(Nsfwjs, model_card(NSFWJS)))
+    return convert(weights, table, lambda: Nsfwjs(model_card(NSFWJS)))
 
 
 def _block_table(prefix: str, name: str) -> dict[str, str]:

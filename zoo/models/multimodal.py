@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoo.contract.card import ModelCard
 from zoo.models.base import ZooModel
-from zoo.models.clip import ClipImageTower, ClipTextTower, clip_config
+from zoo.models.clip import ClipImageTower, ClipTextTower
 from zoo.models.conv_clip import BertTextTower, ConvImageTower, mobilenet_tower
 
 
@@ -31,15 +31,7 @@ ImageTower = ClipImageTower | ConvImageTower
 TextTower = ClipTextTower | BertTextTower
 
 
-class MultimodalNsfw(ZooModel):
-    """An image and a text tower under a head that judges both together; logits `[B, len(card.labels)]`."""
-
-    def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
-        super().__init__(card)
-        self.image_tower, self.text_tower = image_tower, text_tower
-
-
-class AsReleased(MultimodalNsfw):
+class AsReleased(ZooModel):
     """The released model, faithfully: query = text, key = value = image, each a sequence of length one.
 
     With one key the attention weight is 1 for every query, so **the prompt changes nothing**. Kept for
@@ -47,7 +39,8 @@ class AsReleased(MultimodalNsfw):
     """
 
     def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
-        super().__init__(card, image_tower, text_tower)
+        super().__init__(card)
+        self.image_tower, self.text_tower = image_tower, text_tower
         width = card.hparams["embedding_dim"]
         self.image_projection = nn.Linear(width, width)
         self.text_projection = nn.Linear(width, width)
@@ -64,7 +57,7 @@ class AsReleased(MultimodalNsfw):
         return logits
 
 
-class Fusion(MultimodalNsfw):
+class Fusion(ZooModel):
     """The working model: attention over patch and token sequences in both directions, pooled with a gate.
 
     Either input may be missing: `image_present` `[B]` bool says so for the image, an all-zero `attention_mask`
@@ -72,7 +65,8 @@ class Fusion(MultimodalNsfw):
     """
 
     def __init__(self, card: ModelCard, image_tower: ImageTower, text_tower: TextTower) -> None:
-        super().__init__(card, image_tower, text_tower)
+        super().__init__(card)
+        self.image_tower, self.text_tower = image_tower, text_tower
         width, heads = card.hparams["embedding_dim"], card.hparams["heads"]
         self.image_projection = nn.Linear(image_tower.width, width)
         self.text_projection = nn.Linear(text_tower.width, width)
@@ -98,29 +92,21 @@ class Fusion(MultimodalNsfw):
         return logits
 
 
-def build_clip_fusion(card: ModelCard) -> Fusion:
-    """`multimodal_nsfw_*.fusion` on CLIP towers, with the sizes of `card.hparams`."""
-    return Fusion(card, *_clip_towers(card))
+def build_fusion(card: ModelCard) -> Fusion:
+    """`multimodal_nsfw_*.fusion` with the sizes of `card.hparams`; it reads the towers' sequences."""
+    return Fusion(card, *_towers(card, project=False))
 
 
-def build_clip_as_released(card: ModelCard) -> AsReleased:
-    """`multimodal_nsfw_*.as_released` on CLIP towers, with the sizes of `card.hparams`."""
-    return AsReleased(card, *_clip_towers(card))
+def build_as_released(card: ModelCard) -> AsReleased:
+    """`multimodal_nsfw_*.as_released` with the sizes of `card.hparams`; it reads the towers' embeddings."""
+    return AsReleased(card, *_towers(card, project=True))
 
 
-def build_mobilenet_fusion(card: ModelCard) -> Fusion:
-    """`multimodal_nsfw_mobilenet.fusion`: MobileNetV1 and a BERT, with the sizes of `card.hparams`."""
-    return Fusion(card, mobilenet_tower(card, project=False), BertTextTower(card, project=False))
-
-
-def build_mobilenet_as_released(card: ModelCard) -> AsReleased:
-    """`multimodal_nsfw_mobilenet.as_released`: the same towers, features projected to `embedding_dim`."""
-    return AsReleased(card, mobilenet_tower(card), BertTextTower(card))
-
-
-def _clip_towers(card: ModelCard) -> tuple[ClipImageTower, ClipTextTower]:
-    config = clip_config(card)
-    return ClipImageTower(card, config, layer=-1, post_layernorm=True), ClipTextTower(config)
+def _towers(card: ModelCard, *, project: bool) -> tuple[ImageTower, TextTower]:
+    """A MobileNetV1 and a BERT where the card has their sizes, else those of a CLIP, which always project."""
+    if "depth_multiplier" in card.hparams:
+        return mobilenet_tower(card, project=project), BertTextTower(card, project=project)
+    return ClipImageTower(card), ClipTextTower(card)
 
 
 def _never_empty(mask: Tensor) -> Tensor:

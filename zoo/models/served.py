@@ -81,30 +81,27 @@ class ServedRun:
 
 def text_banks(model: ZooModel, judge: AnyJudge) -> tuple[Tensor, ...]:
     """The banks that a model takes with the policy of this judge, in the order of `card.bank_names`; () without any."""
-    if not isinstance(model, PhraseEncoder):
+    if not isinstance(model, PhraseEncoder) or not judge.zero_shot_policies:
         return ()
-    policies = judge.zero_shot_policies
-    encoder = _encoder_hash(model) if policies else ""
-    return tuple(_bank(model, policy, encoder) for policy in policies)
+    encoder = encoder_sha256(model)
+    return tuple(text_bank(model, policy, encoder) for policy in judge.zero_shot_policies)
 
 
-def text_bank(model: PhraseEncoder, policy: Policy) -> Tensor:
+def text_bank(model: PhraseEncoder, policy: Policy, encoder: str = "") -> Tensor:
     """The embedded phrases `[P, D]` of a policy, unit norm over its temperature, on the model's device.
 
     The embeddings are kept on disk (see `zoo.judging.banks`), by the content of text tower, tokenizer and phrases.
+    `encoder` is the hash of the first two where it is known already.
     """
-    return _bank(model, policy, _encoder_hash(model))
 
-
-def _bank(model: PhraseEncoder, policy: Policy, encoder: str) -> Tensor:
     def embed(words: tuple[str, ...]) -> NDArray[np.float32]:
         embedded: NDArray[np.float32] = model.embed_phrases(words).float().cpu().numpy()
         return embedded
 
-    bank = policy_bank(policy, embed, encoder)
+    bank = policy_bank(policy, embed, encoder or encoder_sha256(model))
     return torch.from_numpy(bank).to(next(model.text_tower.parameters()))
 
 
-def _encoder_hash(model: PhraseEncoder) -> str:
+def encoder_sha256(model: PhraseEncoder) -> str:
     """A hash of text tower and tokenizer as they are in memory: weights that changed since they were loaded show."""
     return weights_sha256(model, model.text_tower.state_dict().items())

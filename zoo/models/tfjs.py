@@ -91,16 +91,15 @@ def _count(spec: dict[str, Any]) -> int:
 
 def _stored_dtype(spec: dict[str, Any]) -> np.dtype[Any]:
     """The type of the bytes on disk: the quantised type of a quantised weight."""
-    if spec["dtype"] not in FLOAT_DTYPES:
-        known = ", ".join(FLOAT_DTYPES)
-        raise BadDataError(f"weight {spec['name']!r} has dtype {spec['dtype']!r}; expected {known}")
+    real = _known_dtype(spec, spec["dtype"], FLOAT_DTYPES)
     quantisation = spec.get("quantization")
-    if quantisation is None:
-        return FLOAT_DTYPES[spec["dtype"]]
-    if quantisation["dtype"] not in QUANTISED_DTYPES:
-        known = ", ".join(QUANTISED_DTYPES)
-        raise BadDataError(f"weight {spec['name']!r} is stored as {quantisation['dtype']!r}; expected {known}")
-    return QUANTISED_DTYPES[quantisation["dtype"]]
+    return real if quantisation is None else _known_dtype(spec, quantisation["dtype"], QUANTISED_DTYPES)
+
+
+def _known_dtype(spec: dict[str, Any], name: str, known: dict[str, np.dtype[Any]]) -> np.dtype[Any]:
+    if name not in known:
+        raise BadDataError(f"weight {spec['name']!r} is stored as {name!r}; expected {', '.join(known)}")
+    return known[name]
 
 
 def _dequantise(values: NDArray[Any], spec: dict[str, Any]) -> NDArray[np.float32]:

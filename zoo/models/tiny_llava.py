@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import (
     CLIPImageProcessorPil,
     LlamaConfig,
@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from zoo.errors import BadArgumentError
+from zoo.inputs.text import train_bpe
+from zoo.models.base import image_of
 from zoo.models.clip import ClipImageTower, DualEncoder, clip_config
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
@@ -45,21 +47,9 @@ CHAT_TEMPLATE = (
 def train_llava_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:
     """Train a byte-level BPE with the control tokens `<s>`, `</s>`, `<pad>`, `<image>`; returns its tokenizer.json.
 
-    Every text begins with `<s>` when encoded, as in Llama. Bytes are the alphabet, so no text is unknown to it.
+    Every text begins with `<s>` when encoded, as in Llama.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[BOS, EOS, PAD, IMAGE],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    begin = [(BOS, tokenizer.token_to_id(BOS))]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=begin)
-    return str(tokenizer.to_str())
+    return train_bpe(texts, vocabulary_size, [BOS, EOS, PAD, IMAGE], f"{BOS} $A")
 
 
 def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable[str] = ()) -> LlavaProcessor:
@@ -68,8 +58,7 @@ def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable
     `known` are texts that must come back unchanged from their token ids, such as the guard's instruction. Raises
     BadArgumentError for one that does not, and for a model without a CLIP vision tower.
     """
-    tower, image = _tower(clip), clip.card.image
-    assert image is not None  # _tower has seen to it
+    tower, image = _tower(clip), image_of(clip.card)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(tokenizer_json),
         bos_token=BOS,

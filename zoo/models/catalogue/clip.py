@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.contract.card import ImageInput, ModelCard, TextInput
-from zoo.registry import register_model
+from zoo.contract.card import TEXT, VISION, ImageInput, TextInput
+from zoo.models.catalogue.base import register
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,81 +20,65 @@ def clip_image(side: int) -> ImageInput:
 
 @dataclass(frozen=True)
 class ClipSize:
-    """The sizes of one CLIP. `image` and `patch` are sides in pixels, `context` counts tokens.
+    """The sizes of one CLIP, by the names of its hyperparameters. Sides are in pixels, the context is in tokens.
 
-    The defaults are those of OpenAI's CLIP (Radford et al. 2021, table 20). `pretrained` is its Hub id, None for a
-    CLIP without published weights.
+    The defaults are those of OpenAI's CLIP (Radford et al. 2021, table 20), with the control tokens at the end of the
+    vocabulary; ours has them first. `pretrained` is its Hub id, None for a CLIP without published weights.
     """
 
-    image: int
-    patch: int
+    image_size: int
+    patch_size: int
     vision_width: int
     vision_layers: int
     vision_heads: int
     text_width: int
     text_heads: int
-    embedding: int
+    embedding_dim: int
     text_layers: int = 12
-    vocabulary: int = 49408
-    context: int = 77
+    vocabulary_size: int = 49408
+    start_token: int = 49406
+    end_token: int = 49407
+    context_length: int = 77
     pretrained: str | None = None
 
     def vision_hparams(self) -> dict[str, Any]:
         """The hyperparameters of the vision transformer alone, as `zoo.models.clip.vision_config` reads them."""
-        return {
-            "patch_size": self.patch,
-            "vision_width": self.vision_width,
-            "vision_layers": self.vision_layers,
-            "vision_heads": self.vision_heads,
-            "embedding_dim": self.embedding,
-        }
+        return {name: getattr(self, name) for name in VISION}
 
     def hparams(self) -> dict[str, Any]:
         """The hyperparameters of both towers, as `zoo.models.clip.clip_config` reads them."""
-        published = self.vocabulary == 49408  # OpenAI's tokenizer has its control tokens last; ours has them first
-        return self.vision_hparams() | {
-            "text_width": self.text_width,
-            "text_layers": self.text_layers,
-            "text_heads": self.text_heads,
-            "vocabulary_size": self.vocabulary,
-            "start_token": self.vocabulary - 2 if published else 0,
-            "end_token": self.vocabulary - 1 if published else 1,
-        }
+        return self.vision_hparams() | {name: getattr(self, name) for name in TEXT}
 
 
 VIT_B32 = ClipSize(224, 32, 768, 12, 12, 512, 8, 512, pretrained="openai/clip-vit-base-patch32")
 VIT_B16 = ClipSize(224, 16, 768, 12, 12, 512, 8, 512, pretrained="openai/clip-vit-base-patch16")
 VIT_L14 = ClipSize(224, 14, 1024, 24, 16, 768, 12, 768, pretrained="openai/clip-vit-large-patch14")
 VIT_L14_336 = ClipSize(336, 14, 1024, 24, 16, 768, 12, 768, pretrained="openai/clip-vit-large-patch14-336")
-TINY = ClipSize(64, 8, 128, 4, 4, 128, 4, 128, text_layers=2, vocabulary=512, context=32)
+TINY = ClipSize(64, 8, 128, 4, 4, 128, 4, 128, 2, vocabulary_size=512, start_token=0, end_token=1, context_length=32)
 
 
 def _safeclip(name: str, size: ClipSize) -> None:
-    register_model(
-        ModelCard(
-            name=name,
-            task="zero_shot",
-            summary="Zero-shot detector of toxic images from the CLS token of CLIP (SafeCLIP, arXiv 2503.00037)",
-            score="softmax",
-            score_meaning=_SHARE,
-            image=clip_image(size.image),
-            text=TextInput(size.context),
-            labels=(),
-            requires=("image",),
-            licence="MIT (OpenAI CLIP weights)" if size.pretrained else "Apache-2.0",
-            source=f"https://huggingface.co/{size.pretrained}" if size.pretrained else "safety-zoo",
-            hparams={**size.hparams(), "layer": -2, "post_layernorm": False},
-            limits=(
-                "A score is relative to the policy's other phrases: it is not a probability of harm.",
-                "Reproduced: the method's scores, to 1e-5 of an independent computation from its definition.",
-                "Not reproduced, because the paper's data are not available: defence success 66.9 %, "
-                "false positives 3.2 %, overhead 7.2 %.",
-                "Not the SafeCLIP of ICML 2024 (pre-training) nor the Safe-CLIP of ECCV 2024 (unlearning).",
-            ),
-        ),
+    register(
+        name,
         builder="zoo.models.clip:build_safeclip",
         pretrained=size.pretrained,
         policy="configs/policy/safeclip.yaml",
+        task="zero_shot",
+        summary="Zero-shot detector of toxic images from the CLS token of CLIP (SafeCLIP, arXiv 2503.00037)",
+        score="softmax",
+        score_meaning=_SHARE,
+        image=clip_image(size.image_size),
+        text=TextInput(size.context_length),
+        licence="MIT (OpenAI CLIP weights)" if size.pretrained else "Apache-2.0",
+        source=f"https://huggingface.co/{size.pretrained}" if size.pretrained else "safety-zoo",
+        hparams={**size.hparams(), "layer": -2, "post_layernorm": False},
+        limits=(
+            "A score is relative to the policy's other phrases: it is not a probability of harm.",
+            "Reproduced: the method's scores, to 1e-5 of an independent computation from its definition.",
+            "Not reproduced, because the paper's data are not available: defence success 66.9 %, "
+            "false positives 3.2 %, overhead 7.2 %.",
+            "Not the SafeCLIP of ICML 2024 (pre-training) nor the Safe-CLIP of ECCV 2024 (unlearning).",
+        ),
     )
 
 
@@ -106,24 +90,18 @@ _safeclip("safeclip_tiny.zeroshot", TINY)
 
 
 def _conv_clip(name: str, builder: str, summary: str, image: ImageInput, context: int, hparams: dict[str, Any]) -> None:
-    register_model(
-        ModelCard(
-            name=name,
-            task="zero_shot",
-            summary=summary,
-            score="softmax",
-            score_meaning=_SHARE,
-            image=image,
-            text=TextInput(context),
-            labels=(),
-            requires=("image",),
-            licence="Apache-2.0",
-            source="safety-zoo",
-            hparams=hparams,
-            limits=("Trained on little data: for demonstrations, not for production.",),
-        ),
+    register(
+        name,
         builder=builder,
         policy="configs/policy/dogs.yaml",
+        task="zero_shot",
+        summary=summary,
+        score="softmax",
+        score_meaning=_SHARE,
+        image=image,
+        text=TextInput(context),
+        hparams=hparams,
+        limits=("Trained on little data: for demonstrations, not for production.",),
     )
 
 

@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.contract.card import ImageInput, ModelCard, panel_card
+from zoo.contract.card import ImageInput, panel_card
+from zoo.models.catalogue.base import register
 from zoo.models.catalogue.clip import VIT_B16, VIT_B32, VIT_L14, ClipSize, clip_image
 from zoo.models.upstream import UPSTREAM
 from zoo.registry import model_card, register_model
 
-register_model(
-    ModelCard(
-        name="nsfwjs_mobilenet_v2.gantman",
-        task="classification",
-        summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
-        score="softmax",
-        score_meaning="probability of each of the five classes; they add up to 1",
-        # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
-        image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        text=None,
-        labels=("drawing", "hentai", "neutral", "porn", "sexy"),
-        requires=("image",),
-        licence="MIT",
-        source="https://github.com/infinitered/nsfwjs",
-        hparams={"depth_multiplier": 1.0, "channel_step": 8, "hidden": [256, 128]},
-        limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
-    ),
+register(
+    "nsfwjs_mobilenet_v2.gantman",
     builder="zoo.models.mobilenet:Nsfwjs",
     policy="configs/policy/nsfwjs.yaml",
+    summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
+    score="softmax",
+    score_meaning="probability of each of the five classes; they add up to 1",
+    # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
+    image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    labels=("drawing", "hentai", "neutral", "porn", "sexy"),
+    licence="MIT",
+    source="https://github.com/infinitered/nsfwjs",
+    hparams={"depth_multiplier": 1.0, "channel_step": 8, "hidden": [256, 128]},
+    limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
 )
 
 _CONCEPTS = (*(f"concept_{number:02}" for number in range(17)), *(f"special_care_{number}" for number in range(3)))
@@ -71,20 +67,15 @@ _HEADS: dict[str, dict[str, Any]] = {
 
 def _head(name: str, kind: str, size: ClipSize, hidden: Sequence[int] = ()) -> None:
     upstream = UPSTREAM[name.partition(".")[0]]
-    register_model(
-        ModelCard(
-            name=name,
-            task="classification",
-            image=clip_image(size.image),
-            text=None,
-            requires=("image",),
-            licence=f"head: {upstream.licence}; CLIP tower: MIT (OpenAI CLIP weights)",
-            source=upstream.source,
-            hparams={**size.vision_hparams(), "head": kind, "hidden": list(hidden)},
-            **_HEADS[kind],
-        ),
+    register(
+        name,
         builder="zoo.models.heads:EmbeddingClassifier",
         policy=f"configs/policy/{kind}.yaml",
+        image=clip_image(size.image_size),
+        licence=f"head: {upstream.licence}; CLIP tower: MIT (OpenAI CLIP weights)",
+        source=upstream.source,
+        hparams={**size.vision_hparams(), "head": kind, "hidden": list(hidden)},
+        **_HEADS[kind],
     )
 
 
