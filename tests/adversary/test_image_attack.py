@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.adversary.image.attack import allowed_images, attack, transfer
+from zoo.adversary.image.attack import allowed_images, attack
 from zoo.adversary.threat import ATTACKS, AUTOATTACK, ImagePart
 from zoo.errors import BadInputError
 
@@ -251,13 +251,15 @@ def test_images_made_on_a_model_break_its_twin_and_not_a_constant(name: str) -> 
     model, pixels = Linear(), _grey(10)
     labels = _labels(model, pixels)
     threat = ImagePart("Linf", 0.05 if name != "square" else 0.3, attacks=(name,), steps=30, queries=200)
-    twin = transfer(model, _through_numpy(model), pixels, labels, threat, modules=[model])
+    twin = attack(model, pixels, labels, threat, victim=_through_numpy(model), modules=[model])
     assert int(twin.broken.sum()) >= 8
     assert not twin.obfuscated  # it is the source whose gradient counts
     assert allowed_images(twin.adversarial, pixels, threat).all()
-    same = transfer(
-        model, lambda x: F.one_hot(torch.ones(len(x), dtype=torch.int64), 2).float(), pixels, labels, threat
-    )
+
+    def constant(images: Tensor) -> Tensor:
+        return F.one_hot(torch.ones(len(images), dtype=torch.int64), 2).float()
+
+    same = attack(model, pixels, labels, threat, victim=constant)
     assert torch.equal(same.correct, labels == 1)
     assert not same.broken.any()
 
@@ -268,7 +270,7 @@ def test_transfer_goes_on_beyond_the_boundary_of_the_source() -> None:
 
     threat = ImagePart("Linf", 0.05, attacks=("pgd",), steps=20, step_size=0.01)
     white = attack(model, pixels, labels, threat)
-    moved = transfer(model, model, pixels, labels, threat)
+    moved = attack(model, pixels, labels, threat, victim=model)
     assert torch.equal(white.broken, moved.broken)
     with torch.no_grad():
         first, last = (F.cross_entropy(model(result.adversarial), labels) for result in (white, moved))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.attacks import mnist
-from zoo.adversary.image.attack import AttackResult, allowed_images, attack, transfer
+from zoo.adversary.image.attack import AttackResult, allowed_images, attack
 from zoo.adversary.threat import ImagePart
 
 pytestmark = pytest.mark.shared_data
@@ -85,7 +85,7 @@ def test_examples_of_one_network_are_weaker_against_the_other(shared: Path) -> N
     one, other = (_network(shared, name) for name in NETWORKS)
     pixels, labels = _digits(shared, 200)
     threat = ImagePart("Linf", EPS, attacks=("pgd",), steps=20)
-    white, moved = attack(other, pixels, labels, threat), transfer(one, other, pixels, labels, threat)
+    white, moved = attack(other, pixels, labels, threat), attack(one, pixels, labels, threat, victim=other)
     _checked(other, pixels, labels, moved)
     assert white.robust_accuracy < moved.robust_accuracy < moved.clean_accuracy
 

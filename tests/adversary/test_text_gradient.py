@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,9 @@ from transformers import BertConfig, BertModel
 
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import TextBudget, count_banned
-from zoo.adversary.text.gradient import Method, substitute_tokens
+from zoo.adversary.text.gradient import Method
 from zoo.adversary.text.synonyms import Synonyms
-from zoo.adversary.text.target import TextModel, imitation, input_embedding
+from zoo.adversary.text.target import TextModel, TextResult, imitation, input_embedding
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import TextPart
 from zoo.contract.card import TextInput
@@ -23,6 +25,12 @@ from zoo.registry import create_model
 TEXTS = ["a dog runs over the green grass", "Two dogs play, on the Beach", "a red car near the house"]
 WORDS = TextBudget("words", count=2)
 METHODS: tuple[Method, ...] = ("hotflip", "gcg")
+
+
+def substitute_tokens(
+    model: TextModel, texts: list[str], threat: TextPart, method: Method, *, threshold: float
+) -> list[TextResult]:
+    return attack_texts(model, texts, dataclasses.replace(threat, attacks=(method,)), threshold=threshold)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,9 @@ from torch import Tensor, nn
 from zoo.adversary.joint import attack_jointly
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import KINDS, TextBudget, keeps_protected
-from zoo.adversary.text.gradient import Method, substitute_tokens
-from zoo.adversary.text.search import search_texts
+from zoo.adversary.text.gradient import Method
 from zoo.adversary.text.synonyms import Synonyms
-from zoo.adversary.text.target import TextModel, TextResult, confirmed
+from zoo.adversary.text.target import Goal, TextModel, TextResult
 from zoo.adversary.text.tokens import TokenEditor
 from zoo.adversary.threat import ImagePart, TextPart, Threat
 from zoo.contract.card import TextInput
@@ -24,6 +25,12 @@ TEXTS = ["A dog runs over the green grass", "two Dogs play with a dog", "a red c
 WORDS = TextBudget("words", count=2)
 NEAR = Synonyms(["dog", "dogs", "car", "grass", "house"], torch.eye(5), least=-2.0)
 METHODS: tuple[Method, ...] = ("hotflip", "gcg")
+
+
+def substitute_tokens(
+    model: TextModel, texts: list[str], threat: TextPart, method: Method, *, threshold: float
+) -> list[TextResult]:
+    return attack_texts(model, texts, dataclasses.replace(threat, attacks=(method,)), threshold=threshold)
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +113,15 @@ def _keyword(texts: list[str]) -> list[float]:
 def test_synonyms_leave_them_and_no_query_is_spent_on_others() -> None:
     asked: list[str] = []
 
-    def score(texts: list[str]) -> list[float]:
+    def score(texts: list[str], _: list[int]) -> list[float]:
         asked.extend(texts)
         return _keyword(texts)
 
-    free = search_texts(score, TEXTS[:1], TextPart(("synonyms",), WORDS), threshold=0.5, variants=NEAR)
+    free = attack_texts(score, TEXTS[:1], TextPart(("synonyms",), WORDS), threshold=0.5, synonyms=NEAR)
     assert free[0].outcome == "broken"
     asked.clear()
     bound = TextPart(("synonyms",), WORDS, protected=("DOG", "dogs"))
-    held = search_texts(score, TEXTS[:1], bound, threshold=0.5, variants=NEAR)[0]
+    held = attack_texts(score, TEXTS[:1], bound, threshold=0.5, synonyms=NEAR)[0]
     assert held.outcome == "held"
     assert held.exchanged
     words = len(TEXTS[0].split())  # asked about without each of them, to find the order
@@ -125,28 +132,28 @@ def test_synonyms_leave_them_and_no_query_is_spent_on_others() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_attacks_on_characters_may_disguise_them(kind: str) -> None:
     threat = TextPart((kind,), protected=("dog", "dogs"))
-    result = search_texts(
-        lambda texts: [float("dog" in text.split()) for text in texts], TEXTS[:1], threat, threshold=0.5
+    result = attack_texts(
+        lambda texts, _: [float("dog" in text.split()) for text in texts], TEXTS[:1], threat, threshold=0.5
     )[0]
     assert result.outcome == "broken"
     assert not result.exchanged
 
 
 def test_attacks_on_characters_bring_none_in() -> None:
-    def score(texts: list[str]) -> list[float]:
+    def score(texts: list[str], _: list[int]) -> list[float]:
         return [float("dog" not in text.split()) for text in texts]
 
-    free = search_texts(score, ["they dig a hole"], TextPart(("misspelling",)), threshold=0.5)[0]
+    free = attack_texts(score, ["they dig a hole"], TextPart(("misspelling",)), threshold=0.5)[0]
     assert free.text == "they dog a hole"
     bound = TextPart(("misspelling",), protected=DOGS, queries=200)
-    assert search_texts(score, ["they dig a hole"], bound, threshold=0.5)[0].outcome == "held"
+    assert attack_texts(score, ["they dig a hole"], bound, threshold=0.5)[0].outcome == "held"
 
 
 def test_a_claim_without_a_protected_word_is_refuted() -> None:
     threat = TextPart(("synonyms",), WORDS, protected=DOGS)
     for exchanged, outcome in ((True, "refuted"), (False, "broken")):
         claim = TextResult("a dog", "a cat", "broken", 1.0, 0.0, 1, 1, exchanged=exchanged)
-        assert confirmed([claim], lambda texts, _: [0.0], threat, 0.5, 8)[0].outcome == outcome
+        assert Goal(lambda texts, _: [0.0], threat, 0.5, 8).confirmed([claim], [0])[0].outcome == outcome
 
 
 def test_one_threat_with_both_kinds_of_attacks_tells_them_apart(codec: TextCodec) -> None:

@@ -8,14 +8,20 @@ from collections.abc import Callable
 
 import pytest
 
+from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import KINDS, TextBudget, count_banned
-from zoo.adversary.text.search import search_texts
-from zoo.adversary.text.target import success_rate, summary
+from zoo.adversary.text.target import TextResult, success_rate, summary
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadInputError
 from zoo.inputs.text import clean
 
 TEXTS = ["a brown dog runs over the grass", "the dog sleeps, and another dog eats", "a cat on a red roof"]
+
+
+def search_texts(
+    score: Callable[[list[str]], object], texts: list[str], threat: TextPart, *, threshold: float, batch_size: int = 256
+) -> list[TextResult]:
+    return attack_texts(lambda part, _: score(part), texts, threat, threshold=threshold, batch_size=batch_size)
 
 
 def keyword(texts: list[str]) -> list[float]:
@@ -148,7 +154,7 @@ def test_a_model_that_sees_more_than_the_text_is_told_which_item_it_is() -> None
     def score(texts: list[str], items: list[int]) -> list[float]:
         return [0.9 if guarded[item] else one for one, item in zip(keyword(texts), items, strict=True)]
 
-    results = search_texts(score, [TEXTS[0]] * 3, TextPart(), threshold=0.5, items=range(3))
+    results = attack_texts(score, [TEXTS[0]] * 3, TextPart(), threshold=0.5)
     assert [result.outcome for result in results] == ["held", "broken", "held"]
 
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from zoo.adversary.image.attack import IMAGE_ATTACKS, AttackOutcome, allowed_images
+from zoo.adversary.image.attack import IMAGE_ATTACKS, AttackOutcome, allowed_images, check_inputs, check_labels, finite
 from zoo.adversary.image.target import ImageBatch, Target, evaluation_mode, margin, misjudged
 from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import Variants, count_banned
 from zoo.adversary.text.target import TextModel
 from zoo.adversary.threat import TextPart, Threat
 from zoo.contract.card import ModelCard
-from zoo.errors import BadArgumentError, BadDataError
+from zoo.errors import BadArgumentError
 from zoo.inputs.text import TextCodec
+from zoo.models.base import token_tensors
 from zoo.models.clip import Encoded
 
 #: Pixels `[B, C, H, W]` in [0, 1], ids and mask `[B, T]` int64, to logits `[B, K]`, K >= 2.
@@ -68,23 +69,37 @@ class _Remembered(nn.Module):
 
 
 @contextmanager
+def _remembering(model: JointModel, name: str, batch_size: int, *inputs: Tensor) -> Iterator[bool]:
+    """Inside, the tower of this name takes places `[B]` int64 among the rows of `inputs`, which it has encoded once.
+
+    Gives whether it does: no where the model is not one of the zoo with one such tower.
+    """
+    owners = [part for part in model.modules() if hasattr(part, name)] if isinstance(model, BothInputs) else []
+    if len(owners) != 1:
+        yield False
+        return
+    tower = owners[0].get_submodule(name)
+    with torch.no_grad():
+        parts = zip(*(torch.split(rows, batch_size) for rows in inputs), strict=True)
+        setattr(owners[0], name, _Remembered([tower(*part) for part in parts]))
+    try:
+        yield True
+    finally:
+        setattr(owners[0], name, tower)
+
+
+@contextmanager
 def fixed_images(model: JointModel, pixels: Tensor, batch_size: int) -> Iterator[JointModel]:
     """Inside, the model takes the places `[B]` int64 of images in `pixels` in place of images.
 
     A zoo model's image tower runs once for each image, and not for every text that is tried beside it, and the padding
     that all texts of a batch end with is cut off; of any other model the images are looked up.
     """
-    owner = _owner(model, "image_tower")
-    if owner is None:
-        yield lambda places, ids, mask: model(pixels[places], ids, mask)
-        return
-    tower = owner.get_submodule("image_tower")
-    with torch.no_grad():
-        owner.image_tower = _Remembered([tower(part) for part in torch.split(pixels, batch_size)])
-    try:
-        yield lambda places, ids, mask: model(places, *_without_padding(ids, mask))
-    finally:
-        owner.image_tower = tower
+    with _remembering(model, "image_tower", batch_size, pixels) as encoded:
+        if encoded:
+            yield lambda places, ids, mask: model(places, *_without_padding(ids, mask))
+        else:
+            yield lambda places, ids, mask: model(pixels[places], ids, mask)
 
 
 @contextmanager
@@ -93,24 +108,8 @@ def fixed_texts(model: JointModel, ids: Tensor, mask: Tensor, batch_size: int) -
 
     A zoo model's text tower runs once for each text, and not for every step of an attack on the image beside it.
     """
-    owner = _owner(model, "text_tower")
-    if owner is None:
-        yield lambda pixels, places, part: model(pixels, ids[places], part)
-        return
-    tower = owner.get_submodule("text_tower")
-    with torch.no_grad():
-        pairs = zip(torch.split(ids, batch_size), torch.split(mask, batch_size), strict=True)
-        owner.text_tower = _Remembered([tower(*pair) for pair in pairs])
-    try:
-        yield model
-    finally:
-        owner.text_tower = tower
-
-
-def _owner(model: JointModel, name: str) -> nn.Module | None:
-    """The one part of a zoo model that has a tower of this name."""
-    owners = [part for part in model.modules() if hasattr(part, name)] if isinstance(model, BothInputs) else []
-    return owners[0] if len(owners) == 1 else None
+    with _remembering(model, "text_tower", batch_size, ids, mask) as encoded:
+        yield model if encoded else lambda pixels, places, part: model(pixels, ids[places], part)
 
 
 def _without_padding(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,24 +131,14 @@ class JointResult(AttackOutcome):
     confirm. `blind` are images without a gradient, which Square attacked instead, and texts whose tokens had none.
     """
 
-    threat: Threat
+    _figures = (*AttackOutcome._figures, "refuted")
+
     pixels: Tensor
     texts: tuple[str, ...]
     margins: Tensor
     refuted: int
     forwards: int
     backwards: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data, without images and texts."""
-        return {
-            "threat": self.threat.to_dict(),
-            "items": len(self.correct),
-            **self.figures(),
-            "refuted": self.refuted,
-            "forwards": self.forwards,
-            "backwards": self.backwards,
-        }
 
 
 def attack_jointly(
@@ -178,48 +167,39 @@ def attack_jointly(
         raise BadArgumentError(f"the joint attack needs a threat on images and texts, got one on {threat.kind}s alone")
     if not len(pixels) == len(texts) == len(labels) or not len(pixels):
         raise BadArgumentError(f"got {len(pixels)} images, {len(texts)} texts and {len(labels)} labels")
-    if pixels.dtype != torch.float32 or not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise BadArgumentError(
-            f"pixels must be float32 in [0, 1], got {pixels.dtype}, {pixels.min():g} to {pixels.max():g}"
-        )
+    check_inputs(pixels, labels, (), batch_size)
     with evaluation_mode(model, *modules), Progress(disable=not progress, transient=True) as bar:
-        attack = _Joint(model, pixels, list(texts), labels, threat, codec, embedding, synonyms, batch_size)
-        return attack.run(bar)
+        clean = pixels.detach().clone()
+        labels = labels.to(pixels.device)
+        return _Joint(model, clean, texts, labels, threat, codec, embedding, synonyms, batch_size).run(bar)
 
 
+@dataclass
 class _Joint:
     """The items under attack: where image and text of each stand, and the margin there."""
 
-    def __init__(
-        self,
-        model: JointModel,
-        pixels: Tensor,
-        texts: list[str],
-        labels: Tensor,
-        threat: Threat,
-        codec: TextCodec,
-        embedding: nn.Embedding,
-        synonyms: Variants | None,
-        batch_size: int,
-    ) -> None:
-        assert threat.image is not None  # checked by attack_jointly
-        self.model, self.threat, self.part, self.codec = model, threat, threat.image, codec
-        self.batch_size = batch_size
-        self.embedding, self.synonyms = embedding, synonyms
-        self.clean, self.originals, self.labels = pixels.detach().clone(), texts, labels.to(pixels.device)
-        self.pixels, self.texts = self.clean.clone(), list(texts)
-        self.target = Target(model)
-        logits = self._logits()
-        if not logits.isfinite().all():
-            raise BadDataError("the logits of clean inputs are not finite: nothing to attack there")
-        classes = logits.shape[1]
-        if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes:
-            raise BadArgumentError(f"labels must be 0 to {classes - 1}, got {sorted(set(self.labels.tolist()))}")
+    model: JointModel
+    clean: Tensor
+    originals: Sequence[str]
+    labels: Tensor
+    threat: Threat
+    codec: TextCodec
+    embedding: nn.Embedding
+    synonyms: Variants | None
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        assert self.threat.image is not None  # checked by attack_jointly
+        self.part = self.threat.image
+        self.pixels, self.texts = self.clean.clone(), list(self.originals)
+        self.target = Target(self.model)
+        logits = finite([self._logits()])
+        check_labels(self.labels, logits.shape[1])
         self.correct = ~misjudged(logits, self.labels)
-        self.margins = -margin(logits, self._batch(torch.arange(len(texts))))
-        self.banned = [count_banned(text, threat.banned) for text in texts]
+        self.margins = -margin(logits, self._batch(torch.arange(len(self.texts))))
+        self.banned = [count_banned(text, self.threat.banned) for text in self.texts]
         #: For each text the threat that it was found under, and whether words were exchanged for it.
-        self.found_by = [(threat.text[0], True)] * len(texts)
+        self.found_by = [(self.threat.text[0], True)] * len(self.texts)
         self.goals = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
         self.blind = torch.zeros_like(self.correct)
 
@@ -238,19 +218,10 @@ class _Joint:
         claimed[self._alive()] = False
         logits = self._logits()
         broken = claimed & misjudged(logits, self.labels) & self._permitted()
-        margins = -margin(logits, self._batch(torch.arange(len(self.texts))))
-        return JointResult(
-            self.correct,
-            broken,
-            self.blind,
-            self.threat,
-            self.pixels,
-            tuple(self.texts),
-            margins,
-            int((claimed & ~broken).sum()),
-            self.target.forwards,
-            self.target.backwards,
-        )
+        best = self.pixels, tuple(self.texts), -margin(logits, self._batch(torch.arange(len(self.texts))))
+        passes = self.target.forwards, self.target.backwards
+        refuted = int((claimed & ~broken).sum())
+        return JointResult(self.correct, broken, self.blind, self.threat, *best, refuted, *passes)
 
     def _alive(self) -> Tensor:
         """The items that were judged right, and still are."""
@@ -280,9 +251,7 @@ class _Joint:
 
     def _tokens(self) -> tuple[Tensor, Tensor]:
         """Ids and mask `[N, T]` of the texts as they stand."""
-        tokens = self.codec.encode(self.texts)
-        device = self.clean.device
-        return torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
+        return token_tensors(self.codec, self.texts, self.clean.device)
 
     def _places(self, rows: Tensor) -> Tensor:
         """For each item `[N]` its place among `rows`."""
@@ -300,13 +269,12 @@ class _Joint:
 
     def _try_images(self, rows: Tensor, number: int) -> None:
         """All attacks on one batch; what gives no gradient goes to Square."""
-        attacks = self.part.attacks
         gradient = self.target.gradient(self.pixels[rows], self._batch(rows), margin)[2]
         blind = gradient.flatten(1).count_nonzero(dim=1) == 0
         self.blind[rows] |= blind
-        for name in attacks:
+        for name in self.part.attacks:
             self._try_image(rows if name == "square" else rows[~blind], name, number)
-        if "square" not in attacks:
+        if "square" not in self.part.attacks:
             self._try_image(rows[blind], "square", number)
 
     def _try_image(self, rows: Tensor, name: str, number: int) -> None:
@@ -324,27 +292,25 @@ class _Joint:
         """Attack the texts against the images as they stand; keep what lowers the margin, or has fewer banned words."""
         places = self._places(rows)
         with fixed_images(self.model, self.pixels[rows], self.batch_size) as model:
-
-            def score(ids: Tensor, mask: Tensor, items: Tensor) -> Tensor:
-                self.target.forwards += len(items)
-                logits = model(places[items], ids, mask).float()
-                return -margin(logits, ImageBatch(self.pixels[items], self.labels[items], items))
-
             for threat in self.threat.alternatives:
-                self._try_texts(self._alive(), TextModel(score, self.codec, self.embedding), threat)
+                self._try_texts(self._alive(), lambda items, ids, mask: model(places[items], ids, mask), threat)
 
-    def _try_texts(self, rows: Tensor, model: TextModel, threat: TextPart) -> None:
-        items = rows.tolist()
+    def _try_texts(self, rows: Tensor, model: JointModel, threat: TextPart) -> None:
+        """All attacks of one threat on the texts of some items, which the model takes in place of images."""
+
+        def score(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+            self.target.forwards += len(places)
+            return -margin(model(rows[places], ids, mask).float(), self._batch(rows[places]))
+
         results = attack_texts(
-            model,
-            [self.originals[item] for item in items],
+            TextModel(score, self.codec, self.embedding),
+            [self.originals[item] for item in rows.tolist()],
             threat,
             threshold=_THRESHOLD,
             synonyms=self.synonyms,
-            items=items,
             batch_size=self.batch_size,
         )
-        for item, result in zip(items, results, strict=True):
+        for item, result in zip(rows.tolist(), results, strict=True):
             self.blind[item] |= result.obfuscated
             banned = count_banned(result.text, self.threat.banned)
             better = (banned, result.score_after) < (self.banned[item], float(self.margins[item]))

@@ -62,34 +62,15 @@ def random_start(ball: Ball, generators: Sequence[torch.Generator] | None = None
     """
     clean = ball.clean.detach()
     offsets, length = torch.empty_like(clean), torch.empty(len(clean), 1, 1, 1, device=clean.device)
-    if generators is None:
-        _draw_start(ball, offsets, length, None)
-    else:
-        for row, generator in enumerate(generators):
-            _draw_start(ball, offsets[row : row + 1], length[row : row + 1], generator)
+    for rows, generator in [(slice(None), None)] if generators is None else enumerate(generators):
+        if ball.norm == "Linf":
+            offsets[rows].uniform_(-ball.eps, ball.eps, generator=generator)
+        else:
+            offsets[rows].normal_(generator=generator)
+            length[rows].uniform_(0, ball.eps, generator=generator)
     if ball.norm != "Linf":
         offsets = ball.direction(offsets) * length
     return ball.project(offsets.add_(clean))
-
-
-def _draw_start(ball: Ball, offsets: Tensor, length: Tensor, generator: torch.Generator | None) -> None:
-    if ball.norm == "Linf":
-        offsets.uniform_(-ball.eps, ball.eps, generator=generator)
-    else:
-        offsets.normal_(generator=generator)
-        length.uniform_(0, ball.eps, generator=generator)
-
-
-def ascend(pixels: Tensor, gradient: Tensor, ball: Ball, threat: ImagePart) -> Tensor:
-    """One step of PGD, projected; pixels without a finite gradient do not move."""
-    return ball.project(pixels.add(ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0)), alpha=threat.pgd_step))
-
-
-def climb(objective: Objective, pixels: Tensor, ball: Ball, threat: ImagePart, steps: int) -> Tensor:
-    """Some steps of PGD from images `[B, C, H, W]` in the ball. Raises as `pixel_gradient`."""
-    for _ in range(steps):
-        pixels = ascend(pixels, pixel_gradient(objective, pixels), ball, threat)
-    return pixels
 
 
 def perturb_pixels(
@@ -101,19 +82,7 @@ def perturb_pixels(
     else dropout fools the attack, batch statistics leak between the images, and gradients of weights are computed
     for nothing. Raises BadInputError when the objective does not depend on the pixels.
     """
-    ball = Ball.around(pixels, threat)
-    return climb(objective, random_start(ball, generators), ball, threat, threat.steps)
-
-
-def pixel_gradient(objective: Objective, pixels: Tensor) -> Tensor:
-    """The gradient `[B, C, H, W]` float32 of an objective; BadInputError when it does not depend on the pixels."""
-    with torch.enable_grad():
-        leaf = pixels.detach().requires_grad_()
-        value = objective(leaf)
-        if not value.requires_grad:
-            raise BadArgumentError("the model's loss has no gradient in the pixels: there is nothing to train against")
-        (gradient,) = torch.autograd.grad(value, leaf)
-    return gradient
+    return worst_inputs(lambda inputs: objective(inputs["image"]), {"image": pixels}, threat, None, generators)["image"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -246,21 +215,35 @@ def worst_inputs(
     worst = dict(inputs)
     if threat is None:
         if words is not None:
-            _exchange(objective, worst, words, [])
+            _exchange(objective, worst, words)
         return worst
     ball = Ball.around(inputs["image"], threat)
-    worst["image"], steps = random_start(ball, generators), threat.steps
-    if words is not None:
-        (slope,) = _exchange(objective, worst, words, ["image"])
-        worst["image"], steps = ascend(worst["image"], slope, ball, threat), steps - 1
-    worst["image"] = climb(lambda pixels: objective(worst | {"image": pixels}), worst["image"], ball, threat, steps)
+    worst["image"] = random_start(ball, generators)
+    for step in range(threat.steps):
+        if words is not None and step == 0:
+            (gradient,) = _exchange(objective, worst, words, "image")
+        else:
+            gradient = _pixel_gradient(objective, worst)
+        uphill = ball.direction(gradient.nan_to_num_(0.0, 0.0, 0.0))  # pixels without a finite gradient do not move
+        worst["image"] = ball.project(worst["image"].add(uphill, alpha=threat.pgd_step))
     return worst
 
 
+def _pixel_gradient(objective: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+    """The gradient `[B, C, H, W]` float32 in the image; BadArgumentError when the objective does not depend on it."""
+    with torch.enable_grad():
+        leaf = inputs["image"].detach().requires_grad_()
+        value = objective({**inputs, "image": leaf})
+        if not value.requires_grad:
+            raise BadArgumentError("the model's loss has no gradient in the pixels: there is nothing to train against")
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return gradient
+
+
 def _exchange(
-    objective: Callable[[Inputs], Tensor], inputs: dict[str, Tensor], words: Words, others: list[str]
+    objective: Callable[[Inputs], Tensor], inputs: dict[str, Tensor], words: Words, *others: str
 ) -> list[Tensor]:
-    """Exchange words in `found`; returns the gradients in the other inputs, which are as they were."""
+    """Exchange words in `inputs`; returns the gradients in the other inputs, which are as they were."""
     leaves = {name: inputs[name].detach().requires_grad_() for name in others}
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with torch.enable_grad(), watched(words.swaps.embedding) as looked_up:

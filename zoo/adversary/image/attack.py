@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.progress import Progress
@@ -16,7 +16,7 @@ from zoo.adversary.image.fab import fab_t
 from zoo.adversary.image.pgd import apgd_ce, apgd_t, fgsm, pgd
 from zoo.adversary.image.square import square
 from zoo.adversary.image.target import ImageBatch, Model, Target, cross_entropy, evaluation_mode, misjudged
-from zoo.adversary.threat import ImagePart
+from zoo.adversary.threat import ImagePart, Threat
 from zoo.errors import BadArgumentError, BadDataError
 
 
@@ -46,9 +46,13 @@ class AttackOutcome:
     gives no gradient.
     """
 
+    #: The properties and fields that `to_dict` names.
+    _figures: ClassVar[Sequence[str]] = ("clean_accuracy", "robust_accuracy", "success_rate", "obfuscated")
+
     correct: Tensor
     broken: Tensor
     blind: Tensor
+    threat: ImagePart | Threat
 
     @property
     def clean_accuracy(self) -> float:
@@ -70,10 +74,11 @@ class AttackOutcome:
         """Whether some attacked input has no gradient at all."""
         return bool(self.blind.any())
 
-    def figures(self) -> dict[str, Any]:
-        """The shares as plain data."""
-        names = ("clean_accuracy", "robust_accuracy", "success_rate", "obfuscated")
-        return {name: getattr(self, name) for name in names} | {"blind_share": float(self.blind.double().mean())}
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain data, without the inputs."""
+        figures = {name: getattr(self, name) for name in (*self._figures, "forwards", "backwards")}
+        blind = {"blind_share": float(self.blind.double().mean())}
+        return {"threat": self.threat.to_dict(), "items": len(self.correct), **figures, **blind}
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class AttackResult(AttackOutcome):
     the model raised there, if any. `randomised`: two passes gave different logits, so that the success of an attack is
     partly luck.
     """
+
+    _figures = (*AttackOutcome._figures, "why_blind", "randomised")
 
     threat: ImagePart
     adversarial: Tensor
@@ -104,16 +111,7 @@ class AttackResult(AttackOutcome):
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain data, without the images."""
-        return {
-            "threat": self.threat.to_dict(),
-            "images": len(self.correct),
-            **self.figures(),
-            "why_blind": self.why_blind,
-            "randomised": self.randomised,
-            "forwards": self.forwards,
-            "backwards": self.backwards,
-            "records": [asdict(record) for record in self.records],
-        }
+        return super().to_dict() | {"records": [asdict(record) for record in self.records]}
 
 
 #: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.
@@ -140,6 +138,7 @@ def attack(
     labels: Tensor,
     threat: ImagePart,
     *,
+    victim: Model | None = None,
     extras: Sequence[Tensor] = (),
     modules: Sequence[nn.Module] = (),
     batch_size: int = 128,
@@ -152,31 +151,14 @@ def attack(
     parameters, and left as it was; where it is a plain function, name the `modules` that it calls. Every success is
     checked again: inside the ball (to `TOLERANCE`), inside [0, 1], and misjudged in a fresh forward pass.
     An image without a gradient always goes to Square, even if the threat model does not name it; the result says so.
+
+    With a `victim` the images are made on `model` and judged by the victim, whose gradients are not used: a transfer
+    attack. It does not stop where `model` errs, but goes on to its worst judgement, which transfers better.
     Raises BadInputError for pixels, labels or logits of a wrong shape, type or range.
     """
-    with evaluation_mode(model, *modules):
-        target, judge = Target(model, extras), Target(model, extras)
-        return _Campaign(target, judge, pixels, labels, threat, batch_size).run(progress)
-
-
-def transfer(
-    source: Model,
-    victim: Model,
-    pixels: Tensor,
-    labels: Tensor,
-    threat: ImagePart,
-    *,
-    extras: Sequence[Tensor] = (),
-    modules: Sequence[nn.Module] = (),
-    batch_size: int = 128,
-    progress: bool = False,
-) -> AttackResult:
-    """As `attack`, but the images are made on `source` and judged by `victim`, whose gradients are not used.
-
-    The attacks do not stop where `source` errs: they go on to its worst judgement, which transfers better.
-    """
-    with evaluation_mode(source, victim, *modules):
-        target, judge = Target(source, extras, stop=False), Target(victim, extras)
+    judged = model if victim is None else victim
+    with evaluation_mode(model, judged, *modules):
+        target, judge = Target(model, extras, stop=victim is None), Target(judged, extras)
         return _Campaign(target, judge, pixels, labels, threat, batch_size).run(progress)
 
 
@@ -186,7 +168,7 @@ class _Campaign:
     def __init__(
         self, target: Target, judge: Target, pixels: Tensor, labels: Tensor, threat: ImagePart, batch_size: int
     ) -> None:
-        _check(pixels, labels, judge.extras, batch_size)
+        check_inputs(pixels, labels, judge.extras, batch_size)
         self.target, self.judge, self.threat, self.batch_size = target, judge, threat, batch_size
         self.pixels = pixels.detach().clone()  # a normal tensor, also of one made in inference mode
         self.labels = labels.to(pixels.device, torch.int64).clone()
@@ -194,8 +176,10 @@ class _Campaign:
         #: The gradient of the cross-entropy at the clean images `[N, C, H, W]`, kept for the attack that wants it.
         self.gradient = torch.zeros_like(self.pixels) if "fgsm" in threat.attacks else None
         self.own_clean = self._look()
-        clean = self.own_clean if target.model is judge.model else self._clean(judge)
-        _check_labels(self.labels, min(clean.shape[1], self.own_clean.shape[1]))
+        clean = self.own_clean
+        if target.model is not judge.model:
+            clean = finite([judge.logits(batch.pixels, batch) for batch in self._everything()])
+        check_labels(self.labels, min(clean.shape[1], self.own_clean.shape[1]))
         self.correct = clean.argmax(dim=1) == self.labels
         self.broken = torch.zeros_like(self.correct)
         self.adversarial = self.pixels.clone()
@@ -224,15 +208,11 @@ class _Campaign:
     def _everything(self) -> list[ImageBatch]:
         return self._batches(torch.ones_like(self.blind))
 
-    def _clean(self, target: Target) -> Tensor:
-        """The logits `[N, K]` of the clean images. Raises BadInputError if they are not finite."""
-        return _finite([target.logits(batch.pixels, batch) for batch in self._everything()])
-
     def _look(self) -> Tensor:
         """The attacked model's logits `[N, K]` of the clean images, and in the same pass where it gives no gradient."""
 
         def objective(logits: Tensor, batch: ImageBatch) -> Tensor:
-            _check_labels(self.labels, logits.shape[1])  # first: on a GPU a wrong index ends the process
+            check_labels(self.labels, logits.shape[1])  # first: on a GPU a wrong index ends the process
             return cross_entropy(logits, batch)
 
         parts = []
@@ -248,7 +228,7 @@ class _Campaign:
                 logits = self.target.logits(batch.pixels, batch)
                 self.blind[batch.rows], self.why_blind = True, str(problem).splitlines()[0]
             parts.append(logits)
-        return _finite(parts)
+        return finite(parts)
 
     def _look_near(self) -> None:
         """Look again, near the clean image, where the gradient was zero; wrongly judged images are skipped."""
@@ -270,7 +250,7 @@ class _Campaign:
     def _attack(self, name: str, allowed: Tensor, bar: Progress) -> AttackRecord:
         """One attack with all its restarts and goals, on what is still robust of the images `[N]` allowed."""
         begin = time.perf_counter()
-        passes = self._passes()
+        self.target.forwards = self.target.backwards = self.judge.forwards = 0
         before = self.broken.clone()
         attempted = int((self.correct & ~before & allowed).sum())
         ranks = range(self.goals.shape[1]) if name in _TARGETED else [None]
@@ -285,14 +265,13 @@ class _Campaign:
                 outside += self._keep(aimed, IMAGE_ATTACKS[name](self.target, aimed, self.threat, restart))
                 bar.advance(task, len(batch))
             bar.update(task, completed=attempted * number, description=f"{name}: {int(self.broken.sum())} broken")
-        forwards, backwards = (now - then for now, then in zip(self._passes(), passes, strict=True))
         return AttackRecord(
             attack=name,
             attempted=attempted,
             broken=int((self.broken & ~before).sum()),
             outside=outside,
-            forwards=forwards,
-            backwards=backwards,
+            forwards=self.target.forwards + self.judge.forwards,
+            backwards=self.target.backwards,
             seconds=time.perf_counter() - begin,
             robust_accuracy=float((self.correct & ~self.broken).double().mean()),
         )
@@ -305,9 +284,6 @@ class _Campaign:
         self.adversarial[rows], self.broken[rows] = images[wrong & inside], True
         return int((wrong & ~inside).sum())
 
-    def _passes(self) -> tuple[int, int]:
-        return self.target.forwards + self.judge.forwards, self.target.backwards
-
 
 def allowed_images(images: Tensor, clean: Tensor, threat: ImagePart) -> Tensor:
     """Which images `[B]` are finite, in [0, 1] and within eps of the clean ones, to `TOLERANCE`."""
@@ -317,7 +293,8 @@ def allowed_images(images: Tensor, clean: Tensor, threat: ImagePart) -> Tensor:
     return in_box & (size <= limit)
 
 
-def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size: int) -> None:
+def check_inputs(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size: int) -> None:
+    """Raise BadInputError unless pixels, labels and extras have the form that `attack` asks for."""
     if pixels.ndim != 4 or not len(pixels) or pixels.dtype != torch.float32:
         raise BadArgumentError(
             f"pixels must be [N, C, H, W] float32 in [0, 1], got {list(pixels.shape)} {pixels.dtype}"
@@ -336,15 +313,17 @@ def _check(pixels: Tensor, labels: Tensor, extras: Sequence[Tensor], batch_size:
         raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise BadInputError for a label that is none of the model's classes."""
     if labels.min() < 0 or labels.max() >= classes:
         given = f"{int(labels.min())} to {int(labels.max())}"
         raise BadArgumentError(f"labels must be 0 to {classes - 1}, the classes of the model, got {given}")
 
 
-def _finite(parts: list[Tensor]) -> Tensor:
+def finite(parts: list[Tensor]) -> Tensor:
+    """All logits `[N, K]` of clean inputs. Raises BadInputError if some are not finite."""
     logits = torch.cat(parts)
     wrong = (~logits.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if wrong:
-        raise BadDataError(f"the logits of clean images {wrong[:8]} are not finite: nothing to attack there")
+        raise BadDataError(f"the logits of clean inputs {wrong[:8]} are not finite: nothing to attack there")
     return logits

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,26 +36,30 @@ def noise(threat: ImagePart, attack: str, restart: int, rows: Sequence[int], sha
 
 @dataclass(frozen=True)
 class Ball:
-    """The allowed images around `clean` `[B, C, H, W]`; `low` and `high` are the bounds of each pixel in Linf."""
+    """The allowed images around `clean` `[B, C, H, W]`."""
 
     clean: Tensor
     norm: str
     eps: float
-    low: Tensor | None = None
-    high: Tensor | None = None
 
     @classmethod
     def around(cls, clean: Tensor, threat: ImagePart) -> Ball:
         """The ball of a threat model around clean images in [0, 1]."""
-        if threat.norm == "L2":
-            return cls(clean, "L2", threat.eps)
-        return cls(clean, "Linf", threat.eps, (clean - threat.eps).clamp_(min=0), (clean + threat.eps).clamp_(max=1))
+        return cls(clean, threat.norm, threat.eps)
+
+    @cached_property
+    def low(self) -> Tensor:
+        """The lower bound of each pixel in Linf, `[B, C, H, W]`."""
+        return (self.clean - self.eps).clamp_(min=0)
+
+    @cached_property
+    def high(self) -> Tensor:
+        """The upper bound of each pixel in Linf, `[B, C, H, W]`."""
+        return (self.clean + self.eps).clamp_(max=1)
 
     def take(self, keep: Tensor) -> Ball:
         """The balls around some of the images."""
-        if self.low is None or self.high is None:
-            return Ball(self.clean[keep], self.norm, self.eps)
-        return Ball(self.clean[keep], self.norm, self.eps, self.low[keep], self.high[keep])
+        return replace(self, clean=self.clean[keep])
 
     def project(self, pixels: Tensor) -> Tensor:
         """Bring images `[B, C, H, W]` back into the ball and into [0, 1]; overwrites them.
@@ -62,7 +67,7 @@ class Ball:
         In L2 first onto the sphere, then into the box: not the nearest point, but an allowed one, since the clean
         image is in the box and clamping brings every pixel nearer to it.
         """
-        if self.low is not None:
+        if self.norm == "Linf":
             return torch.clamp(pixels, self.low, self.high, out=pixels)
         offset = pixels.sub_(self.clean)
         offset *= (self.eps / lengths(offset, "L2").clamp_(min=1e-12)).clamp_(max=1)
@@ -90,3 +95,34 @@ class Ball:
             if not edge:
                 offsets *= uniform[:, 0].view(-1, 1, 1, 1)
         return self.project(self.clean + self.eps * offsets.to(self.clean))
+
+
+class Race:
+    """The images of a batch that one attack still works on, the balls around them, and what it found for each.
+
+    Row by row, an attack drops the images that are done with, so that they cost it no further pass.
+    """
+
+    def __init__(self, batch: ImageBatch, threat: ImagePart) -> None:
+        self.batch, self.ball = batch, Ball.around(batch.pixels, threat)
+        #: For each image of the batch as it began, `[B, C, H, W]`, what was kept last.
+        self.found = torch.empty_like(batch.pixels)
+        self._places = torch.arange(len(batch), device=batch.pixels.device)
+
+    def keep(self, images: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        """Keep images of those that run, all or those that a mask picks; returns what was found so far for all."""
+        self.found[self._places[which]] = images[which]
+        return self.found
+
+    def drop(self, done: Tensor, images: Tensor | None = None) -> Tensor | slice:
+        """Go on without the images that a mask picks; the index of the others, for what an attack holds of each.
+
+        Of the dropped ones `images` are kept, unless that has been done.
+        """
+        if not done.any():
+            return slice(None)
+        if images is not None:
+            self.keep(images, done)
+        left = ~done
+        self._places, self.batch, self.ball = self._places[left], self.batch.take(left), self.ball.take(left)
+        return left

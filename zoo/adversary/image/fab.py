@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.adversary.image.ball import Ball, lengths
+from zoo.adversary.image.ball import Race, lengths
 from zoo.adversary.image.target import ImageBatch, Target, goal_margin, misjudged
 from zoo.adversary.threat import ImagePart
 
@@ -21,29 +21,25 @@ def fab_t(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0
     smallest perturbation that was misjudged, projected into the ball if it lies outside; for an image that was never
     misjudged, the last. It maximises nothing inside the ball, so its results transfer badly.
     """
-    ball = Ball.around(batch.pixels, threat)
-    pixels = batch.pixels
+    race = Race(batch, threat)
+    ball, pixels = race.ball, batch.pixels
     if restart > 0:
         pixels = pixels + 0.5 * (ball.random(threat, "fab-t", restart, batch) - pixels)
-    nearest = pixels.clone()
     smallest = torch.full((len(batch), 1, 1, 1), torch.inf, device=pixels.device)
-    places = torch.arange(len(batch), device=pixels.device)
     for _ in range(threat.steps):
-        pixels = _step(target, pixels, batch, threat.norm)
-        beyond = misjudged(target.logits(pixels, batch), batch.labels)
-        size = lengths(pixels - batch.pixels, threat.norm)
-        smaller = beyond & (size < smallest[places])[:, 0, 0, 0]
-        smallest[places[smaller]], nearest[places[smaller]] = size[smaller], pixels[smaller]
-        pixels = torch.where(beyond[:, None, None, None], batch.pixels.lerp(pixels, _BACKWARD), pixels)
-        done = beyond & (size <= threat.eps)[:, 0, 0, 0] & target.stop
-        if done.any():
-            keep = ~done
-            pixels, places, batch = pixels[keep], places[keep], batch.take(keep)
-            if not len(batch):
-                return ball.project(nearest)
-    never = ~smallest[places].isfinite()[:, 0, 0, 0]
-    nearest[places[never]] = pixels[never]
-    return ball.project(nearest)
+        clean = race.batch.pixels
+        pixels = _step(target, pixels, race.batch, threat.norm)
+        beyond = misjudged(target.logits(pixels, race.batch), race.batch.labels)[:, None, None, None]
+        size = lengths(pixels - clean, threat.norm)
+        smaller = beyond & (size < smallest)
+        race.keep(pixels, smaller.flatten())
+        smallest = torch.where(smaller, size, smallest)
+        pixels = torch.where(beyond, clean.lerp(pixels, _BACKWARD), pixels)
+        left = race.drop((beyond & (size <= threat.eps) & target.stop).flatten())
+        pixels, smallest = pixels[left], smallest[left]
+        if not len(pixels):
+            break
+    return ball.project(race.keep(pixels, smallest.flatten() == torch.inf))
 
 
 def _step(target: Target, pixels: Tensor, batch: ImageBatch, norm: str) -> Tensor:

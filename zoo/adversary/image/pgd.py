@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from zoo.adversary.image.ball import Ball
+from zoo.adversary.image.ball import Ball, Race
 from zoo.adversary.image.target import ImageBatch, Objective, Target, cross_entropy, targeted_dlr
 from zoo.adversary.threat import ImagePart
 
@@ -27,23 +26,16 @@ def pgd(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 0) 
 
     Returns pixels `[B, C, H, W]`: of an image that is misjudged on the way, the first such ones; else the last.
     """
-    ball = Ball.around(batch.pixels, threat)
-    pixels = ball.random(threat, "pgd", restart, batch)
-    result = pixels.clone()
-    places = torch.arange(len(batch), device=pixels.device)
+    race = Race(batch, threat)
+    pixels = race.ball.random(threat, "pgd", restart, batch)
     for _ in range(threat.steps):
-        logits, _, gradient = target.gradient(pixels, batch, cross_entropy)
-        fooled = target.fooled(logits, batch)
-        if fooled.any():
-            result[places[fooled]] = pixels[fooled]
-            keep = ~fooled
-            pixels, gradient, places = pixels[keep], gradient[keep], places[keep]
-            batch, ball = batch.take(keep), ball.take(keep)
-            if not len(batch):
-                return result
-        pixels = ball.project(pixels.add_(ball.direction(gradient), alpha=threat.pgd_step))
-    result[places] = pixels
-    return result
+        logits, _, gradient = target.gradient(pixels, race.batch, cross_entropy)
+        left = race.drop(target.fooled(logits, race.batch), pixels)
+        pixels, gradient = pixels[left], gradient[left]
+        if not len(pixels):
+            break
+        pixels = race.ball.project(pixels.add_(race.ball.direction(gradient), alpha=threat.pgd_step))
+    return race.keep(pixels)
 
 
 _MOMENTUM = 0.75  # the paper's alpha
@@ -68,25 +60,24 @@ def checkpoints(steps: int) -> list[int]:
     return [math.ceil(share * steps / 100) for share in percent[1:] if share <= 100]
 
 
-@dataclass
 class _Ascent:
-    """The state of the ascent of each image, row by row; `place` is its row in the given batch."""
+    """The state of the ascent of each image, row by row: pixels, gradient and objective, now and at their best."""
 
-    place: Tensor
-    pixels: Tensor
-    previous: Tensor
-    gradient: Tensor
-    value: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_value: Tensor
-    size: Tensor  # of the step
-    rises: Tensor  # steps since the last checkpoint that raised the objective
-    old_value: Tensor  # the best at the last checkpoint
-    halved: Tensor  # at the last checkpoint
+    def __init__(self, start: Tensor, size: float) -> None:
+        lowest = torch.full((len(start),), -torch.inf, device=start.device)
+        self.pixels = self.previous = self.gradient = start
+        # Nothing is known to be good before the first look at the gradient, so the start is the best.
+        self.best = self.best_gradient = start
+        self.best_value = self.old_value = lowest  # now, and at the last checkpoint
+        self.value = -lowest  # so that the start counts as no rise
+        self.size = torch.full((len(start), 1, 1, 1), size, device=start.device)  # of the step
+        self.rises = torch.zeros_like(lowest)  # steps since the last checkpoint that raised the objective
+        self.halved = torch.zeros_like(lowest, dtype=torch.bool)  # at the last checkpoint
 
-    def take(self, keep: Tensor) -> _Ascent:
-        return _Ascent(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def take(self, left: Tensor | slice) -> None:
+        """Go on with some of the images."""
+        for name, rows in vars(self).items():
+            setattr(self, name, rows[left])
 
     def move(self, ball: Ball, momentum: float) -> None:
         """Step up along the gradient, and a part of the way that the last step went (equation 1 of the paper)."""
@@ -122,43 +113,18 @@ class _Ascent:
 def _apgd(
     target: Target, batch: ImageBatch, threat: ImagePart, restart: int, objective: Objective, name: str
 ) -> Tensor:
-    ball = Ball.around(batch.pixels, threat)
-    state = _begin(ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
-    result = torch.empty_like(batch.pixels)
+    race = Race(batch, threat)
+    state = _Ascent(race.ball.random(threat, name, restart, batch, edge=True), 2 * threat.eps)
     last, following = 0, checkpoints(threat.steps)
     for step in range(threat.steps + 1):
         if step > 0:
-            state.move(ball, _MOMENTUM if step > 1 else 1.0)
-        logits, value, gradient = target.gradient(state.pixels, batch, objective)
+            state.move(race.ball, _MOMENTUM if step > 1 else 1.0)
+        logits, value, gradient = target.gradient(state.pixels, race.batch, objective)
         state.learn(value, gradient)
-        fooled = target.fooled(logits, batch)
-        if fooled.any():
-            result[state.place[fooled]] = state.pixels[fooled]
-            keep = ~fooled
-            state, batch, ball = state.take(keep), batch.take(keep), ball.take(keep)
-            if not len(batch):
-                return result
+        state.take(race.drop(target.fooled(logits, race.batch), state.pixels))
+        if not len(state.pixels):
+            break
         if step in following:
             state.look_again(step - last)
             last = step
-    result[state.place] = state.best
-    return result
-
-
-def _begin(start: Tensor, size: float) -> _Ascent:
-    """The state before the first look at the gradient: nothing is known to be good, so the start is the best."""
-    lowest = torch.full((len(start),), -torch.inf, device=start.device)
-    return _Ascent(
-        place=torch.arange(len(start), device=start.device),
-        pixels=start,
-        previous=start,
-        gradient=start,
-        value=-lowest,  # so that the start counts as no rise
-        best=start,
-        best_gradient=start,
-        best_value=lowest,
-        size=torch.full((len(start), 1, 1, 1), size, device=start.device),
-        rises=torch.zeros_like(lowest),
-        old_value=lowest,
-        halved=torch.zeros_like(lowest, dtype=torch.bool),
-    )
+    return race.keep(state.best)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.adversary.image.ball import Ball, lengths, noise
+from zoo.adversary.image.ball import Ball, Race, lengths, noise
 from zoo.adversary.image.target import ImageBatch, Target, margin
 from zoo.adversary.threat import ImagePart
 
 _ROUNDS = 4  # of scaling an L2 perturbation to eps and clipping it
 _SHARE = 0.8  # of the image that the first squares cover; AutoAttack's choice in both norms
+_BLOCK = 500  # for how many queries signs are drawn at once
 #: The share is halved after each of these numbers of 10,000 queries (section 3.2 of the paper).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -24,63 +24,34 @@ def square(target: Target, batch: ImageBatch, threat: ImagePart, restart: int = 
 
     The places of the squares are one sequence for all images, set by seed and restart; the signs are each image's own.
     """
-    ball = Ball.around(batch.pixels, threat)
+    race = Race(batch, threat)
     draw = np.random.default_rng([threat.seed, restart])
-    propose = _linf_square if threat.norm == "Linf" else _l2_squares
-    pixels = _stripes(ball, batch, threat, restart) if threat.norm == "Linf" else _tiles(ball, batch, threat, restart)
-    signs = _Signs(threat, restart, batch)
-    result = pixels.clone()
-    places = torch.arange(len(batch), device=pixels.device)
+    start, propose = (_stripes, _linf_square) if threat.norm == "Linf" else (_tiles, _l2_squares)
+    trial = pixels = start(race.ball, batch, threat, restart)
     value = torch.full((len(batch),), -torch.inf, device=pixels.device)
-    trial = pixels
     for query in range(threat.queries):
+        if query % _BLOCK == 0:
+            signs = _signs(threat, f"square {query}", restart, race.batch, _BLOCK, pixels.shape[1])
         if query > 0:
-            trial = propose(pixels, ball, signs.at(query), _side(query, threat.queries, pixels), draw)
-        logits = target.logits(trial, batch)
-        new = margin(logits, batch)
+            own = signs[:, query % _BLOCK, :, None, None]
+            trial = propose(pixels, race.ball, own, _side(query, threat.queries, pixels), draw)
+        logits = target.logits(trial, race.batch)
+        new = margin(logits, race.batch)
         # Equal ones too: the search must cross plateaus, and elsewhere two margins are rarely equal.
         better = new >= value
         value = torch.where(better, new, value)
         pixels = torch.where(better[:, None, None, None], trial, pixels)
-        fooled = target.fooled(logits, batch)
-        if fooled.any():
-            result[places[fooled]] = trial[fooled]
-            keep = ~fooled
-            pixels, value, places = pixels[keep], value[keep], places[keep]
-            batch, ball = batch.take(keep), ball.take(keep)
-            signs.take(keep)
-            if not len(batch):
-                return result
-    result[places] = pixels
-    return result
+        left = race.drop(target.fooled(logits, race.batch), trial)
+        pixels, value, signs = pixels[left], value[left], signs[left]
+        if not len(pixels):
+            break
+    return race.keep(pixels)
 
 
-@dataclass
-class _Signs:
-    """The random signs of each image, query by query, drawn in blocks."""
-
-    threat: ImagePart
-    restart: int
-    batch: ImageBatch
-    _block: Tensor | None = None
-    _start: int = -1
-
-    _LENGTH = 500
-
-    def at(self, query: int) -> Tensor:
-        """Signs `[B, C, 1, 1]` of one query, -1 or 1."""
-        start = query - query % self._LENGTH
-        if self._block is None or start != self._start:
-            shape = (self._LENGTH, self.batch.pixels.shape[1])
-            uniform = noise(self.threat, f"square {start}", self.restart, self.batch.rows.tolist(), shape)
-            self._block = (uniform.to(self.batch.pixels.device) < 0.5).to(self.batch.pixels) * 2 - 1
-            self._start = start
-        return self._block[:, query - start, :, None, None]
-
-    def take(self, keep: Tensor) -> None:
-        """Go on with some of the images."""
-        self.batch = self.batch.take(keep)
-        self._block = None if self._block is None else self._block[keep]
+def _signs(threat: ImagePart, attack: str, restart: int, batch: ImageBatch, *shape: int) -> Tensor:
+    """Random signs, -1 or 1, for each image: `[B, *shape]` in the type of its pixels."""
+    uniform = noise(threat, attack, restart, batch.rows.tolist(), shape).to(batch.pixels)
+    return (uniform < 0.5).to(uniform) * 2 - 1
 
 
 def _side(query: int, queries: int, pixels: Tensor) -> int:
@@ -101,8 +72,7 @@ def _window(side: int, pixels: Tensor, draw: np.random.Generator) -> tuple[slice
 def _stripes(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> Tensor:
     """The start in Linf: vertical stripes of one pixel, up or down by eps at random in each channel."""
     _, channels, _, width = batch.pixels.shape
-    uniform = noise(threat, "square start", restart, batch.rows.tolist(), (channels, 1, width)).to(batch.pixels)
-    return ball.project(batch.pixels + threat.eps * ((uniform < 0.5).to(uniform) * 2 - 1))
+    return ball.project(batch.pixels + threat.eps * _signs(threat, "square start", restart, batch, channels, 1, width))
 
 
 def _linf_square(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.random.Generator) -> Tensor:
@@ -110,8 +80,6 @@ def _linf_square(pixels: Tensor, ball: Ball, signs: Tensor, side: int, draw: np.
 
     If that would change nothing, the signs are inverted, so that no query repeats a known result.
     """
-    assert ball.low is not None
-    assert ball.high is not None
     window = _window(side, pixels, draw)
     low, high, old = ball.low[window], ball.high[window], pixels[window]
     new = torch.where(signs > 0, high, low)
@@ -126,8 +94,7 @@ def _tiles(ball: Ball, batch: ImageBatch, threat: ImagePart, restart: int) -> Te
     count, channels, height, width = batch.pixels.shape
     side = max(1, min(height, width) // 5)
     rows, columns = height // side, width // side
-    uniform = noise(threat, "square start", restart, batch.rows.tolist(), (channels, rows, columns)).to(batch.pixels)
-    signs = (uniform < 0.5).to(uniform) * 2 - 1
+    signs = _signs(threat, "square start", restart, batch, channels, rows, columns)
     offset = torch.zeros_like(batch.pixels)
     bumps = torch.kron(signs.reshape(-1, rows, columns), _two_bumps(side, upright=True).to(signs))
     top, left = (height - rows * side) // 2, (width - columns * side) // 2

@@ -65,12 +65,10 @@ class Target:
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
             logits = self._run(leaf, batch)
-            values = objective(logits, batch)
+            values, gradient = objective(logits, batch), None
             if values.requires_grad:
                 (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
                 self.backwards += len(pixels)
-            else:
-                gradient = None
         finite = torch.zeros_like(pixels) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
         return logits.detach(), values.detach(), finite
 

@@ -220,12 +220,7 @@ def misspelling(word: str) -> list[str]:
 
 #: The character attacks by name.
 KINDS: dict[str, Variants] = {
-    "homoglyphs": homoglyphs,
-    "zero_width": zero_width,
-    "leetspeak": leetspeak,
-    "spacing": spacing,
-    "casing": casing,
-    "misspelling": misspelling,
+    edit.__name__: edit for edit in (homoglyphs, zero_width, leetspeak, spacing, casing, misspelling)
 }
 
 

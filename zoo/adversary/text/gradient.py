@@ -10,77 +10,56 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.edits import count_banned, keeps_protected
-from zoo.adversary.text.target import Outcome, TextModel, TextResult, checked_scores, confirmed
+from zoo.adversary.text.target import Goal, Outcome, TextModel, TextResult, checked_scores
 from zoo.adversary.text.tokens import TokenEditor, TokenText
-from zoo.adversary.threat import TextPart
 
 Method = Literal["hotflip", "gcg"]
 
 
 def substitute_tokens(
-    model: TextModel,
-    texts: Sequence[str],
-    threat: TextPart,
-    method: Method,
-    *,
-    threshold: float,
-    items: Sequence[int] | None = None,
-    batch_size: int = 256,
-    progress: bool = False,
+    goal: Goal, model: TextModel, method: Method, texts: Sequence[str], items: Sequence[int], *, progress: bool
 ) -> list[TextResult]:
     """Attack texts by exchanging tokens, each for one that stands at the same place of a word and is readable.
 
-    A text is flagged when its score is **above** `threshold`; it is broken when it no longer is, and no banned word is
-    left. Only candidates that are encoded as the meant ids are tried; the others are counted (`unrealisable`). `gcg`
-    first appends `threat.suffix` random words, within the budget. Without a gradient the exchanges are drawn at random,
-    and the result says so (`obfuscated`). `items` are the texts' places in the attacked set, by default 0, 1, ...
+    Only candidates that are encoded as the meant ids are tried; the others are counted (`unrealisable`). `gcg` first
+    appends `threat.suffix` random words, within the budget. Without a gradient the exchanges are drawn at random, and
+    the result says so (`obfuscated`). `items` are the texts' places in the attacked set.
     """
-    places = list(range(len(texts))) if items is None else list(items)
     editor = TokenEditor(model.codec)
-    pairs = list(zip(texts, places, strict=True))
-    with evaluation_mode(*model.modules):
-        results = [
-            _Attack(model, editor, text, item, threat, threshold, method).run()
-            for text, item in track(pairs, f"{method}: attacking texts", disable=not progress, transient=True)
-        ]
-
-        def score(part: list[str], owners: list[int]) -> Tensor:
-            return model.score(part, [places[owner] for owner in owners])
-
-        return confirmed(results, score, threat, threshold, batch_size)
+    attacks = (_Attack(goal, model, editor, method, *pair) for pair in zip(texts, items, strict=True))
+    shown = track(attacks, f"{method}: attacking texts", total=len(texts), disable=not progress, transient=True)
+    return goal.confirmed([attack.run() for attack in shown], items)
 
 
+@dataclass
 class _Attack:
     """One text under attack: its present state, and the best so far."""
 
-    def __init__(
-        self,
-        model: TextModel,
-        editor: TokenEditor,
-        text: str,
-        item: int,
-        threat: TextPart,
-        threshold: float,
-        method: Method,
-    ) -> None:
-        self.model, self.editor, self.item, self.threat, self.threshold = model, editor, item, threat, threshold
-        self.method, self.original = method, text
-        self.random = torch.Generator().manual_seed(
-            zlib.crc32(f"{threat.seed} {text}".encode("utf-8", "surrogatepass"))
-        )
-        self.queries = self.unrealisable = 0
-        self.obfuscated = False
-        self.before = self._scores([text])[0]
+    goal: Goal
+    model: TextModel
+    editor: TokenEditor
+    method: Method
+    original: str
+    item: int
+    queries: int = 0
+    unrealisable: int = 0
+    obfuscated: bool = False
+
+    def __post_init__(self) -> None:
+        self.threat = self.goal.threat
+        seed = zlib.crc32(f"{self.threat.seed} {self.original}".encode("utf-8", "surrogatepass"))
+        self.random = torch.Generator().manual_seed(seed)
+        self.before = self._scores([self.original])[0]
         #: Banned words, score and text: the best so far, and where the search stands.
-        self.best = self.now = (count_banned(text, threat.banned), self.before, text)
+        self.best = self.now = (count_banned(self.original, self.threat.banned), self.before, self.original)
 
     def run(self) -> TextResult:
         missed = self._hidden()
@@ -91,21 +70,11 @@ class _Attack:
             steps += 1
         _, score, text = self.best
         outcome: Outcome = "missed" if missed else "broken" if self._hidden() else "held"
-        return TextResult(
-            original=self.original,
-            text=text,
-            outcome=outcome,
-            score_before=self.before,
-            score_after=score,
-            edits=0,
-            queries=self.queries,
-            unrealisable=self.unrealisable,
-            obfuscated=self.obfuscated,
-            exchanged=True,
-        )
+        costs = self.queries, self.unrealisable, self.obfuscated
+        return TextResult(self.original, text, outcome, self.before, score, 0, *costs, exchanged=True)
 
     def _hidden(self) -> bool:
-        return self.best[0] == 0 and self.best[1] <= self.threshold
+        return self.goal.reached(*self.best[:2])
 
     def _scores(self, texts: list[str]) -> list[float]:
         self.queries += len(texts)
@@ -185,18 +154,16 @@ class _Attack:
 
     def _candidates(self, at: TokenText, proposals: list[tuple[int, int]]) -> list[tuple[int, str]]:
         """Banned words and text of the proposals that keep to the budget and are encoded as meant."""
-        swaps, texts, banned = [], [], []
+        kept: list[tuple[int, str]] = []
+        swaps: list[tuple[int, int]] = []
         for place, token in proposals:
             text = self.editor.exchange(at, place, token)
-            count = count_banned(text, self.threat.banned)
-            if count <= self.now[0] and self.threat.permits(self.original, text, exchanged=True):
+            banned = count_banned(text, self.threat.banned)
+            if banned <= self.now[0] and self.threat.permits(self.original, text, exchanged=True):
                 swaps.append((place, token))
-                texts.append(text)
-                banned.append(count)
+                kept.append((banned, text))
             if len(swaps) == 2 * self.threat.candidates:
                 break
-        real = self.editor.realisable(at, swaps, texts)
+        real = self.editor.realisable(at, swaps, [text for _, text in kept])
         self.unrealisable += int((~real).sum())
-        return [pair for pair, good in zip(zip(banned, texts, strict=True), real, strict=True) if good][
-            : self.threat.candidates
-        ]
+        return [trial for trial, good in zip(kept, real, strict=True) if good][: self.threat.candidates]

@@ -11,24 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from zoo.adversary.text.edits import (
-    Variants,
-    character_edits,
-    count_banned,
-    drawing,
-    keeps_protected,
-    perturb,
-    split_words,
-)
-from zoo.adversary.text.target import ItemScore, Outcome, Score, TextResult, confirmed, score_all
-from zoo.adversary.threat import TextPart
-from zoo.errors import BadArgumentError
+from zoo.adversary.text.edits import Variants, count_banned, drawing, keeps_protected, perturb, split_words
+from zoo.adversary.text.target import Goal, Outcome, TextResult
 
 T = TypeVar("T")
 #: Asks for the scores of texts, gets them, and returns a value at its end.
@@ -37,77 +27,40 @@ _Search: TypeAlias = _Asking[TextResult]
 
 
 def search_texts(
-    score: Score | ItemScore,
-    texts: Sequence[str],
-    threat: TextPart,
-    *,
-    threshold: float,
-    variants: Variants | None = None,
-    items: Sequence[int] | None = None,
-    batch_size: int = 256,
-    progress: bool = False,
+    goal: Goal, variants: Variants, texts: Sequence[str], items: Sequence[int], *, exchanged: bool, progress: bool
 ) -> list[TextResult]:
-    """Attack texts by the `variants` of their words, by default those of the threat's attacks on characters.
+    """Attack texts, the `items` of the attacked set, by the `variants` of their words.
 
-    Given `variants` count as other words, which leave the protected ones (see `TextPart`). A text is flagged when its
-    score is **above** `threshold`, as in a policy. It is broken when it no longer is and no banned word is left. All
-    searches run side by side, so that the model gets large batches, and each stops at its first success; successes are
-    confirmed on a fresh pass. The result depends on threat, model and text only. A model that judges each text
-    together with something else gets the places of both in the attacked set: give `items`, and an `ItemScore`.
-    Raises BadInputError for scores that are not finite, and for a threat without attacks on characters or `variants`.
+    `exchanged`: the variants are other words, which leave the protected ones (see `TextPart`). All searches run side by
+    side, so that the model gets large batches, and each stops at its first success; successes are confirmed on a fresh
+    pass. The result depends on threat, model and text only.
     """
-    exchanged = variants is not None
-    if variants is None:
-        if not threat.kinds:
-            raise BadArgumentError(f"the attacks {list(threat.attacks)} need their variants: give `variants`")
-        variants = character_edits(threat.kinds)
-    if batch_size < 1:
-        raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
-
-    def scored(part: list[str], owners: list[int]) -> Any:
-        return score(part) if items is None else score(part, [items[owner] for owner in owners])  # type: ignore[call-arg]
-
-    kept = _keeping(variants, threat, exchanged)
-    searches = [_Greedy(text, kept, threat, threshold).run() for text in texts]
-    results = _side_by_side(searches, scored, batch_size, progress)
-    results = [dataclasses.replace(result, exchanged=exchanged) for result in results]
-    return confirmed(results, scored, threat, threshold, batch_size)
-
-
-def _keeping(variants: Variants, threat: TextPart, exchanged: bool) -> Variants:
-    """The variants of each word that leave the protected words."""
-    if not threat.protected:
-        return variants
 
     def kept(word: str) -> list[str]:
-        options = variants(word)
-        return [one for one in options if keeps_protected(word, one, threat.protected, exchanged=exchanged)]
+        protected = goal.threat.protected
+        return [one for one in variants(word) if keeps_protected(word, one, protected, exchanged=exchanged)]
 
-    return kept
+    ended = _side_by_side(goal, [_Greedy(goal, text, kept).run() for text in texts], items)
+    found = dict(track(ended, "attacking texts", total=len(texts), disable=not progress, transient=True))
+    return goal.confirmed([dataclasses.replace(found[n], exchanged=exchanged) for n in range(len(texts))], items)
 
 
-def _side_by_side(searches: list[_Search], score: ItemScore, batch_size: int, progress: bool) -> list[TextResult]:
-    """Run all searches to their end, with the texts that they wait for in common batches."""
-    results: dict[int, TextResult] = {}
-    waiting = {item: next(search) for item, search in enumerate(searches)}
-
-    def ended() -> Generator[int, None, None]:
-        while waiting:
-            owners = [item for item, texts in waiting.items() for _ in texts]
-            scores = score_all(score, [text for texts in waiting.values() for text in texts], owners, batch_size)
-            start = 0
-            for item, texts in list(waiting.items()):
-                part, start = scores[start : start + len(texts)], start + len(texts)
-                try:
-                    waiting[item] = searches[item].send(part)
-                except StopIteration as stop:
-                    results[item] = stop.value
-                    del waiting[item]
-                    yield item
-
-    for _ in track(ended(), "attacking texts", total=len(searches), disable=not progress, transient=True):
-        pass
-    return [results[item] for item in range(len(searches))]
+def _side_by_side(
+    goal: Goal, searches: list[_Search], items: Sequence[int]
+) -> Generator[tuple[int, TextResult], None, None]:
+    """Run all searches to their end, with the texts that they wait for in common batches; their results by number."""
+    waiting = {number: next(search) for number, search in enumerate(searches)}
+    while waiting:
+        asked = [(text, items[number]) for number, texts in waiting.items() for text in texts]
+        scores = goal.scores([text for text, _ in asked], [item for _, item in asked])
+        start = 0
+        for number, texts in list(waiting.items()):
+            part, start = scores[start : start + len(texts)], start + len(texts)
+            try:
+                waiting[number] = searches[number].send(part)
+            except StopIteration as stop:
+                del waiting[number]
+                yield number, stop.value
 
 
 class _Trial(NamedTuple):
@@ -122,12 +75,13 @@ class _Trial(NamedTuple):
 class _Greedy:
     """The search for one text: its words before and now, how many banned words are left, its score, the queries."""
 
-    def __init__(self, text: str, variants: Variants, threat: TextPart, threshold: float) -> None:
-        self.text, self.variants, self.threat, self.threshold = text, variants, threat, threshold
+    def __init__(self, goal: Goal, text: str, variants: Variants) -> None:
+        self.goal, self.threat, self.text, self.variants = goal, goal.threat, text, variants
         self.words = split_words(text)
-        self.now, self.banned, self.score, self.queries = list(self.words), count_banned(text, threat.banned), 0.0, 1
+        self.now, self.score, self.queries = list(self.words), 0.0, 1
+        self.banned = count_banned(text, self.threat.banned)
         self.flat = True  # whether every score so far was the same
-        self.random = drawing(threat.seed, text)
+        self.random = drawing(self.threat.seed, text)
 
     def run(self) -> _Search:
         before = self.score = float((yield [self.text])[0])
@@ -148,7 +102,7 @@ class _Greedy:
         return TextResult(self.text, changed, outcome, before, self.score, 0, self.queries)
 
     def _hidden(self) -> bool:
-        return self.score <= self.threshold and not self.banned
+        return self.goal.reached(self.banned, self.score)
 
     def _ask(self, texts: list[str]) -> _Asking[NDArray[np.float64]]:
         scores = yield texts
@@ -178,7 +132,7 @@ class _Greedy:
         def worth(place: int) -> tuple[int, bool, float]:
             """Fewer banned words first, then a success, then how far the score falls for each edit that it takes."""
             trial, fall = trials[place], float(self.score - scores[place])
-            hidden = trial.banned == 0 and bool(scores[place] <= self.threshold)
+            hidden = bool(self.goal.reached(trial.banned, scores[place]))
             return -trial.banned, hidden, -trial.cost if hidden else fall / max(trial.cost - spent, 1)
 
         best = max(range(count), key=worth)

@@ -24,7 +24,7 @@ _EMBEDDINGS = ("word_embeddings.weight", "token_embedding.weight")
 
 
 class Synonyms:
-    """Variants of a word for `search_texts`: at most `count` neighbours of cosine at least `least`, nearest first.
+    """Variants of a word for `attack_texts`: at most `count` neighbours of cosine at least `least`, nearest first.
 
     `words` are lower-case, one for each row of `vectors` `[N, D]`. What stands around a word (blanks, punctuation)
     stays, and so does a capital at its start. A word that is not among `words` has no neighbours.

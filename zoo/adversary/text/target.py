@@ -19,6 +19,7 @@ from zoo.adversary.text.edits import count_banned
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.text import TextCodec
+from zoo.models.base import token_tensors
 from zoo.models.clip import PhraseEncoder
 
 
@@ -34,9 +35,7 @@ class LookedUp:
         Raises BadInputError when the value does not go through the embedding.
         """
         if not self.parts:
-            raise BadArgumentError(
-                "the model's loss does not depend on the token embedding, so no words can be attacked"
-            )
+            raise BadArgumentError("the score does not go through the embedding named, so no words can be attacked")
         gradients = torch.autograd.grad(value, [*self.parts, *others], allow_unused=True)
         total = torch.zeros(*shape, self.parts[0].shape[-1], device=self.parts[0].device)
         for part in gradients[: len(self.parts)]:
@@ -81,12 +80,10 @@ class TextModel:
 
     def score(self, texts: list[str], items: Sequence[int] | None = None) -> Tensor:
         """Scores `[N]` of texts, without a graph; `items` default to the place in the list."""
-        tokens = self.codec.encode(texts)
         device = self.embedding.weight.device
         places = torch.arange(len(texts)) if items is None else torch.tensor(list(items), dtype=torch.int64)
         with torch.no_grad():
-            ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
-            return self.token_score(ids.to(device), mask.to(device), places.to(device))
+            return self.token_score(*token_tensors(self.codec, texts, device), places.to(device))
 
     def token_gradient(self, ids: Tensor, mask: Tensor, item: int) -> Tensor:
         """The gradient `[T, D]` of one text's score in its token embeddings; zero where missing or not finite.
@@ -97,9 +94,7 @@ class TextModel:
             device = self.embedding.weight.device
             places = torch.tensor([item], device=device)
             score = self.token_score(ids[None].to(device), mask[None].to(device), places)
-        if not looked_up.parts:
-            raise BadArgumentError("the model's score does not go through the embedding that was named")
-        if not score.requires_grad:
+        if looked_up.parts and not score.requires_grad:
             return torch.zeros(len(ids), self.embedding.embedding_dim, device=device)
         gradient, _ = looked_up.gradient(score.sum(), ids[None].shape)
         return gradient[0].nan_to_num(0.0, 0.0, 0.0)
@@ -136,10 +131,9 @@ def input_embedding(module: nn.Module) -> nn.Embedding:
     return next(iter(embeddings.values()))
 
 
-#: Texts to one number each, `[B]`: how sure the model is of what the attacker wants to hide.
-Score: TypeAlias = Callable[[list[str]], Any]
-#: The same, with the place of each text's item in the attacked set: for a model that also sees the item's image.
-ItemScore: TypeAlias = Callable[[list[str], list[int]], Any]
+#: Texts, and the place of each one's item in the attacked set, to one number each, `[B]`: how sure the model is of what
+#: the attacker wants to hide.
+Score: TypeAlias = Callable[[list[str], list[int]], Any]
 
 #: `missed`: below the threshold before the attack. `broken`: by the attack, confirmed. `held`: the attack failed.
 #: `refuted`: the attack claimed a success that a fresh pass did not confirm; it counts as no success.
@@ -180,34 +174,38 @@ def checked_scores(scores: Any, count: int) -> NDArray[np.float64]:
     return values
 
 
-def score_all(score: ItemScore, texts: Sequence[str], items: Sequence[int], batch_size: int) -> NDArray[np.float64]:
-    """Scores `[N]` of texts, asked for in batches."""
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        part, owners = list(texts[start : start + batch_size]), list(items[start : start + batch_size])
-        parts.append(checked_scores(score(part, owners), len(part)))
-    return np.concatenate(parts) if parts else np.zeros(0)
+@dataclass(frozen=True)
+class Goal:
+    """What attacks on texts want: scores at `threshold` or below and no banned word, within the threat."""
 
+    score: Score
+    threat: TextPart
+    threshold: float
+    batch_size: int
 
-def confirmed(
-    results: Sequence[TextResult],
-    score: ItemScore,
-    threat: TextPart,
-    threshold: float,
-    batch_size: int,
-) -> list[TextResult]:
-    """Score every found text again, count its edits from the original, and refute the claims that do not hold."""
-    scores = score_all(score, [result.text for result in results], range(len(results)), batch_size)
-    checked = []
-    for result, after in zip(results, scores.tolist(), strict=True):
-        permitted = threat.permits(result.original, result.text, exchanged=result.exchanged)
-        permitted &= not count_banned(result.text, threat.banned)
-        outcome = result.outcome
-        if outcome == "broken" and not (after <= threshold and permitted):
-            outcome = "refuted"
-        edits = threat.budget.edits(result.original, result.text)
-        checked.append(dataclasses.replace(result, outcome=outcome, score_after=after, edits=edits))
-    return checked
+    def reached(self, banned: int, score: float) -> bool:
+        """Whether a text with so many banned words and this score is no longer flagged."""
+        return banned == 0 and score <= self.threshold
+
+    def scores(self, texts: Sequence[str], items: Sequence[int]) -> NDArray[np.float64]:
+        """Scores `[N]` of texts, asked for in batches."""
+        parts = [np.zeros(0)]
+        for start in range(0, len(texts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            parts.append(checked_scores(self.score(list(texts[rows]), list(items[rows])), len(texts[rows])))
+        return np.concatenate(parts)
+
+    def confirmed(self, results: Sequence[TextResult], items: Sequence[int]) -> list[TextResult]:
+        """Score every found text again, count its edits from the original, and refute the claims that do not hold."""
+        checked = []
+        for result, after in zip(results, self.scores([result.text for result in results], items), strict=True):
+            permitted = self.threat.permits(result.original, result.text, exchanged=result.exchanged)
+            reached = self.reached(count_banned(result.text, self.threat.banned), after)
+            refuted = result.outcome == "broken" and not (permitted and reached)
+            edits = self.threat.budget.edits(result.original, result.text)
+            outcome = "refuted" if refuted else result.outcome
+            checked.append(dataclasses.replace(result, outcome=outcome, score_after=float(after), edits=edits))
+        return checked
 
 
 def success_rate(results: Sequence[TextResult]) -> float | None:

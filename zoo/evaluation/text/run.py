@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import KINDS, character_edits, perturb
-from zoo.adversary.text.search import search_texts
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.report import versions
@@ -74,7 +74,7 @@ def searched(
 ) -> tuple[NDArray[np.float64], int]:
     """The logits `[N, L]` after a search for the lowest of each chosen one, and how many texts were scored for it.
 
-    The search (`search_texts`) knows the ranker's logits of the category and stops when nothing lowers them further, or
+    The search (`attack_texts`) knows the ranker's logits of the category and stops when nothing lowers them further, or
     the budget or the queries are spent. What is not chosen keeps its `clean` logits.
     """
     logits, queries = clean.copy(), 0
@@ -83,11 +83,11 @@ def searched(
         if not len(places):
             continue
 
-        def score(texts: list[str], column: int = column) -> NDArray[np.float64]:
+        def score(texts: list[str], items: list[int], column: int = column) -> NDArray[np.float64]:
             return ranker.logits(texts)[:, column]
 
         texts = [rows.texts[place] for place in places]
-        results = search_texts(score, texts, threat, threshold=_NEVER, progress=progress)
+        results = attack_texts(score, texts, threat, threshold=_NEVER, progress=progress)
         # A search that found nothing lower keeps the text as it was.
         logits[places, column] = [min(result.score_before, result.score_after) for result in results]
         queries += sum(result.queries for result in results)
