@@ -136,29 +136,23 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:
     With no texts this is the plain byte tokenizer of untrained models: 256 bytes and the two control tokens.
     """
     lowered = (clean(text).lower() for text in texts)
-    return train_bpe(lowered, vocabulary_size, [START, END], f"{START} $A {END}", normalizers.Lowercase())
+    return train_bpe(lowered, vocabulary_size, [START, END], f"{START} $A {END}", like_clip=True)
 
 
-def train_bpe(
-    texts: Iterable[str],
-    vocabulary_size: int,
-    controls: list[str],
-    template: str,
-    normalizer: normalizers.Normalizer | None = None,
-) -> str:
-    """Train a byte-level BPE and return its tokenizer.json. Bytes are the alphabet, so no text is unknown to it.
+def train_bpe(texts: Iterable[str], size: int, controls: list[str], template: str, *, like_clip: bool) -> str:
+    """Train a byte-level BPE of `size` tokens and return its tokenizer.json. Bytes are its alphabet: it knows any text.
 
-    The control tokens come first in the vocabulary; `template` says where they stand around a text, `$A`. With a
-    `normalizer` a text is encoded as one after a blank, as CLIP does.
+    The control tokens come first in the vocabulary; `template` says where they stand around a text, `$A`. `like_clip`
+    encodes texts in lower case, and their beginning as after a blank.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=normalizer is not None)
+    if like_clip:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=like_clip)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, special_tokens=controls, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=controls, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in controls if token in template]

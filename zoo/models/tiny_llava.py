@@ -49,7 +49,7 @@ def train_llava_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:
 
     Every text begins with `<s>` when encoded, as in Llama.
     """
-    return train_bpe(texts, vocabulary_size, [BOS, EOS, PAD, IMAGE], f"{BOS} $A")
+    return train_bpe(texts, vocabulary_size, [BOS, EOS, PAD, IMAGE], f"{BOS} $A", like_clip=False)
 
 
 def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable[str] = ()) -> LlavaProcessor:
