@@ -94,8 +94,8 @@ _Plan: TypeAlias = tuple[dict[str, Any], dict[str, tuple[Any, tuple[Any, ...]]]]
 
 
 def _read_transformers(data: Any, size: int) -> _Plan:
-    given: Any = CLIPImageProcessorPil(**data)
-    edges = dict(given.size)
+    given: Any = CLIPImageProcessorPil(**(data if isinstance(data, dict) else {}))
+    edges = dict(given.size or {})
     squash = "shortest_edge" not in edges
     image = {
         "resize": "squash" if squash else "shortest_edge_crop",
@@ -110,7 +110,7 @@ def _read_transformers(data: Any, size: int) -> _Plan:
         "size": (edges, ({"height": size, "width": size} if squash else {"shortest_edge": size},)),
     }
     if given.do_center_crop:
-        checks["crop_size"] = (dict(given.crop_size), ({"height": size, "width": size},))
+        checks["crop_size"] = (dict(given.crop_size or {}), ({"height": size, "width": size},))
     elif not squash:
         checks["do_center_crop"] = (False, (True,))
     return image, checks
