@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import errno
 import json
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from zoo.cli import run
+from zoo.cli import COMMANDS, build_parser, run
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
@@ -336,6 +337,20 @@ def test_retrieval_is_for_zero_shot_models(tmp_path: Path, capsys: pytest.Captur
     assert float(found["text_to_image_r1"]) <= float(found["text_to_image_r5"]) <= 1
     assert run([*arguments, NSFWJS]) == 1
     assert "retrieval is for zero-shot models" in capsys.readouterr().err
+
+
+def _help_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The help of each command of a parser, by its name."""
+    (commands,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    return {name: one.format_help() for name, one in commands.choices.items()}
+
+
+def test_a_command_alone_is_parsed_as_among_all() -> None:
+    every = _help_of(build_parser())
+    own = {name: _help_of(build_parser(name)) for name in COMMANDS}
+    assert [name for name in COMMANDS if own[name].get(name) != every[name]] == []
+    others = {"export", "verify", "bench", "bundle", "policy"}  # of the package export
+    assert set(every) == {one for parsers in own.values() for one in parsers} | others
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,24 @@ TRAINING = {
     "predict": "judge the test rows of a recipe, verdicts to predictions.jsonl",
 }
 
+#: The module of each command: of a command that is known, its parser alone is built.
+COMMANDS = {
+    "list": models,
+    "show": models,
+    "recipes": recipes,
+    "threats": recipes,
+    "budgets": recipes,
+    "data": data,
+    "release": release,
+    "import": release,
+    "panel": release,
+    "score": score,
+    "evaluate": evaluate,
+    "guard": guard,
+    "attacks": robustness,
+    "leaderboard": robustness,
+}
+
 #: What only maintainers run moved out of the commands: an old call names the new one. Dropped after one release.
 MOVED = {
     ("attacks", "bench"): "tests.benchmarks.attacks",
@@ -85,7 +103,7 @@ def run(args: list[str]) -> int:
 
         training.run(words)
         return 0
-    options = build_parser().parse_args(words)
+    options = build_parser(words[0] if words else "").parse_args(words)
     options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
         import_own(getattr(options, "imports", []))  # an abbreviation of --import
@@ -137,8 +155,8 @@ def moved(args: list[str]) -> str | None:
     return None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; other packages add theirs through the entry points `safety_zoo.commands`."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands, or of one in `COMMANDS`; other packages add theirs through entry points."""
     parser = CommandParser(
         prog="zoo",
         description="Safety Zoo: image and prompt safety models whose checkpoints deploy.",
@@ -149,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
-    for module in (models, recipes, data, release, score, evaluate, guard, robustness):
+    for module in dict.fromkeys([COMMANDS[command]] if command in COMMANDS else COMMANDS.values()):
         module.add(commands)
-    load_plugins("safety_zoo.commands", lambda add: add(commands))
+    load_plugins("safety_zoo.commands", lambda add: None if command in COMMANDS else add(commands))
     return parser

@@ -45,6 +45,12 @@ class Estimate:
         """Both ends; None if the interval is undefined."""
         return None if self.low is None or self.high is None else Interval(self.low, self.high)
 
+    @property
+    def span(self) -> tuple[float, float, float]:
+        """Value, low and high end to be drawn: an undefined value is 0, an undefined end is the value."""
+        value = self.value or 0.0
+        return value, value if self.low is None else self.low, value if self.high is None else self.high
+
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
     """Wilson's score interval of a share of independent trials (Wilson 1927), without continuity correction.

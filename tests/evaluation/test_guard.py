@@ -24,8 +24,7 @@ from zoo.errors import BadInputError, GuardError
 from zoo.evaluation.guard import run as evaluation
 from zoo.evaluation.guard.bench import Size, check_memory
 from zoo.evaluation.guard.figures import agreement, figures
-from zoo.evaluation.guard.refusal_judge import PROMPT, RefusalJudge
-from zoo.evaluation.guard.run import AnswerTime, TokenClock, ratios, timed
+from zoo.evaluation.guard.run import PROMPT, AnswerTime, RefusalJudge, TokenClock, ratios, timed
 from zoo.evaluation.labelling import Labelling
 from zoo.guard.guard import Guard
 from zoo.guard.insertion import INSTRUCTION, instructed

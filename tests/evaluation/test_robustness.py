@@ -20,11 +20,10 @@ from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
-from zoo.evaluation.robustness.campaign import towards_clean
-from zoo.evaluation.robustness.items import Selection
+from zoo.evaluation.robustness.campaign import RobustnessOptions, towards_clean
 from zoo.evaluation.robustness.report import RobustnessReport, describe
-from zoo.evaluation.robustness.run import Outcome, RobustnessOptions, evaluate_robustness
-from zoo.evaluation.robustness.victim import Victim, threshold_height
+from zoo.evaluation.robustness.run import Outcome, evaluate_robustness
+from zoo.evaluation.robustness.victim import Selection, Victim, threshold_height
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel
 from zoo.registry import create_model, default_policy, model_card, model_entry

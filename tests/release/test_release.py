@@ -29,7 +29,7 @@ from zoo.errors import (
     UnknownModelError,
     ZooError,
 )
-from zoo.evaluation.guard.refusal_judge import RefusalJudge
+from zoo.evaluation.guard.run import RefusalJudge
 from zoo.files import HeldFiles, sha256
 from zoo.guard.lvlm import load_lvlm
 from zoo.inputs.text import train_tokenizer

@@ -133,10 +133,8 @@ def _guard(options: argparse.Namespace) -> int:
         raise BadArgumentError("--model is for the plain `zoo evaluate`; a guard takes --lvlm and --detector")
     from zoo.evaluation.guard import run as guard
     from zoo.evaluation.guard.figures import GuardReport, figures
-    from zoo.evaluation.guard.refusal_judge import RefusalJudge
     from zoo.evaluation.guard.report import table, write_guard_report
     from zoo.evaluation.labelling import Labelling, read_rows
-    from zoo.evaluation.report import versions
     from zoo.guard.detector import load_detector
     from zoo.guard.guard import Guard
     from zoo.guard.lvlm import load_lvlm
@@ -150,12 +148,12 @@ def _guard(options: argparse.Namespace) -> int:
     )
     queries = guard.queries_of(rows, labelling, question=options.question, limit=options.limit, seed=options.seed)
     lvlm = load_lvlm(options.lvlm, template=options.prompt_template, device=options.device, dtype=options.dtype)
-    judge = RefusalJudge(options.judge, options.device) if options.judge else None
+    judge = guard.RefusalJudge(options.judge, options.device) if options.judge else None
     detector = load_detector(options.detector, options.policy, layer=options.layer)
     guarded = Guard(lvlm.model, lvlm.processor, detector, correction=options.correction)
     outcomes = guard.run(queries, lvlm, guarded, max_new_tokens=options.max_new_tokens)
     if judge:
-        outcomes = guard.ask_judge(outcomes, judge.log_odds)
+        outcomes = guard.ask_judge(outcomes, judge)
     setting = {
         "lvlm": options.lvlm,
         "detector": f"{options.detector}, layer {detector.layer}",
@@ -176,7 +174,6 @@ def _guard(options: argparse.Namespace) -> int:
         outcomes,
         model=options.lvlm,
         command=options.invocation,
-        versions=versions(),
     )
     print(table(report))
     if options.out:

@@ -15,9 +15,8 @@ from zoo.errors import BadArgumentError
 from zoo.files import is_bundle, refuse_input, write_file
 
 if TYPE_CHECKING:
-    from zoo.evaluation.robustness.items import Selection
     from zoo.evaluation.robustness.run import Outcome
-    from zoo.evaluation.robustness.victim import Victim
+    from zoo.evaluation.robustness.victim import Selection, Victim
 
 EXAMPLE = (
     "zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \\\n"
@@ -95,9 +94,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check(options)
     from zoo.adversary.threat import Threat
     from zoo.evaluation.labelling import Labelling
-    from zoo.evaluation.robustness.items import Selection
-    from zoo.evaluation.robustness.run import RobustnessOptions, evaluate_robustness
-    from zoo.evaluation.robustness.victim import Victim
+    from zoo.evaluation.robustness.campaign import RobustnessOptions
+    from zoo.evaluation.robustness.run import evaluate_robustness
+    from zoo.evaluation.robustness.victim import Selection, Victim
     from zoo.release.store import load_release
 
     columns = renamed(options.columns)

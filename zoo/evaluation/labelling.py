@@ -77,7 +77,10 @@ def read_rows(
     if split == "all":
         return rows
     if any(row.split is None for row in rows):
-        cards = [card] if (card := _card_of(model)) is not None else []
+        card = Path(model) / CARD  # names of the registry have no rule; those of the Hub are loaded for theirs
+        cards = [ModelCard.read(card)] if card.is_file() else []
+        if model.startswith("hf-hub:"):
+            cards = [load_release(model).model.card]
         placed = with_splits(rows, cards, data, say)
         if split is None and placed is rows:
             if any(card.training.data for card in cards):
@@ -109,14 +112,6 @@ def with_splits(rows: list[Row], cards: Sequence[ModelCard], data: Path, say: Ca
     sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
     say(f"{data}: {counts.total()} rows name no split and get the one of training ({told}): {sizes}")
     return placed
-
-
-def _card_of(model: str) -> ModelCard | None:
-    """The card in the folder of a release or bundle; names of the registry and of the Hub are loaded for theirs."""
-    card = Path(model) / CARD
-    if card.is_file():
-        return ModelCard.read(card)
-    return load_release(model).model.card if model.startswith("hf-hub:") else None
 
 
 def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:

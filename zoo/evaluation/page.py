@@ -8,31 +8,44 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.files import write_file
+from zoo.files import new_file, write_file
 from zoo.inputs import image as image_input
-from zoo.metrics import rates, roc
+from zoo.metrics import auroc, rates, roc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours differ for every kind of colour blindness; marks, dashes and hatches repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that no pair comes twice soon
 DASHES = ("-", "--", "-.", ":")
-SAFE_COLOUR, UNSAFE_COLOUR, PLAIN_COLOUR = COLOURS[0], COLOURS[1], "#7a7a7a"
 MARKS = {"unsafe": "▲", "review": "◆", "safe": "●", "unknown": "?"}
 THUMBNAIL, MAX_TEXT = 192, 400
+NOT_JUDGED = "no item was judged"
+
+
+class Colour(StrEnum):
+    """What a colour of a chart stands for."""
+
+    SAFE = COLOURS[0]
+    UNSAFE = COLOURS[1]
+    PLAIN = "#7a7a7a"
+
 
 #: What the colours of a chart are called in page.html, where they follow light and dark.
 _CSS = {
-    SAFE_COLOUR.lower(): "var(--safe)",
-    UNSAFE_COLOUR.lower(): "var(--unsafe)",
-    PLAIN_COLOUR: "var(--faint)",
+    Colour.SAFE.lower(): "var(--safe)",
+    Colour.UNSAFE.lower(): "var(--unsafe)",
+    Colour.PLAIN.lower(): "var(--faint)",
     "#000000": "currentColor",
     "#ffffff": "var(--paper)",
     "#b0b0b0": "var(--line)",  # matplotlib's grid
@@ -124,8 +137,8 @@ class Page:
 
     def write(self, out: Path) -> Path:
         """Write `out/report.html`, complete in itself, and `out/report.png` with the charts; returns the former."""
-        page, picture = self.html(), self.png()
-        write_file(out / "report.png", picture)
+        page = self.html()
+        write_png(self._figure(), out / "report.png")
         # A file name may hold bytes that are not UTF-8: they are shown as "?".
         write_file(out / "report.html", page.encode(errors="replace"))
         return out / "report.html"
@@ -141,8 +154,8 @@ class Page:
         charts = [Markup(_svg(chart, str(Markup.escape(f"{chart.name}: {summary}")))) for chart in self.charts]
         return environment.get_template("page.html").render(page=self, charts=charts, marks=MARKS)
 
-    def png(self) -> bytes:
-        """The charts side by side below the title, as PNG."""
+    def _figure(self) -> Figure:
+        """The charts side by side below the title."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(4 + 4 * len(self.charts), 5), dpi=130, layout="constrained")
@@ -150,9 +163,14 @@ class Page:
         figure.suptitle(textwrap.shorten(self.title, 90, placeholder=" …"), fontsize=15, parse_math=False)
         for axes, chart in zip(figure.subplots(1, len(self.charts), squeeze=False)[0], self.charts, strict=True):
             chart.draw(axes)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return figure
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """Write a figure of matplotlib as a PNG; returns its path."""
+    with new_file(path, "wb") as stream:
+        figure.savefig(stream, format="png")
+    return path
 
 
 def _svg(chart: Chart, label: str) -> str:
@@ -177,19 +195,59 @@ def _svg(chart: Chart, label: str) -> str:
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{svg.strip()}</svg>'
 
 
-def draw_roc(
-    axes: Axes, verdicts: Sequence[Verdict], labels: Sequence[int | None], scores: Sequence[float | None], area: float
-) -> None:
-    """Draw the ROC curve of scores with its area, and the point that the verdicts take; both classes must be there."""
-    curve, point = roc(scores, labels), rates(verdicts, labels)
-    assert curve is not None  # there is an area
-    axes.plot([0, 1], [0, 1], color=PLAIN_COLOUR, linestyle=":", label="chance (0.5)")
-    axes.plot(curve.fpr, curve.tpr, color=SAFE_COLOUR, linewidth=2.5, label=f"AUROC {area:.4f}")
-    if point.tpr is not None and point.fpr is not None:
-        text = f"policy's decision: TPR {point.tpr:.3f}, FPR {point.fpr:.3f}"
-        axes.plot([point.fpr], [point.tpr], "D", color=UNSAFE_COLOUR, mec="black", ms=9, clip_on=False, label=text)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title="ROC curve")
-    axes.set(xlabel="false positive rate (share of safe items flagged)")
-    axes.set(ylabel="true positive rate (share of unsafe items flagged)")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+def roc_charts(
+    name: str,
+    verdicts: Sequence[Verdict],
+    labels: Sequence[int | None],
+    scores: Sequence[float | None],
+    title: str = "ROC curve",
+) -> list[Chart]:
+    """The ROC curve of scores with its area, and the point that the verdicts take; nothing if a class is missing."""
+    curve, area, point = roc(scores, labels), auroc(scores, labels), rates(verdicts, labels)
+    if curve is None:
+        return []
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=Colour.PLAIN, linestyle=":", label="chance (0.5)")
+        axes.plot(curve.fpr, curve.tpr, color=Colour.SAFE, linewidth=2.5, label=f"AUROC {area:.4f}")
+        if point.tpr is not None and point.fpr is not None:
+            text = f"policy's decision: TPR {point.tpr:.3f}, FPR {point.fpr:.3f}"
+            axes.plot([point.fpr], [point.tpr], "D", color=Colour.UNSAFE, mec="black", ms=9, clip_on=False, label=text)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=title)
+        axes.set(xlabel="false positive rate (share of safe items flagged)")
+        axes.set(ylabel="true positive rate (share of unsafe items flagged)")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+
+    return [Chart(name, draw)]
+
+
+def histogram_chart(
+    name: str, labels: Sequence[int | None], scores: Sequence[float | None], threshold: float | None
+) -> Chart:
+    """How often each score in [0, 1] occurs, by label, with the threshold."""
+
+    def draw(axes: Axes) -> None:
+        axes.set(xlim=(-0.01, 1.01), title="Scores", xlabel="unsafe score (0 to 1)")
+        axes.set(ylabel="items per bin (linear to 10, then logarithmic)")
+        if all(score is None for score in scores):
+            axes.text(0.5, 0.5, NOT_JUDGED, ha="center", va="center", transform=axes.transAxes, fontsize=14)
+            axes.set_yticks([])
+            return
+        kinds = ((0, "labelled safe", Colour.SAFE, "//"), (1, "labelled unsafe", Colour.UNSAFE, "\\\\"))
+        for label, kind, colour, hatch in (*kinds, (None, "no label", Colour.PLAIN, "..")):
+            values = [score for score, own in zip(scores, labels, strict=True) if score is not None and own == label]
+            if values:
+                counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
+                axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
+                # Drawn apart: an SVG fills the pattern of a hatch with the colour behind it.
+                legend = f"{kind} ({len(values):,})"
+                axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
+        if threshold is not None:
+            legend = f"threshold {threshold:.3g}"
+            axes.axvline(threshold, color="black", linestyle="--", linewidth=1.8, label=legend)
+        axes.set_yscale("symlog", linthresh=10)  # a few mistakes stay visible beside thousands of right answers
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper center")
+
+    return Chart(name, draw)

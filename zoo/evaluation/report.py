@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 import zoo
 from zoo.contract import schema
 from zoo.contract.card import Measurement, ModelCard
 from zoo.errors import BadCardError
+from zoo.metrics import Estimate
 from zoo.release.store import CARD, write_card
+
+
+def versions() -> dict[str, str]:
+    """The versions that figures depend on: this package, torch, transformers, Python, and the kind of machine."""
+    return {
+        "safety_zoo": zoo.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, config=schema.STRICT)
@@ -23,13 +37,13 @@ class EvaluationReport(schema.PlainData):
     """The measured model and the software that measured it. Subclasses add the figures.
 
     `model` is the name in the report. `command` gives the figures again: the caller hands it in, and it is empty if no
-    command started the evaluation. `versions` are of the software, by name. `weights_sha256` is the hash of the weights
-    file, empty without one.
+    command started the evaluation. `versions` are of the software, by name, by default of what runs.
+    `weights_sha256` is the hash of the weights file, empty without one.
     """
 
     model: str
     command: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
     weights_sha256: str = ""
 
     @property
@@ -47,6 +61,14 @@ class EvaluationReport(schema.PlainData):
         """The figures that a model card shows."""
         return []
 
+    def lines(self, figures: Mapping[str, Estimate | None], data: str, threat: str = "") -> list[Measurement]:
+        """The figures that are defined as lines of a model card, measured on `data` under a `threat`."""
+        return [
+            Measurement(name, figure.value, data, figure.count, self.command, threat)
+            for name, figure in figures.items()
+            if figure is not None and figure.value is not None
+        ]
+
     def update_card(self, folder: Path) -> ModelCard:
         """Put the measurements into the card of a release; those of the same metric, data and threat are replaced.
 
@@ -60,20 +82,28 @@ class EvaluationReport(schema.PlainData):
         return card
 
 
-def versions() -> dict[str, str]:
-    """The versions that figures depend on: this package, torch, transformers, Python, and the kind of machine."""
-    return {
-        "safety_zoo": zoo.__version__,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+def shown(
+    figure: Estimate | None, *, scale: float = 100, places: int = 1, ends: int | None = 0, dash: str = "-"
+) -> str:
+    """A figure times `scale`, and its interval to `ends` places (none for None): `31.2 (25-38)`; `-` if undefined."""
+    if figure is None or figure.value is None:
+        return "-"
+    text, interval = f"{scale * figure.value:.{places}f}", figure.interval
+    if ends is None or interval is None:
+        return text
+    return f"{text} ({scale * interval.low:.{ends}f}{dash}{scale * interval.high:.{ends}f})"
 
 
-def plain_table(title: str, *columns: str, wrap: bool = False) -> Table:
+def plain_console() -> Console:
+    """The terminal without colours for numbers, and without markup: names may hold brackets."""
+    return Console(highlight=False, markup=False)
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: bool = False) -> Table:
     """A table for the terminal: the first column holds names, the others figures; `wrap` breaks long cells."""
     table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, padding=(0, 1, 0, 0))
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=not wrap)
+    for row in rows:
+        table.add_row(*row)
     return table

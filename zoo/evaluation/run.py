@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from pydantic.dataclasses import dataclass
-from rich.progress import Progress
+from rich.progress import track
 
 from zoo.contract.card import Measurement
 from zoo.contract.policy import AnyPolicy
@@ -16,25 +17,11 @@ from zoo.contract.verdict import Verdict
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.evaluation.labelling import Labelling, items_of
-from zoo.evaluation.page import (
-    PLAIN_COLOUR,
-    SAFE_COLOUR,
-    UNSAFE_COLOUR,
-    Card,
-    Chart,
-    Gallery,
-    Line,
-    Page,
-    Tile,
-    draw_roc,
-)
-from zoo.evaluation.report import EvaluationReport, versions
+from zoo.evaluation.page import NOT_JUDGED, Card, Gallery, Line, Page, Tile, histogram_chart, roc_charts
+from zoo.evaluation.report import EvaluationReport
 from zoo.judging.scorer import Scorer
-from zoo.metrics import FLAGGED, auroc, rates, recall_at_k, scored_pairs
+from zoo.metrics import FLAGGED, auroc, rates, recall_at_k
 from zoo.release.store import load_release, load_scorer
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 #: How many items each gallery shows.
 SHOWN = 18
@@ -72,11 +59,8 @@ class Evaluation(EvaluationReport):
                 f"verdicts, labels, scores, images and texts must be of one length, got {sorted(lengths)}"
             )
         area = auroc(self.scores, self.labels)  # refuses what nothing can be computed from, before anything is written
-        charts = [Chart("Scores by label", self._draw_histogram)]
-        if area is not None:
-            charts.insert(
-                0, Chart("ROC curve", lambda axes: draw_roc(axes, self.verdicts, self.labels, self.scores, area))
-            )
+        charts = roc_charts("ROC curve", self.verdicts, self.labels, self.scores)
+        charts.append(histogram_chart("Scores by label", self.labels, self.scores, self.threshold))
         title = f"{self.verdicts[0].model if self.verdicts else self.model} on {self.data}"
         notes = {"model": self.model, "policy": self.policy, "data": self.data, "command": self.command}
         items = [_Judged(*row) for row in zip(*columns, strict=True)]
@@ -88,64 +72,29 @@ class Evaluation(EvaluationReport):
         return [Measurement(k, float(v), data, len(self.verdicts), self.command) for k, v in self.figures.items()]
 
     def _tiles(self, area: float | None) -> list[Tile]:
-        unknown = [verdict.status for verdict in self.verdicts if verdict.decision == "unknown"]
-        others = ", ".join(f"{unknown.count(one)} {one}" for one in sorted(set(unknown)) if one != "unreadable")
-        counts = {
-            decision: sum(v.decision == decision for v in self.verdicts) for decision in ("unsafe", "review", "safe")
-        }
-        decided = [f"{count:,} {decision}" for decision, count in counts.items() if count]
-        judged = f"judged: {', '.join(decided)}" if decided else "no item was judged"
-        tiles = [
-            Tile("items", f"{len(self.verdicts):,}", judged),
-            Tile("unreadable", f"{unknown.count('unreadable'):,}", f"also not judged: {others}" if others else ""),
-        ]
-        kept = [label for _, label in scored_pairs(self.scores, self.labels)]
-        positives, negatives = kept.count(1), kept.count(0)
-        classes = f"{positives:,} positives (unsafe), {negatives:,} negatives (safe)"
-        if area is not None:
-            tiles.append(Tile("AUROC", f"{area:.4f}", classes))
-        elif kept:
-            tiles.append(Tile("AUROC", "undefined", f"needs both classes, but there are {classes}"))
-        else:
-            tiles.append(Tile("AUROC", "–", "no item has both a label and a score"))
+        decisions = Counter(verdict.decision for verdict in self.verdicts)
+        decided = [f"{decisions[one]:,} {one}" for one in ("unsafe", "review", "safe") if decisions[one]]
+        reasons = Counter(verdict.status for verdict in self.verdicts if verdict.decision == "unknown")
+        others = ", ".join(f"{count} {one}" for one, count in sorted(reasons.items()) if one != "unreadable")
         point = rates(self.verdicts, self.labels)
+        classes = f"{point.positives:,} positives (unsafe), {point.negatives:,} negatives (safe)"
+        value, note = "–", "no item has both a label and a score"
+        if area is not None:
+            value, note = f"{area:.4f}", classes
+        elif point.positives or point.negatives:
+            value, note = "undefined", f"needs both classes, but there are {classes}"
+        tiles = [
+            Tile("items", f"{len(self.verdicts):,}", f"judged: {', '.join(decided)}" if decided else NOT_JUDGED),
+            Tile("unreadable", f"{reasons['unreadable']:,}", f"also not judged: {others}" if others else ""),
+            Tile("AUROC", value, note),
+        ]
         if point.tpr is not None:
-            tiles.append(
-                Tile("TPR", f"{point.tpr:.3f}", f"{point.true_positives:,} of {point.positives:,} unsafe flagged")
-            )
+            note = f"{point.true_positives:,} of {point.positives:,} unsafe flagged"
+            tiles.append(Tile("TPR", f"{point.tpr:.3f}", note))
         if point.fpr is not None:
-            tiles.append(
-                Tile("FPR", f"{point.fpr:.3f}", f"{point.false_positives:,} of {point.negatives:,} safe flagged")
-            )
+            note = f"{point.false_positives:,} of {point.negatives:,} safe flagged"
+            tiles.append(Tile("FPR", f"{point.fpr:.3f}", note))
         return tiles
-
-    def _draw_histogram(self, axes: Axes) -> None:
-        kinds = ((0, "labelled safe", SAFE_COLOUR, "//"), (1, "labelled unsafe", UNSAFE_COLOUR, "\\\\"))
-        drawn = False
-        for label, name, colour, hatch in (*kinds, (None, "no label", PLAIN_COLOUR, "..")):
-            values = [
-                score for score, own in zip(self.scores, self.labels, strict=True) if score is not None and own == label
-            ]
-            if values:
-                counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=40, range=(0.0, 1.0))
-                legend = f"{name} ({len(values):,})"
-                axes.stairs(counts, edges, fill=True, fc=(colour, 0.35))
-                # Drawn apart: an SVG fills the pattern of a hatch with the colour behind it.
-                axes.stairs(counts, edges, fill=True, fc="none", ec=colour, hatch=hatch, label=legend)
-                drawn = True
-        if self.threshold is not None and drawn:
-            legend = f"threshold {self.threshold:.3g}"
-            axes.axvline(self.threshold, color="black", linestyle="--", linewidth=1.8, label=legend)
-        if drawn:
-            axes.set_yscale("symlog", linthresh=10)  # a few mistakes stay visible beside thousands of right answers
-            axes.yaxis.set_major_formatter("{x:,.0f}")
-        else:
-            axes.text(0.5, 0.5, "no item was judged", ha="center", va="center", transform=axes.transAxes, fontsize=14)
-            axes.set_yticks([])
-        axes.set(xlim=(-0.01, 1.01), title="Scores", xlabel="unsafe score (0 to 1)")
-        axes.set(ylabel="items per bin (linear to 10, then logarithmic)")
-        if drawn:
-            axes.legend(loc="upper center")
 
 
 def evaluate(
@@ -164,20 +113,13 @@ def evaluate(
     """
     with load_scorer(model, policy) as scorer:
         items = items_of(rows, by_image=not scorer.card.reads_text)
-        verdicts = judged(scorer, [item[0] for item in items])
+        verdicts = judged(scorer, [item[0] for item in items], f"{data or 'the data'}: none of {len(items)} items")
         judge, reads_image = scorer.judge, scorer.card.image is not None
-    if verdicts and all(verdict.status != "ok" for verdict in verdicts):
-        first = verdicts[0]
-        raise BadDataError(
-            f"{data or 'the data'}: none of {len(verdicts)} items could be judged; the first: {first.source}: "
-            f"{first.status}: {first.detail}"
-        )
     labels = [labelling.label(item) for item in items]
     scores = [judge.rank(verdict) for verdict in verdicts]
     return Evaluation(
         model=model,
         command=command,
-        versions=versions(),
         data=data,
         policy=judge.policy_id,
         threshold=judge.threshold,
@@ -190,16 +132,20 @@ def evaluate(
     )
 
 
-def judged(scorer: Scorer, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdict of each row, in order, by what the scorer's model reads of it; shows progress."""
+def judged(scorer: Scorer, rows: Sequence[Row], none: str) -> list[Verdict]:
+    """The verdict of each row, in order, by what the scorer's model reads of it; shows progress.
+
+    Raises BadDataError, whose message begins with `none`, if no row could be judged.
+    """
     images = [row.image for row in rows] if scorer.card.image is not None else None
     texts = [row.text for row in rows] if scorer.card.reads_text else None
-    verdicts: list[Verdict] = []
-    with Progress(transient=True) as progress:
-        task = progress.add_task("Judging", total=len(rows))
-        for batch in scorer.stream(images, texts):
-            verdicts += batch
-            progress.advance(task, len(batch))
+    batches = track(
+        scorer.stream(images, texts), "Judging", total=math.ceil(len(rows) / scorer.batch_size), transient=True
+    )
+    verdicts = [verdict for batch in batches for verdict in batch]
+    if verdicts and all(verdict.status != "ok" for verdict in verdicts):
+        first = verdicts[0]
+        raise BadDataError(f"{none} could be judged; the first: {first.source}: {first.status}: {first.detail}")
     return verdicts
 
 
@@ -215,15 +161,13 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
         raise BadArgumentError(f"{model} has no text tower: retrieval is for zero-shot models")
     items = items_of([row for row in rows if row.image and row.text], by_image=True)
     image, text, owner = [], [], []
-    codec = encoder.codec()
     with torch.inference_mode():
         for number, item in enumerate(items):
             assert item[0].image is not None  # filtered above
             pixels = torch.from_numpy(load(item[0].image, encoder.card.image)).permute(2, 0, 1)[None] / 255
             image.append(encoder.encode_image(pixels))
-            tokens = codec.encode([row.text for row in item if row.text])
-            text.append(encoder.encode_text(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)))
-            owner += [number] * len(tokens.ids)
+            text.append(encoder.embed_phrases(tuple(row.text for row in item if row.text)))
+            owner += [number] * len(item)
     return recall_at_k(torch.cat(text) @ torch.cat(image).T, owner)
 
 

@@ -72,28 +72,40 @@ def load_lvlm(
 
     Raises BadInputError saying what is wrong.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    name = str(source)
-    folder, _ = model_folder(source)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadArgumentError(f"device {device}: torch {torch.__version__} sees no CUDA GPU here")
+    classes, what = (AutoModelForImageTextToText, AutoProcessor), "a vision-language model"
+    model, processor = load_pretrained(source, *classes, what, dtype=dtype, model_type=model_type)
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_token"):
+        raise BadDataError(f"{source}: holds no processor of images and texts, but a {type(processor).__name__}")
+    return VisionLanguageModel(model.to(device).eval(), processor, _checked(template, processor))
+
+
+def load_pretrained(
+    source: str | Path, model_class: Any, reader_class: Any, what: str, *, dtype: str, model_type: str | None = None
+) -> tuple[Any, Any]:
+    """A model of transformers from safetensors alone, and its tokenizer or processor; arguments as of `load_lvlm`.
+
+    `model_class` and `reader_class` are transformers' auto classes, `what` calls the model by name in a message. Raises
+    BadInputError for a source that cannot be loaded, or whose weights are incomplete.
+    """
+    from transformers import AutoConfig
+
+    folder, _ = model_folder(source)
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
         if model_type not in (None, kind):
             raise ValueError(f"it is a {kind}, and a {model_type} is needed")
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(folder)
+        model, report = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        reader = reader_class.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as problem:
-        raise BadArgumentError(f"{name}: cannot be loaded as a vision-language model: {problem}") from None
+        raise BadArgumentError(f"{source}: cannot be loaded as {what}: {problem}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
-        raise BadDataError(f"{name}: its weights are incomplete, without {absent}")
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_token"):
-        raise BadDataError(f"{name}: holds no processor of images and texts, but a {type(processor).__name__}")
-    return VisionLanguageModel(model.to(device).eval(), processor, _checked(template, processor))
+        raise BadDataError(f"{source}: its weights are incomplete, without {absent}")
+    return model, reader
 
 
 def _checked(template: str | None, processor: Any) -> str | None:

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress
-from torch import Tensor
+from rich.progress import track
 
 from zoo.assets import find_asset
 from zoo.contract import schema
@@ -72,7 +71,7 @@ class Size:
 
 def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Guard, int]:
     """The model with random weights, directly in its type, its guard, and how many parameters it has."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
     from transformers.initialization import no_init_weights
 
     clip = create_model(size.clip)
@@ -97,15 +96,10 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
         vision_feature_select_strategy="default",
     )
     with torch.device("meta"), no_init_weights():
-        parameters = sum(weight.numel() for weight in LlavaForConditionalGeneration(config).parameters())
+        parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
     check_memory(parameters * dtype.itemsize, device)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device, no_init_weights():  # drawing seven billion numbers would take minutes
-            model = LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    with device, no_init_weights():  # drawing seven billion numbers would take minutes
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     fill(model)
     # The detector's own tower, as in real use. The release lacks the layer that is not read.
     tower: Any = clip.image_tower
@@ -117,20 +111,17 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, Gu
 @torch.no_grad()
 def fill(model: torch.nn.Module) -> None:
     """Give every weight a small value: one block of normal numbers over and over, norms 1, biases 0."""
-    block: Tensor | None = None
+    first = next(model.parameters())
+    # A prime number of them, so that no two rows of a matrix are equal.
+    numbers = 0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    block = numbers.to(first.device, first.dtype)
     for name, weight in model.named_parameters():
-        if block is None or block.device != weight.device:
-            generator = torch.Generator().manual_seed(0)
-            # A prime number of them, so that no two rows of a matrix are equal.
-            block = (0.02 * torch.randn(1_000_003, generator=generator)).to(weight.device, weight.dtype)
         if name.endswith("bias"):
             weight.zero_()
         elif weight.ndim == 1 and "norm" in name:
             weight.fill_(1.0)
         else:
-            flat = weight.view(-1)
-            for start in range(0, len(flat), len(block)):
-                part = flat[start : start + len(block)]
+            for part in torch.split(weight.view(-1), len(block)):
                 part.copy_(block[: len(part)])
 
 
@@ -178,16 +169,10 @@ class GuardBench(schema.PlainData):
         """Markdown, for people and for a README."""
         own = self.own
         shares = f"{100 * own.share_of_prefill:.3f} % of the prefill, {100 * own.share_of_total:.3f} % of the answer"
-        return "\n".join(
-            [
-                *(f"{key}: {value}" for key, value in self.setting.items()),
-                "",
-                *overhead_table(self.overhead),
-                "",
-                "Decode is of one token. The guard's own operations, timed apart inside the guarded answers: "
-                f"{own.ms:.3f} ms ({own.low:.3f} to {own.high:.3f}), {shares}.",
-            ]
-        )
+        setting = [f"{key}: {value}" for key, value in self.setting.items()]
+        alone = f"{own.ms:.3f} ms ({own.low:.3f} to {own.high:.3f}), {shares}."
+        alone = f"Decode is of one token. The guard's own operations, timed apart inside the guarded answers: {alone}"
+        return "\n".join([*setting, "", *overhead_table(self.overhead), "", alone])
 
 
 def bench_guard(
@@ -215,19 +200,16 @@ def bench_guard(
     options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     pairs: list[tuple[AnswerTime, AnswerTime]] = []
     own: list[float] = []
-    with Progress(transient=True) as progress:
-        task = progress.add_task("Timing", total=rounds + 1)
-        for number in range(rounds + 1):  # the first round warms up
-            if number % 2 == 0:
-                _, off = unguarded(model, guard.processor, inputs | options)
-            on, extra = guarded(model, guard, inputs | options)
-            if number % 2 == 1:
-                _, off = unguarded(model, guard.processor, inputs | options)
-            if number:
-                assert off is not None  # min_new_tokens
-                pairs.append((off, on))
-                own.append(extra)
-            progress.advance(task)
+    for number in track(range(rounds + 1), "Timing", transient=True):  # the first round warms up
+        if number % 2 == 0:
+            _, off = unguarded(model, guard.processor, inputs | options)
+        on, extra = guarded(model, guard, inputs | options)
+        if number % 2 == 1:
+            _, off = unguarded(model, guard.processor, inputs | options)
+        if number:
+            assert off is not None  # min_new_tokens
+            pairs.append((off, on))
+            own.append(extra)
     overhead = ratios(pairs)
     low, middle, high = (1000 * float(value) for value in np.percentile(own, [10, 50, 90]))
     base = {ratio.phase: ratio.off_ms for ratio in overhead}
@@ -243,33 +225,24 @@ def bench_guard(
     return GuardBench(setting, overhead, OwnTime(middle, low, high, middle / base["prefill"], middle / base["total"]))
 
 
-@dataclass
-class Watch:
-    """When a method was first called, and how many seconds all calls took."""
-
-    first: float | None = None
-    seconds: float = 0.0
-
-
 @contextmanager
-def watched(owner: Any, name: str, device: torch.device) -> Iterator[Watch]:
-    """Time a method of one object while the context lasts."""
+def watched(owner: Any, name: str, device: torch.device) -> Iterator[list[tuple[float, float]]]:
+    """Time a method of one object while the context lasts: when each call began and ended, in seconds."""
     method: Callable[..., Any] = getattr(owner, name)
-    watch = Watch()
+    calls: list[tuple[float, float]] = []
 
     @functools.wraps(method)
     def timed_method(*args: Any, **options: Any) -> Any:
         synchronise(device)
         start = time.perf_counter()
-        watch.first = start if watch.first is None else watch.first
         result = method(*args, **options)
         synchronise(device)
-        watch.seconds += time.perf_counter() - start
+        calls.append((start, time.perf_counter()))
         return result
 
     setattr(owner, name, timed_method)
     try:
-        yield watch
+        yield calls
     finally:
         delattr(owner, name)  # uncovers the method of the class
 
@@ -288,8 +261,7 @@ def guarded(model: Any, guard: Guard, inputs: dict[str, Any]) -> tuple[AnswerTim
         start = time.perf_counter()
         _, latency = timed(guard.generate, model.device, inputs)
     assert latency is not None  # min_new_tokens
-    assert language.first is not None
-    return latency, language.first - start - vision.seconds
+    return latency, language[0][0] - start - sum(end - begin for begin, end in vision)
 
 
 def _tower_name(size: Size) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,8 +15,6 @@ from zoo.errors import BadArgumentError
 from zoo.evaluation.guard.run import GuardOutcome, Overhead, Reply, ratios
 from zoo.evaluation.report import EvaluationReport
 from zoo.metrics import Draws, Interval, wilson
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class GuardReport(EvaluationReport):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "setting": {"command": self.command, **self.setting},
             "versions": self.versions,
             "figures": asdict(self.figures),
@@ -115,11 +114,10 @@ def figures(outcomes: Sequence[GuardOutcome], *, seed: int = 0) -> GuardFigures:
     """All figures of a run; `seed` is the bootstrap's. A query without a label counts in `counts` alone."""
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
     raters: dict[str, Callable[[Reply], bool]] = {"rules": lambda side: side.refused}
-    judged = bool(answered) and all(side.judged is not None for outcome in answered for side in _sides(outcome))
+    sides = [side for outcome in answered for side in _sides(outcome)]
+    judged = bool(sides) and all(side.judged is not None for side in sides)
     if judged:
         raters["judge"] = lambda side: (side.judged or 0.0) > 0
-    sides = [side for outcome in answered if not outcome.blocked for side in _sides(outcome)]
-    sides += [outcome.off for outcome in answered if outcome.blocked and outcome.off]
     quiet = [outcome for outcome in answered if not outcome.flagged]
     pairs = [
         (outcome.off.latency, outcome.on.latency)
@@ -183,16 +181,16 @@ def _detector(answered: Sequence[GuardOutcome], seed: int) -> DetectorFigures:
 
 def _counts(outcomes: Sequence[GuardOutcome]) -> dict[str, int]:
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
-    labelled = {label: [o for o in answered if o.query.label == label] for label in (1, 0, None)}
+    statuses, labels = Counter(outcome.status for outcome in outcomes), Counter(o.query.label for o in answered)
     return {
         "queries": len(outcomes),
         "answered": len(answered),
-        "unreadable": sum(outcome.status == "unreadable" for outcome in outcomes),
-        "guard_failed": sum(outcome.status == "guard_failed" for outcome in outcomes),
+        "unreadable": statuses["unreadable"],
+        "guard_failed": statuses["guard_failed"],
         "images": len({outcome.query.image for outcome in answered}),
-        "unsafe": len(labelled[1]),
-        "neutral": len(labelled[0]),
-        "unlabelled": len(labelled[None]),
+        "unsafe": labels[1],
+        "neutral": labels[0],
+        "unlabelled": labels[None],
         "flagged": sum(outcome.flagged for outcome in answered),
         "corrected": sum(outcome.corrected for outcome in answered),
         "blocked": sum(outcome.blocked for outcome in answered),
@@ -210,4 +208,5 @@ def _row(outcome: GuardOutcome) -> dict[str, Any]:
 
 
 def _sides(outcome: GuardOutcome) -> list[Reply]:
-    return [side for side in (outcome.off, outcome.on) if side is not None]
+    """The answers that the language model gave."""
+    return [side for side in (outcome.off, None if outcome.blocked else outcome.on) if side is not None]

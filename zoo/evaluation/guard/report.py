@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.evaluation.guard.figures import Compared, GuardFigures, GuardReport, Rate
 from zoo.evaluation.guard.run import GuardOutcome, Overhead, Reply
-from zoo.evaluation.page import (
-    PLAIN_COLOUR,
-    SAFE_COLOUR,
-    UNSAFE_COLOUR,
-    Card,
-    Chart,
-    Gallery,
-    Line,
-    Page,
-    Tile,
-    draw_roc,
-)
-from zoo.metrics import Interval, auroc
+from zoo.evaluation.page import Card, Chart, Colour, Gallery, Line, Page, Tile, roc_charts
+from zoo.metrics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,10 +33,9 @@ def table(report: GuardReport) -> str:
         "| refused or blocked | guard off | guard on | on - off |",
         "|---|---|---|---|",
     ]
-    for refusals in figures.refusals:
-        by = f" (by {refusals.rater})" if len(figures.refusals) > 1 else ""
-        lines.append(_compared(f"DSR, of {refusals.dsr.on.trials} unsafe{by}", refusals.dsr))
-        lines.append(_compared(f"FPR, of {refusals.fpr.on.trials} neutral{by}", refusals.fpr))
+    for rater, name, kind, rate in _rates(figures):
+        by = f" (by {rater})" if len(figures.refusals) > 1 else ""
+        lines.append(_compared(f"{name}, of {rate.on.trials} {kind}{by}", rate))
     lines += ["", "| detector alone, by image | |", "|---|---|", *_detector(figures)]
     if figures.overhead:
         lines += ["", *overhead_table(figures.overhead)]
@@ -57,15 +45,20 @@ def table(report: GuardReport) -> str:
 def overhead_table(ratios: Sequence[Overhead]) -> list[str]:
     """The lines of the table of latencies."""
     lines = ["| latency | guard off ms | guard on ms | overhead | 10th to 90th percentile |", "|---|---|---|---|---|"]
-    for ratio in ratios:
-        spread = f"{100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
-        lines.append(f"| {ratio.phase} | {ratio.off_ms:.2f} | {ratio.on_ms:.2f} | {ratio.overhead} | {spread} |")
-    return lines
+    rows = [f"{one.phase} | {one.off_ms:.2f} | {one.on_ms:.2f} | {one.overhead} | {one.spread}" for one in ratios]
+    return [*lines, *(f"| {row} |" for row in rows)]
 
 
 def percent(rate: Rate) -> str:
     """A rate with its Wilson interval: `96.3 % (93.3 to 98.0)`."""
     return "-" if rate.value is None else f"{100 * rate.value:.1f} %{_ends(rate.wilson)}"
+
+
+def _rates(figures: GuardFigures) -> Iterator[tuple[str, str, str, Compared]]:
+    """Who rates, the name of each rate, the images that it is of, and the rate."""
+    for refusals in figures.refusals:
+        yield refusals.rater, "DSR", "unsafe", refusals.dsr
+        yield refusals.rater, "FPR", "neutral", refusals.fpr
 
 
 def _compared(name: str, compared: Compared) -> str:
@@ -93,12 +86,12 @@ def _notes(report: GuardReport) -> list[str]:
     counts = figures.counts
     notes = ["In brackets: 95 % intervals, Wilson's for rates, bootstrap over images for differences and AUROC."]
     if counts["answered"] > counts["images"]:
-        notes.append(
-            "Several questions share an image, so Wilson's are too narrow for them; bootstrap over images: "
-            + "; ".join(_by_image(refusals.rater, name, compared) for refusals in report.figures.refusals
-                        for name, compared in (("DSR", refusals.dsr), ("FPR", refusals.fpr)))
-            + "."
-        )  # fmt: skip
+        by_image = [
+            f"{name} by {rater} off{_ends(rate.off.by_image)}, on{_ends(rate.on.by_image)}"
+            for rater, name, _, rate in _rates(figures)
+        ]
+        narrow = "Several questions share an image, so Wilson's are too narrow for them; bootstrap over images: "
+        notes.append(f"{narrow}{'; '.join(by_image)}.")
     if figures.overhead:
         notes.append(
             "Latency of single queries about neutral, unflagged images, both sides in turn; decode is of one token."
@@ -119,11 +112,6 @@ def _notes(report: GuardReport) -> list[str]:
     return notes
 
 
-def _by_image(rater: str, name: str, compared: Compared) -> str:
-    off, on = compared.off.by_image, compared.on.by_image
-    return f"{name} by {rater} off{_ends(off)}, on{_ends(on)}"
-
-
 def _ends(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None:
         return ""
@@ -139,39 +127,31 @@ def write_guard_report(report: GuardReport, out: Path, title: str) -> Path:
     seen = {str(o.query.image): o for o in report.outcomes if o.verdict is not None}
     verdicts = [outcome.verdict for outcome in seen.values() if outcome.verdict is not None]
     labels, scores = [o.query.label for o in seen.values()], [o.score for o in seen.values()]
-    area = auroc(scores, labels)
-    charts = [Chart("DSR against FPR", lambda axes: _draw_rates(axes, report.figures))]
-    if area is not None:
-
-        def draw(axes: Axes) -> None:
-            draw_roc(axes, verdicts, labels, scores, area)
-            axes.set(title="Detector alone")
-
-        charts.append(Chart("The detector's ROC curve", draw))
+    charts = [
+        Chart("DSR against FPR", lambda axes: _draw_rates(axes, report.figures)),
+        *roc_charts("The detector's ROC curve", verdicts, labels, scores, "Detector alone"),
+    ]
     return Page(title, report.about, _tiles(report.figures), charts, _galleries(report.outcomes)).write(out)
 
 
 def _draw_rates(axes: Axes, figures: GuardFigures) -> None:
-    drawn = False
-    for marker, refusals in zip("oD", figures.refusals, strict=False):
+    rated = [refusals for refusals in figures.refusals if refusals.fpr.on.trials and refusals.dsr.on.trials]
+    for marker, refusals in zip("oD", rated, strict=False):
         sides = (
-            ("off", PLAIN_COLOUR, refusals.fpr.off, refusals.dsr.off),
-            ("on", SAFE_COLOUR, refusals.fpr.on, refusals.dsr.on),
+            ("off", Colour.PLAIN, refusals.fpr.off, refusals.dsr.off),
+            ("on", Colour.SAFE, refusals.fpr.on, refusals.dsr.on),
         )
-        if refusals.fpr.on.value is None or refusals.dsr.on.value is None:
-            continue
-        drawn = True
         for name, colour, across, up in sides:
             text = f"guard {name}, by {refusals.rater}: DSR {100 * _share(up):.1f} %, FPR {100 * _share(across):.1f} %"
             axes.errorbar(
                 [_share(across)], [_share(up)], xerr=_error(across), yerr=_error(up), fmt=marker, color=colour,
                 markeredgecolor="black", markersize=9, capsize=4, clip_on=False, zorder=3, label=text,
             )  # fmt: skip
-        arrow = {"arrowstyle": "->", "color": UNSAFE_COLOUR, "shrinkA": 8, "shrinkB": 8}
+        arrow = {"arrowstyle": "->", "color": Colour.UNSAFE, "shrinkA": 8, "shrinkB": 8}
         ends = [(_share(across), _share(up)) for _, _, across, up in sides]
         axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=arrow)
-    axes.plot([0, 1], [0, 1], color=PLAIN_COLOUR, linestyle=":", label="refusing at random")
-    if not drawn:
+    axes.plot([0, 1], [0, 1], color=Colour.PLAIN, linestyle=":", label="refusing at random")
+    if not rated:
         axes.text(0.5, 0.5, "needs unsafe and neutral images", ha="center", va="center", transform=axes.transAxes)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="What is refused (95 % Wilson intervals)")
     axes.set(xlabel="FPR: share of questions about neutral images refused")
@@ -191,20 +171,16 @@ def _error(rate: Rate) -> list[list[float]]:
 
 def _tiles(figures: GuardFigures) -> list[Tile]:
     tiles = []
-    for refusals in figures.refusals:
-        for name, rate in (("DSR", refusals.dsr), ("FPR", refusals.fpr)):
-            value = "undefined" if rate.on.value is None else f"{100 * rate.on.value:.1f} %"
-            note = (
-                f"by {refusals.rater}, guard on: {percent(rate.on)} of {rate.on.trials}; guard off: {percent(rate.off)}"
-            )
-            tiles.append(Tile(f"{name} ({refusals.rater})", value, note))
+    for rater, name, _, rate in _rates(figures):
+        value = "undefined" if rate.on.value is None else f"{100 * rate.on.value:.1f} %"
+        note = f"by {rater}, guard on: {percent(rate.on)} of {rate.on.trials}; guard off: {percent(rate.off)}"
+        tiles.append(Tile(f"{name} ({rater})", value, note))
     detector = figures.detector
     if detector.auroc is not None:
         rates = f"TPR {percent(detector.tpr)}, FPR {percent(detector.fpr)}"
         tiles.append(Tile("AUROC of the detector", f"{detector.auroc:.4f}", rates))
     for ratio in figures.overhead:
-        spread = f"{100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} % (10th to 90th percentile)"
-        tiles.append(Tile(f"overhead, {ratio.phase}", ratio.overhead, spread))
+        tiles.append(Tile(f"overhead, {ratio.phase}", ratio.overhead, f"{ratio.spread} (10th to 90th percentile)"))
     counts = figures.counts
     lost = f"{counts['unreadable']} unreadable, {counts['guard_failed']} where the guard failed"
     tiles.append(Tile("not answered", str(counts["queries"] - counts["answered"]), lost))

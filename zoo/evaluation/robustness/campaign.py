@@ -4,68 +4,96 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from zoo.adversary.image.attack import attack
+from zoo.adversary.image.attack import AttackResult, attack
 from zoo.adversary.threat import ImagePart, TextPart, Threat
-from zoo.errors import BadArgumentError
-from zoo.evaluation.robustness.items import Items
-from zoo.evaluation.robustness.victim import AttackedPoint, Victim
+from zoo.evaluation.labelling import Labelling
+from zoo.evaluation.robustness.victim import AdversarialExample, AttackedPoint, Items, Victim
 
 if TYPE_CHECKING:
+    from zoo.adversary.joint import JointResult
     from zoo.adversary.text.edits import Variants
     from zoo.adversary.text.target import TextModel
 
 
 @dataclass(frozen=True)
-class AdversarialExample:
-    """The changed form of an item: its image `[3, S, S]` (float32 in [0, 1], uint8 once kept), its text, or both."""
+class RobustnessOptions:
+    """How a release is attacked. `split` None takes all rows; `limit` draws that many items by `seed`.
 
-    pixels: Tensor | None = None
-    text: str | None = None
+    The fixed operating point holds the false positive rate `fpr` on the safe rows of `threshold_split`. `eps` asks for
+    a curve over these budgets, by `eps_attacks` (default: the threat's attacks except FAB-T and Square). `keep` keeps
+    the examples that succeed, and `say` gets a line for each step. `synonyms` is the folder of a language model whose
+    neighbours of words are synonyms (default: those of the attacked model).
+    """
+
+    labelling: Labelling = field(default_factory=Labelling)
+    split: str | None = "test"
+    threshold_split: str = "val"
+    fpr: float = 0.05
+    points: Literal["policy", "fpr", "both"] = "both"
+    direction: Literal["evade", "both"] = "evade"
+    eps: tuple[float, ...] = ()
+    eps_attacks: tuple[str, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    keep: bool = False
+    progress: bool = False
+    command: str = ""
+    synonyms: Path | None = None
+    say: Callable[[str], None] = print
 
 
 @dataclass
 class Attempt:
     """One attack on N items. `attempted`, `broken` and `blind` `[N]` bool; only attempted items can be broken.
 
-    A `blind` item has no gradient, and the attack goes on without one. `refuted` counts successes that a second pass
-    did not confirm; they break nothing. `forwards` counts the inputs that the model judged (of a black-box attack, the
-    queries), `backwards` those with a gradient. `examples` holds the changed items by place; after the attack it holds
-    the broken ones, and only where examples are kept.
+    A `blind` item has no gradient, and the attack goes on without one. `cost` counts the inputs that the model judged
+    (`queries`, as a black-box attack has them), those with a gradient (`gradients`), and the successes that a second
+    pass did not confirm, which break nothing (`refuted`). `examples` holds the changed items by place; after the attack
+    it holds the broken ones, and only where examples are kept.
     """
 
     attack: str
     attempted: Tensor
-    broken: Tensor
-    blind: Tensor
+    broken: Tensor = field(init=False)
+    blind: Tensor = field(init=False)
     why_blind: str = ""
     randomised: bool = False
-    refuted: int = 0
-    forwards: int = 0
-    backwards: int = 0
+    cost: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     examples: dict[int, AdversarialExample] = field(default_factory=dict)
     #: The model's logits `[N, K]` of the changed items, and the clean logits of the others.
-    logits: Tensor | None = None
+    logits: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.broken, self.blind = torch.zeros_like(self.attempted), torch.zeros_like(self.attempted)
 
     @classmethod
-    def start(cls, attack: str, attempted: Tensor) -> Attempt:
-        """An attack that has done nothing yet."""
-        return cls(attack, attempted, torch.zeros_like(attempted), torch.zeros_like(attempted))
+    def union(cls, attempts: Sequence[Attempt]) -> Attempt:
+        """All attacks as one, with their costs added up: an item is broken if any of them broke it, the worst case."""
+        union = cls("worst case", attempts[0].attempted)
+        for one in attempts:
+            union.broken, union.blind = union.broken | one.broken, union.blind | one.blind
+            union.why_blind = union.why_blind or one.why_blind
+            union.randomised |= one.randomised
+            union.cost.update(one.cost)
+            union.seconds += one.seconds
+        return union
 
-
-def broken_by_any(attempts: Sequence[Attempt]) -> Tensor:
-    """The items `[N]` that at least one attack broke: the worst case."""
-    union: Tensor = torch.stack([attempt.broken for attempt in attempts]).any(dim=0)
-    return union
+    def add(self, rows: Tensor, result: AttackResult | JointResult, refuted: int) -> None:
+        """Enter the result of an attack on some items."""
+        self.broken[rows], self.blind[rows] = result.broken.cpu(), result.blind.cpu()
+        self.cost.update(refuted=refuted, queries=result.forwards, gradients=result.backwards)
 
 
 def towards_clean(attacked: Tensor, clean: Tensor) -> Tensor:
@@ -80,17 +108,6 @@ def towards_clean(attacked: Tensor, clean: Tensor) -> Tensor:
 
 #: One part of the items holds at most this many pixels: memory holds an attacked image as float32 several times.
 PART = 64_000_000
-
-
-def check_threat(victim: Victim, threat: Threat) -> None:
-    """Raise BadArgumentError for a model that does not read what the threat changes."""
-    card = victim.card
-    if threat.image and card.image is None:
-        raise BadArgumentError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
-    if threat.text and not card.reads_text:
-        raise BadArgumentError(f"{card.name} judges no text, which this threat changes: give a threat on images")
-    if victim.by_label and threat.text:
-        raise BadArgumentError("`target` labels goes with a threat on images")
 
 
 def open_to(items: Items, threat: Threat) -> Tensor:
@@ -119,10 +136,8 @@ class Campaign:
     items: Items
     point: AttackedPoint
     clean: Tensor
+    options: RobustnessOptions
     synonyms: Variants | None = None
-    batch_size: int = 64
-    keep: bool = False
-    progress: bool = False
 
     def run(self, threat: Threat, wanted: Tensor) -> list[Attempt]:
         """Each attack of a threat by itself, on the wanted items `[N]` whose clean answer is right."""
@@ -130,12 +145,12 @@ class Campaign:
         attempts = []
         for name, part in _single_attacks(threat):
             begin = time.perf_counter()
-            attempt = Attempt.start(name, attempted)
+            attempt = Attempt(name, attempted)
             if attempted.any():
                 self._attack(attempt, part)
             attempt.seconds = time.perf_counter() - begin
             attempt.logits = self._logits(attempt)
-            attempt.examples = self._kept(attempt) if self.keep else {}
+            attempt.examples = self._kept(attempt) if self.options.keep else {}
             attempts.append(attempt)
         return attempts
 
@@ -147,7 +162,7 @@ class Campaign:
     def sequence(self, image: ImagePart, wanted: Tensor) -> Tensor:
         """Which of the wanted items `[N]` a sequence of attacks breaks, each attack on what those before it left."""
         threat = Threat(image)
-        attempt = Attempt.start("sequence", self.attackable(threat, wanted))
+        attempt = Attempt("sequence", self.attackable(threat, wanted))
         self._attack(attempt, threat)
         return attempt.broken
 
@@ -168,23 +183,18 @@ class Campaign:
         extras = self.victim.extras(self.items)
         for part in self._parts(rows):
             pixels = self._pixels(part)
-            labels = self.items.labels[part].to(pixels.device)
             result = attack(
                 self.point.module,
                 pixels,
-                labels,
+                self.items.labels[part].to(pixels.device),
                 threat,
                 extras=[extra[part.to(extra.device)] for extra in extras],
-                batch_size=self.batch_size,
-                progress=self.progress,
+                batch_size=self.options.batch_size,
+                progress=self.options.progress,
             )
-            attempt.broken[part] = result.broken.cpu()
-            attempt.blind[part] = result.blind.cpu()
+            attempt.add(part, result, refuted=sum(record.outside for record in result.records))
             attempt.why_blind = attempt.why_blind or result.why_blind
             attempt.randomised |= result.randomised
-            attempt.refuted += sum(record.outside for record in result.records)
-            attempt.forwards += result.forwards
-            attempt.backwards += result.backwards
             for place in result.broken.nonzero()[:, 0].tolist():
                 attempt.examples[int(part[place])] = AdversarialExample(pixels=result.adversarial[place].cpu())
 
@@ -196,22 +206,20 @@ class Campaign:
         for present in (True, False):
             own = rows[self.items.with_image[rows] == present]
             for part in self._parts(own):
-                texts = [self.items.texts[place] or "" for place in part.tolist()]
                 with self._text_model(part, present) as model:
                     results = attack_texts(
                         model,
-                        texts,
+                        self._texts(part),
                         threat,
                         threshold=0.0,
                         synonyms=self.synonyms,
-                        batch_size=self.batch_size,
-                        progress=self.progress,
+                        batch_size=self.options.batch_size,
+                        progress=self.options.progress,
                     )
                 for place, result in zip(part.tolist(), results, strict=True):
                     attempt.broken[place] = result.outcome == "broken"
-                    attempt.refuted += result.outcome == "refuted"
                     attempt.blind[place] |= result.obfuscated
-                    attempt.forwards += result.queries
+                    attempt.cost.update(refuted=result.outcome == "refuted", queries=result.queries)
                     attempt.examples[place] = AdversarialExample(text=result.text)
 
     def _attack_both(self, attempt: Attempt, threat: Threat, rows: Tensor) -> None:
@@ -223,20 +231,16 @@ class Campaign:
             result = attack_jointly(
                 BothInputs(self.point.module, self.victim.card),
                 pixels,
-                [self.items.texts[place] or "" for place in part.tolist()],
+                self._texts(part),
                 self.items.labels[part].to(pixels.device),
                 threat,
                 codec=self.victim.model.codec(),
                 embedding=input_embedding(self.victim.model),
                 synonyms=self.synonyms,
-                batch_size=self.batch_size,
-                progress=self.progress,
+                batch_size=self.options.batch_size,
+                progress=self.options.progress,
             )
-            attempt.broken[part] = result.broken.cpu()
-            attempt.blind[part] = result.blind.cpu()
-            attempt.refuted += result.refuted
-            attempt.forwards += result.forwards
-            attempt.backwards += result.backwards
+            attempt.add(part, result, result.refuted)
             for place, row in enumerate(part.tolist()):
                 attempt.examples[row] = AdversarialExample(result.pixels[place].cpu(), result.texts[place])
 
@@ -246,39 +250,26 @@ class Campaign:
         from zoo.adversary.joint import BothInputs, fixed_images
         from zoo.adversary.text.target import TextModel, input_embedding
 
-        codec, embedding = self.victim.model.codec(), input_embedding(self.victim.model)
-        module = self.point.module
+        module, model = self.point.module, self.victim.model
+        parts = model.codec(), input_embedding(model), (module,)
         if self.items.pixels is None:
-
-            def alone(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-                logits: Tensor = module(ids, mask)
-                return logits[:, 1]
-
-            yield TextModel(alone, codec, embedding, (module,))
+            yield TextModel(lambda ids, mask, places: module(ids, mask)[:, 1], *parts)
             return
-        both = BothInputs(module, self.victim.card, present=present)
-        pixels = self._pixels(rows) if present else self._pixels(rows[:1])
-        both.eval()
-        with fixed_images(both, pixels, self.batch_size) as fixed:
+        pixels = self._pixels(rows if present else rows[:1])
+        both = BothInputs(module, self.victim.card, present=present).eval()
+        with fixed_images(both, pixels, self.options.batch_size) as fixed:
 
             def beside(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
                 return fixed(places.to(pixels.device) if present else torch.zeros_like(places), ids, mask)[:, 1]
 
-            yield TextModel(beside, codec, embedding, (module,))
+            yield TextModel(beside, *parts)
 
     def _logits(self, attempt: Attempt) -> Tensor:
         """The model's logits `[N, K]` of the attacked items."""
         logits = self.clean.clone()
-        rows = torch.tensor(sorted(attempt.examples), dtype=torch.int64)
-        for part in self._parts(rows):
-            examples = [attempt.examples[place] for place in part.tolist()]
-            some = self.items.take(part)
-            pixels = None
-            if self.items.pixels is not None:
-                own = self._pixels(part).cpu()
-                pixels = torch.stack([own[n] if e.pixels is None else e.pixels for n, e in enumerate(examples)])
-            texts = [given if e.text is None else e.text for e, given in zip(examples, some.texts, strict=True)]
-            logits[part] = self.victim.logits(some, self.batch_size, pixels=pixels, texts=texts)
+        for part in self._parts(torch.tensor(sorted(attempt.examples), dtype=torch.int64)):
+            changed = self.items.take(part).changed([attempt.examples[place] for place in part.tolist()])
+            logits[part] = self.victim.logits(changed, self.options.batch_size)
         return logits
 
     def _kept(self, attempt: Attempt) -> dict[int, AdversarialExample]:
@@ -294,6 +285,9 @@ class Campaign:
     def _pixels(self, rows: Tensor) -> Tensor:
         assert self.items.pixels is not None  # only items with an image come here
         return self.victim.floats(self.items.pixels[rows])
+
+    def _texts(self, rows: Tensor) -> list[str]:
+        return [self.items.items[place].text or "" for place in rows.tolist()]
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
         size = 1 if self.items.pixels is None else self.items.pixels[0].numel()

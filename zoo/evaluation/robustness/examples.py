@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import dataclasses
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,27 +12,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic.dataclasses import dataclass
-from rich.console import Console
-from torch import Tensor
 
 from zoo.contract import schema
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.data.manifest import read_manifest
 from zoo.errors import BadDataError
-from zoo.evaluation.report import EvaluationReport, plain_table, versions
-from zoo.evaluation.robustness.campaign import AdversarialExample
-from zoo.evaluation.robustness.items import Item, Selection
-from zoo.evaluation.robustness.report import percent
+from zoo.evaluation.report import EvaluationReport, plain_console, plain_table, shown
 from zoo.evaluation.robustness.run import Outcome
-from zoo.evaluation.robustness.victim import AttackedPoint, Victim
+from zoo.evaluation.robustness.victim import AdversarialExample, Item, Items, Selection, Victim
 from zoo.evaluation.run import judged
-from zoo.files import new_directory, new_file, write_file
+from zoo.files import new_directory, new_file
 from zoo.inputs.image import load
 from zoo.metrics import FLAGGED, Draws, Estimate
 from zoo.release.store import load_scorer, model_scorer
 
 MANIFEST, ABOUT = "manifest.csv", "examples.json"
+#: What stored examples say as the report about the attack does.
+SAME = ("model", "source", "weights_sha256", "policy", "data", "split", "target", "command")
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -61,13 +58,12 @@ class StoredExamples(schema.PlainData):
 
 
 class _Stored(NamedTuple):
-    """One row of the manifest of examples."""
+    """One row of the manifest of examples: the item, the attack, the changed text, and the file of the image."""
 
     item: Item
-    place: int
     attack: str
-    example: AdversarialExample
-    image: str
+    text: str | None
+    image: Path | None
 
 
 def save_examples(victim: Victim, outcome: Outcome, selection: Selection, out: Path) -> StoredExamples:
@@ -78,30 +74,22 @@ def save_examples(victim: Victim, outcome: Outcome, selection: Selection, out: P
     split, kind, attack, source_line and source_image of the manifest that was attacked, and `judged` where that has it.
     Raises BadInputError when `out` is taken.
     """
-    point, attempts, items = outcome.points[0], outcome.attempts[0], outcome.items
+    point, report, items = outcome.points[0].at, outcome.report, outcome.items
     with new_directory(out) as folder:
         rows = []
-        for attempt in attempts:
+        for attempt in outcome.attempts[0]:
             for place, example in sorted(attempt.examples.items()):
-                name = _write_image(folder, outcome, place, attempt.attack, example)
-                rows.append(_Stored(items.items[place], place, attempt.attack, example, name))
-        survived = _survivors(victim, point, rows, folder)
-        _write_manifest(folder / MANIFEST, rows, survived, outcome, selection)
-        report = outcome.report
+                image = _write_image(folder, items, place, attempt.attack, example)
+                rows.append(_Stored(items.items[place], attempt.attack, example.text, image))
+        survived = _survivors(victim, outcome, rows)
+        _write_manifest(folder, rows, survived, selection, by_label=victim.by_label)
         about = StoredExamples(
-            model=report.model,
-            source=report.source,
-            weights_sha256=report.weights_sha256,
-            policy=report.policy,
-            data=report.data,
-            split=report.split,
+            **{name: getattr(report, name) for name in SAME},
             threat=report.budget,
-            point=point.name,
+            point=point.point,
             threshold=point.threshold,
-            target=report.target,
             examples=len(rows),
             survived=sum(survived),
-            command=report.command,
         )
         about.write_json(folder / ABOUT)
     return about
@@ -112,74 +100,71 @@ def passes(verdict: Verdict, label: int) -> bool:
     return verdict.is_safe if label == 1 else verdict.decision in FLAGGED
 
 
-def _write_image(folder: Path, outcome: Outcome, place: int, attack: str, example: AdversarialExample) -> str:
-    """Write the image of an example, the clean one where only its text changed; its name, empty without an image."""
-    items = outcome.items
-    if items.pixels is None or not bool(items.with_image[place]):
-        return ""
-    pixels: Tensor = items.pixels[place] if example.pixels is None else example.pixels
-    name = f"images/{items.items[place].row.line:06}_{attack}.png"
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream := io.BytesIO(), "PNG")
-    write_file(folder / name, stream.getvalue())
-    return name
+def _write_image(folder: Path, items: Items, place: int, attack: str, example: AdversarialExample) -> Path | None:
+    """Write the image of an example, the clean one where only its text changed; None without an image."""
+    item = items.items[place]
+    if items.pixels is None or item.image is None:
+        return None
+    pixels = items.pixels[place] if example.pixels is None else example.pixels
+    path = folder / "images" / f"{item.row.line:06}_{attack}.png"
+    with new_file(path, "wb") as stream:
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
+    return path
 
 
-def _survivors(victim: Victim, point: AttackedPoint, rows: list[_Stored], folder: Path) -> list[bool]:
+def _survivors(victim: Victim, outcome: Outcome, rows: list[_Stored]) -> list[bool]:
     """Which examples still succeed as the files that were written."""
+    point, labels = outcome.points[0], [row.item.label for row in rows]
     if not rows:
         return []
-    images = [folder / row.image if row.image else None for row in rows]
     if victim.by_label:
-        spec = victim.card.image
-        assert spec is not None  # checked by Victim
-        survived = []
-        for row, image in zip(rows, images, strict=True):
-            assert image is not None  # a threat on images breaks no item without one
-            pixels = torch.from_numpy(load(image, spec)).permute(2, 0, 1)[None]
-            with torch.no_grad():
-                logits = point.module(victim.floats(pixels))
-            survived.append(int(logits.argmax()) != row.item.label)
-        return survived
-    texts = [row.item.text if row.example.text is None else row.example.text for row in rows]
+        assert victim.card.image is not None  # checked by Victim
+        images = [load(row.image, victim.card.image) for row in rows if row.image]  # no other item can be broken
+        items = Items([row.item for row in rows], torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+        answers = point.answers(victim.logits(items, batch_size=64)).tolist()
+        return [answer != label for answer, label in zip(answers, labels, strict=True)]
+    changed = [
+        dataclasses.replace(row.item.row, image=row.image, text=row.item.text if row.text is None else row.text)
+        for row in rows
+    ]
     with model_scorer(victim.model, victim.policy) as scorer:
-        verdicts = scorer.verdicts(
-            images if victim.card.image is not None else None, texts if victim.card.reads_text else None
-        )
-        judge = scorer.judge
-    labels = [row.item.label for row in rows]
-    if point.threshold is None:
+        verdicts, judge = judged(scorer, changed, "none of the examples"), scorer.judge
+    threshold = point.at.threshold
+    if threshold is None:
         return [passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)]
     pairs = zip(map(judge.rank, verdicts), labels, strict=True)
-    return [score is not None and (score <= point.threshold) == (label == 1) for score, label in pairs]
+    return [score is not None and (score <= threshold) == (label == 1) for score, label in pairs]
 
 
 def _write_manifest(
-    path: Path, rows: list[_Stored], survived: list[bool], outcome: Outcome, selection: Selection
+    folder: Path, rows: list[_Stored], survived: list[bool], selection: Selection, *, by_label: bool
 ) -> None:
-    names = ["image", "text", "labels", "split", "kind", "attack", "source_line", "source_image", "survived", "unsafe"]
-    judged = bool(rows) and all(row.item.row.judged is not None for row in rows)
-    kinds = outcome.items.columns.get("kind")
+    columns = ["image", "text", "labels", "split", "kind", "attack"]
+    columns += ["source_line", "source_image", "survived", "unsafe"]
+    if rows and all(row.item.row.judged is not None for row in rows):
+        columns.append("judged")
     root = selection.image_root or selection.data.parent
-    with new_file(path, newline="") as stream:
-        writer = csv.DictWriter(stream, [*names, *(["judged"] if judged else [])])
+    with new_file(folder / MANIFEST, newline="") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         for row, holds in zip(rows, survived, strict=True):
-            source = row.item.row
-            image = source.image if row.image else None
-            inside = image is not None and image.is_relative_to(root)
+            source, image = row.item.row, row.item.image
+            if image is not None:
+                image = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
             record = {
-                "image": row.image,
-                "text": row.example.text if row.example.text is not None else (source.text or ""),
+                "image": row.image.relative_to(folder).as_posix() if row.image else "",
+                "text": row.text if row.text is not None else (source.text or ""),
                 "labels": "|".join(row.item.labels),
                 "split": source.split or "",
-                "kind": kinds[row.place] if kinds else "",
+                "kind": source.record.get("kind", ""),
                 "attack": row.attack,
                 "source_line": source.line,
-                "source_image": (image.relative_to(root) if inside else image.name) if image is not None else "",
+                "source_image": image or "",
                 "survived": int(holds),
-                "unsafe": "" if outcome.report.target == "labels" else row.item.label,
+                "unsafe": "" if by_label else row.item.label,
+                "judged": "|".join(source.judged or ()),
             }
-            writer.writerow(record | ({"judged": "|".join(source.judged or ())} if judged else {}))
+            writer.writerow(record)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -224,7 +209,7 @@ class ReplayReport(EvaluationReport):
 
 
 def replay(
-    model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", seed: int = 0, command: str = ""
+    model: str, folder: Path, *, policy: AnyPolicy | None = None, device: str = "cpu", command: str = ""
 ) -> ReplayReport:
     """Judge the examples in a folder that `save_examples` wrote; an unreadable example counts as a failure.
 
@@ -241,13 +226,12 @@ def replay(
     records = [row.record for row in rows]
     labels = [int(record["unsafe"]) for record in records]
     with load_scorer(model, policy, device=device) as scorer:
-        verdicts, name, policy_id = judged(scorer, rows), scorer.card.name, scorer.judge.policy_id
+        verdicts = judged(scorer, rows, f"{folder}: none of {len(rows)} examples")
+        name, policy_id = scorer.card.name, scorer.judge.policy_id
     hits = np.array([passes(verdict, label) for verdict, label in zip(verdicts, labels, strict=True)])
     stored = np.array([record["survived"] == "1" for record in records])
     lost = np.array([verdict.status != "ok" for verdict in verdicts])
-    if lost.all():
-        raise BadDataError(f"{folder}: none of {len(rows)} examples could be judged; the first: {verdicts[0].detail}")
-    draws = Draws([record["source_line"] for record in records], seed=seed)
+    draws = Draws([record["source_line"] for record in records], seed=0)
     names = np.array([record["attack"] for record in records])
 
     def counted(attack: str, chosen: NDArray[np.bool_]) -> ReplayedAttack:
@@ -264,20 +248,19 @@ def replay(
         all=counted("all", np.ones(len(names), dtype=np.bool_)),
         changed=int((hits != stored).sum()),
         command=command,
-        versions=versions(),
     )
 
 
-def print_replay(report: ReplayReport, console: Console | None = None) -> None:
+def print_replay(report: ReplayReport) -> None:
     """Print how many examples of each attack still succeed."""
-    console = console or Console()
+    console = plain_console()
     about = report.examples_of
-    console.print(f"{report.source} ({report.policy}) on the examples in {report.folder}", highlight=False)
-    console.print(f"made on {about.model}, {about.data}, {about.split}, at {about.point}: {about.threat}", markup=False)
+    console.print(f"{report.source} ({report.policy}) on the examples in {report.folder}")
+    console.print(f"made on {about.model}, {about.data}, {about.split}, at {about.point}: {about.threat}")
     names = ("attack", "examples", "on their\nown model", "here", "% (95 %)", "unjudged")
-    table = plain_table("how many succeed", *names, wrap=True)
-    for attack in [*report.attacks, *([report.all] if len(report.attacks) > 1 else [])]:
-        counts = (attack.examples, attack.stored, attack.passed)
-        table.add_row(attack.attack, *map(str, counts), percent(attack.share), str(attack.unjudged))
-    console.print(table)
+    rows = [
+        (one.attack, str(one.examples), str(one.stored), str(one.passed), shown(one.share), str(one.unjudged))
+        for one in [*report.attacks, *([report.all] if len(report.attacks) > 1 else [])]
+    ]
+    console.print(plain_table("how many succeed", names, rows, wrap=True))
     console.print(f"{report.changed} of {about.examples} get another verdict than by the model that they were made on")

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.evaluation.page import COLOURS, DASHES, MARKERS
+from zoo.evaluation.page import COLOURS, DASHES, MARKERS, write_png
+from zoo.evaluation.report import shown
 from zoo.evaluation.robustness.report import Curve, PointFigures, RobustnessReport
-from zoo.files import new_file
 from zoo.metrics import Estimate
 
 if TYPE_CHECKING:
@@ -24,17 +26,15 @@ _Value = Callable[[RobustnessReport], Estimate | None]
 def read_reports(paths: Iterable[Path]) -> list[RobustnessReport]:
     """The reports in these files, and in the JSON files of these folders, except replays.
 
-    Raises BadInputError for another kind of file or without any report, and BadCardError for another schema.
+    Raises BadInputError for another kind of file or a folder without a report, and BadCardError for another schema.
     """
-    files = []
+    reports = []
     for path in paths:
-        inside = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)] if path.is_dir() else [path]
-        if not inside:
+        files = [one for one in sorted(path.glob("*.json")) if not _is_replay(one)] if path.is_dir() else [path]
+        if not files:
             raise BadDataError(f"{path}: holds no robustness report (made by `zoo evaluate robustness`)")
-        files += inside
-    if not files:
-        raise BadArgumentError("no robustness report was named")
-    return [RobustnessReport.read(file) for file in files]
+        reports += [RobustnessReport.read(file) for file in files]
+    return reports
 
 
 def _is_replay(path: Path) -> bool:
@@ -114,7 +114,8 @@ def markdown(groups: Sequence[dict[str, Any]]) -> str:
             "| --- | --- | " + " | ".join("---" for _ in used) + " |",
         ]
         for row in group["rows"]:
-            cells = [_cell(row[key], ends=key in _INTERVALS) for key, _, _, _ in used]
+            ends = {key: 1 if key in _INTERVALS else None for key, _, _, _ in used}
+            cells = [shown(Estimate(**row[key]), ends=places, dash="–") for key, places in ends.items()]
             lines.append(f"| `{row['model']}` | {row['items']:,} | {' | '.join(cells)} |")
         flags = [f"`{row['model']}`: {', '.join(row['warnings'])}" for row in group["rows"] if row["warnings"]]
         parts.append("\n".join([*lines, *(["", *flags] if flags else [])]))
@@ -138,26 +139,17 @@ def _fpr_target(report: RobustnessReport) -> float | None:
 def _row(report: RobustnessReport) -> dict[str, Any]:
     figures = {key: dataclasses.asdict(value(report) or _UNKNOWN) for key, _, value, _ in COLUMNS}
     worst = [point.worst for point in report.points]
-    warnings = []
-    if any(attack.blind for attack in worst):
-        warnings.append("some items give no gradient")
-    if any(attack.randomised for attack in worst):
-        warnings.append("the model is random")
+    doubts = {
+        "some items give no gradient": any(attack.blind for attack in worst),
+        "the model is random": any(attack.randomised for attack in worst),
+    }
+    warnings = [doubt for doubt, holds in doubts.items() if holds]
     return {"model": report.model, "items": report.counts["items"], **figures, "warnings": warnings}
 
 
 def _order(value: float | None, more: bool) -> tuple[bool, float]:
     """The best first, rows without the figure last."""
     return value is None, 0.0 if value is None else -value if more else value
-
-
-def _cell(figure: dict[str, Any], *, ends: bool) -> str:
-    if figure["value"] is None:
-        return "-"
-    text = f"{100 * figure['value']:.1f}"
-    if ends and figure["low"] is not None:
-        text += f" ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
-    return text
 
 
 POINTS = {"policy": "at the policy's operating point", "fpr": "at a fixed false positive rate", "labels": "by label"}
@@ -178,7 +170,7 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
         raise BadArgumentError(f"the curves are of the norms {norms}: one figure shows one norm")
     columns = [name for name in POINTS if any(curve.point == name for report in drawn for curve in report.curves)]
     recall = any(at.robust_recall for report in drawn for curve in report.curves for at in curve.points)
-    rows = ["robust accuracy", "robust unsafe recall"] if recall else ["robust accuracy"]
+    rows = ("robust_accuracy", "robust_recall") if recall else ("robust_accuracy",)
     figure = Figure(figsize=(6.2 * len(columns), 4.3 * len(rows)), dpi=130, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     for across, column in enumerate(columns):
@@ -186,9 +178,7 @@ def plot_curves(reports: Sequence[RobustnessReport], path: Path) -> Path:
             _draw(grid[down][across], drawn, column, row, norms[0])
         grid[0][across].set_title(POINTS[column])
     grid[0][0].legend(loc="best", fontsize="small")
-    with new_file(path, "wb") as stream:
-        figure.savefig(stream, format="png")
-    return path
+    return write_png(figure, path)
 
 
 def _draw(axes: Axes, reports: Sequence[RobustnessReport], column: str, row: str, norm: str) -> None:
@@ -198,22 +188,19 @@ def _draw(axes: Axes, reports: Sequence[RobustnessReport], column: str, row: str
         for curve in (curve for curve in report.curves if curve.point == column):
             _line(axes, curve, row, place, name)
     unit = "grey levels of 255" if norm == "Linf" else "on pixels in [0, 1]"
-    axes.set(xlabel=f"{norm} eps ({unit})", ylabel=row, ylim=(-0.02, 1.02))
+    what = {"robust_accuracy": "robust accuracy", "robust_recall": "robust unsafe recall"}[row]
+    axes.set(xlabel=f"{norm} eps ({unit})", ylabel=what, ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
 
 
 def _line(axes: Axes, curve: Curve, row: str, place: int, name: str) -> None:
     scale = 255 if curve.norm == "Linf" else 1
-    lines: list[tuple[float, float, float, float]] = []
-    for at in curve.points:
-        figure = at.robust_accuracy if row == "robust accuracy" else at.robust_recall
-        if figure is not None and figure.value is not None:
-            low = figure.value if figure.low is None else figure.low
-            lines.append((at.eps * scale, figure.value, low, figure.value if figure.high is None else figure.high))
-    if not lines:
+    figures: list[tuple[float, Estimate | None]] = [(at.eps, getattr(at, row)) for at in curve.points]
+    drawn = [(scale * eps, *figure.span) for eps, figure in figures if figure and figure.value is not None]
+    if not drawn:
         return
-    across, middle, low_ends, high_ends = (list(part) for part in zip(*lines, strict=True))
+    across, middle, low, high = np.array(drawn).T
     colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
     label = f"{name} ({', '.join(curve.attacks)})"
     axes.plot(across, middle, color=colour, linestyle=dash, marker=MARKERS[place % len(MARKERS)], label=label)
-    axes.fill_between(across, low_ends, high_ends, color=colour, alpha=0.15, lw=0)
+    axes.fill_between(across, low, high, color=colour, alpha=0.15, lw=0)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal
 
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
-from rich.console import Console
 from rich.table import Table
 
 from zoo.adversary.threat import TextPart, Threat
 from zoo.contract import schema
 from zoo.contract.card import Measurement
 from zoo.errors import BadDataError
-from zoo.evaluation.report import EvaluationReport, plain_table
+from zoo.evaluation.report import EvaluationReport, plain_console, plain_table, shown
 from zoo.metrics import Estimate
 
 
@@ -80,19 +80,25 @@ class GroupFigures:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class PointFigures:
-    """One operating point: `policy` (its own thresholds), `fpr` (one threshold) or `labels` (the highest class).
+class OperatingPoint:
+    """Where a model decides: `policy` (its own thresholds), `fpr` (one threshold) or `labels` (the highest class).
 
     `threshold` on the unsafe score was found on `calibrated_on`, at a rate of `fpr_target`, and flags the share
     `fpr_measured` of the `negatives` there.
     """
 
     point: str
-    threshold: float | None
-    fpr_target: float | None
-    fpr_measured: float | None
-    calibrated_on: str
-    negatives: int
+    threshold: float | None = None
+    fpr_target: float | None = None
+    fpr_measured: float | None = None
+    calibrated_on: str = ""
+    negatives: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=schema.STRICT)
+class PointFigures(OperatingPoint):
+    """The figures at one operating point."""
+
     clean: CleanFigures
     attacks: tuple[AttackFigures, ...]
     worst: AttackFigures
@@ -119,6 +125,11 @@ class Curve:
     points: tuple[CurvePoint, ...]
 
 
+def _read_threat(data: object) -> object:
+    """A threat of any version that is read."""
+    return Threat.from_dict(data) if isinstance(data, Mapping) else data
+
+
 @dataclass(frozen=True, config=schema.STRICT)
 class RobustnessReport(EvaluationReport):
     """One model under one threat model on one set of items.
@@ -143,7 +154,7 @@ class RobustnessReport(EvaluationReport):
     direction: Literal["evade", "both"]
     threat_name: str
     threat_kind: Literal["image", "text", "joint"]
-    threat: Threat
+    threat: Annotated[Threat, BeforeValidator(_read_threat)]
     counts: dict[str, int]
     lost: dict[str, str]
     points: tuple[PointFigures, ...]
@@ -175,30 +186,19 @@ class RobustnessReport(EvaluationReport):
             raise BadDataError(f"{path}: not a robustness report (made by `zoo evaluate robustness`), but {kind!r}")
         return cls.from_dict(data, str(path))
 
-    @classmethod
-    def from_dict(cls, data: object, where: str = "") -> Self:
-        """As for every report; a threat of version 1 is read too."""
-        if isinstance(data, Mapping) and "threat" in data:
-            threat = Threat.from_dict(data["threat"], f"{where or cls._where}, threat")
-            data = {**data, "threat": threat.to_dict()}
-        return super().from_dict(data, where)
-
     def measurements(self) -> list[Measurement]:
         """The worst case of each operating point as lines of a model card."""
+        data = f"{self.data}, split {self.split}" + (f", policy {self.policy}" if self.policy else "")
         lines = []
         for point in self.points:
-            data = f"{self.data}, split {self.split}" + (f", policy {self.policy}" if self.policy else "")
             at = "" if point.fpr_target is None else f" at FPR {point.fpr_target:g}"
-            named = {
-                "robust_accuracy": point.worst.robust_accuracy,
-                "robust_recall": point.worst.robust_recall,
-                "attack_success_rate": point.worst.success_rate,
-                "robust_auroc": point.worst.auroc,
+            figures = {
+                f"robust_accuracy{at}": point.worst.robust_accuracy,
+                f"robust_recall{at}": point.worst.robust_recall,
+                f"attack_success_rate{at}": point.worst.success_rate,
+                f"robust_auroc{at}": point.worst.auroc,
             }
-            for name, estimate in named.items():
-                if estimate is not None and estimate.value is not None:
-                    count = estimate.count
-                    lines.append(Measurement(name + at, estimate.value, data, count, self.command, self.budget))
+            lines += self.lines(figures, data, self.budget)
         return lines
 
 
@@ -224,21 +224,12 @@ def eps_text(eps: float) -> str:
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-6 and eps <= 64 / 255 else f"{eps:g}"
 
 
-def percent(estimate: Estimate | None, *, ends: bool = True) -> str:
-    """A figure in percent with its interval: `31.2 (25-38)`; `-` for an undefined figure."""
-    if estimate is None or estimate.value is None:
-        return "-"
-    if not ends or estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.value:.1f}"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})"
-
-
-def print_report(report: RobustnessReport, console: Console | None = None) -> None:
+def print_report(report: RobustnessReport) -> None:
     """Print everything: what was attacked, a table for each operating point, what has to be known of it."""
-    console = console or Console()
+    console = plain_console()
     console.print(f"{report.model} on {report.data}, {report.split}, policy {report.policy or '- (its own labels)'}")
-    console.print(f"threat {report.budget}; all figures in %, in brackets 95 % intervals", highlight=False)
-    console.print(", ".join(f"{count:,} {name}" for name, count in report.counts.items() if count), highlight=False)
+    console.print(f"threat {report.budget}; all figures in %, in brackets 95 % intervals")
+    console.print(", ".join(f"{count:,} {name}" for name, count in report.counts.items() if count))
     for point in report.points:
         console.print(_point(point))
         if point.groups:
@@ -246,9 +237,9 @@ def print_report(report: RobustnessReport, console: Console | None = None) -> No
     for curve in report.curves:
         console.print(_curve(curve))
     for note in [*report.notes, *warnings(report)]:
-        console.print(note, highlight=False)
+        console.print(note)
     for reason, detail in report.lost.items():
-        console.print(f"left out, {reason}: {report.counts.get(reason, 0)}; the first: {detail}", markup=False)
+        console.print(f"left out, {reason}: {report.counts.get(reason, 0)}; the first: {detail}")
 
 
 def warnings(report: RobustnessReport) -> list[str]:
@@ -272,9 +263,7 @@ def warnings(report: RobustnessReport) -> list[str]:
 
 def title(point: PointFigures) -> str:
     """An operating point in words."""
-    if point.point == "fpr":
-        assert point.fpr_target is not None
-        assert point.threshold is not None
+    if point.fpr_target is not None and point.threshold is not None:
         measured = "" if point.fpr_measured is None else f", {100 * point.fpr_measured:.1f} % measured"
         basis = f"{point.negatives} safe items of {point.calibrated_on}{measured}"
         return f"at a false positive rate of {100 * point.fpr_target:g} % (threshold {point.threshold:.6g}, by {basis})"
@@ -286,42 +275,39 @@ def _point(point: PointFigures) -> Table:
     rows = [*point.attacks, *([point.worst] if len(point.attacks) > 1 else [])]
     columns = {
         "attack": [one.attack for one in rows],
-        "robust\naccuracy": [percent(one.robust_accuracy) for one in rows],
-        "robust\nrecall": [percent(one.robust_recall) for one in rows],
-        "attack\nsuccess": [percent(one.success_rate) for one in rows],
+        "robust\naccuracy": [shown(one.robust_accuracy) for one in rows],
+        "robust\nrecall": [shown(one.robust_recall) for one in rows],
+        "attack\nsuccess": [shown(one.success_rate) for one in rows],
         "of": [str(one.success_rate.count) for one in rows],
-        "FPR": [percent(one.robust_fpr if one.false_alarm_rate else None) for one in rows],
-        "false\nalarms": [percent(one.false_alarm_rate) for one in rows],
-        "AUROC": [percent(one.auroc, ends=False) for one in rows],
+        "FPR": [shown(one.robust_fpr if one.false_alarm_rate else None) for one in rows],
+        "false\nalarms": [shown(one.false_alarm_rate) for one in rows],
+        "AUROC": [shown(one.auroc, ends=None) for one in rows],
         "queries": [f"{one.queries:,}" for one in rows],
     }
     columns = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
-    table = plain_table(f"{title(point)}\n{_clean(point)}", *columns)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
+    return plain_table(f"{title(point)}\n{_clean(point)}", list(columns), zip(*columns.values(), strict=True))
 
 
 def _clean(point: PointFigures) -> str:
     clean = point.clean
     named = {"accuracy": clean.accuracy, "recall": clean.recall, "FPR": clean.fpr, "AUROC": clean.auroc}
     named["AUPRC"] = clean.auprc
-    return "clean: " + ", ".join(f"{name} {percent(figure)}" for name, figure in named.items() if figure)
+    return "clean: " + ", ".join(f"{name} {shown(figure)}" for name, figure in named.items() if figure)
 
 
 def _groups(point: PointFigures) -> Table:
     names = ("", "items", "accuracy", "robust accuracy", "recall", "robust recall", "attack success")
-    table = plain_table("worst case by kind of item", *names, wrap=True)
+    rows = []
     for group in point.groups:
         figures = (group.accuracy, group.robust_accuracy, group.recall, group.robust_recall, group.success_rate)
-        table.add_row(f"{group.column} = {group.value}", str(group.items), *map(percent, figures))
-    return table
+        rows.append((f"{group.column} = {group.value}", str(group.items), *map(shown, figures)))
+    return plain_table("worst case by kind of item", names, rows, wrap=True)
 
 
 def _curve(curve: Curve) -> Table:
-    title = f"against the budget, {curve.point}, by {', '.join(curve.attacks)}"
-    table = plain_table(title, f"{curve.norm} eps", "robust accuracy", "robust recall", "attack success", wrap=True)
+    names = (f"{curve.norm} eps", "robust accuracy", "robust recall", "attack success")
+    rows = []
     for at in curve.points:
-        cells = (at.robust_accuracy, at.robust_recall, at.success_rate)
-        table.add_row("0" if not at.eps else eps_text(at.eps), *map(percent, cells))
-    return table
+        figures = (at.robust_accuracy, at.robust_recall, at.success_rate)
+        rows.append(("0" if not at.eps else eps_text(at.eps), *map(shown, figures)))
+    return plain_table(f"against the budget, {curve.point}, by {', '.join(curve.attacks)}", names, rows, wrap=True)

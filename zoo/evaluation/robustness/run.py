@@ -5,57 +5,35 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.adversary.threat import ATTACKS, ImagePart, Threat
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.evaluation.labelling import Labelling, rows_of_split, with_splits
-from zoo.evaluation.report import versions
-from zoo.evaluation.robustness.campaign import Attempt, Campaign, check_threat, open_to, synonyms_for
-from zoo.evaluation.robustness.figures import point_figures
-from zoo.evaluation.robustness.items import Items, Selection, read_items
-from zoo.evaluation.robustness.report import Curve, CurvePoint, RobustnessReport
-from zoo.evaluation.robustness.victim import AttackedPoint, Victim, threshold_height
+from zoo.evaluation.labelling import rows_of_split, with_splits
+from zoo.evaluation.robustness.campaign import Attempt, Campaign, RobustnessOptions, open_to, synonyms_for
+from zoo.evaluation.robustness.report import (
+    AttackFigures,
+    CleanFigures,
+    Curve,
+    CurvePoint,
+    GroupFigures,
+    PointFigures,
+    RobustnessReport,
+)
+from zoo.evaluation.robustness.victim import AttackedPoint, Items, Selection, Victim, read_items
 from zoo.files import sha256
-from zoo.metrics import Draws
+from zoo.metrics import Draws, Estimate
 from zoo.release.store import WEIGHTS
 
 #: A curve excludes these attacks by default: they cost many times what the others do.
 SLOW = ("fab-t", "square")
-
-
-@dataclass(frozen=True)
-class RobustnessOptions:
-    """How a release is attacked. `split` None takes all rows; `limit` draws that many items by `seed`.
-
-    The fixed operating point holds the false positive rate `fpr` on the safe rows of `threshold_split`. `eps` asks for
-    a curve over these budgets, by `eps_attacks` (default: the threat's attacks except FAB-T and Square). `keep` keeps
-    the examples that succeed, and `say` gets a line for each step.
-    """
-
-    labelling: Labelling = field(default_factory=Labelling)
-    split: str | None = "test"
-    threshold_split: str = "val"
-    fpr: float = 0.05
-    points: Literal["policy", "fpr", "both"] = "both"
-    direction: Literal["evade", "both"] = "evade"
-    eps: tuple[float, ...] = ()
-    eps_attacks: tuple[str, ...] = ()
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 64
-    keep: bool = False
-    progress: bool = False
-    command: str = ""
-    synonyms: Path | None = None
-    say: Callable[[str], None] = print
 
 
 @dataclass(frozen=True)
@@ -77,25 +55,19 @@ def evaluate_robustness(
     set the threshold, and as `read_items`.
     """
     begin = time.perf_counter()
-    check_threat(victim, threat)
-    _check_curve(threat, options.eps, options.eps_attacks)
-    if options.direction == "both" and threat.text:
-        raise BadArgumentError(
-            "`direction` both goes with a threat on images: texts are only attacked to be judged safe"
-        )
+    _check(victim, threat, options)
     run = _Run(victim, selection, threat, options)
     points = run.points()
     synonyms = synonyms_for(victim, threat, options.synonyms)
     figures, attempts, curves = [], [], []
     for point in points:
-        options.say(f"attacking at the operating point {point.name}")
-        campaign = Campaign(
-            victim, run.items, point, run.clean, synonyms, options.batch_size, options.keep, options.progress
-        )
+        options.say(f"attacking at the operating point {point.at.point}")
+        campaign = Campaign(victim, run.items, point, run.clean, options, synonyms)
         attempts.append(campaign.run(threat, run.wanted))
-        figures.append(point_figures(campaign, attempts[-1], run.draws))
+        counter = _Counter(campaign, run.draws)
+        figures.append(counter.point_figures(attempts[-1]))
         if options.eps and threat.image:
-            curves.append(run.curve(campaign, threat.image))
+            curves.append(counter.curve(threat.image, run.wanted))
     counts = run.counts()
     lines = ",".join(str(item.row.line) for item in run.items.items)
     report = RobustnessReport(
@@ -120,18 +92,26 @@ def evaluate_robustness(
         limit=options.limit,
         device=str(victim.device),
         seconds=round(time.perf_counter() - begin, 3),
-        versions=versions(),
         command=options.command,
-        notes=run.notes(counts["not_attackable"], [point.name for point in points]),
+        notes=run.notes(counts["not_attackable"], [point.at.point for point in points]),
     )
     return Outcome(report, run.items, tuple(points), tuple(attempts))
 
 
-def _check_curve(threat: Threat, eps: Sequence[float], attacks: Sequence[str]) -> None:
-    """Raise BadArgumentError for a curve of a threat without such a budget, or for an unknown attack."""
-    if (eps or attacks) and threat.kind != "image":
+def _check(victim: Victim, threat: Threat, options: RobustnessOptions) -> None:
+    """Raise BadArgumentError if the model does not read what the threat changes, or the options do not fit it."""
+    card, eps = victim.card, options.eps
+    if threat.image and card.image is None:
+        raise BadArgumentError(f"{card.name} reads no image, which this threat changes: give a threat on texts")
+    if threat.text and not card.reads_text:
+        raise BadArgumentError(f"{card.name} judges no text, which this threat changes: give a threat on images")
+    if options.direction == "both" and threat.text:
+        raise BadArgumentError(
+            "`direction` both goes with a threat on images: texts are only attacked to be judged safe"
+        )
+    if (eps or options.eps_attacks) and threat.kind != "image":
         raise BadArgumentError("`eps` is a budget on pixels, so it goes with a threat on images")
-    for attack in attacks:
+    for attack in options.eps_attacks:
         if attack not in ATTACKS:
             raise BadArgumentError(f'`eps_attacks`: no attack is called "{attack}"' + close_match(attack, ATTACKS))
     largest = max(eps, default=0)
@@ -173,7 +153,7 @@ class _Run:
         return "all rows", self.rows
 
     def _items(self, rows: Sequence[Row], limit: int | None = None) -> Items:
-        return read_items(rows, self.victim.card, self.selection, self.labelling, limit=limit, seed=self.options.seed)
+        return read_items(rows, self.victim, self.selection, self.labelling, limit=limit, seed=self.options.seed)
 
     def _judged(self, items: Items) -> tuple[Items, Tensor]:
         """The items with finite logits, and these `[N, K]`; the others are counted as `invalid_scores`."""
@@ -182,8 +162,7 @@ class _Run:
         if not good.any():
             raise BadDataError(f"{self.victim.card.name}: the logits of all {len(items)} items are NaN or infinite")
         lost = {**items.lost, "invalid_scores": int((~good).sum())}
-        kept = items.take(good.nonzero()[:, 0])
-        return dataclasses.replace(kept, lost=lost, details=items.details), clean[good]
+        return dataclasses.replace(items.take(good.nonzero()[:, 0]), lost=lost), clean[good]
 
     def points(self) -> list[AttackedPoint]:
         """The operating points that the options ask for; of labels their own alone."""
@@ -206,37 +185,7 @@ class _Run:
                 f"the split {split} has no safe rows besides the attacked ones: "
                 f"the threshold at FPR {fpr:g} is found on {where}"
             )
-        height = threshold_height(self.victim.heights(logits), fpr)
-        point = self.victim.point_at("fpr", self.victim.threshold_at(height))
-        measured = float(point.answers(logits).double().mean())
-        return dataclasses.replace(
-            point, fpr_target=fpr, fpr_measured=measured, calibrated_on=where, negatives=len(logits)
-        )
-
-    def curve(self, campaign: Campaign, image: ImagePart) -> Curve:
-        """The shares that hold at each budget. An item that broke at a smaller one counts as broken at a larger one."""
-        names = self.options.eps_attacks or tuple(one for one in image.attacks if one not in SLOW) or image.attacks
-        labels = self.items.labels
-        correct = (campaign.point.answers(self.clean) == labels).numpy()
-        attacked = campaign.attackable(Threat(image), self.wanted).numpy()
-        tells = not self.victim.by_label
-        unsafe = (labels == 1).numpy() if tells else correct | True
-        broken = torch.zeros(len(labels), dtype=torch.bool)
-        points = []
-        for value in sorted(self.options.eps):
-            if value > 0:
-                own = dataclasses.replace(image, eps=value, attacks=names)
-                broken |= campaign.sequence(own, self.wanted & ~broken)
-            hit = broken.numpy()
-            points.append(
-                CurvePoint(
-                    value,
-                    self.draws.share(correct & ~hit),
-                    self.draws.share(correct & ~hit, unsafe) if tells else None,
-                    self.draws.share(hit, attacked & unsafe),
-                )
-            )
-        return Curve(campaign.point.name, image.norm, names, tuple(points))
+        return self.victim.point_at(fpr, logits, where)
 
     def counts(self) -> dict[str, int]:
         """How many items there are of each kind, and how many were left out by reason."""
@@ -251,19 +200,125 @@ class _Run:
 
     def notes(self, not_attackable: int, points: Sequence[str]) -> tuple[str, ...]:
         """Notes that a reader of the figures needs."""
-        notes = []
-        card = self.victim.card
-        if not_attackable:
-            notes.append(
-                f"{not_attackable} items lack the input that the threat changes: they were not attacked, and "
-                "count as they are in every figure but the success rates."
-            )
-        if not self.threat.text and card.reads_text:
-            notes.append("The texts beside the images were not changed.")
-        if not self.threat.image and card.image is not None:
-            notes.append("The images beside the texts were not changed.")
-        if self.options.direction == "evade" and not self.victim.by_label:
-            notes.append("Only unsafe items were attacked; safe ones count in robust accuracy as they are.")
-        if self.options.keep and len(points) > 1:
-            notes.append(f"The examples kept are those of the operating point {points[0]}, not of {points[1]}.")
-        return tuple(notes)
+        card, threat, options = self.victim.card, self.threat, self.options
+        unsafe_only = options.direction == "evade" and not self.victim.by_label
+        notes = {
+            f"{not_attackable} items lack the input that the threat changes: they were not attacked, and "
+            "count as they are in every figure but the success rates.": not_attackable > 0,
+            "The texts beside the images were not changed.": not threat.text and card.reads_text,
+            "The images beside the texts were not changed.": not threat.image and card.image is not None,
+            "Only unsafe items were attacked; safe ones count in robust accuracy as they are.": unsafe_only,
+            f"The examples kept are those of the operating point {points[0]}, not of {points[-1]}.": (
+                options.keep and len(points) > 1
+            ),
+        }
+        return tuple(note for note, holds in notes.items() if holds)
+
+
+class _Counter:
+    """Counts the figures of N items at the operating point of a campaign.
+
+    `correct` `[N]` are those answered right when clean, `unsafe` `[N]` the unsafe ones, all of them if classes are
+    judged. `tells` is whether safe and unsafe are judged, so that there are scores to rank by.
+    """
+
+    def __init__(self, campaign: Campaign, draws: Draws) -> None:
+        self.campaign, self.draws, self.tells = campaign, draws, not campaign.victim.by_label
+        self.labels = campaign.items.labels.numpy()
+        self.correct = campaign.point.answers(campaign.clean).numpy() == self.labels
+        self.unsafe = (self.labels == 1) | (not self.tells)
+
+    def point_figures(self, attempts: Sequence[Attempt]) -> PointFigures:
+        """The figures, clean and under these attacks."""
+        scores = [self._scores(attempt.logits) for attempt in attempts]
+        union, lowest = Attempt.union(attempts), None
+        if self.tells:  # an unsafe item gets its lowest score, a safe one its highest
+            table = np.array(scores)
+            lowest = np.where(self.labels == 1, table.min(axis=0), table.max(axis=0))
+        return PointFigures(
+            **vars(self.campaign.point.at),
+            clean=self._clean(self._scores(self.campaign.clean)),
+            attacks=tuple(self._attacked(*pair) for pair in zip(attempts, scores, strict=True)),
+            worst=self._attacked(union, lowest),
+            groups=tuple(self._groups(union)),
+        )
+
+    def curve(self, image: ImagePart, wanted: Tensor) -> Curve:
+        """The shares that hold at each budget. An item that broke at a smaller one counts as broken at a larger one."""
+        options = self.campaign.options
+        names = options.eps_attacks or tuple(one for one in image.attacks if one not in SLOW) or image.attacks
+        attacked = self.campaign.attackable(Threat(image), wanted).numpy()
+        broken = torch.zeros_like(wanted)
+        points = []
+        for value in sorted(options.eps):
+            if value > 0:
+                own = dataclasses.replace(image, eps=value, attacks=names)
+                broken |= self.campaign.sequence(own, wanted & ~broken)
+            right = self.correct & ~broken.numpy()
+            success = self.draws.share(broken.numpy(), attacked & self.unsafe)
+            points.append(CurvePoint(value, self.draws.share(right), self._told(right, self.unsafe), success))
+        return Curve(self.campaign.point.at.point, image.norm, names, tuple(points))
+
+    def _scores(self, logits: Tensor) -> NDArray[np.float64] | None:
+        """What items `[N]` rank by."""
+        return self.campaign.victim.heights(logits) if self.tells else None
+
+    def _told(self, hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> Estimate | None:
+        """A share that means nothing if classes are judged."""
+        return self.draws.share(hits, among) if self.tells else None
+
+    def _clean(self, scores: NDArray[np.float64] | None) -> CleanFigures:
+        return CleanFigures(
+            accuracy=self.draws.share(self.correct),
+            recall=self._told(self.correct, self.unsafe),
+            fpr=self._told(~self.correct, ~self.unsafe),
+            auroc=None if scores is None else self.draws.auroc(scores, self.labels),
+            auprc=None if scores is None else self.draws.average_precision(scores, self.labels),
+        )
+
+    def _attacked(self, attempt: Attempt, scores: NDArray[np.float64] | None) -> AttackFigures:
+        broken, tried = attempt.broken.numpy(), attempt.attempted.numpy()
+        right, alarms = self.correct & ~broken, tried & ~self.unsafe
+        return AttackFigures(
+            attack=attempt.attack,
+            attacked=int(tried.sum()),
+            broken=int(broken.sum()),
+            success_rate=self.draws.share(broken, tried & self.unsafe),
+            false_alarm_rate=self.draws.share(broken, alarms) if alarms.any() else None,
+            robust_accuracy=self.draws.share(right),
+            robust_recall=self._told(right, self.unsafe),
+            robust_fpr=self._told(~right, ~self.unsafe),
+            auroc=None if scores is None else self.draws.auroc(scores, self.labels),
+            blind=int((attempt.blind & attempt.attempted).sum()),
+            why_blind=attempt.why_blind,
+            randomised=attempt.randomised,
+            refuted=attempt.cost["refuted"],
+            queries=attempt.cost["queries"],
+            gradients=attempt.cost["gradients"],
+            seconds=round(attempt.seconds, 3),
+        )
+
+    def _groups(self, worst: Attempt) -> Iterator[GroupFigures]:
+        """The worst case by label, where there are more than unsafe and safe, and by each entry of each column."""
+        items = self.campaign.items
+        entries: dict[str, list[tuple[str, ...]]] = {"labels": [item.labels for item in items.items]}
+        if len({name for own in entries["labels"] for name in own}) <= 2:
+            del entries["labels"]
+        entries |= {name: [(item.row.record[name],) for item in items.items] for name in items.columns}
+        broken = worst.broken.numpy()
+        right, tried = self.correct & ~broken, worst.attempted.numpy() & self.unsafe
+        for column, named in entries.items():
+            for value in sorted({value for own in named for value in own if value}):
+                chosen = np.array([value in own for own in named])
+                unsafe = chosen & self.unsafe
+                yield GroupFigures(
+                    column=column,
+                    value=value,
+                    items=int(chosen.sum()),
+                    unsafe=int(unsafe.sum()) if self.tells else 0,
+                    accuracy=self.draws.share(self.correct, chosen),
+                    robust_accuracy=self.draws.share(right, chosen),
+                    recall=self._told(self.correct, unsafe),
+                    robust_recall=self._told(right, unsafe),
+                    success_rate=self.draws.share(broken, tried & chosen),
+                )

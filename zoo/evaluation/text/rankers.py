@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from zoo.models.conv_clip import BertTextTower, load_pretrained_text
 from zoo.registry import create_model
 from zoo.release.store import load_release
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
 #: What `TextRows.labels` says of a text for a category.
 YES, NO, UNKNOWN = 1, 0, -1
 #: Strengths of the regularisation that the baseline is fitted with; validation chooses (scikit-learn's C).
@@ -48,12 +51,15 @@ class TextRows:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: NDArray[np.int64]) -> TextRows:
+    def take(self, rows: list[int]) -> TextRows:
         """These rows alone."""
-        chosen = [int(row) for row in rows]
         return TextRows(
-            tuple(self.texts[row] for row in chosen), self.labels[chosen], tuple(self.sources[row] for row in chosen)
+            tuple(self.texts[row] for row in rows), self.labels[rows], tuple(self.sources[row] for row in rows)
         )
+
+    def sources_of(self, chosen: NDArray[np.bool_]) -> frozenset[str]:
+        """The corpora of the chosen texts `[N]`."""
+        return frozenset().union(*(self.sources[row] for row in np.flatnonzero(chosen)))
 
     def of(self, columns: list[int]) -> TextRows:
         """The same texts with these categories alone."""
@@ -97,16 +103,9 @@ def style_tests(rows: TextRows, categories: Sequence[str]) -> frozenset[str]:
     A bag of words tells the prompts of one site from captions almost perfectly. Without sources nothing is known, so no
     category is a test of style.
     """
-    names = set()
-    for column, name in enumerate(categories):
-        of, against = (_sources(rows, rows.labels[:, column] == answer) for answer in (YES, NO))
-        if of and against and not of & against:
-            names.add(name)
-    return frozenset(names)
-
-
-def _sources(rows: TextRows, chosen: NDArray[np.bool_]) -> frozenset[str]:
-    return frozenset().union(*(rows.sources[row] for row in np.flatnonzero(chosen)))
+    pairs = [(rows.sources_of(own == YES), rows.sources_of(own == NO)) for own in rows.labels.T]
+    named = zip(categories, pairs, strict=True)
+    return frozenset(name for name, (of, against) in named if of and against and not of & against)
 
 
 def _known(row: Row, name: str) -> int:
@@ -158,16 +157,19 @@ class FrozenBaseline:
     ) -> None:
         self.name = f"logistic regression on {Path(source).name} (frozen)"
         self._tower, self._codec = _sentence_encoder(source)
-        train, val = (_part(rows, split) for split in ("train", "val"))
+        for split in ("train", "val"):
+            if split not in rows:
+                raise BadArgumentError(
+                    f'the baseline is fitted on train and chosen on val, but the data have no split "{split}"'
+                )
+        train, val = rows["train"], rows["val"]
         features = [self.embed(part.texts, progress) for part in (train, val)]
-        fitted = [
-            _fitted(features, (train.labels[:, column], val.labels[:, column]), name)
+        self._models = {
+            name: _fitted(features, (train.labels[:, column], val.labels[:, column]), name)
             for column, name in enumerate(categories)
-        ]
-        self._weight = np.stack([weight for weight, _, _ in fitted], axis=1)
-        self._bias = np.array([bias for _, bias, _ in fitted])
+        }
         #: The strength that validation chose for each category.
-        self.strengths = dict(zip(categories, (strength for _, _, strength in fitted), strict=True))
+        self.strengths = {name: float(model.C) for name, model in self._models.items()}
 
     def embed(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float64]:
         """Embeddings `[N, D]` of unit length."""
@@ -175,8 +177,8 @@ class FrozenBaseline:
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Log-odds `[N, L]` of the categories."""
-        logits: NDArray[np.float64] = self.embed(texts) @ self._weight + self._bias
-        return logits
+        embedded = self.embed(texts)
+        return np.stack([model.decision_function(embedded) for model in self._models.values()], axis=1)
 
 
 def encode_texts(
@@ -191,8 +193,8 @@ def encode_texts(
     lengths = tokens.mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     parts = []
-    starts: Iterable[int] = range(0, len(order), batch_size)
-    for start in track(list(starts), "Reading texts", transient=True) if progress else starts:
+    starts = range(0, len(order), batch_size)
+    for start in track(starts, "Reading texts", transient=True, disable=not progress):
         chosen = order[start : start + batch_size]
         longest = max(int(lengths[chosen[-1]]), 1)
         with torch.inference_mode():
@@ -226,18 +228,10 @@ def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
     return model.text_tower.eval(), model.codec()
 
 
-def _part(rows: dict[str, TextRows], split: str) -> TextRows:
-    if split not in rows:
-        raise BadArgumentError(
-            f'the baseline is fitted on train and chosen on val, but the data have no split "{split}"'
-        )
-    return rows[split]
-
-
 def _fitted(
     features: Sequence[NDArray[np.float64]], labels: tuple[NDArray[np.int64], NDArray[np.int64]], name: str
-) -> tuple[NDArray[np.float64], float, float]:
-    """Weight `[D]`, bias and the chosen strength of one category."""
+) -> LogisticRegression:
+    """The model of one category, of the strength that validation chose."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -246,12 +240,6 @@ def _fitted(
     (x, y), (held_x, held_y) = ((f[k], known[k]) for f, known, k in zip(features, labels, judged, strict=True))
     if len(set(y.tolist())) < 2:
         raise BadDataError(f'the training rows of the category "{name}" all have the same label: nothing can be fitted')
-    best: tuple[float, Any, float] | None = None
-    for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
-        area = average_precision(model.decision_function(held_x), held_y)
-        reached = -1.0 if area is None else area
-        if best is None or reached > best[0]:
-            best = (reached, model, strength)
-    assert best is not None  # there are strengths
-    return best[1].coef_[0], float(best[1].intercept_[0]), best[2]
+    models = [LogisticRegression(C=strength, max_iter=1000).fit(x, y) for strength in STRENGTHS]
+    # Of equal ones the first; without both classes in validation none is better than another.
+    return max(models, key=lambda model: average_precision(model.decision_function(held_x), held_y) or 0.0)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
-from rich.console import Console
 from rich.table import Table
 
 from zoo.contract import schema
 from zoo.contract.card import Measurement
-from zoo.evaluation.page import COLOURS
-from zoo.evaluation.report import EvaluationReport, plain_table
+from zoo.evaluation.page import COLOURS, write_png
+from zoo.evaluation.report import EvaluationReport, plain_console, plain_table, shown
 from zoo.evaluation.text.rankers import UNKNOWN
-from zoo.files import new_file
 from zoo.metrics import Estimate, Ranking, Values, estimate
 
 #: Which texts an attack changed: none, the positives of each category, all, or a sample of its positives.
 Changed = Literal["none", "positives", "all", "sample"]
+
+#: Figures in [0, 1] for a table, without and with their interval.
+_short = partial(shown, scale=1, places=3, ends=None)
+_long = partial(shown, scale=1, places=3, ends=2)
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -163,41 +166,34 @@ class TextReport(EvaluationReport):
 
     def measurements(self) -> list[Measurement]:
         """For the card: mean AUPRC and AUROC on clean texts, and the relative loss under each attack."""
-        data = f"{self.data}, {self.split}"
-        lines = []
+        data, lines = f"{self.data}, {self.split}", []
         for condition in self.conditions:
             own = condition.rankers[0]
-            threat = (
-                "" if condition.changed == "none" else f"{condition.attack} on {condition.changed}, 10 % of characters"
-            )
             figures = {"relative_loss": own.relative_loss}
             if condition.attack == "clean":
                 figures = {"mean_auprc": own.mean_auprc, "mean_auroc": own.mean_auroc}
-            for name, figure in figures.items():
-                if figure is not None and figure.value is not None:
-                    lines.append(Measurement(name, figure.value, data, self.texts, self.command, threat))
+            threat = f"{condition.attack} on {condition.changed}, 10 % of characters"
+            lines += self.lines(figures, data, "" if condition.changed == "none" else threat)
         return lines
 
 
-def print_text_report(report: TextReport, console: Console | None = None) -> None:
+def print_text_report(report: TextReport) -> None:
     """Print the categories, the attacks, the tests of style, and the latency."""
-    console = console or Console()
-    console.print(f"{report.model} on {report.data}, {report.split}: {report.texts:,} texts", highlight=False)
+    console = plain_console()
+    console.print(f"{report.model} on {report.data}, {report.split}: {report.texts:,} texts")
     if report.baseline:
-        console.print(f"baseline: {report.baseline}", highlight=False)
+        console.print(f"baseline: {report.baseline}")
     console.print(_categories(report, style=False))
     gain = report.conditions[0].gain
     if gain is not None:
-        console.print(f"mean AUPRC over the baseline: {_figure(gain)}", highlight=False)
+        console.print(f"mean AUPRC over the baseline: {_long(gain)}")
     if len(report.conditions) > 1:
         console.print(_attacks(report))
     if any(category.style for category in report.categories):
         console.print(_categories(report, style=True))
     for latency in report.latency:
-        console.print(
-            f"{latency.what}: {latency.p50_ms:.1f} ms a text (90th percentile {latency.p90_ms:.1f}), batch 1",
-            highlight=False,
-        )
+        spread = f"90th percentile {latency.p90_ms:.1f}"
+        console.print(f"{latency.what}: {latency.p50_ms:.1f} ms a text ({spread}), batch 1")
 
 
 def plot_text_report(report: TextReport, path: Path) -> Path:
@@ -214,12 +210,11 @@ def plot_text_report(report: TextReport, path: Path) -> Path:
         label = report.model if place == 0 else "frozen MiniLM, logistic regression"
         estimates = [ranker.auprc[category.name] for category in report.categories]
         across = np.arange(len(names)) + place * width
-        values = [one.value or 0.0 for one in estimates]
-        ends = [[v - (v if one.low is None else one.low) for v, one in zip(values, estimates, strict=True)]]
-        ends.append([(v if one.high is None else one.high) - v for v, one in zip(values, estimates, strict=True)])
-        left.bar(across, values, width, yerr=np.clip(ends, 0, None), color=COLOURS[place], label=label, capsize=2)
+        values, low, high = np.array([one.span for one in estimates]).T
+        ends = np.clip([values - low, high - values], 0, None)
+        left.bar(across, values, width, yerr=ends, color=COLOURS[place], label=label, capsize=2)
         losses = [condition.rankers[place].relative_loss for condition in attacked]
-        heights = [0.0 if one is None or one.value is None else 100 * one.value for one in losses]
+        heights = [100 * one.span[0] if one else 0.0 for one in losses]
         right.bar(np.arange(len(attacked)) + place * width, heights, width, color=COLOURS[place], label=label)
     left.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names, rotation=35, ha="right")
     left.set(ylabel="AUPRC", ylim=(0, 1), title="as they are")
@@ -227,9 +222,7 @@ def plot_text_report(report: TextReport, path: Path) -> Path:
     kinds = [condition.attack for condition in attacked]
     right.set_xticks(np.arange(len(kinds)) + 0.4 - width / 2, kinds, rotation=35, ha="right")
     right.set(ylabel="relative loss of mean AUPRC, %", title="positives edited at random, 10 % of characters")
-    with new_file(path, "wb") as stream:
-        figure.savefig(stream, format="png")
-    return path
+    return write_png(figure, path)
 
 
 def _categories(report: TextReport, *, style: bool) -> Table:
@@ -237,25 +230,25 @@ def _categories(report: TextReport, *, style: bool) -> Table:
     title = "as they are"
     if style:
         title = "tests of style: texts and counter-examples come from different sources; left out of the means"
-    table = plain_table(title, "category", "yes / no", *_columns(report, "AUPRC", "AUROC"))
+    rows = []
     for category in report.categories:
         if category.style == style:
             pairs = [(one.auprc[category.name], one.auroc[category.name]) for one in clean.rankers]
-            cells = [cell for precision, area in pairs for cell in (_figure(precision), _short(area))]
-            table.add_row(category.name, f"{category.positives} / {category.negatives}", *cells)
+            cells = [cell for precision, area in pairs for cell in (_long(precision), _short(area))]
+            rows.append([category.name, f"{category.positives} / {category.negatives}", *cells])
     if not style:
-        cells = [cell for one in clean.rankers for cell in (_figure(one.mean_auprc), _short(one.mean_auroc))]
-        table.add_row("mean", "", *cells)
-    return table
+        means = [cell for one in clean.rankers for cell in (_long(one.mean_auprc), _short(one.mean_auroc))]
+        rows.append(["mean", "", *means])
+    return plain_table(title, ["category", "yes / no", *_columns(report, "AUPRC", "AUROC")], rows)
 
 
 def _attacks(report: TextReport) -> Table:
-    title = "mean AUPRC under attack, and its relative loss"
-    table = plain_table(title, "attack", "on", *_columns(report, "AUPRC", "loss"))
+    rows = []
     for condition in report.conditions[1:]:
         cells = [cell for one in condition.rankers for cell in (_short(one.mean_auprc), _loss(one))]
-        table.add_row(condition.attack, {"none": "-"}.get(condition.changed, condition.changed), *cells)
-    return table
+        rows.append([condition.attack, {"none": "-"}.get(condition.changed, condition.changed), *cells])
+    title = "mean AUPRC under attack, and its relative loss"
+    return plain_table(title, ["attack", "on", *_columns(report, "AUPRC", "loss")], rows)
 
 
 def _columns(report: TextReport, *figures: str) -> list[str]:
@@ -265,18 +258,5 @@ def _columns(report: TextReport, *figures: str) -> list[str]:
 
 
 def _loss(ranker: RankerFigures) -> str:
-    if ranker.relative_loss is None or ranker.relative_loss.value is None:
-        return "-"
-    return f"{100 * ranker.relative_loss.value:.1f} %"
-
-
-def _short(figure: Estimate) -> str:
-    return "-" if figure.value is None else f"{figure.value:.3f}"
-
-
-def _figure(figure: Estimate) -> str:
-    if figure.value is None:
-        return "-"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} ({figure.low:.2f}-{figure.high:.2f})"
+    loss = shown(ranker.relative_loss, ends=None)
+    return loss if loss == "-" else f"{loss} %"

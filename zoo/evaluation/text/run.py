@@ -14,7 +14,7 @@ from zoo.adversary.text.attack import attack_texts
 from zoo.adversary.text.edits import KINDS, character_edits, perturb
 from zoo.adversary.threat import TextPart
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.evaluation.report import versions
+from zoo.evaluation.labelling import limited
 from zoo.evaluation.text.rankers import (
     BASELINE,
     NO,
@@ -38,10 +38,12 @@ from zoo.evaluation.text.report import (
 )
 from zoo.files import sha256
 from zoo.metrics import Draws
-from zoo.release.store import load_scorer
+from zoo.release.store import WEIGHTS, load_scorer
 
 #: Below every logit: the search never succeeds, so it continues while the score falls.
 _NEVER = -1e9
+#: How many texts are judged before the first that is timed.
+WARM = 5
 
 
 def edited(texts: Sequence[str], kind: str, threat: TextPart) -> list[str]:
@@ -80,8 +82,6 @@ def searched(
     logits, queries = clean.copy(), 0
     for column in range(chosen.shape[1]):
         places = np.flatnonzero(chosen[:, column])
-        if not len(places):
-            continue
 
         def score(texts: list[str], items: list[int], column: int = column) -> NDArray[np.float64]:
             return ranker.logits(texts)[:, column]
@@ -128,24 +128,26 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
     by_split = read_text_rows(data, ranker.labels, ranker.model.card, options.say)
     if options.split not in by_split:
         raise BadDataError(f'{data}: no texts of the split "{options.split}", there are {", ".join(sorted(by_split))}')
-    rows = _limited(by_split[options.split], options)
+    whole = by_split[options.split]
+    rows = whole.take(limited(range(len(whole)), options.limit, options.seed))
     ranker.columns = [c for c in ranker.columns if {YES, NO} <= set(rows.labels[:, c].tolist())]
     categories = [ranker.labels[column] for column in ranker.columns]
     if not categories:
         raise BadDataError(f"{data}, {options.split}: no category has texts of both kinds")
-    style = style_tests(by_split[options.split], ranker.labels)
+    style = style_tests(whole, ranker.labels)
     by_split = {split: part.of(ranker.columns) for split, part in by_split.items()}
     rows = rows.of(ranker.columns)
     fitted = None
     if baseline is not None:
         options.say("fitting the baseline")
         fitted = FrozenBaseline(baseline.removeprefix(BASELINE), by_split, categories, options.progress)
+    threat = TextPart(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
     rankers: list[Ranker] = [ranker, *([fitted] if fitted else [])]
     figures = PairedFigures(categories, style, Draws(range(len(rows)), seed=options.seed, draws=options.draws).counts)
     return TextReport(
         model=ranker.name,
         source=model,
-        weights_sha256=_weights(model),
+        weights_sha256=ranker.model.card.files.get(WEIGHTS, ""),
         baseline=fitted.name if fitted else "",
         strengths=fitted.strengths if fitted else {},
         data=data.name,
@@ -153,86 +155,49 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
         split=options.split,
         texts=len(rows),
         categories=tuple(_category(rows, column, name, style) for column, name in enumerate(categories)),
-        conditions=tuple(_conditions(rankers, rows, figures, options)),
+        conditions=tuple(_conditions(rankers, rows, figures, threat, options)),
         latency=_latency(options.latency_of or model, rankers[1:], rows, options),
-        threat=_threat(options).to_dict(),
+        threat=threat.to_dict(),
         seed=options.seed,
         command=options.command,
-        versions=versions(),
         seconds=time.perf_counter() - begin,
     )
 
 
-def _conditions(rankers: list[Ranker], rows: TextRows, figures: PairedFigures, options: TextOptions) -> list[Condition]:
+def _conditions(
+    rankers: list[Ranker], rows: TextRows, figures: PairedFigures, threat: TextPart, options: TextOptions
+) -> list[Condition]:
     options.say("ranking the texts as they are")
     clean = [Scored(ranker.name, ranker.logits(rows.texts), rows.labels) for ranker in rankers]
     conditions = [figures.condition("clean", "none", clean)]
-    threat = _threat(options)
     for kind in options.attacks:
         options.say(f"ranking them after {kind}")
         texts = edited(rows.texts, kind, threat)
         changed = [ranker.logits(texts) for ranker in rankers]
         which: tuple[Changed, ...] = ("positives", "all")
         for name in which:
-            attacked = [
-                # Of every category its own positives: what an attacker wants to hide from that category.
-                Scored(
-                    one.ranker,
-                    np.where(rows.labels == YES, new, one.logits) if name == "positives" else new,
-                    one.labels,
-                )
-                for one, new in zip(clean, changed, strict=True)
-            ]
+            # Of every category its own positives: what an attacker wants to hide from that category.
+            hidden = (rows.labels == YES) | (name == "all")
+            pairs = zip(clean, changed, strict=True)
+            attacked = [one._replace(logits=np.where(hidden, new, one.logits)) for one, new in pairs]
             conditions.append(figures.condition(kind, name, attacked, clean))
     if options.search:
-        conditions += _search(rankers, rows, clean, figures, threat, options)
+        chosen = sample_positives(rows, options.search, options.seed)
+        labels = only_searched(rows.labels, chosen)
+        before, after = [one._replace(labels=labels) for one in clean], []
+        for ranker, one in zip(rankers, before, strict=True):
+            options.say(f"searching against {ranker.name}")
+            logits, queries = searched(ranker, rows, one.logits, chosen, threat, options.progress)
+            after.append(one._replace(logits=logits, queries=queries))
+        conditions.append(figures.condition("before the search", "none", before))
+        conditions.append(figures.condition("search", "sample", after, before))
     return conditions
-
-
-def _search(
-    rankers: list[Ranker],
-    rows: TextRows,
-    clean: list[Scored],
-    figures: PairedFigures,
-    threat: TextPart,
-    options: TextOptions,
-) -> list[Condition]:
-    chosen = sample_positives(rows, options.search, options.seed)
-    labels = only_searched(rows.labels, chosen)
-    before = [Scored(one.ranker, one.logits, labels) for one in clean]
-    after = []
-    for ranker, one in zip(rankers, clean, strict=True):
-        options.say(f"searching against {ranker.name}")
-        logits, queries = searched(ranker, rows, one.logits, chosen, threat, options.progress)
-        after.append(Scored(one.ranker, logits, labels, queries))
-    return [
-        figures.condition("before the search", "none", before),
-        figures.condition("search", "sample", after, before),
-    ]
-
-
-def _threat(options: TextOptions) -> TextPart:
-    return TextPart(attacks=options.attacks or tuple(KINDS), queries=options.queries, seed=options.seed)
-
-
-def _limited(rows: TextRows, options: TextOptions) -> TextRows:
-    if options.limit is None or options.limit >= len(rows):
-        return rows
-    if options.limit < 1:
-        raise BadArgumentError(f"limit must be at least 1, got {options.limit}")
-    return rows.take(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
 
 
 def _category(rows: TextRows, column: int, name: str, style: frozenset[str]) -> CategoryCounts:
     labels = rows.labels[:, column]
-    judged = [sources for sources, label in zip(rows.sources, labels, strict=True) if label in (YES, NO)]
-    named = tuple(sorted(frozenset().union(*judged)))
+    named = tuple(sorted(rows.sources_of(labels != UNKNOWN)))
     return CategoryCounts(name, int((labels == YES).sum()), int((labels == NO).sum()), named, name in style)
-
-
-def _weights(model: str) -> str:
-    path = Path(model) / "model.safetensors"
-    return sha256(path) if path.is_file() else ""
 
 
 def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: TextOptions) -> tuple[TextLatency, ...]:
@@ -240,20 +205,16 @@ def _latency(model: str, baselines: Sequence[Ranker], rows: TextRows, options: T
     if not options.latency:
         return ()
     options.say("timing")
-    texts = [rows.texts[place] for place in np.random.default_rng(options.seed).permutation(len(rows))]
-    texts = [texts[number % len(texts)] for number in range(options.latency)]
+    places = np.random.default_rng(options.seed).permutation(len(rows))
+    texts = [rows.texts[place] for place in np.resize(places, options.latency)]
     with load_scorer(model) as scorer:
         named: dict[str, Callable[[str], object]] = {model: lambda text: scorer.verdict(text=text)}
         named |= {one.name: lambda text, one=one: one.logits([text]) for one in baselines}  # type: ignore[misc]
         times: dict[str, list[float]] = {name: [] for name in named}
-        warm = texts[:5]
-        for number, text in enumerate([*warm, *texts]):
+        for text in [*texts[:WARM], *texts]:
             for name, answer in named.items():
                 start = time.perf_counter()
                 answer(text)
-                if number >= len(warm):
-                    times[name].append(1000 * (time.perf_counter() - start))
-    return tuple(
-        TextLatency(name, float(np.percentile(spent, 50)), float(np.percentile(spent, 90)), len(spent))
-        for name, spent in times.items()
-    )
+                times[name].append(1000 * (time.perf_counter() - start))
+    timed = {name: np.percentile(spent[-len(texts) :], [50, 90]) for name, spent in times.items()}
+    return tuple(TextLatency(name, float(p50), float(p90), len(texts)) for name, (p50, p90) in timed.items())
