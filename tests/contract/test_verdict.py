@@ -10,7 +10,7 @@ import pytest
 from zoo.contract.verdict import Verdict, unjudged
 from zoo.errors import BadCardError
 
-VERDICT = Verdict("ok", "unsafe", "gore", {"gore": 0.75, "neutral": 0.25}, "demo@1#0", "guard.demo", "a/ü.jpg", True)
+VERDICT = Verdict("ok", "unsafe", "gore", {"gore": 0.75, "neutral": 0.25}, "demo@1#0", "guard.demo", "a/ü.jpg")
 
 
 @pytest.mark.parametrize("verdict", [VERDICT, unjudged("unreadable", "a.jpg: empty file", policy="p", model="m.t")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zoo.contract.policy import Policy, read_policy
 from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadCardError, BadPolicyError
 from zoo.inputs.image import Pixels
+from zoo.judging.judge import bind
 from zoo.release.store import load_scorer
 
 V1 = Path(__file__).parents[1] / "fixtures" / "v1"
@@ -35,12 +37,14 @@ def test_the_decisions_are_those_of_then(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(V1 / "bundles.zip") as bundles:
         bundles.extractall(tmp_path)
     folder = V1 / name if (V1 / name).is_dir() else tmp_path / name
-    verdicts = load_scorer(folder).verdicts([_picture(number) for number in range(8)])
+    scorer = load_scorer(folder)
+    scorer.judge = bind(scorer.card, replace(scorer.judge.policy, unseen="allow"))  # whatever is outside the crop
+    verdicts = scorer.verdicts([_picture(number) for number in range(8)])
     then = [Verdict.from_dict(plain) for plain in DECISIONS[name]]
     assert len({verdict.decision for verdict in then}) > 1, "the fixture tells decisions apart"
     for verdict, old in zip(verdicts, then, strict=True):
         assert (verdict.status, verdict.decision, verdict.category) == (old.status, old.decision, old.category)
-        assert (verdict.policy, verdict.model) == (old.policy, old.model)
+        assert (load_scorer(folder).judge.policy_id, verdict.model) == (old.policy, old.model)
         assert verdict.scores == pytest.approx(old.scores, abs=1e-5)
 
 
@@ -79,7 +83,8 @@ def test_what_version_2_records_is_read_back_and_changes_the_id() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (_policy() | {"unseen": {"border": 0.1}}, "enforces no tolerance"),
+        (_policy() | {"unseen": {"borders": 0.1}}, "borders"),
+        (_policy() | {"unseen": {"border": 1.1}}, "less than or equal to 1"),
         (_policy(weights_sha256="ab"), 'does not check "weights_sha256"'),
         (_policy(views="tiles"), 'does not check "views"'),
         (_policy(bounds=[0.0, 0.01]), "bounds and confidence go together"),

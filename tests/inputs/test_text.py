@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zoo.contract.card import TextInput
+from zoo.contract.verdict import Unseen
 from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.text import END, MAX_CHARACTERS, MAX_MARKS, START, TextCodec, clean, train_tokenizer
 
@@ -95,7 +96,7 @@ def test_ids_lie_in_the_vocabulary_between_start_and_end() -> None:
     codec = _codec()
     tokens = codec.encode(["a red car", ""])
     assert tokens.ids.shape == tokens.mask.shape == (2, 24)
-    assert [array.dtype.name for array in (tokens.ids, tokens.mask, tokens.truncated)] == ["int64", "int64", "bool"]
+    assert [array.dtype.name for array in (tokens.ids, tokens.mask)] == ["int64", "int64"]
     assert tokens.ids.max() < codec.vocabulary_size == 258
     length = int(tokens.mask[0].sum())
     assert (tokens.ids[0, 0], tokens.ids[0, length - 1]) == (0, 1)
@@ -135,9 +136,9 @@ def _published_kind() -> str:
 
 
 def test_truncation_is_said_and_keeps_the_end_token() -> None:
-    tokens = _codec(8).encode(["abc", "abcdef", "a" * 50])
-    assert tokens.truncated.tolist() == [False, True, True]
-    assert tokens.ids[2, -1] == 1
+    whole, cut, long = (_codec(8).windows(text) for text in ("abc", "abcdef", "a" * 50))
+    assert [one.unseen for one in (whole, cut, long)] == [{}, {"tokens": Unseen(1, 7)}, {"tokens": Unseen(45, 51)}]
+    assert long.ids[0, -1] == 1
 
 
 def test_neighbours_in_a_batch_do_not_matter() -> None:

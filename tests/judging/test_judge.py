@@ -14,6 +14,7 @@ import torch
 from zoo.contract.card import ModelCard, panel_card
 from zoo.contract.policy import Category, Policy, Threshold, panel_policy, read_policy
 from zoo.contract.schema import read_json, read_yaml
+from zoo.contract.verdict import Unseen
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, bind
 from zoo.models.clip import DualEncoder
@@ -77,10 +78,10 @@ def test_scores_that_are_no_probabilities_are_never_safe(rule: Literal["each", "
     judge = Judge(CLASSIFIER, _policy(_block("porn", 0.5), rule=rule))
     # The broken one belongs to no category of the policy: it makes the whole row doubtful all the same.
     rows = np.array([[0, 0, 1, 0, 0], [broken, 0, 0.5, 0, 0], [0, 0, 0, 1, 0]])
-    fine, bad, flagged = judge.verdicts(rows, ["a", "b", "c"], [False, False, True])
+    fine, bad, flagged = judge.verdicts(rows, ["a", "b", "c"], [{}, {}, {"tokens": Unseen(3, 10)}])
     assert (fine.decision, flagged.decision) == ("safe", "unsafe")
     assert (bad.status, bad.decision, bad.scores, bad.source) == ("invalid_scores", "unknown", {}, "b")
-    assert flagged.text_truncated
+    assert flagged.unseen == {"tokens": Unseen(3, 10)}
 
 
 @pytest.mark.parametrize(

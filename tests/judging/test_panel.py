@@ -20,7 +20,7 @@ from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.card import panel_card
 from zoo.contract.policy import Category, PanelPolicy, Policy, Threshold, panel_policy, read_policy
-from zoo.contract.verdict import Verdict
+from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, PanelJudge, bind
 from zoo.models.clip import DualEncoder
@@ -93,11 +93,11 @@ def test_disagreement_is_none_where_all_agree_and_highest_where_half_do() -> Non
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
-def test_a_text_that_was_cut_off_is_said_to_be_by_the_panel_and_its_heads() -> None:
-    whole, cut = _judge("any").verdicts(np.full((2, 3), 0.1), ["a", "b"], [False, True])
-    assert [whole.text_truncated, cut.text_truncated] == [False, True]
-    assert {head.text_truncated for head in cut.heads.values()} == {True}
-    assert {head.text_truncated for head in whole.heads.values()} == {False}
+def test_a_panel_calls_nothing_safe_of_which_too_much_is_unseen() -> None:
+    whole, cut = _judge("any").verdicts(np.full((2, 3), 0.1), ["a", "b"], [{}, {"tokens": Unseen(3, 10)}])
+    assert (whole.decision, whole.unseen) == ("safe", {})
+    assert (cut.decision, cut.category, cut.unseen) == ("review", None, {"tokens": Unseen(3, 10)})
+    assert {head.decision for head in cut.heads.values()} == {"safe"}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -167,7 +167,7 @@ def test_every_head_answers_as_it_does_alone(members: dict[str, Path]) -> None:
     for source, name in zip(chosen, (CLIP, *HEADS), strict=True):
         with zoo.load_scorer(source) as alone:
             for verdict, expected in zip(together, alone.verdicts(images), strict=True):
-                assert same_verdict(verdict.heads[name], expected, 1e-5)
+                assert same_verdict(verdict.heads[name], dataclasses.replace(expected, unseen=None), 1e-5)
 
 
 def test_the_tower_runs_once_whatever_the_number_of_heads(members: dict[str, Path]) -> None:
@@ -187,7 +187,8 @@ def test_one_model_with_two_policies(members: dict[str, Path]) -> None:
     assert list(panel.card.heads) == [f"{CLIP}/safeclip", f"{CLIP}/dogs"]
     with zoo.load_scorer(panel) as scorer, zoo.load_scorer(members["early"], dogs) as alone:
         (image,) = _images(1)
-        assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], alone.verdict(image), 1e-5)
+        expected = dataclasses.replace(alone.verdict(image), unseen=None)  # what is unseen, the panel says
+        assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], expected, 1e-5)
 
 
 def test_two_projections_of_one_tower_are_two_readings(members: dict[str, Path], tmp_path: Path) -> None:
@@ -200,7 +201,8 @@ def test_two_projections_of_one_tower_are_two_readings(members: dict[str, Path],
     assert len(panel.card.hparams["readings"]) == 3
     with zoo.load_scorer(panel) as scorer, zoo.load_scorer(tmp_path / "other") as alone:
         (image,) = _images(1)
-        assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], alone.verdict(image), 1e-5)
+        expected = dataclasses.replace(alone.verdict(image), unseen=None)  # what is unseen, the panel says
+        assert same_verdict(scorer.verdict(image).heads[f"{CLIP}/dogs"], expected, 1e-5)
 
 
 def test_members_of_another_tower_are_refused(members: dict[str, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 
 def add(commands: Commands) -> None:
-    text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something could not be judged"
+    text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole"
     parser = add_command(commands, "score", _score, text, "zoo score --model releases/signs a.jpg b.png --json")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
     add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
@@ -55,11 +55,10 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def exit_status(verdicts: list[Verdict]) -> int:
-    """4 when anything could not be judged, else 3 when anything is not safe, else 0."""
-    decisions = {verdict.decision for verdict in verdicts}
-    if "unknown" in decisions:
+    """4 when anything could not be judged, or not enough of it, else 3 when anything is flagged, else 0."""
+    if any(not (verdict.is_safe or verdict.is_flagged) for verdict in verdicts):
         return EXIT_UNJUDGED
-    return EXIT_UNSAFE if decisions - {"safe"} else 0
+    return EXIT_UNSAFE if any(verdict.is_flagged for verdict in verdicts) else 0
 
 
 def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | None) -> None:
@@ -77,7 +76,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
         table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
     for number, verdict in enumerate(verdicts):
         item = verdict.source.removeprefix(f"{folder}/") or f'"{(texts or [""])[number][:40]}"'
-        note = verdict.detail or ("text cut off: the rest was not judged" if verdict.text_truncated else "")
+        note = verdict.detail
         if verdict.disagreement:
             note = "heads disagree: " + ", ".join(f"{name} {head.decision}" for name, head in verdict.heads.items())
         if verdict.status != "ok":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from zoo.assets import find_asset
 from zoo.contract import schema
+from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 
@@ -84,8 +87,27 @@ class Category:
                 raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
 
 
+Views = Literal["auto", "centre", "squash", "pad", "tiles"]
+Pool = Literal["max", "mean"]
+
+#: The share of an input that may go unseen where a policy does not say; 0 for every other cause. A tenth of a picture's
+#: area is what a centre crop leaves out of one that is 10:9.
+TOLERATED: dict[Cause, float] = {"border": 0.1}
+
+
+@dataclass(frozen=True, config=schema.STRICT)
 class PolicyFile(schema.YamlData):
-    """The part that policies of one model and of a panel share: their identity, and their form as a file."""
+    """The part that policies of one model and of a panel share: their identity, how an input is read, and their file.
+
+    `views` says how a picture is brought to the model's square: `centre` as the model's card says (CLIP crops the
+    centre), `squash` without regard to the aspect ratio, `pad` with bars of the model's mean colour, `tiles` as
+    overlapping squares of the short side along the long one, and `auto` as the card says where that leaves out no more
+    than the tolerated `border`, else as tiles. A picture has at most `max_views`; a text at most `windows`, which
+    overlap and begin and end at words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
+
+    `unseen` holds the share of the input that may go unseen, by cause: `border` 0.1 and 0 for the others by default. An
+    item with more is at best for `review`. `allow` tolerates everything, and `auto` is the card's view then.
+    """
 
     _where = "policy"
     _error = BadPolicyError
@@ -93,6 +115,14 @@ class PolicyFile(schema.YamlData):
 
     name: str
     version: str
+    summary: str
+    views: Views = field(default="auto", kw_only=True)
+    max_views: PositiveInt = field(default=8, kw_only=True)
+    windows: PositiveInt = field(default=1, kw_only=True)
+    pool: Pool = field(default="max", kw_only=True)
+    unseen: Literal["allow"] | dict[Cause, Annotated[float, Field(ge=0, le=1)]] = field(
+        default_factory=dict, kw_only=True
+    )
 
     @property
     def id(self) -> str:
@@ -100,21 +130,37 @@ class PolicyFile(schema.YamlData):
         content = json.dumps(_as_version_1(self.to_dict()), sort_keys=True, ensure_ascii=False)
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How an input is read and what may go unseen: the fields that a panel has, and not its heads."""
+        return {name: getattr(self, name) for name in ("views", "max_views", "windows", "pool", "unseen")}
+
+    def tolerated(self, cause: Cause) -> float:
+        """The share in [0, 1] of an input that may go unseen for this cause."""
+        return 1.0 if self.unseen == "allow" else self.unseen.get(cause, TOLERATED.get(cause, 0.0))
+
+    def weigh(self, unseen: Mapping[Cause, Unseen]) -> dict[Cause, Unseen]:
+        """What is unseen, each marked whether it is tolerated."""
+        return {cause: replace(one, tolerated=one.share <= self.tolerated(cause)) for cause, one in unseen.items()}
+
     def to_yaml(self) -> str:
         """The text of a `policy.yaml` that is read back to an equal policy."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
 
 #: The fields that version 2 added, with their defaults. A field at its default is left out of the hash, so that an
-#: unchanged policy keeps its id.
-ADDED = {
-    "unseen": "allow",
-    "bounds": None,
-    "confidence": None,
-    "data_sha256": "",
-    "split": "",
-    "weights_sha256": "",
-    "views": "",
+#: unchanged policy keeps its id. `views` stands in operating points, too.
+ADDED: dict[str, tuple[Any, ...]] = {
+    "views": ("auto", ""),
+    "max_views": (8,),
+    "windows": (1,),
+    "pool": ("max",),
+    "unseen": ({},),
+    "bounds": (None,),
+    "confidence": (None,),
+    "data_sha256": ("",),
+    "split": ("",),
+    "weights_sha256": ("",),
 }
 
 
@@ -124,7 +170,7 @@ def _as_version_1(value: Any) -> Any:
         return [_as_version_1(one) for one in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: _as_version_1(one) for key, one in value.items() if key not in ADDED or one != ADDED[key]}
+    kept = {key: _as_version_1(one) for key, one in value.items() if one not in ADDED.get(key, ())}
     return kept | {"schema_version": 1} if "schema_version" in kept else kept
 
 
@@ -137,7 +183,7 @@ class Policy(PolicyFile):
     its phrases or labels: `sum` (probabilities of exclusive outputs), `mean`, `max`, or, for phrases, `logsumexp`:
     a softmax over the categories' log-mean-exp of logits, so that a category gains nothing by having more phrases.
     `temperature` divides a zero-shot model's logits before the softmax: above 1 the scores are more even.
-    `unseen` says how much of an input may go unseen. This version judges as `allow` says, and refuses tolerances.
+    How an input is read, and how much of it may go unseen, say the fields of `PolicyFile`.
 
     >>> block = Category("violence", "block", Threshold(0.5), descriptors=("a photo of a fight",))
     >>> policy = Policy("mine", "1", "Fights", (block, Category("other", "allow", descriptors=("a photo",))))
@@ -145,19 +191,13 @@ class Policy(PolicyFile):
     True
     """
 
-    name: str
-    version: str
-    summary: str
     categories: tuple[Category, ...]
     rule: Literal["argmax", "each"] = "each"
     pooling: Literal["sum", "mean", "logsumexp", "max"] = "sum"
     temperature: PositiveFloat = 1.0
-    unseen: Literal["allow"] | dict[str, float] = "allow"
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
-        if self.unseen != "allow":
-            raise ValueError(f'this safety-zoo enforces no tolerance: unseen must be "allow", got {self.unseen}')
         if twice := schema.repeated(category.name for category in self.categories):
             raise ValueError(f"categories named more than once: {twice}")
         for kind in ("descriptors", "labels"):
@@ -203,11 +243,10 @@ class PanelPolicy(PolicyFile):
     `majority`: the same of more than half of the heads;
     `mean`: flagged when the mean risk is above 0.5, and then as the flagging heads say (unsafe before review);
     `max`: what the head of the highest risk says.
+    All heads see the same input, so the panel's own fields say how it is read; policies of heads have the defaults
+    there, or the same as the panel.
     """
 
-    name: str
-    version: str
-    summary: str
     combine: Combine
     heads: tuple[HeadPolicy, ...]
     schema_version: schema.VersionTwo = 2
@@ -216,10 +255,23 @@ class PanelPolicy(PolicyFile):
         twice = schema.repeated(entry.head for entry in self.heads)
         if twice or not self.heads:
             raise ValueError(f"a panel policy names each head once, got {twice}")
+        for entry in self.heads:
+            if entry.policy.reading not in (self.reading, _DEFAULT_READING):
+                raise ValueError(
+                    f'head "{entry.head}" reads the input in its own way ({_changed(entry.policy.reading)}), and all '
+                    "heads see the same: say so in the panel's policy"
+                )
 
     def single(self) -> Policy:
         """Raises BadPolicyError: this policy is not for one model."""
         raise BadPolicyError(f'policy "{self.name}" is for a panel (it has `heads:`): give the policy of one head')
+
+
+_DEFAULT_READING = {name: ADDED[name][0] for name in ("views", "max_views", "windows", "pool", "unseen")}
+
+
+def _changed(reading: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in reading.items() if value != _DEFAULT_READING[name])
 
 
 AnyPolicy: TypeAlias = Policy | PanelPolicy
@@ -242,4 +294,6 @@ def panel_policy(heads: dict[str, Policy], combine: Combine) -> PanelPolicy:
         known = close_match(combine, get_args(Combine))
         raise BadArgumentError(f'no way to combine heads is named "{combine}"{known}')
     summary = f"{len(heads)} heads on one image tower, combined by {combine}"
-    return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()))
+    given = [policy.reading for policy in heads.values() if policy.reading != _DEFAULT_READING]
+    reading = given[0] if given else {}  # another head that reads differently is refused
+    return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()), **reading)

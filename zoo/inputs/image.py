@@ -20,6 +20,8 @@ from zoo.contract.card import ImageInput
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 
 Pixels: TypeAlias = NDArray[np.uint8]
+#: Left, top, right, bottom in pixels of a picture.
+Box: TypeAlias = tuple[float, float, float, float]
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.generic]
 
 #: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
@@ -93,18 +95,21 @@ def fit(image: Image.Image, spec: ImageInput) -> Pixels:
     Pillow's antialiased filters are CLIP's definition of the resize; `zoo.models.base.Resize` is the same in torch,
     within one grey level.
     """
-    size = spec.size
-    if spec.resize == "squash" and spec.interpolation == "bilinear_align_corners":
+    return resize(image, spec, (spec.size, spec.size), own_box(image.width, image.height, spec))
+
+
+def resize(image: Image.Image, spec: ImageInput, size: tuple[int, int], box: Box) -> Pixels:
+    """The part of an RGB image in `box`, as `[height, width, 3]` uint8 of this size."""
+    if spec.interpolation == "bilinear_align_corners":
         # Pixel centres of the corners map onto each other (TensorFlow's align_corners); no antialiasing.
-        across, down = ((edge - 1) / max(size - 1, 1) for edge in image.size)
-        matrix = (across, 0.0, 0.5 - 0.5 * across, 0.0, down, 0.5 - 0.5 * down)
-        resized = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        return np.array(resized)  # a copy: torch takes no read-only arrays
-    method = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if spec.resize == "shortest_edge_crop":
-        box = _crop_box(image.width, image.height, size)
-    return np.array(image.resize((size, size), method, box=box))
+        left, top, right, bottom = box
+        across, down = (right - left - 1) / max(size[0] - 1, 1), (bottom - top - 1) / max(size[1] - 1, 1)
+        matrix = (across, 0.0, left + 0.5 - 0.5 * across, 0.0, down, top + 0.5 - 0.5 * down)
+        resized = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    else:
+        method = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
+        resized = image.resize(size, method, box=box)
+    return np.array(resized)  # a copy: torch takes no read-only arrays
 
 
 def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
@@ -121,9 +126,11 @@ def source_name(source: ImageSource | None) -> str:
     return str(source).encode("utf-8", "backslashreplace").decode()
 
 
-def _crop_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
-    """The part of the source that the centre crop keeps, so that only that part is resized."""
-    short = min(width, height)
+def own_box(width: int, height: int, spec: ImageInput) -> Box:
+    """The part of the source that the card's own view keeps, so that only that part is resized."""
+    if spec.resize == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    size, short = spec.size, min(width, height)
     full_width, full_height = size * width // short, size * height // short
     left, top = (full_width - size) // 2, (full_height - size) // 2
     across, down = width / full_width, height / full_height

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 import ftfy
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zoo.contract.card import TextInput
+from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.deobfuscate import deobfuscate
 
@@ -34,11 +37,21 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` and `mask` int64 `[B, T]` (mask 1 for a token, 0 for padding), `truncated` bool `[B]`."""
+    """`ids` and `mask` int64 `[B, T]`, mask 1 for a token, 0 for padding."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Windows(Tokens):
+    """One text in B windows of T tokens. `unseen` says what of it is in none of them, or not in the vocabulary.
+
+    `characters` are the first and last (exclusive) of each window in the cleaned text.
+    """
+
+    characters: list[tuple[int, int]]
+    unseen: dict[Cause, Unseen]
 
 
 def clean(text: str) -> str:
@@ -106,6 +119,10 @@ class TextCodec:
         tokenizer.enable_truncation(spec.context_length)
         # CLIP pools at the first end token and masks the rest, so the padding id cannot matter.
         tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=tokenizer.id_to_token(0))
+        model = json.loads(tokenizer_json)["model"]
+        unknown = model.get("unk_token")
+        #: The id of what is not in the vocabulary, -1 where there is no such token.
+        self._unknown = model.get("unk_id") or (-1 if unknown is None else tokenizer.token_to_id(unknown))
         self._tokenizer, self.spec, self.json = tokenizer, spec, tokenizer_json
 
     @property
@@ -114,20 +131,77 @@ class TextCodec:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Clean and tokenise. Raises BadInputError for a text that is not a str or is far too long."""
-        cleaned = [clean(text) for text in texts]
+        """Clean, tokenise and cut. Raises BadInputError for a text that is not a str or is far too long."""
+        return self._tokens(self._encodings([self._cleaned(text) for text in texts]))
+
+    def windows(self, text: str, count: int = 1) -> Windows:
+        """The first `count` windows of a text, which overlap by a quarter and begin and end at words.
+
+        Raises BadInputError as `encode`.
+        """
+        cleaned = self._cleaned(text)
+        encodings = self._encodings([cleaned])
+        given, words = _content([encodings[0], *encodings[0].overflowing])
+        spans, seen = [(0, len(cleaned))], len(_content(encodings)[0])
+        if seen < len(given) and count > 1:
+            cuts = _cuts(words, seen, count)
+            seen = cuts[-1][1]
+            spans = [(given[first][1][0], given[last - 1][1][1]) for first, last in cuts]
+            encodings = self._encodings([cleaned[first:last] for first, last in spans])
+        tokens = self._tokens(encodings)
+        unseen: dict[Cause, Unseen] = {}
+        if seen < len(given):
+            unseen["tokens"] = Unseen(len(given) - seen, len(given))
+        if unknown := {word for (token, _), word in zip(given[:seen], words, strict=False) if token == self._unknown}:
+            unseen["words"] = Unseen(len(unknown), len(set(words)))
+        return Windows(tokens.ids, tokens.mask, spans, unseen)
+
+    def _cleaned(self, text: str) -> str:
+        cleaned = clean(text)
         if self.spec.deobfuscate:
-            cleaned = [deobfuscate(text) for text in cleaned]
-        if self.spec.lowercase:
-            cleaned = [text.lower() for text in cleaned]
+            cleaned = deobfuscate(cleaned)
+        return cleaned.lower() if self.spec.lowercase else cleaned
+
+    def _encodings(self, cleaned: list[str]) -> list[Encoding]:
         with _typed_errors("cannot encode"):
-            encodings = self._tokenizer.encode_batch(cleaned)
+            return list(self._tokenizer.encode_batch(cleaned))
+
+    def _tokens(self, encodings: list[Encoding]) -> Tokens:
         shape = (len(encodings), self.spec.context_length)
         return Tokens(
             np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape),
             np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64).reshape(shape),
-            np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
         )
+
+
+def _content(parts: Sequence[Encoding]) -> tuple[list[tuple[int, tuple[int, int]]], list[int | None]]:
+    """The tokens of a text without those that frame it, each with its characters; and the word of each."""
+    kept = [
+        ((token, characters), word)
+        for part in parts
+        for token, characters, word, frame in zip(
+            part.ids, part.offsets, part.word_ids, part.special_tokens_mask, strict=True
+        )
+        if not frame
+    ]
+    return [token for token, _ in kept], [word for _, word in kept]
+
+
+def _cuts(words: Sequence[int | None], room: int, count: int) -> list[tuple[int, int]]:
+    """The first and last (exclusive) tokens of at most `count` windows of `room` tokens, at the beginning of words."""
+    begins = [place for place in range(len(words)) if not place or words[place] != words[place - 1]]
+    cuts: list[tuple[int, int]] = []
+    first = 0
+    while len(cuts) < count:
+        last = first + room
+        if last >= len(words):
+            return [*cuts, (first, len(words))]
+        at = begins[bisect_right(begins, last) - 1]
+        last = at if at > first else last  # a word longer than a window is cut
+        cuts.append((first, last))
+        back = begins[min(bisect_left(begins, last - room // 4), len(begins) - 1)]
+        first = back if first < back <= last else last
+    return cuts
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> str:

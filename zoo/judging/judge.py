@@ -6,18 +6,22 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy
+from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy, Pool
 from zoo.contract.schema import repeated
-from zoo.contract.verdict import Decision, Status, Verdict
+from zoo.contract.verdict import Cause, Decision, Place, Status, Unseen, Verdict
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
 Scores = NDArray[np.floating]
+#: What no model looked at of an item, by cause; None where that is not known.
+Seen: TypeAlias = dict[Cause, Unseen] | None
 
 log = logging.getLogger("zoo.judging.judge")
 
@@ -36,6 +40,10 @@ TOLERANCE = 1e-3
 SUM_TOLERANCE = 1e-2
 
 
+#: The nearest that a probability comes to 0 and 1 before its logit is taken.
+_TINY = 1e-7
+
+
 class BaseJudge(ABC):
     """The part that the judges of one model and of a panel share.
 
@@ -44,21 +52,53 @@ class BaseJudge(ABC):
     `card.bank_names`.
     """
 
+    policy: AnyPolicy
     outputs: tuple[str, ...]
     threshold: float | None
     zero_shot_policies: list[Policy]
 
     def __init__(self, card: ModelCard, policy: AnyPolicy) -> None:
-        self.card, self.policy_id = card, policy.id
+        self.card, self.policy, self.policy_id = card, policy, policy.id
 
     def verdicts(
-        self, scores: Scores, sources: Sequence[str] | None = None, truncated: Sequence[bool] | None = None
+        self,
+        scores: Scores,
+        sources: Sequence[str] | None = None,
+        unseen: Sequence[Seen] | None = None,
+        places: Sequence[Sequence[Place]] | None = None,
     ) -> list[Verdict]:
-        """Judge output scores `[B, N]`; a row that is not `valid` is not judged.
+        """Judge output scores `[R, N]`; a row that is not `valid` is not judged.
 
-        `sources` name the items, `truncated` says whose text was cut off. Raises BadInputError for another shape.
+        Each row is an item or, with `places`, a part of one: item i has `len(places[i])` rows, and the policy's `pool`
+        says how they make one verdict. `sources` name the items, `unseen` says what no model looked at, None where that
+        is not known. Raises BadInputError for another shape.
         """
-        return self._judge(scores, sources or [""] * len(scores), truncated or [False] * len(scores))
+        starts = list(range(len(scores) + 1)) if places is None else [0, *accumulate(len(parts) for parts in places)]
+        count = len(starts) - 1
+        names, gaps = sources or [""] * count, unseen or [None] * count
+        if places is None or len(scores) == count:
+            return self._judge(scores, names, gaps)
+        scores, rows = self.pooled(scores, starts[:-1], self.policy.pool)
+        answers = self._judge(scores, names, gaps)
+        return [
+            self._placed(answer, [parts[row - start] for row in chosen]) if len(parts) > 1 and chosen else answer
+            for answer, chosen, start, parts in zip(answers, rows.tolist(), starts, places, strict=False)
+        ]
+
+    @abstractmethod
+    def category_scores(self, scores: Scores) -> NDArray[np.float64]:
+        """Pool output scores `[R, N]` to category scores `[R, C]`."""
+
+    @abstractmethod
+    def pooled(self, scores: Scores, starts: Sequence[int], pool: Pool) -> tuple[Scores, NDArray[np.int_]]:
+        """Output scores `[B, N]` of items whose rows begin at these, and the rows that gave them, `[B, H]`.
+
+        H is 1, the number of a panel's heads, or 0 where all rows count alike.
+        """
+
+    @abstractmethod
+    def _placed(self, verdict: Verdict, places: Sequence[Place]) -> Verdict:
+        """The verdict with the places that gave its scores, those of `pooled`."""
 
     @abstractmethod
     def valid(self, scores: Scores) -> NDArray[np.bool_]:
@@ -73,8 +113,20 @@ class BaseJudge(ABC):
             raise BadArgumentError(f"scores must be [B, {len(self.outputs)}], got {list(scores.shape)}")
 
     @abstractmethod
-    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
+    def _judge(self, scores: Scores, sources: Sequence[str], unseen: Sequence[Seen]) -> list[Verdict]:
         """Verdicts of the rows of output scores, in order."""
+
+    def _hold(
+        self, decision: Decision, category: str | None, unseen: Seen
+    ) -> tuple[Decision, str | None, dict[Cause, Unseen] | None, str]:
+        """Decision, category, what is unseen and a detail: nothing is safe of which too much is unseen."""
+        if not unseen:
+            return decision, category, None if unseen is None else {}, ""
+        weighed = self.policy.weigh(unseen)
+        beyond = [f"{cause} {one}" for cause, one in weighed.items() if not one.tolerated]
+        if not beyond or decision != "safe":
+            return decision, category, weighed, ""
+        return "review", None, weighed, f"not looked at: {', '.join(beyond)}"
 
 
 class Judge(BaseJudge):
@@ -91,6 +143,8 @@ class Judge(BaseJudge):
     >>> [verdict.decision for verdict in judge.verdicts(np.array([[0.0, 0.0, 1.0, 0.0, 0.0]]))]
     ['safe']
     """
+
+    policy: Policy
 
     def __init__(self, card: ModelCard, policy: Policy) -> None:
         if card.task == "panel":
@@ -131,6 +185,7 @@ class Judge(BaseJudge):
         self.can_flag = False
         self._warn_of_unreachable()
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
+        self._blocking = np.array([c.action == "block" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
         limits = {c.threshold.value for c in policy.categories if c.threshold}
         self.threshold = limits.pop() if len(limits) == 1 else None
@@ -203,6 +258,34 @@ class Judge(BaseJudge):
         guarded = [c.name for c in self.policy.categories if c.action != "allow"]
         return max(verdict.scores[name] for name in guarded) if verdict.status == "ok" else None
 
+    def pooled(self, scores: Scores, starts: Sequence[int], pool: Pool) -> tuple[Scores, NDArray[np.int_]]:
+        """Output scores `[B, N]` of items whose rows begin at these, and the rows that gave them, `[B, 1]`.
+
+        `max` takes the most severe row: one that blocks, then one without an answer, because it could have blocked,
+        then by risk. `mean` takes the mean of the logits, and no row.
+        """
+        if pool == "mean":
+            return self._mean(scores, starts), np.empty((len(starts), 0), dtype=np.int_)
+        table = self.category_scores(scores)
+        flags, risk = self.flags(table), self.risks(table)
+        severity = np.where(self._valid(scores, table), risk + flags.any(axis=1), 2.5)
+        severity[(flags & self._blocking).any(axis=1)] += 3
+        ends = [*starts[1:], len(scores)]
+        rows = np.array([start + np.argmax(severity[start:end]) for start, end in zip(starts, ends, strict=True)])
+        return scores[rows], rows[:, None]
+
+    def _mean(self, scores: Scores, starts: Sequence[int]) -> Scores:
+        """Output scores of the mean logits of the rows from each start to the next."""
+        counts = np.diff([*starts, len(scores)])[:, None]
+        likely = np.clip(scores.astype(np.float64), _TINY, 1 - _TINY)
+        softmax = self.card.score == "softmax"
+        mean = np.add.reduceat(np.log(likely) - (0 if softmax else np.log1p(-likely)), starts, axis=0) / counts
+        share = np.exp(mean)
+        return np.asarray(share / share.sum(axis=1, keepdims=True) if softmax else share / (1 + share))
+
+    def _placed(self, verdict: Verdict, places: Sequence[Place]) -> Verdict:
+        return replace(verdict, place=places[0])
+
     def risks(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores `[B]` on a scale that other policies share: 0.5 at the threshold, linear on either side of it.
 
@@ -223,15 +306,18 @@ class Judge(BaseJudge):
             valid &= np.abs(scores.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
         return valid
 
-    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
-        table = self.category_scores(scores)
+    def _valid(self, scores: Scores, table: NDArray[np.float64]) -> NDArray[np.bool_]:
         # The logits of a softmax may be so far apart that the categories of `logsumexp` have no share at all.
-        valid = np.logical_and(self.valid(scores), np.isfinite(table).all(axis=1))
+        return np.logical_and(self.valid(scores), np.isfinite(table).all(axis=1))
+
+    def _judge(self, scores: Scores, sources: Sequence[str], unseen: Sequence[Seen]) -> list[Verdict]:
+        table = self.category_scores(scores)
+        valid = self._valid(scores, table)
         # Plain Python numbers from here: numpy scalars are slower, and this loop is most of the runtime's overhead.
-        rows = zip(valid.tolist(), table.tolist(), self.flags(table).tolist(), sources, truncated, strict=True)
+        rows = zip(valid.tolist(), table.tolist(), self.flags(table).tolist(), sources, unseen, strict=True)
         return [self._verdict(*row) for row in rows]
 
-    def _verdict(self, valid: bool, scores: list[float], flags: list[bool], source: str, cut: bool) -> Verdict:
+    def _verdict(self, valid: bool, scores: list[float], flags: list[bool], source: str, unseen: Seen) -> Verdict:
         if not valid:
             detail = "the model's scores are not probabilities (NaN, infinite, outside [0, 1]"
             detail += ", or they do not add up to 1)" if self.card.score == "softmax" else ")"
@@ -245,9 +331,8 @@ class Judge(BaseJudge):
         if flagged:
             decision = "unsafe" if decider.action == "block" else "review"
         bounded = {c.name: min(max(score, 0.0), 1.0) for c, score in zip(categories, scores, strict=True)}
-        return Verdict(
-            "ok", decision, decider.name, bounded, self.policy_id, self.card.name, source, text_truncated=cut
-        )
+        decision, category, seen, detail = self._hold(decision, decider.name, unseen)
+        return Verdict("ok", decision, category, bounded, self.policy_id, self.card.name, source, detail, unseen=seen)
 
 
 class PanelJudge(BaseJudge):
@@ -255,6 +340,8 @@ class PanelJudge(BaseJudge):
 
     Raises BadPolicyError if a head has no policy, a policy no head, or the two do not fit.
     """
+
+    policy: PanelPolicy
 
     def __init__(self, card: ModelCard, policy: PanelPolicy) -> None:
         if card.task != "panel":
@@ -316,6 +403,16 @@ class PanelJudge(BaseJudge):
         risks = list(verdict.scores.values())
         return float(np.mean(risks)) if self.policy.combine == "mean" else max(risks)
 
+    def pooled(self, scores: Scores, starts: Sequence[int], pool: Pool) -> tuple[Scores, NDArray[np.int_]]:
+        """Output scores `[B, N]` of items whose rows begin at these, and the row that each head took, `[B, H]`."""
+        heads = [judge.pooled(part, starts, pool) for judge, part in self._heads(scores, self._output_ends)]
+        return np.concatenate([part for part, _ in heads], axis=1), np.concatenate([rows for _, rows in heads], axis=1)
+
+    def _placed(self, verdict: Verdict, places: Sequence[Place]) -> Verdict:
+        where = dict(zip(self.judges, places, strict=True))
+        heads = {name: replace(head, place=where[name]) for name, head in verdict.heads.items()}
+        return replace(verdict, heads=heads, place=where.get(verdict.category or ""))
+
     def _heads(self, columns: NDArray[Any], ends: NDArray[np.int_]) -> Iterator[tuple[Judge, NDArray[Any]]]:
         """Each head's judge with its part of the columns."""
         return zip(self.judges.values(), np.split(columns, ends, axis=1), strict=True)
@@ -324,26 +421,26 @@ class PanelJudge(BaseJudge):
         """The risk `[B, H]` that each head sees."""
         return np.stack([j.risks(p) for j, p in self._heads(category_scores, self._category_ends)], axis=1)
 
-    def _judge(self, scores: Scores, sources: Sequence[str], truncated: Sequence[bool]) -> list[Verdict]:
+    def _judge(self, scores: Scores, sources: Sequence[str], unseen: Sequence[Seen]) -> list[Verdict]:
         risks = self._risks(self.category_scores(scores)).tolist()
-        by_head = [j.verdicts(part, sources, truncated) for j, part in self._heads(scores, self._output_ends)]
-        rows = zip(zip(*by_head, strict=True), risks, sources, truncated, strict=True)
+        by_head = [j.verdicts(part, sources) for j, part in self._heads(scores, self._output_ends)]
+        rows = zip(zip(*by_head, strict=True), risks, sources, unseen, strict=True)
         return [self._combine(dict(zip(self.judges, heads, strict=True)), *row) for heads, *row in rows]
 
-    def _combine(self, heads: dict[str, Verdict], risks: list[float], source: str, cut: bool) -> Verdict:
+    def _combine(self, heads: dict[str, Verdict], risks: list[float], source: str, unseen: Seen) -> Verdict:
         broken = [name for name, verdict in heads.items() if verdict.status != "ok"]
         model, policy = self.card.name, self.policy_id
         if broken:  # the head without an answer could have been the one to flag the item
             detail = f"{', '.join(broken)}: {heads[broken[0]].detail}"
-            return Verdict("invalid_scores", "unknown", None, {}, policy, model, source, cut, detail, heads)
+            return Verdict("invalid_scores", "unknown", None, {}, policy, model, source, detail, heads)
         risk = dict(zip(heads, risks, strict=True))
         decision = self._decide(heads, risk)
         saying = [name for name in heads if heads[name].decision == decision] or list(heads)
         share = sum(verdict.decision != "safe" for verdict in heads.values()) / len(heads)
+        decision, category, seen, detail = self._hold(decision, max(saying, key=risk.__getitem__), unseen)
         return Verdict(
-            "ok", decision, max(saying, key=risk.__getitem__), risk, policy, model, source, cut,
-            heads=heads, disagreement=1 - abs(2 * share - 1),
-        )  # fmt: skip
+            "ok", decision, category, risk, policy, model, source, detail, heads, 1 - abs(2 * share - 1), seen
+        )
 
     def _decide(self, heads: dict[str, Verdict], risk: dict[str, float]) -> Decision:
         decisions = [verdict.decision for verdict in heads.values()]

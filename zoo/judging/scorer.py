@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
-from zoo.contract.verdict import Verdict
+from zoo.contract.verdict import Cause, Place, Unseen, Verdict
 from zoo.errors import BadArgumentError, BadInputError, ClosedError
 from zoo.inputs import image as image_input
-from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.inputs.text import TextCodec
+from zoo.inputs.views import plan
 from zoo.judging.judge import AnyJudge
 
 Feeds: TypeAlias = dict[str, NDArray[np.generic]]
@@ -31,15 +32,17 @@ Engine: TypeAlias = Callable[[Feeds], NDArray[np.floating]]
 class Ready:
     """One item prepared for the engine, or the verdict on why it cannot be judged. `source` is its name in verdicts.
 
-    `pixels` uint8 `[size, size, 3]`, `ids` and `mask` int64 `[T]`; `truncated` where the text was cut.
+    The engine judges R rows of it, one for each view of the picture with each window of the text: `pixels` uint8
+    `[R, size, size, 3]`, `ids` and `mask` int64 `[R, T]`. `places` names the rows; `unseen` is what no row shows.
     """
 
     source: str
     refusal: Verdict | None = None
-    pixels: Pixels | None = None
+    pixels: NDArray[np.uint8] | None = None
     ids: NDArray[np.int64] | None = None
     mask: NDArray[np.int64] | None = None
-    truncated: bool = False
+    places: tuple[Place, ...] = (Place(),)
+    unseen: dict[Cause, Unseen] = field(default_factory=dict)
 
 
 class Scorer:
@@ -120,15 +123,33 @@ class Scorer:
             detail = f"{self.card.name} needs {what}, which was not given"
             return Ready(source, self.judge.unjudged("missing_input", detail, source))
         try:
-            pixels = None
-            if image is not None and self.card.image is not None:
-                pixels = image_input.load(image, self.card.image, self.limits)
+            views, pixels, unseen = self._views(image)
             if text is None or self._codec is None:
-                return Ready(source, pixels=pixels)
-            tokens = self._codec.encode([text])
-            return Ready(source, None, pixels, tokens.ids[0], tokens.mask[0], bool(tokens.truncated[0]))
+                return Ready(source, None, pixels, places=tuple(views), unseen=unseen)
+            windows = self._codec.windows(text, self.judge.policy.windows)
         except BadInputError as problem:
             return Ready(source, self.judge.unjudged("unreadable", str(problem), source))
+        unseen |= windows.unseen
+        if len(views) == len(windows.ids) == 1:
+            return Ready(source, None, pixels, windows.ids, windows.mask, tuple(views), unseen)
+        view, window = (index.ravel() for index in np.indices((len(views), len(windows.ids))))
+        spans = windows.characters if len(windows.ids) > 1 else [None]
+        places = tuple(replace(views[v], characters=spans[w]) for v, w in zip(view, window, strict=True))
+        rows = None if pixels is None else pixels[view]
+        return Ready(source, None, rows, windows.ids[window], windows.mask[window], places, unseen)
+
+    def _views(self, image: ImageSource | None) -> tuple[list[Place], NDArray[np.uint8] | None, dict[Cause, Unseen]]:
+        """The views of a picture, as `[V, size, size, 3]`, and what they leave out."""
+        spec = self.card.image
+        if image is None or spec is None:
+            return [Place()], None, {}
+        if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
+            return [Place()], image_input.load(image, spec, self.limits)[None], {}
+        picture = image_input.decode(image, self.limits)
+        views, left_out = plan(*picture.size, spec, self.judge.policy)
+        places = [view.place for view in views] if len(views) > 1 else [Place()]
+        unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
+        return places, np.stack([view.cut(picture, spec) for view in views]), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises."""
@@ -136,11 +157,26 @@ class Scorer:
         rows = [index for index, refusal in enumerate(answers) if refusal is None]
         if rows:
             readable = [items[index] for index in rows]
-            scores = self.engine(self.feeds(readable))
-            sources, truncated = [item.source for item in readable], [item.truncated for item in readable]
-            for row, verdict in zip(rows, self.judge.verdicts(scores, sources, truncated), strict=True):
+            sources, unseen = [item.source for item in readable], [item.unseen for item in readable]
+            places = [item.places for item in readable]
+            verdicts = self.judge.verdicts(self._scores(readable), sources, unseen, places)
+            for row, verdict in zip(rows, verdicts, strict=True):
                 answers[row] = verdict
         return [answer for answer in answers if answer is not None]
+
+    def _scores(self, items: Sequence[Ready]) -> NDArray[np.floating]:
+        """Scores `[R, N]` of all rows of the items, in calls of no more rows than the largest batch."""
+        feeds = self.feeds(items)
+        count = sum(len(item.places) for item in items)
+        if count <= max(self.batch_size, len(items)):
+            return self.engine(feeds)
+        starts = range(0, count, self.batch_size)
+        return np.concatenate(
+            [
+                self.engine({name: rows[start : start + self.batch_size] for name, rows in feeds.items()})
+                for start in starts
+            ]
+        )
 
     def close(self) -> None:
         """End the decoding threads; `stream` and `verdicts` raise ClosedError from then on."""
@@ -183,16 +219,26 @@ class Scorer:
 
     def feeds(self, items: Sequence[Ready]) -> Feeds:
         """The arrays of `card.input_names` for a batch of prepared items; an input that an item lacks is all zeros."""
-        names = self.card.input_names
         feeds: Feeds = {}
         if self.card.image is not None:
             shape = (self.card.image.size, self.card.image.size, 3)
-            pixels = [np.zeros(shape, dtype=np.uint8) if item.pixels is None else item.pixels for item in items]
-            feeds["image"] = np.stack(pixels)
+            feeds["image"] = _rows(items, [item.pixels for item in items], shape, np.uint8)
         if self._codec is not None:
-            none = np.zeros(self._codec.spec.context_length, dtype=np.int64)
-            feeds["input_ids"] = np.stack([none if item.ids is None else item.ids for item in items])
-            feeds["attention_mask"] = np.stack([none if item.mask is None else item.mask for item in items])
-        if "image_present" in names:
-            feeds["image_present"] = np.array([item.pixels is not None for item in items])
+            length = (self._codec.spec.context_length,)
+            feeds["input_ids"] = _rows(items, [item.ids for item in items], length, np.int64)
+            feeds["attention_mask"] = _rows(items, [item.mask for item in items], length, np.int64)
+        if "image_present" in self.card.input_names:
+            feeds["image_present"] = np.array([item.pixels is not None for item in items for _ in item.places])
         return feeds
+
+
+def _rows(
+    items: Sequence[Ready], parts: Sequence[NDArray[Any] | None], shape: tuple[int, ...], dtype: type[np.integer[Any]]
+) -> NDArray[Any]:
+    """The rows of all items one after the other; those of an item without this input are zeros."""
+    return np.concatenate(
+        [
+            np.zeros((len(item.places), *shape), dtype=dtype) if part is None else part
+            for item, part in zip(items, parts, strict=True)
+        ]
+    )

@@ -25,10 +25,11 @@ import zoo
 from zoo.assets import find_asset
 from zoo.contract.card import Training
 from zoo.contract.policy import Policy
+from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.files import write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judging.judge import Judge
+from zoo.judging.judge import Judge, Seen
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel, check_finite
 from zoo.registry import create_model, model_entry
@@ -229,10 +230,12 @@ class Base(Trainable):
         if not self._has_weights:
             raise BadArgumentError("predict: the weights are random; name the checkpoint to judge by in `ckpt_path`")
         sources = [f"line {line}" for line in batch["lines"]]
-        truncated = None
+        shares = batch.get("border", [0.0] * len(scores))
+        unseen: list[Seen] = [{"border": Unseen(share, 1)} if share else {} for share in shares]
         if self.model.card.reads_text and self._codec is not None and "texts" in batch:
-            truncated = [bool(cut) for cut in self._codec.encode([t or "" for t in batch["texts"]]).truncated]
-        verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, truncated)]
+            read = [self._codec.windows(text or "").unseen for text in batch["texts"]]
+            unseen = [{**(seen or {}), **more} for seen, more in zip(unseen, read, strict=True)]
+        verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, unseen)]
         self._predicted += zip(batch["lines"], verdicts, strict=True)
         return verdicts
 

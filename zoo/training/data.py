@@ -24,6 +24,7 @@ from zoo.data.splits import assign_splits, fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
+from zoo.inputs.views import border
 from zoo.training.order import Draw, EpochOrder, OrderedData, loader, shuffled
 
 log = logging.getLogger("zoo.data")
@@ -34,7 +35,7 @@ class Batch(TypedDict, total=False):
 
     `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the
     label names of each row, `judged` those that were looked for in it (None: all of them); `lines` manifest lines;
-    `group` int64 `[B]`: rows of one number show one image.
+    `group` int64 `[B]`: rows of one number show one image; `border` the share of each image that `pixels` leave out.
     """
 
     pixels: Tensor
@@ -44,6 +45,7 @@ class Batch(TypedDict, total=False):
     judged: list[tuple[str, ...] | None]
     lines: list[int]
     group: Tensor
+    border: list[float]
 
 
 class ManifestData(OrderedData):
@@ -243,6 +245,8 @@ class ImageStore:
         self.pixels: NDArray[np.uint8] | None = None
         if spec is not None and len(paths) * 3 * spec.size**2 <= max_gigabytes * 1e9:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
+        #: The share of each picture that the fitted pixels leave out.
+        self.border = [0.0] * len(paths)
         self.prints, self.refused = fingerprints(paths, self._keep)
 
     def get(self, path: Path | None) -> NDArray[np.uint8]:
@@ -256,6 +260,8 @@ class ImageStore:
         return fit(decode(path), self.spec)
 
     def _keep(self, path: Path, image: Image.Image) -> None:
+        if self.spec is not None:
+            self.border[self.number[path]] = border(*image.size, self.spec)
         if self.pixels is not None and self.spec is not None:
             self.pixels[self.number[path]] = fit(image, self.spec)
 
@@ -281,6 +287,7 @@ class _Rows(Dataset[Row]):
         if number := self.images.number:
             batch["image"] = torch.from_numpy(np.stack([self.images.get(row.image) for row in rows]))
             batch["image_present"] = torch.tensor([row.image is not None for row in rows])
+            batch["border"] = [self.images.border[number[row.image]] if row.image else 0.0 for row in rows]
             batch["group"] = torch.tensor([number[row.image] if row.image else -row.line for row in rows])
         if any(row.text for row in rows):
             batch["texts"] = [row.text for row in rows]

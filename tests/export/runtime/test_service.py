@@ -97,7 +97,7 @@ def _requests() -> list[tuple[ImageSource | None, str | None]]:
 
 def _alike(found: Verdict, wanted: Verdict) -> bool:
     """The same verdict; scores may differ by float32's rounding, which depends on the batch."""
-    plain = [(v.status, v.decision, v.category, v.policy, v.model, v.detail, v.text_truncated) for v in (found, wanted)]
+    plain = [(v.status, v.decision, v.category, v.policy, v.model, v.detail, v.unseen) for v in (found, wanted)]
     keys = found.scores.keys() == wanted.scores.keys()
     return plain[0] == plain[1] and keys and all(abs(found.scores[k] - wanted.scores[k]) < 1e-6 for k in found.scores)
 
@@ -131,7 +131,7 @@ def test_ten_thousand_mixed_requests_from_sixteen_threads(
     broken = [verdict for verdict in wanted if verdict.status != "ok"]
     assert len(requests) == 40
     assert sorted(verdict.status for verdict in broken) == ["missing_input", *["unreadable"] * 3]
-    assert sum(verdict.text_truncated for verdict in wanted) == 1
+    assert sum("tokens" in (verdict.unseen or {}) for verdict in wanted) == 1
     assert len({tuple(verdict.scores.values()) for verdict in wanted}) > 30
     with runtime.serve(bundles[FUSION], threads=1, max_batch=16, queue=64) as service:
         assert _ask(service, requests, wanted, 2_000, 16) == 2_000

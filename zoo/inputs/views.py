@@ -1,0 +1,72 @@
+"""Which squares of a picture a model is shown, and how much of the picture they leave out. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from zoo.contract.card import ImageInput
+from zoo.contract.policy import PolicyFile
+from zoo.contract.verdict import Place
+from zoo.inputs.image import Box, Pixels, own_box, resize
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, resized to the model's square; `pad` keeps its aspect ratio by bars."""
+
+    name: str
+    box: Box
+    pad: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Its name and box, as verdicts hold it."""
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        return Place(self.name, (left, top, right, bottom))
+
+    def cut(self, image: Image.Image, spec: ImageInput) -> Pixels:
+        """The `[size, size, 3]` uint8 of an upright RGB picture."""
+        if not self.pad:
+            return resize(image, spec, (spec.size, spec.size), self.box)
+        scale = spec.size / max(image.size)
+        width, height = (max(1, round(edge * scale)) for edge in image.size)
+        left, top = (spec.size - width) // 2, (spec.size - height) // 2
+        pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+        pixels[:] = np.round(255 * np.array(spec.mean).clip(0, 1))
+        pixels[top : top + height, left : left + width] = resize(image, spec, (width, height), self.box)
+        return pixels
+
+
+def border(width: int, height: int, spec: ImageInput) -> float:
+    """The share of a picture's area that the card's own view leaves out."""
+    left, top, right, bottom = own_box(width, height, spec)
+    left_out = 1 - (right - left) * (bottom - top) / (width * height)
+    return left_out if left_out > 1e-9 else 0.0  # the crop of a square is the square, but for rounding
+
+
+def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple[list[View], float]:
+    """The views of a picture of this size under a policy, and the share of its area that none of them shows.
+
+    >>> from zoo.registry import model_card
+    >>> from zoo.contract.policy import read_policy
+    >>> views, unseen = plan(1024, 768, model_card("safeclip_vit_b32.zeroshot").image, read_policy("safeclip"))
+    >>> [view.box for view in views], unseen
+    ([(0.0, 0.0, 768.0, 768.0), (256.0, 0.0, 1024.0, 768.0)], 0.0)
+    """
+    whole = (0.0, 0.0, float(width), float(height))
+    if policy.views == "pad" or policy.views == "squash":
+        return [View(policy.views, whole, pad=policy.views == "pad")], 0.0
+    left_out = border(width, height, spec)
+    if policy.views == "centre" or (policy.views == "auto" and left_out <= policy.tolerated("border")):
+        return [View("centre", own_box(width, height, spec))], left_out
+    short, long = sorted((width, height))
+    needed = -(-long // short)
+    count = min(needed, policy.max_views)
+    starts = np.linspace(0, long - short, count).round() if count > 1 else [(long - short) // 2]
+    squares = [(float(start), 0.0, float(start + short), float(short)) for start in starts]
+    boxes = squares if width >= height else [(top, left, bottom, right) for left, top, right, bottom in squares]
+    views = [View(f"tile {number} of {count}", box) for number, box in enumerate(boxes, 1)]
+    return views, 0.0 if count == needed else 1 - count * short / long
