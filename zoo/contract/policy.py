@@ -294,6 +294,9 @@ def panel_policy(heads: dict[str, Policy], combine: Combine) -> PanelPolicy:
         known = close_match(combine, get_args(Combine))
         raise BadArgumentError(f'no way to combine heads is named "{combine}"{known}')
     summary = f"{len(heads)} heads on one image tower, combined by {combine}"
-    given = [policy.reading for policy in heads.values() if policy.reading != _DEFAULT_READING]
-    reading = given[0] if given else {}  # another head that reads differently is refused
+    own = {head: policy.reading for head, policy in heads.items() if policy.reading != _DEFAULT_READING}
+    reading = next(iter(own.values()), _DEFAULT_READING)
+    if any(other != reading for other in own.values()):
+        ways = "; ".join(f"{head}={_changed(other)}" for head, other in own.items())
+        raise BadPolicyError(f"all heads of a panel see the same input, and these policies read it differently: {ways}")
     return PanelPolicy("panel", "1", summary, combine, tuple(HeadPolicy(*item) for item in heads.items()), **reading)

@@ -1,0 +1,208 @@
+"""The whole input is judged, or the verdict says what was not, and then it is never safe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zoo.commands.score import exit_status
+from zoo.contract.card import ImageInput, ModelCard, TextInput
+from zoo.contract.policy import Category, Policy, Threshold, panel_policy
+from zoo.contract.verdict import Unseen, Verdict
+from zoo.errors import BadPolicyError
+from zoo.inputs.text import TextCodec, train_tokenizer
+from zoo.judging.judge import Judge
+from zoo.judging.scorer import Feeds, Scorer
+from zoo.registry import model_card
+
+SIZE, LENGTH = 16, 12
+BASE = model_card("nsfwjs_mobilenet_v2.gantman")
+SPEC = ImageInput(SIZE, "shortest_edge_crop", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+POLICY = Policy("red", "1", "", (Category("red", "block", Threshold(0.5)), Category("rest", "allow")))
+CODEC = TextCodec(train_tokenizer([], 258), TextInput(LENGTH))
+R = CODEC.encode(["r"]).ids[0, 2]  # behind the start and the space before a word
+
+
+def _card() -> ModelCard:
+    return replace(BASE, name="redness.test", score="sigmoid", labels=("red", "rest"), image=SPEC, requires=())
+
+
+def _redness(feeds: Feeds) -> NDArray[np.float32]:
+    """Red where any pixel is, or any letter r."""
+    red = np.zeros(len(next(iter(feeds.values()))))
+    if "image" in feeds:
+        pixels = feeds["image"].astype(int)
+        red = np.maximum(red, ((pixels[..., 0] > 150) & (pixels[..., 1] < 100)).any(axis=(1, 2)))
+    if "input_ids" in feeds:
+        red = np.maximum(red, (feeds["input_ids"] == R).any(axis=1))
+    return np.stack([0.1 + 0.8 * red, 0.9 - 0.8 * red], axis=1).astype(np.float32)
+
+
+def _scorer(policy: Policy = POLICY, *, text: bool = False, batch_size: int = 4) -> Scorer:
+    card = replace(_card(), **({"image": None, "text": CODEC.spec} if text else {}))
+    return Scorer(Judge(card, policy), CODEC if text else None, _redness, batch_size=batch_size)
+
+
+def _signed(ratio: float, place: str, *, upright: bool = False) -> NDArray[np.uint8]:
+    """A grey picture of this shape with a red square at its border."""
+    picture = np.full((64, round(64 * ratio), 3), 128, np.uint8)
+    where = {"left": np.s_[24:40, :12], "right": np.s_[24:40, -12:], "corner": np.s_[-12:, -12:], "none": np.s_[:0, :0]}
+    picture[where[place]] = (220, 20, 20)
+    return picture.transpose(1, 0, 2) if upright else picture
+
+
+def _border(verdict: Verdict) -> tuple[float, bool]:
+    """The share of the picture that is unseen, the only thing, and whether that is tolerated."""
+    assert verdict.unseen is not None
+    ((cause, unseen),) = verdict.unseen.items()
+    assert (cause, unseen.total) == ("border", 1)
+    return unseen.share, unseen.tolerated
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2, 3, 4, 7])
+@pytest.mark.parametrize("place", ["left", "right", "corner"])
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_sign_at_the_border_is_found_and_never_called_safe(ratio: float, place: str, upright: bool) -> None:
+    picture = _signed(ratio, place, upright=upright)
+    with _scorer() as scorer:
+        verdict = scorer.verdict(picture)
+    assert (verdict.decision, verdict.category, verdict.unseen) == ("unsafe", "red", {})
+    assert verdict.place is not None
+    left, top, right, bottom = verdict.place.box or (0, 0, 0, 0)
+    assert (picture[top:bottom, left:right, 0] > 200).any(), "the deciding view shows the sign"
+    with _scorer(replace(POLICY, views="centre")) as scorer:
+        verdict = scorer.verdict(picture)
+    assert (verdict.status, verdict.decision, verdict.is_safe) == ("ok", "review", False)
+    assert _border(verdict) == (pytest.approx(1 - 1 / ratio, abs=0.02), False)
+    assert "border" in verdict.detail
+
+
+def test_a_picture_that_was_seen_whole_is_safe_and_its_margin_is_tolerated() -> None:
+    with _scorer() as scorer:
+        assert all(scorer.verdict(_signed(ratio, "none")).is_safe for ratio in (1, 1.1, 1.5, 3))
+        verdict = scorer.verdict(_signed(1.1, "none"))
+    assert _border(verdict) == (pytest.approx(1 - 1 / 1.1, abs=0.04), True)
+
+
+def test_too_long_a_picture_is_for_review_and_still_flagged_where_a_view_shows_it() -> None:
+    with _scorer(replace(POLICY, max_views=2)) as scorer:
+        safe, flagged = scorer.verdicts([_signed(5, "none"), _signed(5, "left")])
+    assert (safe.decision, safe.category, set(safe.unseen or {})) == ("review", None, {"border"})
+    assert (flagged.decision, set(flagged.unseen or {})) == ("unsafe", {"border"})
+    assert (safe.is_flagged, flagged.is_flagged) == (False, True)
+    assert [exit_status(given) for given in ([flagged], [safe], [flagged, safe])] == [3, 4, 4]
+
+
+def test_allow_tolerates_everything_and_still_says_it() -> None:
+    with _scorer(replace(POLICY, unseen="allow")) as scorer:
+        verdict = scorer.verdict(_signed(3, "left"))
+    assert verdict.is_safe
+    assert _border(verdict) == (pytest.approx(2 / 3, abs=0.02), True)
+
+
+def test_items_of_many_views_share_batches_no_larger_than_the_engine_takes() -> None:
+    sizes = []
+
+    def engine(feeds: Feeds) -> NDArray[np.float32]:
+        sizes.append(len(feeds["image"]))
+        return _redness(feeds)
+
+    pictures = [_signed(ratio, "left" if number % 2 else "none") for number, ratio in enumerate([3, 1, 2.5, 5, 4])]
+    with _scorer(batch_size=4) as scorer:
+        scorer.engine = engine
+        together = scorer.verdicts(pictures)
+        assert max(sizes) == 4
+        assert together == [scorer.verdict(picture) for picture in pictures]
+    assert [verdict.decision for verdict in together] == ["safe", "unsafe", "safe", "unsafe", "safe"]
+
+
+@pytest.mark.parametrize("words", [1, 8, 80, 500])
+def test_a_word_behind_the_context_is_found_by_windows_and_never_called_safe(words: int) -> None:
+    text = "so " * words + "r"
+    with _scorer(replace(POLICY, windows=1000), text=True) as scorer:
+        verdict = scorer.verdict(text=text)
+        assert scorer.verdict(text="so " * words).is_safe
+    assert (verdict.decision, verdict.unseen) == ("unsafe", {})
+    if words > 1:
+        assert verdict.place is not None
+        first, last = verdict.place.characters or (0, 0)
+        assert "r" in text[first:last]
+    with _scorer(text=True) as scorer:
+        verdict = scorer.verdict(text=text)
+    assert verdict.decision == ("unsafe" if words == 1 else "review")
+    assert sorted(verdict.unseen or {}) == ([] if words == 1 else ["tokens"])
+
+
+def test_a_text_of_more_windows_than_the_policy_allows_says_what_is_left() -> None:
+    with _scorer(replace(POLICY, windows=3), text=True) as scorer:
+        verdict = scorer.verdict(text="so " * 100)
+    assert verdict.decision == "review"
+    (tokens,) = (verdict.unseen or {}).values()
+    assert tokens.total == pytest.approx(300, abs=2)
+    assert 0.85 < tokens.share < 0.95
+
+
+def test_windows_overlap_and_begin_at_words_whatever_their_length() -> None:
+    text = "one three " + "x" * 40 + " five"
+    windows = CODEC.windows(text, 100)
+    assert windows.unseen == {}
+    starts = [first for first, _ in windows.characters]
+    shown = np.zeros(len(text), dtype=bool)
+    for first, last in windows.characters:
+        shown[first:last] = True
+        cut_inside = 10 < first < 50
+        assert cut_inside or first == 0 or text[first - 1] == " " or text[first] == " "
+    assert shown.all()
+    assert starts == sorted(set(starts))
+
+
+def test_the_mean_of_views_is_the_mean_of_their_logits() -> None:
+    scores = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    (verdict,) = Judge(_card(), replace(POLICY, pool="mean")).verdicts(scores, places=[[None] * 3])  # type: ignore[list-item]
+    logit = np.log([9, 1, 0.25]).mean()
+    assert verdict.scores["red"] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert verdict.place is None
+
+
+def test_a_part_without_an_answer_leaves_the_item_unknown_unless_another_blocks() -> None:
+    judge = Judge(_card(), POLICY)
+    nan = float("nan")
+    rows = np.array([[0.1, 0.9], [nan, 0.5], [0.9, 0.1], [nan, 0.5]])
+    places = [[view.place for view in _views()]] * 2
+    unknown, unsafe = judge.verdicts(rows, places=places)
+    assert (unknown.status, unknown.decision) == ("invalid_scores", "unknown")
+    assert (unsafe.decision, unsafe.place) == ("unsafe", places[0][0])
+
+
+def _views() -> list[Any]:
+    from zoo.inputs.views import plan
+
+    return plan(60, 30, SPEC, POLICY)[0]
+
+
+def test_a_panel_reads_as_its_heads_do_or_refuses() -> None:
+    tiles = replace(POLICY, views="tiles")
+    assert panel_policy({"a": POLICY, "b": tiles}, "any").views == "tiles"
+    with pytest.raises(BadPolicyError, match="a=views: tiles; b=views: pad"):
+        panel_policy({"a": tiles, "b": replace(POLICY, views="pad")}, "any")
+
+
+def test_reading_and_tolerance_change_the_id_of_a_policy() -> None:
+    changed = [{"views": "tiles"}, {"max_views": 4}, {"windows": 2}, {"pool": "mean"}, {"unseen": "allow"}]
+    changed += [{"unseen": {"border": 0.2}}]
+    policies = [POLICY, *(replace(POLICY, **fields) for fields in changed)]
+    assert len({policy.id for policy in policies}) == len(policies)
+    assert [Policy.from_dict(policy.to_dict()) for policy in policies] == policies
+
+
+def test_a_verdict_of_version_1_keeps_that_its_text_was_cut() -> None:
+    plain = Verdict("ok", "safe", "a", {"a": 0.1}, "p", "m.t").to_dict()
+    for name in ("unseen", "place"):
+        del plain[name]
+    cut = Verdict.from_dict(plain | {"schema_version": 1, "text_truncated": True})
+    assert cut.unseen == {"tokens": Unseen(1)}
+    assert Verdict.from_dict(plain | {"schema_version": 1, "text_truncated": False}).unseen is None
