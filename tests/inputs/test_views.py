@@ -48,13 +48,13 @@ def test_the_default_shows_the_whole_of_a_picture_in_as_few_squares_as_can_be(ra
 def test_more_squares_than_the_policy_allows_leave_the_rest_unseen() -> None:
     for views in ("auto", "tiles"):
         count, uncovered, said = _uncovered(1200, 120, CROP, _policy(views=views, max_views=4))
-        assert (count, said) == (4, pytest.approx(0.6))
+        assert (count, said) == pytest.approx((4, 0.6))
         assert uncovered == pytest.approx(0.6, abs=0.01)
     assert _uncovered(1200, 120, CROP, _policy(max_views=10))[::2] == (10, 0.0)
 
 
 def test_the_cards_own_view_alone_says_what_it_crops() -> None:
-    assert _uncovered(300, 100, CROP, _policy(views="centre"))[::2] == (1, pytest.approx(2 / 3, abs=0.01))
+    assert _uncovered(300, 100, CROP, _policy(views="centre"))[::2] == pytest.approx((1, 2 / 3), abs=0.01)
     assert plan(300, 100, SQUASH, _policy(views="centre"))[1] == border(300, 100, SQUASH) == 0.0
     assert len(plan(300, 100, SQUASH, _policy())[0]) == 1
     assert len(plan(300, 100, SQUASH, _policy(views="tiles"))[0]) == 3

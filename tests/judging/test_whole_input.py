@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from zoo.commands.score import exit_status
 from zoo.contract.card import ImageInput, ModelCard, TextInput
@@ -43,7 +45,7 @@ def _redness(feeds: Feeds) -> NDArray[np.float32]:
 
 
 def _scorer(policy: Policy = POLICY, *, text: bool = False, batch_size: int = 4) -> Scorer:
-    card = replace(_card(), **({"image": None, "text": CODEC.spec} if text else {}))
+    card = replace(_card(), image=None, text=CODEC.spec) if text else _card()
     return Scorer(Judge(card, policy), CODEC if text else None, _redness, batch_size=batch_size)
 
 
@@ -77,7 +79,7 @@ def test_a_sign_at_the_border_is_found_and_never_called_safe(ratio: float, place
     with _scorer(replace(POLICY, views="centre")) as scorer:
         verdict = scorer.verdict(picture)
     assert (verdict.status, verdict.decision, verdict.is_safe) == ("ok", "review", False)
-    assert _border(verdict) == (pytest.approx(1 - 1 / ratio, abs=0.02), False)
+    assert _border(verdict) == pytest.approx((1 - 1 / ratio, False), abs=0.02)
     assert "border" in verdict.detail
 
 
@@ -85,7 +87,7 @@ def test_a_picture_that_was_seen_whole_is_safe_and_its_margin_is_tolerated() -> 
     with _scorer() as scorer:
         assert all(scorer.verdict(_signed(ratio, "none")).is_safe for ratio in (1, 1.1, 1.5, 3))
         verdict = scorer.verdict(_signed(1.1, "none"))
-    assert _border(verdict) == (pytest.approx(1 - 1 / 1.1, abs=0.04), True)
+    assert _border(verdict) == pytest.approx((1 - 1 / 1.1, True), abs=0.04)
 
 
 def test_too_long_a_picture_is_for_review_and_still_flagged_where_a_view_shows_it() -> None:
@@ -101,7 +103,7 @@ def test_allow_tolerates_everything_and_still_says_it() -> None:
     with _scorer(replace(POLICY, unseen="allow")) as scorer:
         verdict = scorer.verdict(_signed(3, "left"))
     assert verdict.is_safe
-    assert _border(verdict) == (pytest.approx(2 / 3, abs=0.02), True)
+    assert _border(verdict) == pytest.approx((2 / 3, True), abs=0.02)
 
 
 def test_items_of_many_views_share_batches_no_larger_than_the_engine_takes() -> None:
@@ -118,6 +120,17 @@ def test_items_of_many_views_share_batches_no_larger_than_the_engine_takes() -> 
         assert max(sizes) == 4
         assert together == [scorer.verdict(picture) for picture in pictures]
     assert [verdict.decision for verdict in together] == ["safe", "unsafe", "safe", "unsafe", "safe"]
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "AVIF", "TIFF", "MPO"])
+def test_later_frames_are_never_called_safe(form: str) -> None:
+    first, *later = [Image.fromarray(_signed(1, place)) for place in ("none", "none", "left")]
+    stream = io.BytesIO()
+    first.save(stream, form, save_all=True, append_images=later)
+    with _scorer() as scorer:
+        verdict = scorer.verdict(stream.getvalue())
+    assert (verdict.decision, verdict.category) == ("review", None)
+    assert (verdict.unseen or {})["frames"].total in (2, 3)  # WebP and GIF join frames that are alike
 
 
 @pytest.mark.parametrize("words", [1, 8, 80, 500])
@@ -192,7 +205,13 @@ def test_a_panel_reads_as_its_heads_do_or_refuses() -> None:
 
 
 def test_reading_and_tolerance_change_the_id_of_a_policy() -> None:
-    changed = [{"views": "tiles"}, {"max_views": 4}, {"windows": 2}, {"pool": "mean"}, {"unseen": "allow"}]
+    changed: list[dict[str, Any]] = [
+        {"views": "tiles"},
+        {"max_views": 4},
+        {"windows": 2},
+        {"pool": "mean"},
+        {"unseen": "allow"},
+    ]
     changed += [{"unseen": {"border": 0.2}}]
     policies = [POLICY, *(replace(POLICY, **fields) for fields in changed)]
     assert len({policy.id for policy in policies}) == len(policies)

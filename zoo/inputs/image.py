@@ -48,7 +48,8 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
     """Decode a path, the bytes of a file, or a uint8 `[H, W, 3]` RGB array to an upright RGB image.
 
     EXIF orientation is honoured; transparency is laid on white, as a browser shows it; 16-bit grey keeps its
-    high byte; of an animation the first frame counts. Raises BadInputError, naming the source and the reason.
+    high byte; of an animation the first frame counts, and `info["frames"]` says how many there are. Raises
+    BadInputError, naming the source and the reason.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(check_array(source))
@@ -63,7 +64,10 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.I
                 )
             image.seek(0)
             ImageOps.exif_transpose(image, in_place=True)  # a copy of an upright image would take most of the time
-            return _to_rgb(image)
+            frames = getattr(image, "n_frames", 1)
+            shown = _to_rgb(image)
+            shown.info["frames"] = frames
+            return shown
     except Image.DecompressionBombError:
         raise BadDataError(f"{name}: more than {limits.max_pixels:,} pixels (a decompression bomb?)") from None
     except UnidentifiedImageError:

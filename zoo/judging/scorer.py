@@ -149,6 +149,8 @@ class Scorer:
         views, left_out = plan(*picture.size, spec, self.judge.policy)
         places = [view.place for view in views] if len(views) > 1 else [Place()]
         unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
+        if (frames := picture.info.get("frames", 1)) > 1:
+            unseen["frames"] = Unseen(frames - 1, frames)
         return places, np.stack([view.cut(picture, spec) for view in views]), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
