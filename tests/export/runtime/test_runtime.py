@@ -70,7 +70,10 @@ def test_the_verdicts_are_those_of_the_eager_model(
         _same(exported.verdicts(paths, texts), wanted)
         nameless = [_without_source(verdict) for verdict in wanted]
         _same(exported.verdicts(list(golden.values()), texts), nameless)
-        _same(exported.verdicts(arrays, texts), nameless)
+        animated = list(golden).index("animated.gif")  # as an array it is its first frame, and nothing is unseen
+        assert "frames" in (wanted[animated].unseen or {})
+        found = exported.verdicts(arrays, texts)
+        _same(found[:animated] + found[animated + 1 :], nameless[:animated] + nameless[animated + 1 :])
         batch = np.stack([array for array in arrays if array.shape == arrays[0].shape])
         texts = _texts(eager, len(batch))
         _same(exported.verdicts(batch, texts), eager.verdicts(batch, texts))
