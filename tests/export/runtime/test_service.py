@@ -73,7 +73,7 @@ def gated(bundles: dict[str, Path]) -> Iterator[tuple[Scorer, Gate]]:
 
 def _pictures(count: int) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8) for number in range(count)]
+    return [rng.integers(0, 256, (20 + number, 20 + number, 3), dtype=np.uint8) for number in range(count)]
 
 
 PICTURE = _pictures(1)[0]
