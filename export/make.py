@@ -7,6 +7,7 @@ import glob
 import json
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,74 +15,107 @@ from typing import Any, TypedDict
 import torch
 
 import zoo
-from export.bundle.manifest import POLICY, TEXT_ENCODER, TOKENIZER, Engine, Manifest, signature_path
+from export.bundle.manifest import (
+    POLICY,
+    TEXT_ENCODER,
+    TOKENIZER,
+    Engine,
+    Kind,
+    Manifest,
+    Precision,
+    Profile,
+    Range,
+    given,
+    signature_path,
+)
 from export.bundle.store import Bundle, read_bundle, read_manifest
 from export.onnx.graph import contract, text_encoder_graph
 from export.precision.nodes import save
 from export.source import load, weights_hash
 from export.verify.compare import verify_engine
 from export.verify.report import Check
+from export.verify.threshold import Reference
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import HUB, MANIFEST, edited_directory, hashes, is_bundle, model_folder, new_directory, write_file
 from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 
-#: Writes an engine's files into the folder and says what they are.
-Build = Callable[[Release, Path], Engine]
+#: Why some kinds of engine have no `int8`.
+NO_INT8 = {"openvino": "OpenVINO is slow at", "tensorrt": "TensorRT does not read"}
+#: The usual batches of a profile.
+BATCHES: dict[Profile, Range] = {"latency": (1, 8, 64), "throughput": (1, 32, 256)}
+#: An engine, but for what only its writer knows.
+Entry = Callable[..., Engine]
+#: Writes the files of an engine for these batches, each named STEM.ENDING, and completes its entry in the manifest.
+Build = Callable[[Release, Path, Range, Entry], Engine]
 
 
-class Placing(TypedDict, total=False):
-    """How an engine goes into its bundle: the last arguments of `add_engine`, which all exporters take."""
+class EngineOptions(TypedDict, total=False):
+    """What all exporters take beside the precision.
 
-    overwrite: bool
-    replace: bool
+    `batch` replaces the batches of the `profile`. `int8_qdq` takes its scales from `calibrate` (see `calibration` in
+    `export.verify.inputs`). With `untrained` a registered architecture is built with random (seeded) weights and these
+    hyperparameters, for benchmarks. With `check` the engine is verified before it goes into the bundle. With
+    `replace` an engine of that name is built again and all else stays, the bundle's policy too. With `overwrite` the
+    bundle is replaced, without its other engines.
+    """
+
+    profile: Profile
+    batch: Range | None
+    calibrate: Path | None
     untrained: dict[str, Any] | None
     check: Check | None
+    replace: bool
+    overwrite: bool
+
+
+def engine_name(kind: Kind, precision: Precision, profile: Profile) -> str:
+    """The name of an engine in its bundle, such as `onnx-fp16`; it ends with `-throughput` for that profile."""
+    return f"{kind}-{precision}" + ("-throughput" if profile == "throughput" else "")
 
 
 def add_engine(
-    source: str | Path,
-    out: Path,
-    name: str,
-    build: Build,
-    *,
-    overwrite: bool = False,
-    replace: bool = False,
-    untrained: dict[str, Any] | None = None,
-    check: Check | None = None,
+    source: str | Path, out: Path, kind: Kind, precision: Precision, build: Build, options: EngineOptions
 ) -> Manifest:
     """Build one engine of a model into the bundle `out`, which is created if it does not exist.
 
-    With `check` the engine is verified first. If anything fails, `out` stays as it was. With `replace` an engine of
-    that name is built again and all else stays, the bundle's policy too. With `overwrite` the bundle is replaced,
-    without its other engines. Raises what `load_release` and `build` raise, BadArgumentError when `out` is something
-    else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError when the engine
-    misses its budget, and with `replace` what `read_bundle` raises about the rest of the bundle.
+    If anything fails, `out` stays as it was. Raises what `load_release` and `build` raise, BadArgumentError when `out`
+    is something else or has an engine of that name, IncompatibleBundleError when it holds other weights, ParityError
+    when the engine misses its budget, and with `replace` what `read_bundle` raises about the rest of the bundle.
     """
+    if precision == "int8" and kind in NO_INT8:
+        why = f"int8 scales its activations as they come, which {NO_INT8[kind]}"
+        raise BadArgumentError(f"{why}: use int8_qdq with `calibrate`")
     if str(source).startswith(HUB):
         source = model_folder(source)[1]  # with its commit, which `zoo verify` will ask for again
+    profile, overwrite = options.get("profile", "latency"), options.get("overwrite", False)
+    untrained = options.get("untrained")
+    name, batch = engine_name(kind, precision, profile), options.get("batch") or BATCHES[profile]
     release = load(source, untrained)
     weights = weights_hash(release.model)
     old = None
     if is_bundle(out) and not overwrite:
-        existing = _existing(out, name, weights, replace)
+        existing = _existing(out, name, weights, options.get("replace", False))
         # The policy of the bundle may have changed since then. All its engines answer by the same one.
         old, release = existing.manifest, Release(release.model, release.card, existing.policy)
     ours = (MANIFEST, signature_path(out / MANIFEST).name, *(_listed(out) if overwrite else ()))
     with edited_directory(out) if old else new_directory(out, overwrite=overwrite, ours=ours) as folder:
         if old is None:
             _write_common(release, folder)
-        engines = {one.name: one for one in old.engines} if old else {}
-        for file in engines[name].files if name in engines else ():
+        others = old.engines if old else ()
+        for file in (file for one in others if one.name == name for file in one.files):
             (folder / file).unlink(missing_ok=True)  # never written in place: it is a link to the file of the bundle
-        engine = build(release, folder)
-        engines[name] = dataclasses.replace(engine, name=name, versions={**_versions(), **engine.versions})
+        entry = partial(Engine, name, kind, precision, profile=profile, batch=batch, embedded=release.policy.id)
+        engine = build(release, folder / name, batch, entry)
+        asked = given(batch=options.get("batch"), calibrate=options.get("calibrate")) | engine.options
+        engine = dataclasses.replace(engine, options=asked, versions=_versions() | engine.versions)
         inputs, outputs = contract(release.card)
         files = {file: digest for file, digest in hashes(folder).items() if file not in ours[:2]}
-        manifest = Manifest(tuple(engines.values()), inputs, outputs, files, str(source), weights, untrained)
+        engines = tuple({one.name: one for one in (*others, engine)}.values())
+        manifest = Manifest(engines, inputs, outputs, files, str(source), weights, untrained)
         manifest.write(folder)
-        if check is not None:
-            report = verify_engine(read_bundle(folder), engines[name], release.model, check)
+        if (check := options.get("check")) is not None:
+            report = verify_engine(read_bundle(folder), engine, Reference(release.model, release.judge), check)
             report.raise_if_failed()
             manifest = report.note(manifest, folder)
     return manifest

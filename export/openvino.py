@@ -11,10 +11,10 @@ from typing import Unpack
 import onnx
 from onnx import numpy_helper
 
-from export.bundle.manifest import Engine, Manifest, Precision, Profile, Shapes, given
+from export.bundle.manifest import Engine, Manifest, Precision, Range, Shapes
 from export.bundle.store import write_banks
-from export.make import Placing, add_engine
-from export.onnx.export import BATCHES, engine_name, scales_from
+from export.make import EngineOptions, Entry, add_engine
+from export.onnx.export import scales_from
 from export.onnx.graph import OPSET, served_graph
 from export.precision.nodes import check_products, save, skip_resize
 from export.runtime.onnx import onnxruntime
@@ -31,46 +31,25 @@ _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int
 
 
 def export_openvino(
-    source: str | Path,
-    out: Path,
-    *,
-    precision: Precision = "fp32",
-    profile: Profile = "latency",
-    batch: tuple[int, int, int] | None = None,
-    calibrate: Path | None = None,
-    **placing: Unpack[Placing],
+    source: str | Path, out: Path, *, precision: Precision = "fp32", **options: Unpack[EngineOptions]
 ) -> Manifest:
     """Export a model to an OpenVINO engine in a new bundle or an existing one of the same weights.
 
-    In `fp32`, or in `int8_qdq` with scales from `calibrate` (see `export.precision.calibration`). The arguments are
-    those of `export.onnx.export.export_onnx`. Raises what `add_engine` raises, MissingDependencyError without OpenVINO
-    (and, for int8_qdq, onnxruntime), BadInputError for another precision, and IncompatibleBundleError when no matrix
-    product of the compiled graph is in `precision`.
+    In `fp32`, or in `int8_qdq` with scales from `calibrate`. Raises what `add_engine` raises, MissingDependencyError
+    without OpenVINO (and, for int8_qdq, onnxruntime), BadInputError for another precision, and IncompatibleBundleError
+    when no matrix product of the compiled graph is in `precision`.
     """
-    _check_precision(precision)
-    openvino()  # before the work, not after it
-    name = engine_name("openvino", precision, profile)
-
-    def build(release: Release, folder: Path) -> Engine:
-        files, counts = write_openvino(release, precision, folder / f"{name}.xml", calibrate)
-        return Engine(
-            name, "openvino", precision, files, profile, batch or BATCHES[profile], ("cpu",), counts,
-            release.policy.id, options=given(batch=batch, calibrate=calibrate),
-            shapes=image_shapes(release.card, batch or BATCHES[profile]),
-            versions={package: version(package) for package in ("onnx", "onnxscript", "openvino")},
-        )  # fmt: skip
-
-    return add_engine(source, out, name, build, **placing)
-
-
-def _check_precision(precision: Precision) -> None:
-    """Raise BadInputError for a precision that OpenVINO engines do not have."""
-    if precision == "int8":
-        raise BadArgumentError(
-            "int8 scales its activations as they come, which OpenVINO is slow at: use int8_qdq with `calibrate`"
-        )
-    if precision not in ("fp32", "int8_qdq"):
+    if precision not in ("fp32", "int8", "int8_qdq"):
         raise BadArgumentError(f"an OpenVINO engine is for CPUs, in fp32 or int8_qdq, got {precision}")
+    openvino()  # before the work, not after it
+
+    def build(release: Release, stem: Path, batch: Range, entry: Entry) -> Engine:
+        files, counts = write_openvino(release, precision, stem.with_suffix(".xml"), options.get("calibrate"))
+        versions = {package: version(package) for package in ("onnx", "onnxscript", "openvino")}
+        shapes = image_shapes(release.card, batch)
+        return entry(files=files, matmuls=counts, runs_on=("cpu",), shapes=shapes, versions=versions)
+
+    return add_engine(source, out, "openvino", precision, build, options)
 
 
 def write_openvino(
@@ -117,7 +96,7 @@ def write_openvino(
     return tuple(files), counts
 
 
-def image_shapes(card: ModelCard, batch: tuple[int, int, int]) -> dict[str, Shapes]:
+def image_shapes(card: ModelCard, batch: Range) -> dict[str, Shapes]:
     """The shapes of images that the graph takes: the runtime gives it none of another size."""
     if card.image is None:
         return {}

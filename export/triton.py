@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias
 
 import onnx
 from onnx import numpy_helper
@@ -25,36 +26,27 @@ from export.bundle.rebuild import runs_anywhere
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
 from export.runtime.tensorrt import read_report
-from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files import MANIFEST, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 
-Value: TypeAlias = Union[str, int, bool, "Message", list[int], list["Message"]]
 #: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.
-Message: TypeAlias = dict[str, Value]
+Message: TypeAlias = dict[str, Any]
 
 
 def pbtxt(message: Message, indent: str = "") -> str:
     """The text of a message: one line for each plain field, a block for each message, lists of messages repeated."""
     lines = []
     for name, value in message.items():
-        if isinstance(value, dict):
-            lines.append(f"{indent}{name} {{\n{pbtxt(value, indent + '  ')}{indent}}}\n")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += [pbtxt({name: one}, indent) for one in value if isinstance(one, dict)]
-        else:
-            lines.append(f"{indent}{name}: {_plain(value)}\n")
+        several = isinstance(value, list) and value and isinstance(value[0], dict)
+        for one in value if several else [value]:
+            if isinstance(one, dict):
+                lines.append(f"{indent}{name} {{\n{pbtxt(one, indent + '  ')}{indent}}}\n")
+            else:
+                plain = one[1:] if str(one).startswith("@") else json.dumps(one, ensure_ascii=False)
+                lines.append(f"{indent}{name}: {plain}\n")
     return "".join(lines)
-
-
-def _plain(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value[1:] if value.startswith("@") else json.dumps(value, ensure_ascii=False)
-    return str(value)
 
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
@@ -63,7 +55,7 @@ BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "mod
 _VERSION = tuple(
     f"[0-9]*/{name}" for name in (*(f for _, f in BACKENDS.values()), "*.onnx.data", CARD, POLICY, TOKENIZER, MANIFEST)
 )
-_TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "float32": "TYPE_FP32"}
+_TYPES = {"uint8": "@TYPE_UINT8", "int64": "@TYPE_INT64", "bool": "@TYPE_BOOL", "float32": "@TYPE_FP32"}
 
 
 def export_triton(
@@ -100,8 +92,11 @@ def export_triton(
         )
     largest = chosen.batch[2] if max_batch is None else max_batch
     _check(chosen, largest, instances, delay_us, queue, version)
-    config = _Config(bundle, chosen, policy, name, largest, _device(chosen, device))
-    text = config.text(instances, delay_us, queue)
+    place = device or chosen.runs_on[0]
+    if place not in chosen.runs_on:
+        raise IncompatibleBundleError(f'engine "{chosen.name}" runs on {" or ".join(chosen.runs_on)}, not on {place}')
+    config = _Config(bundle, chosen, policy, largest)
+    text = config.text(name, place, instances, delay_us, queue)
     model = repository / name
     if model.is_dir() and not overwrite:
         _same_settings(model, text, config.labels)
@@ -117,35 +112,34 @@ def export_triton(
 
 
 class _Config:
-    """The configuration of one engine, policy and device for Triton."""
+    """The configuration of one engine and policy for Triton."""
 
-    def __init__(
-        self, bundle: Bundle, engine: Engine, policy: AnyPolicy | None, name: str, max_batch: int, device: Device
-    ) -> None:
-        self.bundle, self.engine, self.name, self.max_batch, self.device = bundle, engine, name, max_batch, device
+    def __init__(self, bundle: Bundle, engine: Engine, policy: AnyPolicy | None, max_batch: int) -> None:
+        self.bundle, self.engine, self.max_batch = bundle, engine, max_batch
         self.judge = bundle.judge if policy is None else bind(bundle.card, policy)
         self.labels = "".join(" ".join(output.split()) + "\n" for output in self.judge.outputs)
+        # Triton allows optional inputs, which text banks are, in ONNX without batching alone.
+        self.inputs = [spec for spec in bundle.manifest.inputs if not spec.optional]
+        brought = engine.kind == "onnx" and not max_batch
+        self.banks = [spec for spec in bundle.manifest.inputs if spec.optional and brought]
 
-    def text(self, instances: int, delay_us: int, queue: int) -> str:
+    def text(self, name: str, device: Device, instances: int, delay_us: int, queue: int) -> str:
         """The text of config.pbtxt."""
         backend, file = BACKENDS[self.engine.kind]
-        waiting: Message = {"max_queue_size": queue}
-        delay: Message = {"max_queue_delay_microseconds": delay_us, "default_queue_policy": waiting}
-        batching: Message = {"dynamic_batching": delay} if self.max_batch else {}
-        group: Message = {"count": instances, "kind": {"cpu": "@KIND_CPU", "cuda": "@KIND_GPU"}[self.device]}
-        return _contract(self.bundle.card, self.max_batch, self._sides(), bool(self._banks())) + pbtxt(
-            {
-                "name": self.name,
-                "backend": backend,
-                "default_model_filename": file,
-                "max_batch_size": self.max_batch,
-                "input": [self._input(spec) for spec in self._inputs()],
-                "output": [self._output("logits"), self._output("scores")],
-                **batching,
-                "instance_group": group,
-                "model_warmup": [self._warm_up(size) for size in sorted({1, max(1, self.max_batch)})],
-            }
-        )
+        message: Message = {
+            "name": name,
+            "backend": backend,
+            "default_model_filename": file,
+            "max_batch_size": self.max_batch,
+            "input": [self._input(spec) for spec in (*self.inputs, *self.banks)],
+            "output": [self._output("logits"), self._output("scores")],
+        }
+        if self.max_batch:
+            waiting = {"max_queue_size": queue}
+            message["dynamic_batching"] = {"max_queue_delay_microseconds": delay_us, "default_queue_policy": waiting}
+        message["instance_group"] = {"count": instances, "kind": {"cpu": "@KIND_CPU", "cuda": "@KIND_GPU"}[device]}
+        message["model_warmup"] = [self._warm_up(size) for size in sorted({1, max(1, self.max_batch)})]
+        return _contract(self) + pbtxt(message)
 
     def write_version(self, folder: Path) -> None:
         """Write the model, and what a client needs to prepare its inputs and to judge its scores."""
@@ -163,47 +157,36 @@ class _Config:
                 self.bundle.files.copy(extra, folder / extra)
         write_file(folder / POLICY, self.judge.policy.to_yaml())
 
-    def _banks(self) -> list[TensorSpec]:
-        """The text banks that a request may bring: Triton allows optional inputs in ONNX without batching alone."""
-        allowed = self.max_batch == 0 and self.engine.kind == "onnx"
-        return [spec for spec in self.bundle.manifest.inputs if spec.optional and allowed]
-
-    def _inputs(self) -> list[TensorSpec]:
-        return [spec for spec in self.bundle.manifest.inputs if not spec.optional] + self._banks()
-
-    def _sides(self) -> str:
+    def sides(self) -> str:
         """The image sizes that the engine takes, in words."""
         if self.engine.kind != "tensorrt" or self.bundle.card.image is None:
             return "any H and W"
         least, _, largest = read_report(self.bundle.folder / self.engine.files[0], self.bundle.files).profiles["image"]
         return f"H and W from {least[1]} to {largest[1]}"
 
+    def _dims(self, shape: Sequence[int | str], **sides: int) -> list[int]:
+        """A shape, -1 where a side may vary; Triton leaves the batch out where it batches."""
+        dims = [sides.get(side, -1) if isinstance(side, str) else side for side in shape]
+        return dims[1:] if self.max_batch else dims
+
     def _input(self, spec: TensorSpec) -> Message:
-        dims = self._dims([-1 if isinstance(side, str) else side for side in spec.shape])
-        message: Message = {"name": spec.name, "data_type": f"@{_TYPES[spec.dtype]}", "dims": dims or [1]}
+        dims = self._dims(spec.shape)
+        message: Message = {"name": spec.name, "data_type": _TYPES[spec.dtype], "dims": dims or [1]}
         if not dims:  # Triton has no scalars: one value for each item travels as [B, 1]
             message["reshape"] = {"shape": []}
-        if spec.optional:
-            message["optional"] = True
-        return message
+        return message | ({"optional": True} if spec.optional else {})
 
     def _output(self, name: str) -> Message:
-        dims = self._dims([-1, len(self.judge.outputs)])
+        dims = self._dims(["batch", len(self.judge.outputs)])
         return {"name": name, "data_type": "@TYPE_FP32", "dims": dims, "label_filename": LABELS}
 
-    def _dims(self, shape: list[int]) -> list[int]:
-        """Triton leaves the batch out of the dimensions where it batches."""
-        return shape[1:] if self.max_batch else shape
-
     def _warm_up(self, batch: int) -> Message:
-        image = self.bundle.card.image
-        sides = dict.fromkeys(("height", "width"), image.size if image else 1)
+        side = self.bundle.card.image.size if self.bundle.card.image else 1
         inputs: list[Message] = []
-        for spec in self._inputs():
-            if not spec.optional:
-                shape = self._dims([sides.get(side, 1) if isinstance(side, str) else side for side in spec.shape])
-                value: Message = {"data_type": f"@{_TYPES[spec.dtype]}", "dims": shape or [1], "zero_data": True}
-                inputs.append({"key": spec.name, "value": value})
+        for spec in self.inputs:
+            dims = self._dims(spec.shape, batch=1, height=side, width=side) or [1]
+            value = {"data_type": _TYPES[spec.dtype], "dims": dims, "zero_data": True}
+            inputs.append({"key": spec.name, "value": value})
         return {"name": f"batch of {batch}", "batch_size": batch, "inputs": inputs}
 
 
@@ -230,13 +213,6 @@ def _engine(bundle: Bundle, name: str | None) -> Engine:
                 f'engine "{chosen.name}" {what}, which Triton cannot give it: build it with `zoo export tensorrt '
                 "--text-bank constant`, and without stripping its weights"
             )
-    return chosen
-
-
-def _device(engine: Engine, device: Device | None) -> Device:
-    chosen = device or engine.runs_on[0]
-    if chosen not in engine.runs_on:
-        raise IncompatibleBundleError(f'engine "{engine.name}" runs on {" or ".join(engine.runs_on)}, not on {chosen}')
     return chosen
 
 
@@ -278,13 +254,14 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
     onnx.save(graph, path)
 
 
-def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: bool) -> str:
+def _contract(config: _Config) -> str:
     """The inputs and outputs as comments for clients: Triton's inputs do not tell colour, order or cleaning."""
+    card = config.bundle.card
     lines = [f"{card.name}, written by `zoo export triton`. What a client sends (see `Scorer.prepare`):"]
     if card.image is not None:
         size, how = card.image.size, card.image.resize.replace("_", " ")
         lines += [
-            f"image: uint8 [B, H, W, 3], RGB, upright (EXIF applied), transparency on white; {sides}.",
+            f"image: uint8 [B, H, W, 3], RGB, upright (EXIF applied), transparency on white; {config.sides()}.",
             f"  The graph resizes ({how}, {card.image.interpolation}) and normalises. Only requests of one H and W",
             f"  share a batch, so send [{size}, {size}] (`zoo.inputs.image.load`) where you can.",
         ]
@@ -294,14 +271,14 @@ def _contract(card: ModelCard, max_batch: int, sides: str, banks_come_along: boo
             "  `zoo.inputs.text.clean`; control tokens that a user typed are ordinary characters. Zeros for no text.",
         ]
     if "image_present" in card.input_names:
-        lines.append(f"image_present: bool [B{', 1' if max_batch else ''}]; false, with a blank image, for no image.")
-    lines.append(
-        f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:"
-    )
-    lines.append(
-        f"  `bind(card, policy).verdicts(scores)` of zoo.judging.judge, with VERSION/{CARD} and VERSION/{POLICY}."
-    )
+        lines.append(
+            f"image_present: bool [B{', 1' if config.max_batch else ''}]; false, with a blank image, for no image."
+        )
+    lines += [
+        f"A client gets logits and scores, float32 [B, N], columns as in {LABELS}. The decision is not in the graph:",
+        f"  `bind(card, policy).verdicts(scores)` of zoo.judging.judge, with VERSION/{CARD} and VERSION/{POLICY}.",
+    ]
     if card.bank_names:
-        how = "an optional input of each request" if banks_come_along else "in the model"
+        how = "an optional input of each request" if config.banks else "in the model"
         lines.append(f"The embedded phrases ({', '.join(card.bank_names)}) are {how}.")
     return "".join(f"# {line}\n" for line in lines) + "\n"

@@ -75,7 +75,6 @@ EXPORT_LAYERS = (
     ("export.source", "export.onnx.graph"),
     ("export.precision",),
     ("export.verify",),
-    ("export.precision.calibration",),  # on the inputs that verification draws
     ("export.make",),
     ("export.onnx", "export.openvino", "export.tensorrt", "export.triton", "export.bench"),
     ("export.commands",),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from export.bench.peers import check_peers, peer_side
-from export.bench.report import Benchmark, ratios_of, rows_of
+from export.bench.report import Benchmark
 from export.bench.sides import Input, Task, drawn_jpegs, engine_sides
 from export.bundle.manifest import Device
 from export.bundle.store import Bundle, read_bundle
@@ -102,9 +102,7 @@ def bench(
         bar = progress.add_task("Timing", total=rounds * len(batches))
         for batch in batches:
             runs = {side.about.name: side.at(batch) for side in sides}
-            times = in_turns(runs, rounds, lambda: progress.advance(bar))
-            result.rows.extend(rows_of(times, batch))
-            result.ratios.extend(ratios_of(times, batch, peers[0]))
+            result.add(in_turns(runs, rounds, lambda: progress.advance(bar)), batch)
     return result
 
 

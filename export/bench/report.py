@@ -76,6 +76,16 @@ class Benchmark:
         """The first peer, which the ratios are to."""
         return next(side.name for side in self.sides if side.peer)
 
+    def add(self, times: dict[str, NDArray[np.float64]], batch: int) -> None:
+        """Add the row of each side, from its milliseconds `[rounds]`, and its speed in times the reference's."""
+        reference = times[self.reference]
+        for name, ms in times.items():
+            p50, p90, p99 = np.percentile(ms, [50, 90, 99]).tolist()
+            self.rows.append(Timing(name, batch, p50, p90, p99, float(ms.min()), 1000 * batch / p50))
+            if name != self.reference:
+                low, high = np.percentile(reference / ms, [10, 90]).tolist()
+                self.ratios.append(Ratio(name, batch, float(np.median(reference) / np.median(ms)), low, high))
+
     def text(self) -> str:
         """Markdown, for people and for a README."""
         lines = [f"- {key}: {value}" for key, value in self.setting.items()]
@@ -97,26 +107,6 @@ class Benchmark:
         write_file(folder / "bench.png", plot_speed(self))
         write_file(folder / "bench.md", self.text() + "\n")
         write_file(folder / "bench.json", json.dumps(asdict(self), indent=2) + "\n")
-
-
-def rows_of(times: dict[str, NDArray[np.float64]], batch: int) -> list[Timing]:
-    """A row for each side, from its milliseconds `[rounds]`."""
-    rows = []
-    for name, ms in times.items():
-        p50, p90, p99 = (float(value) for value in np.percentile(ms, [50, 90, 99]))
-        rows.append(Timing(name, batch, p50, p90, p99, float(ms.min()), 1000 * batch / p50))
-    return rows
-
-
-def ratios_of(times: dict[str, NDArray[np.float64]], batch: int, reference: str) -> list[Ratio]:
-    """Every other side's speed in times that of the `reference`."""
-    ratios = []
-    for name, ms in times.items():
-        if name != reference:
-            low, high = (float(value) for value in np.percentile(times[reference] / ms, [10, 90]))
-            medians = float(np.median(times[reference]) / np.median(ms))
-            ratios.append(Ratio(name, batch, medians, low, high))
-    return ratios
 
 
 def plot_speed(benchmark: Benchmark) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle
 from export.runtime import load
 from export.runtime.engine import obstacle
-from export.verify.inputs import drawn_images
+from export.verify.inputs import drawn_images, encoded
 from zoo.errors import IncompatibleBundleError
+from zoo.judging.scorer import feeds
 
 #: `jpeg` is the whole road from the bytes of a file to a verdict, `pixels` the network alone.
 Input = Literal["jpeg", "pixels"]
@@ -43,12 +43,8 @@ class Side:
 
 def drawn_jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
     """Drawn pictures of `size` (width, height), a third with photo-like noise, whose JPEGs are as large as photos'."""
-    files = []
-    for pixels in drawn_images(count, max(size)):
-        stream = io.BytesIO()
-        Image.fromarray(pixels[: size[1], : size[0]]).save(stream, "JPEG", quality=90)
-        files.append(stream.getvalue())
-    return files
+    pictures = (Image.fromarray(pixels[: size[1], : size[0]]) for pixels in drawn_images(count, max(size)))
+    return [encoded(picture, "JPEG", quality=90) for picture in pictures]
 
 
 def engine_sides(
@@ -60,14 +56,8 @@ def engine_sides(
     engine that cannot run, and when none can.
     """
     specs = [bundle.manifest.engine(name) for name in dict.fromkeys(wanted)] or list(bundle.manifest.engines)
-    sides: list[Side] = []
-    left_out: dict[str, str] = {}
-    for spec in specs:
-        reason = None if wanted else obstacle(bundle, spec, task.device)
-        if reason is None:
-            sides.append(_side(bundle, spec, task, stack))
-        else:
-            left_out[spec.name] = reason
+    left_out = {} if wanted else {spec.name: why for spec in specs if (why := obstacle(bundle, spec, task.device))}
+    sides = [_side(bundle, spec, task, stack) for spec in specs if spec.name not in left_out]
     if not sides:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise IncompatibleBundleError(f"{bundle.folder}: no engine can run on {task.device} ({reasons})")
@@ -79,20 +69,18 @@ def _side(bundle: Bundle, spec: Engine, task: Task, stack: ExitStack) -> Side:
         load(bundle.folder, engine=spec.name, device=task.device, threads=task.threads, batch_size=len(task.jpegs))
     )
     verification = spec.verified_on(task.device)
+    passed = flips = None
+    if verification is not None:
+        passed, flips = verification.passed, f"{verification.flips} of {verification.inputs}"
     about = About(
-        spec.name,
-        f"{scorer.engine.provider} on {scorer.engine.device}",
-        spec.precision,
-        peer=False,
-        verified=None if verification is None else verification.passed,
-        flips=None if verification is None else f"{verification.flips} of {verification.inputs}",
+        spec.name, f"{scorer.engine.provider} on {scorer.engine.device}", spec.precision, False, passed, flips
     )
     if task.input == "jpeg":
         return Side(about, lambda batch: lambda: scorer.verdicts(task.jpegs[:batch]))
-    feeds = scorer.feeds([scorer.prepare(data) for data in task.jpegs])
+    arrays = feeds(scorer.card, [scorer.prepare(data) for data in task.jpegs])
 
     def at(batch: int) -> Run:
-        part = {name: value[:batch] for name, value in feeds.items()}
+        part = {name: value[:batch] for name, value in arrays.items()}
         return lambda: scorer.engine(part)
 
     return Side(about, at)

@@ -71,6 +71,8 @@ Profile = Literal["latency", "throughput"]
 Device = Literal["cpu", "cuda"]
 #: Options of `zoo export` by name: a flag is true, a repeatable option several texts (see `given`).
 Given: TypeAlias = dict[str, bool | str | tuple[str, ...]]
+#: Least, usual and largest number, such as of a batch.
+Range: TypeAlias = tuple[int, int, int]
 #: Least, usual and largest shape of an input. An engine is fastest at the usual one and takes no other than between.
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -158,7 +160,7 @@ class Engine:
     precision: Precision
     files: tuple[str, ...]
     profile: Profile
-    batch: tuple[int, int, int]
+    batch: Range
     runs_on: tuple[Device, ...]
     matmuls: dict[str, int]
     embedded: str
@@ -192,7 +194,7 @@ class Engine:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class Manifest:
+class Manifest(schema.PlainData):
     """The content of a bundle and how it was built. `files` are the sha256 of every other file.
 
     `source` is the release or registry name that was exported, for `zoo verify`, and `weights` the hash of its weights:
@@ -210,7 +212,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         names = [engine.name for engine in self.engines]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = schema.repeated(names)
         if twice or not names:
             raise ValueError(f"a bundle has at least one engine, each with a name of its own, got {twice or names}")
 
@@ -220,10 +222,6 @@ class Manifest:
             if engine.name == name:
                 return engine
         raise BadArgumentError(f'the bundle has no engine "{name}"' + close_match(name, [e.name for e in self.engines]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `parse` reads back to an equal manifest."""
-        return schema.dump(self)
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a bundle, whole or not at all; the signature of the old one is removed."""
@@ -252,10 +250,7 @@ def given(**arguments: object) -> Given:
 def _plain(value: object) -> bool | str | tuple[str, ...]:
     if value is None or isinstance(value, bool):
         return bool(value)
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, (tuple, list)):
-        if value and all(isinstance(one, int) for one in value):
-            return ":".join(map(str, value))
-        return tuple(str(one) for one in value)
+        several = tuple(map(str, value))
+        return ":".join(several) if all(isinstance(one, int) for one in value) else several
     return str(value)

@@ -176,33 +176,22 @@ def check_signature(manifest: Path, public_key: Path | None = None, content: byt
 
 def _key(path: Path, kind: Literal["private", "public"]) -> Any:
     """The ed25519 key in a PEM file. Raises BadInputError for another one, or none."""
-    form, ed25519 = _cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    data = _read(path)
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization as form
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise MissingDependencyError(
+            "a signature key is given, and checking it needs cryptography: pip install 'safety-zoo[sign]'"
+        ) from None
+    try:
+        data = path.read_bytes()
         key = form.load_pem_private_key(data, None) if kind == "private" else form.load_pem_public_key(data)
+    except OSError as problem:
+        raise BadDataError(f"{path}: key cannot be read: {problem.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as problem:  # TypeError: it is encrypted
         raise BadDataError(f"{path}: not a readable {kind} key ({problem})") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
         hint = "-out private.pem" if kind == "private" else "-out private.pem && openssl pkey -in private.pem -pubout"
         raise BadDataError(f"{path}: not an ed25519 {kind} key; make one: openssl genpkey -algorithm ed25519 {hint}")
     return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise BadDataError(f"{path}: key cannot be read: {problem.strerror}") from None
-
-
-def _cryptography() -> tuple[Any, Any]:
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError:
-        raise MissingDependencyError(
-            "a signature key is given, and checking it needs cryptography: pip install 'safety-zoo[sign]'"
-        ) from None
-    return serialization, ed25519

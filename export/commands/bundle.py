@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from export.bundle.manifest import Engine, Verification
-from export.bundle.store import Bundle, read_bundle
+from export.bundle.store import Bundle, check_signature, read_bundle, sign
 from export.commands.formats import add_check_options, read_check
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names
-from zoo.errors import BadArgumentError
+from zoo.errors import BadArgumentError, ZooError
 from zoo.files import MANIFEST
 
 EXAMPLES = """zoo bench bundles/vit_b32 --against transformers,open_clip --batch-sizes 1,8,32 --out figures
@@ -35,10 +35,10 @@ def add(commands: Commands) -> None:
     text = "PEM file to check the signature by (default: the one that SAFETY_ZOO_PUBLIC_KEY names)"
     info.add_argument("--public-key", type=Path, metavar="PEM", help=text)
     text = "sign a bundle's manifest, and so all of its files, with an ed25519 key"
-    sign = add_command(actions, "sign", _sign, text, "zoo bundle sign bundles/signs --key private.pem")
-    _add_bundle(sign)
+    signing = add_command(actions, "sign", _sign, text, "zoo bundle sign bundles/signs --key private.pem")
+    _add_bundle(signing)
     text = "PEM file of a private key: openssl genpkey -algorithm ed25519"
-    sign.add_argument("--key", type=Path, required=True, metavar="PEM", help=text)
+    signing.add_argument("--key", type=Path, required=True, metavar="PEM", help=text)
 
 
 def add_verify(commands: Commands) -> None:
@@ -76,9 +76,7 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from export.bundle.store import check_signature
     from export.runtime.engine import open_best
-    from zoo.errors import ZooError
 
     bundle = read_bundle(options.bundle, public_key=options.public_key)
     signed = check_signature(options.bundle / MANIFEST, options.public_key)
@@ -106,9 +104,8 @@ def _print_info(bundle: Bundle, runs: str, signed: bool) -> None:
     for engine in manifest.engines:
         megabytes = sum((bundle.folder / name).stat().st_size for name in engine.files) / 1e6
         products = ", ".join(f"{kind} {engine.share(kind):.0%}" for kind in engine.matmuls)
-        where = ", ".join(engine.runs_on) + (
-            f" ({' '.join(filter(None, (engine.gpu.name, engine.gpu.capability)))})" if engine.gpu else ""
-        )
+        gpu = f" ({f'{engine.gpu.name} {engine.gpu.capability}'.strip()})" if engine.gpu else ""
+        where = ", ".join(engine.runs_on) + gpu
         batch = ":".join(map(str, engine.batch))
         table.add_row(engine.name, products, engine.profile, batch, where, f"{megabytes:.1f}", _verification(engine))
     console = Console()
@@ -134,21 +131,16 @@ def _in_words(result: Verification) -> str:
 
 
 def _sign(options: argparse.Namespace) -> int:
-    from export.bundle.store import sign
-
     read_bundle(options.bundle)
-    print(
-        f"{sign(options.bundle / MANIFEST, options.key)}: signed; sign again after anything that changes the manifest"
-    )
+    signature = sign(options.bundle / MANIFEST, options.key)
+    print(f"{signature}: signed; sign again after anything that changes the manifest")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     from export.verify.compare import verify
 
-    reports = verify(
-        options.bundle, read_check(options), model=options.model, engines=options.engine, device=options.device
-    )
+    reports = call_with(verify, options, folder=options.bundle, check=read_check(options), engines=options.engine)
     for report in reports:
         print(report.text())
     for report in reports:
@@ -161,15 +153,9 @@ def _bench(options: argparse.Namespace) -> int:
     from export.bench.compare import bench
 
     width, _, height = options.jpeg_size.partition("x")
-    result = call_with(
-        bench,
-        options,
-        folder=options.bundle,
-        against=names(options.against),
-        engines=options.engine,
-        batches=batches,
-        size=(_whole(width, "--jpeg-size", "1024x768"), _whole(height, "--jpeg-size", "1024x768")),
-    )
+    size = [_whole(side, "--jpeg-size", "1024x768") for side in (width, height)]
+    chosen = {"against": names(options.against), "engines": options.engine, "batches": batches, "size": size}
+    result = call_with(bench, options, folder=options.bundle, **chosen)
     print(result.text())
     if options.out:
         result.write(options.out)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from export.bundle.store import read_bundle, use_policy
 from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
+from zoo.contract.policy import read_policy
+from zoo.files import is_bundle
+from zoo.judging.banks import cache_folder
+from zoo.judging.judge import bind
 
 
 def add(commands: Commands) -> None:
@@ -27,9 +32,6 @@ def add(commands: Commands) -> None:
 
 
 def _use(options: argparse.Namespace) -> int:
-    from export.bundle.store import use_policy
-    from zoo.contract.policy import read_policy
-
     policy = read_policy(options.policy)
     use_policy(options.model, policy)
     print(f"{options.model}: judges by {policy.id}; zoo verify counts the flips at its operating points")
@@ -37,12 +39,6 @@ def _use(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from export.bundle.store import read_bundle
-    from zoo.contract.policy import read_policy
-    from zoo.files import is_bundle
-    from zoo.judging.banks import cache_folder
-    from zoo.judging.judge import bind
-
     policy = read_policy(options.policy)
     if is_bundle(Path(options.model)):
         from export.runtime import text_bank

@@ -8,20 +8,18 @@ from typing import Unpack
 
 import onnx
 
-from export.bundle.manifest import Device, Engine, Manifest, Precision, Profile, given
-from export.make import Placing, add_engine
+from export.bundle.manifest import Device, Engine, Manifest, Precision, Range
+from export.make import EngineOptions, Entry, add_engine
 from export.onnx.graph import OPSET, OPSET_BF16, served_graph
-from export.precision.calibration import calibration, what_to_give
 from export.precision.half import HALVES, in_half
-from export.precision.nodes import check_products, count_products, save
+from export.precision.nodes import check_products, count_products, patches_as_products, save, skip_resize
 from export.runtime.onnx import installed_version
+from export.verify.inputs import calibration, what_to_give
 from zoo.errors import BadArgumentError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import text_banks
 from zoo.release.store import Release
 
-#: Least, usual and largest batch.
-BATCHES: dict[Profile, tuple[int, int, int]] = {"latency": (1, 8, 64), "throughput": (1, 32, 256)}
 RUNS_ON: dict[Precision, tuple[Device, ...]] = {
     "fp32": ("cpu", "cuda"),
     "fp16": ("cuda", "cpu"),
@@ -32,39 +30,23 @@ RUNS_ON: dict[Precision, tuple[Device, ...]] = {
 
 
 def export_onnx(
-    source: str | Path,
-    out: Path,
-    *,
-    precision: Precision = "fp32",
-    profile: Profile = "latency",
-    batch: tuple[int, int, int] | None = None,
-    calibrate: Path | None = None,
-    **placing: Unpack[Placing],
+    source: str | Path, out: Path, *, precision: Precision = "fp32", **options: Unpack[EngineOptions]
 ) -> Manifest:
     """Export a release directory, a Hub release or a registered model to a bundle, or add an engine to one.
 
-    With `untrained` the registered architecture is built with random (seeded) weights and these hyperparameters, for
-    benchmarks. `int8_qdq` takes its scales from `calibrate` (see `export.precision.calibration`). With `check` the
-    engine is verified before it goes into the bundle. Raises what `add_engine` and `write_onnx` raise.
+    Raises what `add_engine` and `write_onnx` raise.
+
+    >>> manifest = export_onnx("my_release", Path("my_bundle"), precision="int8", check=Check())
     """
-    name = engine_name("onnx", precision, profile)
 
-    def build(release: Release, folder: Path) -> Engine:
-        files, counts = write_onnx(release, precision, folder / f"{name}.onnx", calibrate)
-        return Engine(
-            name, "onnx", precision, files, profile, batch or BATCHES[profile], RUNS_ON[precision], counts,
-            release.policy.id, opset=opset_of(precision), options=given(batch=batch, calibrate=calibrate),
-            versions={package: version(package) for package in ("onnx", "onnxscript")} | installed_version(),
-        )  # fmt: skip
+    def build(release: Release, stem: Path, _: Range, entry: Entry) -> Engine:
+        files, counts = write_onnx(release, precision, stem.with_suffix(".onnx"), options.get("calibrate"))
+        versions = {package: version(package) for package in ("onnx", "onnxscript")} | installed_version()
+        return entry(
+            files=files, matmuls=counts, runs_on=RUNS_ON[precision], opset=opset_of(precision), versions=versions
+        )
 
-    return add_engine(source, out, name, build, **placing)
-
-
-def engine_name(kind: str, precision: Precision, profile: Profile, suffix: str = "") -> str:
-    """The name of an engine in its bundle, such as `onnx-fp16`; it ends with `-throughput` for that profile."""
-    return "-".join(
-        [kind, precision, *(["throughput"] if profile == "throughput" else []), *([suffix] if suffix else [])]
-    )
+    return add_engine(source, out, "onnx", precision, build, options)
 
 
 def opset_of(precision: Precision) -> int:
@@ -82,19 +64,15 @@ def write_onnx(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write the graph of a release in one precision; returns its files and its products counted by precision.
 
-    `traced` is its fp32 graph, if it exists already: 8-bit graphs are made from it, and tracing takes longest. Raises
+    `traced` is the fp32 graph that one in 8 bits is made from, if it exists already: tracing takes longest. Raises
     IncompatibleBundleError when the graph has no product in that precision or differs from the declared one, and
     BadArgumentError for `int8_qdq` without inputs to calibrate on, or for such inputs with another precision.
     """
     batches = scales_from(release, precision, calibrate)
     model = in_half(release.model, HALVES[precision]) if precision in HALVES else release.model
-    if traced is not None and precision.startswith("int8"):
-        proto = traced
-    else:
-        proto = served_graph(model, text_banks(release.model, release.judge), opset=opset_of(precision))
+    proto = traced or served_graph(model, text_banks(release.model, release.judge), opset=opset_of(precision))
     if precision.startswith("int8"):
         from export.precision.int8 import quantise_rows, quantise_static
-        from export.precision.nodes import patches_as_products, skip_resize
 
         proto = quantise_static(proto, batches) if batches else quantise_rows(patches_as_products(proto))
         if not batches and release.card.image is not None:

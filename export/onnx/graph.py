@@ -79,7 +79,6 @@ def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPS
     for name, bank in zip(names, banks, strict=True):
         # An initializer that is also a graph input is its default: a policy may feed another bank.
         proto.graph.initializer.append(numpy_helper.from_array(bank.cpu().numpy(), name))
-    _check_symbolic(proto, inputs)
     return proto
 
 
@@ -97,9 +96,7 @@ def text_encoder_graph(model: PhraseEncoder) -> onnx.ModelProto:
     tokens = model.codec().encode(["a dog", "two cats on a mat"])
     examples = {"input_ids": torch.from_numpy(tokens.ids), "attention_mask": torch.from_numpy(tokens.mask)}
     specs = tuple(TensorSpec(name, "int64", ("batch", tokens.ids.shape[1])) for name in examples)
-    proto = _export(_TextEncoder(model).eval(), examples, specs, ("text_embedding",), OPSET)
-    _check_symbolic(proto, specs)
-    return proto
+    return _export(_TextEncoder(model).eval(), examples, specs, ("text_embedding",), OPSET)
 
 
 def _export(
@@ -111,23 +108,23 @@ def _export(
     banks: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """Trace a module that takes the examples by name; those of `banks` together, as the tuple `text_banks`."""
-    dims: dict[str, Any] = {}  # one shared symbol per name: two inputs of one batch stay tied together
-    shapes: dict[str, dict[int, Any]] = {}
-    for spec in specs:
-        named = {axis: side for axis, side in enumerate(spec.shape) if isinstance(side, str)}
-        shapes[spec.name] = {axis: dims.setdefault(side, torch.export.Dim(side, min=1)) for axis, side in named.items()}
-    together = {"text_banks": banks} if banks else {}
+    # One shared symbol per name: two inputs of one batch stay tied together.
+    dims = {side: torch.export.Dim(side, min=1) for spec in specs for side in spec.shape if isinstance(side, str)}
+    shapes = {one.name: {axis: dims[side] for axis, side in enumerate(one.shape) if side in dims} for one in specs}
     alone = [name for name in examples if name not in banks]
-    arguments: dict[str, Any] = {name: examples[name] for name in alone}
-    arguments |= {key: tuple(examples[name] for name in names) for key, names in together.items()}
-    dynamic: dict[str, Any] = {name: shapes[name] for name in alone}
-    dynamic |= {key: tuple(shapes[name] for name in names) for key, names in together.items()}
-    with _plain_attention(module), _quiet(), torch.no_grad():
+
+    def arguments(values: dict[str, Any]) -> dict[str, Any]:
+        together = {"text_banks": tuple(values[name] for name in banks)} if banks else {}
+        return {name: values[name] for name in alone} | together
+
+    with _plain_attention(module), errors_only("torch.onnx"), warnings.catch_warnings(), torch.no_grad():
+        # The exporter logs each decomposition and warns of torch's own deprecations; errors still come through.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
             (),
-            kwargs=arguments,
-            dynamic_shapes=dynamic,
+            kwargs=arguments(examples),
+            dynamic_shapes=arguments(shapes),
             dynamo=True,
             opset_version=opset,
             input_names=[*alone, *banks],
@@ -139,6 +136,7 @@ def _export(
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise IncompatibleBundleError(f"the exporter wrote opset {written} where {opset} was asked for")
+    _check_symbolic(proto, specs)
     return proto
 
 
@@ -170,41 +168,36 @@ AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"
 @contextmanager
 def _plain_attention(module: nn.Module) -> Iterator[None]:
     """Plain attention gives the smaller graph (no SDPA masks); torch's fused MHA path cannot be traced."""
-    candidates = [getattr(child, "config", None) for child in module.modules()]
-    configs: dict[int, Any] = {id(config): config for config in candidates if hasattr(config, "_attn_implementation")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
+    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
+    before = [(config, config._attn_implementation) for config in found if hasattr(config, "_attn_implementation")]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for config in configs.values():
+        for config, _ in before:
             config._attn_implementation = _ATTENTION
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs each decomposition and warns of torch's own deprecations; errors still come through."""
-    logger = logging.getLogger("torch.onnx")
+def errors_only(name: str | None = None) -> Iterator[None]:
+    """Silence what a logger (the root one without a name) says beside errors."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)
 
 
 def _check_symbolic(proto: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> None:
     """Raise IncompatibleBundleError if the graph froze a dimension that may vary, or the reverse."""
-    shapes = {}
-    for value in proto.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims)
+    dims = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    shapes = {name: tuple(dim.dim_param or dim.dim_value for dim in found) for name, found in dims.items()}
     for spec in specs:
         if shapes.get(spec.name) != spec.shape:
             raise IncompatibleBundleError(

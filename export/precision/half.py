@@ -9,7 +9,7 @@ is where transformers lose verdicts (and where `F.normalize`'s epsilon underflow
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,8 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _TOWERS = ("image_tower.", "text_tower.", "backbone.")
 
-Model = TypeVar("Model", bound=ZooModel)
 
-
-def in_half(model: Model, dtype: torch.dtype) -> Model:
+def in_half(model: ZooModel, dtype: torch.dtype) -> ZooModel:
     """A copy of the model, in evaluation mode, whose matrix products and convolutions are in `dtype`."""
     half = copy.deepcopy(model).eval()
     _fold_batch_norms(half)
@@ -39,9 +37,9 @@ def in_half(model: Model, dtype: torch.dtype) -> Model:
         if isinstance(module, _PRODUCTS):
             wanted = torch.float32 if module in last else dtype
             module.to(wanted)
-            module.register_forward_pre_hook(_caster(wanted))
+            module.register_forward_pre_hook(partial(_cast, wanted))
         elif isinstance(module, _NORMS):
-            module.register_forward_pre_hook(_caster(torch.float32))
+            module.register_forward_pre_hook(partial(_cast, torch.float32))
     for name in ("image_tower", "text_tower"):
         tower = getattr(half, name, None)
         if tower is not None:
@@ -82,11 +80,8 @@ class HalfAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
-def _caster(dtype: torch.dtype):  # type: ignore[no-untyped-def]  # torch types hooks as taking Any
-    def cast(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].to(dtype), *inputs[1:])
-
-    return cast
+def _cast(dtype: torch.dtype, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(dtype), *inputs[1:])
 
 
 def _in_float32(_: nn.Module, __: tuple[Tensor, ...], output: Encoded | list[Tensor]) -> Encoded | list[Tensor]:

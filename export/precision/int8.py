@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from export.onnx.graph import errors_only
 from export.precision.nodes import graphs, noted, save
 from zoo.judging.scorer import Feeds
 from zoo.models.heads import SafetyChecker
@@ -38,7 +31,7 @@ def quantise_rows(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = proto.graph
     weights = {weight.name: weight for weight in graph.initializer}
     kept = set(_stay_float32(proto))
-    known: dict[str, str] = {}
+    known: set[str] = set()
     rows: dict[str, tuple[str, str]] = {}
     constants = {"one": np.float32(1), "zero_point": np.uint8(128), "last_axis": np.array([-1])}
     constants |= {"least_size": np.float32(1e-30), "largest_code": np.float32(127)}
@@ -47,24 +40,25 @@ def quantise_rows(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         plain = given.get("alpha", 1) == given.get("beta", 1) == 1 and not given.get("transA")
-        if node.op_type not in ("MatMul", "Gemm") or node.name in kept or not plain or _sides(node, weights) != 2:
+        fits = plain and node.op_type in ("MatMul", "Gemm") and node.name not in kept
+        if not fits or len(weights[node.input[1]].dims) != 2:
             nodes.append(node)
             continue
         value, weight = node.input[:2]
         name = f"{weight}_transposed" if given.get("transB") else weight
         if name not in known:
             matrix = numpy_helper.to_array(weights[weight])
-            known[name] = _columns(graph, name, matrix.T if given.get("transB") else matrix)
+            _add_columns(graph, name, matrix.T if given.get("transB") else matrix)
+            known.add(name)
         if value not in rows:
             made, rows[value] = _rows(value)
             nodes += made
         codes, scale = rows[value]
-        nodes += _product(node, codes, scale, known[name])
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        nodes += _product(node, codes, scale, name)
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(nodes)
     used = {name for each in graphs(graph) for node in each.node for name in node.input}
-    needed = [onnx.TensorProto.FromString(w.SerializeToString()) for w in graph.initializer if w.name in used]
+    needed = [weight for weight in graph.initializer if weight.name in used]
     del graph.initializer[:]
     graph.initializer.extend(needed)
     proto.opset_import.append(helper.make_opsetid(_ORT, 1))
@@ -75,18 +69,13 @@ def quantise_rows(proto: onnx.ModelProto) -> onnx.ModelProto:
 _ORT = "com.microsoft"
 
 
-def _sides(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> int:
-    return len(weights[node.input[1]].dims)
-
-
-def _columns(graph: onnx.GraphProto, name: str, weight: NDArray[np.float32]) -> str:
-    """Add a weight `[K, N]` in int8 and its N scales; returns the name that both begin with."""
+def _add_columns(graph: onnx.GraphProto, name: str, weight: NDArray[np.float32]) -> None:
+    """Add a weight `[K, N]` in int8 and its N scales; the names of both begin with `name`."""
     largest = np.abs(weight).max(axis=0)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     codes = np.ascontiguousarray((weight / scales).round().clip(-127, 127).astype(np.int8))
     graph.initializer.append(numpy_helper.from_array(codes, f"{name}_int8"))
     graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
-    return name
 
 
 def _rows(value: str) -> tuple[list[onnx.NodeProto], tuple[str, str]]:
@@ -94,21 +83,20 @@ def _rows(value: str) -> tuple[list[onnx.NodeProto], tuple[str, str]]:
 
     Never int8: for signed activations onnxruntime has no fast product on AMD processors.
     """
-    names = {suffix: f"{value}_{suffix}" for suffix in ("high", "low", "minus", "size", "scale", "scaled", "codes")}
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(kind, inputs, [names[output]], name=f"{names[output]}_node", **attributes)
+        return helper.make_node(kind, inputs, [f"{value}_{output}"], name=f"{value}_{output}_node", **attributes)
 
     steps = [
         node("ReduceMax", [value, "int8_last_axis"], "high", keepdims=1),
         node("ReduceMin", [value, "int8_last_axis"], "low", keepdims=1),
-        node("Neg", [names["low"]], "minus"),
-        node("Max", [names["high"], names["minus"], "int8_least_size"], "size"),  # a row of zeros has no size
-        node("Div", [names["size"], "int8_largest_code"], "scale"),
-        node("Div", [value, names["scale"]], "scaled"),
-        node("QuantizeLinear", [names["scaled"], "int8_one", "int8_zero_point"], "codes"),
+        node("Neg", [f"{value}_low"], "minus"),
+        node("Max", [f"{value}_high", f"{value}_minus", "int8_least_size"], "size"),  # a row of zeros has no size
+        node("Div", [f"{value}_size", "int8_largest_code"], "scale"),
+        node("Div", [value, f"{value}_scale"], "scaled"),
+        node("QuantizeLinear", [f"{value}_scaled", "int8_one", "int8_zero_point"], "codes"),
     ]
-    return steps, (names["codes"], names["scale"])
+    return steps, (f"{value}_codes", f"{value}_scale")
 
 
 def _product(node: onnx.NodeProto, codes: str, scale: str, weight: str) -> list[onnx.NodeProto]:
@@ -130,7 +118,12 @@ def quantise_static(proto: onnx.ModelProto, batches: list[Feeds], *, symmetric: 
     Symmetric throughout and with float32 biases, which is what TensorRT takes; otherwise activations are uint8 with a
     zero point of their own, which spends no codes on values that never come.
     """
-    with _files(proto) as (source, target):
+    plain = copy.deepcopy(proto)
+    del plain.graph.value_info[:]  # the exporter's shapes, on which the quantizer fails
+    with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder, errors_only():
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        save(plain, source)
+        # It asks, at each call, for a preprocessing that these graphs need not.
         quantize_static(
             source,
             target,
@@ -175,20 +168,3 @@ def _stay_float32(proto: onnx.ModelProto) -> list[str]:
         if node.op_type in ("MatMul", "Gemm", "Conv")
         and (node.input[1] not in weights or _EXACT in noted(node, "class_hierarchy"))
     ]
-
-
-@contextmanager
-def _files(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
-    """The graph in a file, without the exporter's shapes, on which the quantizer fails; and where to write."""
-    plain = copy.deepcopy(proto)
-    del plain.graph.value_info[:]
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it asks, at each call, for a preprocessing that these graphs need not
-    try:
-        with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
-            source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            save(plain, source)
-            yield source, target
-    finally:
-        logger.setLevel(level)

@@ -37,12 +37,10 @@ def count_products(proto: onnx.ModelProto) -> dict[str, int]:
     producers = {name: node for node in nodes for name in node.output}
     counts: Counter[str] = Counter()
     for node in nodes:
-        if node.op_type in _INTEGERS:
+        floats = node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
+        if node.op_type in _INTEGERS or (floats and all(_dequantised(name, producers) for name in node.input[:2])):
             counts["int8"] += 1
-        elif node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
-            if all(_dequantised(name, producers) for name in node.input[:2]):
-                counts["int8"] += 1
-                continue
+        elif floats:
             precision = _FLOATS.get(types.get(node.output[0], types.get(node.input[0], TensorProto.UNDEFINED)))
             if precision is None:
                 raise IncompatibleBundleError(f"{node.op_type} {node.name}: the graph does not say of what type it is")
@@ -109,9 +107,8 @@ def rounded_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
                 node.output[index] = f"{name}/exact"
                 nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/rounded"], to=TensorProto.BFLOAT16))
                 nodes.append(helper.make_node("Cast", [f"{name}/rounded"], [name], to=TensorProto.FLOAT))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.graph.node[:], graph.graph.value_info[:]
-    graph.graph.node.extend(copies)
+    graph.graph.node.extend(nodes)
     return graph
 
 
@@ -132,11 +129,11 @@ def patches_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type != "Conv" or node.input[1] not in weights:
             continue
         kernel = numpy_helper.to_array(weights[node.input[1]])
-        sides = _sides(shapes.get(node.input[0]))
-        if sides is None or not _tiles(node, kernel, sides):
+        grid = _tiles(node, kernel, shapes.get(node.input[0]))
+        if grid is None:
             continue
         del graph.node[place]
-        for new in reversed(_patches(graph, node, kernel, sides)):
+        for new in reversed(_patches(graph, node, kernel, grid)):
             graph.node.insert(place, new)
     return proto
 
@@ -195,35 +192,32 @@ def _float(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
-def _sides(value: onnx.ValueInfoProto | None) -> tuple[int, int] | None:
-    """Height and width `[.., .., H, W]` where the graph knows them."""
-    dims = value.type.tensor_type.shape.dim[2:] if value is not None else ()
-    sides = tuple(dim.dim_value for dim in dims)
-    return sides if len(sides) == 2 and all(sides) else None
+def _tiles(node: NodeProto, kernel: NDArray[np.float32], value: onnx.ValueInfoProto | None) -> tuple[int, ...] | None:
+    """Rows and columns of the tiles that a convolution cuts an image into, if they are of its kernel's size.
 
-
-def _tiles(node: NodeProto, kernel: NDArray[np.float32], sides: tuple[int, int]) -> bool:
-    """Whether a convolution cuts an image into tiles of its kernel's size that cover it, each channel with each."""
+    None if it does anything else, or the graph does not know the image's height and width.
+    """
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     window = kernel.shape[2:]
-    return (
-        kernel.ndim == 4
+    sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim[2:]] if value is not None else []
+    fits = (
+        len(sides) == len(window) == 2
         and min(window) > 1
         and tuple(given.get("strides", ())) == window
         and not any(given.get("pads", ()))
         and given.get("group", 1) == 1
         and all(one == 1 for one in given.get("dilations", ()))
         and given.get("auto_pad", b"NOTSET") == b"NOTSET"
-        and all(side % length == 0 for side, length in zip(sides, window, strict=True))
+        and all(side and side % length == 0 for side, length in zip(sides, window, strict=True))
     )
+    return tuple(side // length for side, length in zip(sides, window, strict=True)) if fits else None
 
 
 def _patches(
-    graph: onnx.GraphProto, node: NodeProto, kernel: NDArray[np.float32], sides: tuple[int, int]
+    graph: onnx.GraphProto, node: NodeProto, kernel: NDArray[np.float32], grid: tuple[int, ...]
 ) -> list[NodeProto]:
     """The nodes in place of the convolution: cut, multiply, add the bias, and back to `[B, C, rows, columns]`."""
-    out, channels, high, wide = kernel.shape
-    rows, columns = sides[0] // high, sides[1] // wide
+    (out, channels, high, wide), (rows, columns) = kernel.shape, grid
     name = f"{node.name}_patches"
 
     def constant(suffix: str, value: object) -> str:

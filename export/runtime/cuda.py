@@ -33,17 +33,24 @@ def cudart() -> Any:
     return runtime
 
 
-def local_gpu(device: int = 0) -> LocalGpu:
-    """The GPU of that number. Raises IncompatibleBundleError, with CUDA's own message, if it does not exist."""
+def local_gpu() -> LocalGpu:
+    """The first GPU. Raises IncompatibleBundleError, with CUDA's own message, if there is none."""
     cuda = cudart()
-    count = call(cuda.cudaGetDeviceCount)[0]
-    if not 0 <= device < count:
-        raise IncompatibleBundleError(f"no GPU has the number {device}: CUDA sees {count}")
+    if not call(cuda.cudaGetDeviceCount)[0]:
+        raise IncompatibleBundleError("CUDA sees no GPU")
     kinds = cuda.cudaDeviceAttr
     wanted = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
-    major, minor = (call(cuda.cudaDeviceGetAttribute, attribute, device)[0] for attribute in wanted)
-    name = call(cuda.cudaGetDeviceProperties, device)[0].name
+    major, minor = (call(cuda.cudaDeviceGetAttribute, attribute, 0)[0] for attribute in wanted)
+    name = call(cuda.cudaGetDeviceProperties, 0)[0].name
     return LocalGpu(name.decode() if isinstance(name, bytes) else str(name), f"SM{major}{minor}")
+
+
+def gpu_here() -> LocalGpu | None:
+    """The first GPU; None without one, or without the library that finds it."""
+    try:
+        return local_gpu()
+    except (IncompatibleBundleError, MissingDependencyError):
+        return None
 
 
 def cuda_versions() -> dict[str, str]:

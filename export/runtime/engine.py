@@ -154,9 +154,8 @@ def _candidates(
     """The engines that can run here, each with its device, best first; the reasons of the others in `passed_over`."""
     candidates = []
     for device in devices:
-        ranks = {pair: rank for rank, pair in enumerate(PREFERENCE[device])}
-        specs = [spec for spec in bundle.manifest.engines if (spec.kind, spec.precision) in ranks]
-        specs.sort(key=lambda spec: (ranks[spec.kind, spec.precision], spec.profile))
+        by_profile = sorted(bundle.manifest.engines, key=lambda spec: spec.profile)
+        specs = [spec for pair in PREFERENCE[device] for spec in by_profile if (spec.kind, spec.precision) == pair]
         for spec in [wanted] if wanted is not None else specs:
             reason = obstacle(bundle, spec, device) or (None if wanted else _distrust(spec, device))
             if reason is None:

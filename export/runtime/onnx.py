@@ -148,7 +148,7 @@ def _no_tensorrt(ort: Any, precision: Precision) -> str | None:
 
 def onnxruntime() -> Any:
     """Import onnxruntime on first use; refuse the two distributions side by side, which break each other."""
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
         raise IncompatibleBundleError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'safety-zoo[cpu]' (or [gpu])"
@@ -172,10 +172,6 @@ def _no_provider(ort: Any, device: Device) -> str:
         f"onnxruntime {ort.__version__} has no {PROVIDERS[device][-1]}; "
         "install `safety-zoo[gpu]` in place of `safety-zoo[cpu]`"
     )
-
-
-def _installed(distribution: str) -> bool:
-    return _version(distribution) is not None
 
 
 def _version(distribution: str) -> str | None:

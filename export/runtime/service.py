@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,6 @@ from zoo.judging.scorer import Ready, Scorer
 FAILING_AFTER = 3
 #: Latency quantiles are those of this number of latest answers.
 LATENCIES = 1024
-
 log = logging.getLogger("export.runtime.service")
 
 _CLOSED = "the service was closed before it judged this request"
@@ -65,11 +65,9 @@ def serve(
         public_key=public_key,
     )  # fmt: skip
     service = Service(scorer, max_batch=scorer.batch_size, max_wait_ms=max_wait_ms, queue=queue, decoders=decoders)
-    try:
-        service.warm_up()
-    except BaseException:
-        service.close()
-        raise
+    with ExitStack() as undo:
+        undo.enter_context(service).warm_up()
+        undo.pop_all()
     return service
 
 
@@ -114,7 +112,7 @@ class _Answer(Future[Verdict]):
 
     def __init__(self, callbacks: Executor) -> None:
         super().__init__()
-        self._callbacks_run_on = callbacks
+        self._callbacks_run_on, self.since = callbacks, time.perf_counter()
 
     def add_done_callback(self, fn: Callable[[Future[Verdict]], Any]) -> None:
         def hand_over(future: Future[Verdict]) -> None:
@@ -133,30 +131,7 @@ def _call(fn: Callable[[Future[Verdict]], Any], future: Future[Verdict]) -> None
         log.exception("a callback of a verdict failed")
 
 
-@dataclass(eq=False)
-class _Request:
-    image: ImageSource | None
-    text: str | None
-    future: _Answer
-    since: float = field(default_factory=time.perf_counter)
-    item: Ready | None = None
-    ready_at: float = 0.0
-
-
-@dataclass
-class _Counts:
-    served: int = 0
-    unjudged: int = 0
-    overloads: int = 0
-    engine_errors: int = 0
-    failed_in_a_row: int = 0
-    batches: int = 0
-    judged: int = 0
-    last_error: str = ""
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
-
-
-class Service:
+class Service(AbstractContextManager["Service"]):
     """Judges the requests of many threads with one scorer, which it owns and closes.
 
     At most `max_batch` items make a batch. With callers about, a batch that is not full waits for more until its first
@@ -186,12 +161,13 @@ class Service:
         self._wake = threading.Condition(self._lock)  # the engine's thread: something is ready, or the end
         self._idle = threading.Condition(self._lock)  # close(): nothing is waiting any more
         self._engine = threading.Lock()  # an engine need not be thread-safe
-        self._ready: deque[_Request] = deque()
-        self._waiting = 0
-        self._closed = self._dropping = self._stopped = False
-        self._last_batch = 0
+        self._ready: deque[tuple[_Answer, Ready, float]] = deque()  # with the time when it was read
+        self._waiting = self._last_batch = self._judged = self._failed_in_a_row = 0
+        self._closed = self._dropping = False
         self._batch_since: float | None = None
-        self._counts = _Counts()
+        self._counts = dict.fromkeys(("served", "unjudged", "overloads", "engine_errors", "batches"), 0)
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+        self._last_error = ""
         self._process = os.getpid()
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         # A thread is started only when all others are in a callback, so that those which block delay no other.
@@ -225,21 +201,21 @@ class Service:
         return self._submit(image.copy() if isinstance(image, np.ndarray) else image, text)
 
     def _submit(self, image: ImageSource | None, text: str | None) -> Future[Verdict]:
-        request = _Request(image, text, _Answer(self._callbacks))
+        answer = _Answer(self._callbacks)
         if dead := self._dead():
             raise ServiceError(dead)
         with self._lock:
             if self._closed:
                 raise ClosedError("the service is closed")
             if self._waiting >= self.queue:
-                self._counts.overloads += 1
+                self._counts["overloads"] += 1
                 raise OverloadError(
                     f"{self._waiting} requests are waiting and the limit is {self.queue}: ask again later, "
                     "or serve with a larger queue or on more machines"
                 )
             self._waiting += 1
-        self._decoders.submit(self._decode, request)
-        return request.future
+        self._decoders.submit(self._decode, answer, image, text)
+        return answer
 
     def use(self, scorer: Scorer) -> None:
         """From the next batch on, judge by this scorer, such as one with another policy (`BundleScorer.with_policy`).
@@ -261,8 +237,7 @@ class Service:
         Raises EngineError when that fails: such a service could not answer.
         """
         card = self.scorer.card
-        size = card.image.size if card.image else 0
-        blank = np.zeros((size, size, 3), dtype=np.uint8) if size else None
+        blank = np.zeros((card.image.size, card.image.size, 3), dtype=np.uint8) if card.image else None
         item = self.scorer.prepare(blank, "warm up" if card.reads_text else None)
         for count in sorted({1, self.max_batch}):
             self._judge([item] * count)
@@ -273,27 +248,24 @@ class Service:
         if self._process != os.getpid():
             self._lock = threading.Lock()  # another thread may have held it when the process was forked
         with self._lock:
-            counts, since = self._counts, self._batch_since
-            latencies = np.array(counts.latencies)
-            state: Literal["starting", "ready", "failing", "dead", "closed"] = "ready" if counts.batches else "starting"
-            if counts.failed_in_a_row >= FAILING_AFTER:
-                state = "failing"
-            if dead:
+            since, batches = self._batch_since, self._counts["batches"]
+            state: Literal["starting", "ready", "failing", "dead", "closed"] = "ready" if batches else "starting"
+            if self._closed:
+                state = "closed"
+            elif dead:
                 state = "dead"
-            p50, p90, p99 = (1000 * np.percentile(latencies, [50, 90, 99])).tolist() if len(latencies) else [0.0] * 3
+            elif self._failed_in_a_row >= FAILING_AFTER:
+                state = "failing"
+            quantiles = np.percentile(self._latencies or [0.0], [50, 90, 99])
             return Health(
-                state="closed" if self._closed else state,
+                state=state,
                 waiting=self._waiting,
                 limit=self.queue,
-                served=counts.served,
-                unjudged=counts.unjudged,
-                overloads=counts.overloads,
-                engine_errors=counts.engine_errors,
-                batches=counts.batches,
-                mean_batch=counts.judged / max(counts.batches, 1),
-                latency_ms={"p50": p50, "p90": p90, "p99": p99},
+                mean_batch=self._judged / max(batches, 1),
+                latency_ms=dict(zip(("p50", "p90", "p99"), (1000 * quantiles).tolist(), strict=True)),
                 batch_age_s=0.0 if since is None else time.perf_counter() - since,
-                last_error=dead or counts.last_error,
+                last_error=dead or self._last_error,
+                **self._counts,
             )
 
     def close(self, *, drain: bool = True) -> None:
@@ -311,41 +283,33 @@ class Service:
             self._wake.notify_all()
             while self._waiting:
                 self._idle.wait()
-            self._stopped = True
             self._wake.notify_all()
         self._decoders.shutdown()
         self._thread.join()
         self._callbacks.shutdown(wait=False)  # this may be one of them
         self.scorer.close()
 
-    def __enter__(self) -> Service:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decode(self, request: _Request) -> None:
+    def _decode(self, answer: _Answer, image: ImageSource | None, text: str | None) -> None:
         try:
             if not self._thread.is_alive():
                 raise ServiceError(_DEAD)
-            if self._dropping or request.future.cancelled():  # a cancelled future shows no error
+            if self._dropping or answer.cancelled():  # a cancelled future shows no error
                 raise ClosedError(_CLOSED)
-            item = self.scorer.prepare(request.image, request.text)
+            item = self.scorer.prepare(image, text)
         except ZooError as problem:
-            self._settle([request], [problem])
-            return
+            self._settle([answer], [problem])
         except BaseException as problem:  # a panic in Rust is not an Exception, and callers would wait forever
-            self._settle([request], [_caused(ServiceError(f"reading the request failed: {problem!r}"), problem)])
-            return
-        request.image = request.text = None  # the pixels and tokens are all that is needed from here
-        if item.refusal is not None:
-            self._settle([request], [item.refusal])
-            return
-        request.item = item
-        request.ready_at = time.perf_counter()
-        with self._lock:
-            self._ready.append(request)
-            self._wake.notify()
+            self._settle([answer], [_caused(ServiceError(f"reading the request failed: {problem!r}"), problem)])
+        else:
+            if item.refusal is not None:
+                self._settle([answer], [item.refusal])
+                return
+            with self._lock:
+                self._ready.append((answer, item, time.perf_counter()))
+                self._wake.notify()
 
     def _dead(self) -> str:
         """Why nothing can be judged any more, though the service was not closed; "" when it can."""
@@ -358,84 +322,75 @@ class Service:
 
     def _run(self) -> None:
         try:
-            self._judge_batches()
-        finally:
-            if not self._stopped:  # a fault of this very loop: what waits is refused, health() says `dead`
-                with self._lock:
-                    left = [self._ready.popleft() for _ in range(len(self._ready))]
-                self._settle(left, [ServiceError(_DEAD) for _ in left])
+            while batch := self._next_batch():
+                gone = [answer for answer, _, _ in batch if self._dropping or answer.cancelled()]
+                self._settle(gone, [ClosedError(_CLOSED) for _ in gone])
+                if live := {answer: item for answer, item, _ in batch if answer not in gone}:
+                    try:
+                        self._settle(list(live), self._judge(list(live.values())))
+                    except EngineError as problem:
+                        # One error for each: threads that raise the same one would write into each other's traceback.
+                        self._settle(list(live), [_caused(EngineError(str(problem)), problem.__cause__) for _ in live])
+        finally:  # after a fault of this very loop, what waits is refused, and health() says `dead`
+            with self._lock:
+                left = [self._ready.popleft()[0] for _ in range(len(self._ready))]
+            self._settle(left, [ServiceError(_DEAD) for _ in left])
 
-    def _judge_batches(self) -> None:
-        while batch := self._next_batch():
-            live = [request for request in batch if not (self._dropping or request.future.cancelled())]
-            gone = [request for request in batch if request not in live]
-            self._settle(gone, [ClosedError(_CLOSED) for _ in gone])
-            if not live:
-                continue
-            try:
-                self._settle(live, self._judge([request.item for request in live if request.item is not None]))
-            except EngineError as problem:
-                # One error for each: threads that raise the same one would write into each other's traceback.
-                self._settle(live, [_caused(EngineError(str(problem)), problem.__cause__) for _ in live])
-
-    def _next_batch(self) -> list[_Request]:
+    def _next_batch(self) -> list[tuple[_Answer, Ready, float]]:
         """Wait for something ready, then within the window for more. Empty at the end."""
         with self._lock:
-            while not self._ready and not self._stopped:
+            while not self._ready and (self._waiting or not self._closed):
                 self._wake.wait()
-            while self._ready and len(self._ready) < self.max_batch and self._others_may_come():
-                left = self._ready[0].ready_at + self._max_wait - time.perf_counter()
-                if left <= 0:
+            while self._ready and len(self._ready) < self.max_batch:
+                # Others are being read, or were in the last batch and may ask again. A lone caller is neither.
+                others = self._waiting > len(self._ready) or (self._last_batch > 1 and not self._closed)
+                left = self._ready[0][2] + self._max_wait - time.perf_counter()
+                if left <= 0 or not others:
                     break
                 self._wake.wait(left)
             batch = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
             self._last_batch = len(batch)
             return batch
 
-    def _others_may_come(self) -> bool:
-        """Others are being read, or were in the last batch and may ask again. A lone caller is neither."""
-        return self._waiting > len(self._ready) or (self._last_batch > 1 and not self._closed)
-
     def _judge(self, items: list[Ready]) -> list[Verdict]:
         """One call of the engine. Raises EngineError for any failure in it."""
-        try:
-            with self._engine:
-                self._batch_since = time.perf_counter()
-                try:
-                    verdicts = self.scorer.judge_ready(items)
-                finally:
-                    self._batch_since = None
-        except BaseException as problem:  # else this thread would end, and every caller would wait forever
-            with self._lock:
-                self._counts.engine_errors += 1
-                self._counts.failed_in_a_row += 1
-                self._counts.last_error = repr(problem)
-            raise EngineError(f"the engine failed on a batch of {len(items)}: {problem!r}") from problem
+        with self._engine:
+            self._batch_since = time.perf_counter()
+            try:
+                verdicts = self.scorer.judge_ready(items)
+            except BaseException as problem:  # else this thread would end, and every caller would wait forever
+                with self._lock:
+                    self._counts["engine_errors"] += 1
+                    self._failed_in_a_row += 1
+                    self._last_error = repr(problem)
+                raise EngineError(f"the engine failed on a batch of {len(items)}: {problem!r}") from problem
+            finally:
+                self._batch_since = None
         with self._lock:
-            self._counts.failed_in_a_row = 0
-            self._counts.batches += 1
-            self._counts.judged += len(items)
+            self._counts["batches"] += 1
+            self._failed_in_a_row = 0
+            self._judged += len(items)
         return verdicts
 
-    def _settle(self, requests: Sequence[_Request], outcomes: Sequence[Verdict | ZooError]) -> None:
-        """Answer each request unless it was cancelled. Its place is free before its caller wakes and asks again."""
+    def _settle(self, answers: Sequence[_Answer], outcomes: Sequence[Verdict | ZooError]) -> None:
+        """Give each answer unless it was cancelled. Its place is free before its caller wakes and asks again."""
         now = time.perf_counter()
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
         with self._lock:
-            self._waiting -= len(requests)
-            self._counts.served += len(verdicts)
-            self._counts.unjudged += sum(verdict.status != "ok" for verdict in verdicts)
+            self._waiting -= len(answers)
+            self._counts["served"] += len(verdicts)
+            self._counts["unjudged"] += sum(verdict.status != "ok" for verdict in verdicts)
             if verdicts:
-                self._counts.latencies.extend(now - request.since for request in requests)
+                self._latencies.extend(now - answer.since for answer in answers)
             if not self._waiting:
                 self._idle.notify_all()
-        for request, outcome in zip(requests, outcomes, strict=True):
-            if not request.future.set_running_or_notify_cancel():
+        for answer, outcome in zip(answers, outcomes, strict=True):
+            if not answer.set_running_or_notify_cancel():
                 continue
             if isinstance(outcome, Verdict):
-                request.future.set_result(outcome)
+                answer.set_result(outcome)
             else:
-                request.future.set_exception(outcome)
+                answer.set_exception(outcome)
 
 
 def _caused(error: ServiceError, cause: BaseException | None) -> ServiceError:

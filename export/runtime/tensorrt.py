@@ -16,7 +16,7 @@ from export.bundle.rebuild import rebuild
 from export.bundle.store import Banks, Bundle, read_banks
 from export.runtime.cuda import Buffer, LocalGpu, call, cudart, local_gpu
 from export.runtime.engine import RunningEngine
-from export.tensorrt.package import GRAPH, REPORT, LogLine, Package, PlanReport, load_package
+from export.tensorrt.package import GRAPH, REPORT, Package, PlanReport, errors_in, load_package
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 from zoo.files import HeldFiles
@@ -27,27 +27,30 @@ OUTPUTS = ("logits", "scores")
 Mend = Callable[..., str]
 
 
-class LoadedPlan:
-    """A plan on one GPU with one execution context. Thread-safe: callers take turns.
+class TensorRTEngine(RunningEngine):
+    """A plan on the first GPU with one execution context. Thread-safe: callers take turns.
 
-    `banks` are the embedded phrases `[P, D]`, float32, that were the defaults of the graph.
+    `banks` are the embedded phrases `[P, D]`, float32, that were the defaults of the graph. Others are uploaded or
+    refitted before the next batch.
     """
 
-    def __init__(self, plan: Path, mend: Mend, device: int = 0, files: HeldFiles | None = None) -> None:
+    def __init__(self, plan: Path, spec: Engine, mend: Mend, files: HeldFiles | None = None) -> None:
         """Load a plan with the files beside it; `mend` gives the command that builds it again, for messages.
 
         `files` are those of its folder, if they are open already.
 
         Raises what `check_machine` raises, and IncompatibleBundleError where TensorRT does not take the plan.
         """
+        super().__init__(spec, "cuda")
         files = files or HeldFiles(plan.parent)
         self.report = read_report(plan, files)
         self._mend = mend
-        self._trt, self.gpu = check_machine(self.report, mend, device)
+        self._trt, gpu = check_machine(self.report, mend)
+        self.provider = f"{self._trt.name} {self._trt.version} ({gpu.name})"
         self.banks = read_banks(files, plan.name)
-        self._cuda, self._device = cudart(), device
+        self._cuda = cudart()
         self._lock = threading.Lock()
-        call(self._cuda.cudaSetDevice, device)
+        call(self._cuda.cudaSetDevice, 0)
         self._engine = self._load(plan, files)
         self._context = self._create_context()
         (self._stream,) = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
@@ -57,39 +60,36 @@ class LoadedPlan:
         # A refittable bank is in the plan from the start; one that is an input is uploaded when it is first needed.
         self._current: dict[str, Any] = {name: self.banks.get(name) for name in self.report.refittable}
 
-    @property
-    def provider(self) -> str:
-        """The library that runs it, for people: `tensorrt_rtx 1.7.1.116`."""
-        return f"{self._trt.name} {self._trt.version}"
-
-    def run(self, feeds: Feeds, banks: Banks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch; `banks` replace the plan's own.
+    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores `[B, N]` of one batch; one that is smaller than the plan takes is filled up.
 
         Raises BadInputError for a shape that the profile does not hold, IncompatibleBundleError for a bank that cannot
         replace the plan's own.
         """
-        wanted = {**self.banks, **banks}
+        rows = len(next(iter(feeds.values())))
+        feeds, wanted = filled(feeds, self.spec.batch[0]), {**self.banks, **self.text_banks}
         for name, value in {**feeds, **wanted}.items():
             if name in self.report.refittable:
                 check_refit(name, value.shape, self.banks[name].shape, self._mend)
-            elif name in banks and name not in self.report.profiles:
+            elif name in self.text_banks and name not in self.report.profiles:
                 mend = self._mend(text_bank="input")
                 raise IncompatibleBundleError(f'"{name}" is built into the plan; as an input it takes any: {mend}')
             else:
                 check_shape(name, value.shape, self.report.profiles, self._mend)
         with self._lock:
-            call(self._cuda.cudaSetDevice, self._device)  # CUDA keeps the chosen GPU for each thread
+            call(self._cuda.cudaSetDevice, 0)  # CUDA keeps the chosen GPU for each thread
             self._use_banks(wanted)
             for name, value in feeds.items():
                 self._put(name, value)
-            return self._execute()
+            logits, scores = self._execute()
+        return logits[:rows], scores[:rows]
 
     def close(self) -> None:
         """Give the GPU's memory back. The plan answers no more."""
         with self._lock:
             for buffer in self._buffers.values():
                 buffer.close()
-            self._buffers = {}
+            self._buffers.clear()
             self._context = self._engine = None
             call(self._cuda.cudaStreamDestroy, self._stream)
 
@@ -130,20 +130,22 @@ class LoadedPlan:
             kept = {name: np.ascontiguousarray(bank, dtype=np.float32) for name, bank in banks.items()}
             taken = [refitter.set_named_weights(name, self._trt.module.Weights(bank)) for name, bank in kept.items()]
             if not all(taken) or not refitter.refit_cuda_engine():
-                raise IncompatibleBundleError(f"{self.provider} does not refit {sorted(banks)}: {_words(log)}")
+                raise IncompatibleBundleError(f"{self.provider} does not refit {sorted(banks)}: {errors_in(log)}")
 
     def _load(self, plan: Path, files: HeldFiles) -> Any:
         with self._trt.listen() as log:
             engine = self._trt.module.Runtime(self._trt.logger).deserialize_cuda_engine(files.read(plan.name))
             if engine is None:
-                words = f"{self._trt.name} does not load it: {_words(log)}"
+                words = f"{self._trt.name} does not load it: {errors_in(log)}"
                 raise IncompatibleBundleError(f"{plan}: {words}: {self._mend()}")
             if self.report.stripped:
                 graph = plan.with_suffix(GRAPH)
                 refitter = self._trt.module.Refitter(engine, self._trt.logger)
                 parser = self._trt.module.OnnxParserRefitter(refitter, self._trt.logger)
                 if not parser.refit_from_bytes(files.read(graph.name)) or not refitter.refit_cuda_engine():
-                    raise IncompatibleBundleError(f"{plan}: not refitted from {graph}: {_words(log)}: {self._mend()}")
+                    raise IncompatibleBundleError(
+                        f"{plan}: not refitted from {graph}: {errors_in(log)}: {self._mend()}"
+                    )
         return engine
 
     def _create_context(self) -> Any:
@@ -169,7 +171,7 @@ def read_report(plan: Path, files: HeldFiles | None = None) -> PlanReport:
     return PlanReport.from_dict(schema.read_json(path, files.read(path.name)), str(path))
 
 
-def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Package, LocalGpu]:
+def check_machine(report: PlanReport, mend: Mend) -> tuple[Package, LocalGpu]:
     """The TensorRT and the GPU that run a plan; `mend` gives the command that builds it again.
 
     Raises MissingDependencyError without that TensorRT or `cuda-bindings`, IncompatibleBundleError without a GPU, or if
@@ -180,7 +182,7 @@ def check_machine(report: PlanReport, mend: Mend, device: int = 0) -> tuple[Pack
         raise IncompatibleBundleError(
             f"the plan was built by {report.package} {report.version}, and {trt.version} is installed: {mend()}"
         )
-    gpu = local_gpu(device)
+    gpu = local_gpu()
     check_gpu(report, gpu, mend)
     return trt, gpu
 
@@ -228,24 +230,6 @@ def check_refit(name: str, shape: tuple[int, ...], built: tuple[int, ...], mend:
         )
 
 
-def _words(log: list[LogLine]) -> str:
-    return "; ".join(line.message for line in log if "ERROR" in line.severity) or "no reason given"
-
-
-class TensorRTEngine(RunningEngine):
-    """A plan on a GPU. Other text banks are uploaded or refitted before its next batch."""
-
-    def __init__(self, plan: LoadedPlan, spec: Engine, device: Device = "cuda") -> None:
-        super().__init__(spec, device)
-        self.plan, self.provider = plan, f"{plan.provider} ({plan.gpu.name})"
-
-    def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and scores `[B, N]` of one batch; one that is smaller than the plan takes is filled up."""
-        rows = len(next(iter(feeds.values())))
-        logits, scores = self.plan.run(filled(feeds, self.spec.batch[0]), self.text_banks)
-        return logits[:rows], scores[:rows]
-
-
 def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
     """Why a plan cannot run on this machine, found without loading it; None if no reason is known."""
     try:
@@ -257,8 +241,7 @@ def obstacle(bundle: Bundle, spec: Engine, device: Device) -> str | None:
 
 def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | None) -> TensorRTEngine:
     """Load a plan of a bundle. Raises IncompatibleBundleError when this machine cannot run it."""
-    plan = LoadedPlan(bundle.folder / spec.files[0], _mend(bundle, spec), files=bundle.files)
-    return TensorRTEngine(plan, spec, device)
+    return TensorRTEngine(bundle.folder / spec.files[0], spec, _mend(bundle, spec), bundle.files)
 
 
 def filled(feeds: Feeds, least: int) -> Feeds:

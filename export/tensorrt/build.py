@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
-from export.bundle.manifest import Shapes
-from export.tensorrt.package import LogLine, Package, PlanReport, load_package
+from export.bundle.manifest import Range, Shapes
+from export.tensorrt.package import LogLine, Package, PlanReport, errors_in, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
 from zoo.files import write_file
 
@@ -27,6 +27,8 @@ PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "BFLOAT16": "bf16
 #: Kernels that TensorRT generates for the nodes around a product; they name that product too.
 _AROUND = "kgen"
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+#: A line of the list of layers: constants stand between inputs and outputs.
+_LAYER = re.compile(r"^.*?LayerType: (\w*), Inputs: (.*?), Outputs: .*$", re.MULTILINE)
 #: What may stand between a DequantizeLinear and the product that it feeds.
 _MOVES = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
 
@@ -42,18 +44,13 @@ class EngineLayer:
 
 def read_layers(log: list[LogLine]) -> list[EngineLayer]:
     """The layers of the engine that was just built, from its log. Raises IncompatibleBundleError without any."""
-    lines = [_layer(line) for message in log if "Layers:" in message.message for line in message.message.splitlines()]
-    layers = [layer for layer in lines if layer is not None]
+    lists = [line.message for line in log if "Layers:" in line.message]
+    layers = [_layer(*fields.group(0, 1, 2)) for text in lists for fields in _LAYER.finditer(text)]
     if not layers:
         raise IncompatibleBundleError(
             "TensorRT's build log lists no layers, so the precision in which the engine computes is unknown"
         )
     return layers
-
-
-def count_kinds(layers: list[EngineLayer]) -> dict[str, int]:
-    """How many layers of each kind an engine has: gemm, correlation (a convolution), runtime_fusion, kgen ..."""
-    return dict(sorted(Counter(layer.kind for layer in layers).items()))
 
 
 def count_products(network: Any, layers: list[EngineLayer]) -> dict[str, int]:
@@ -93,24 +90,39 @@ def _dequantised(tensor: Any, makers: dict[str, Any]) -> bool:
     return layer is not None and layer.type.name == "DEQUANTIZE"
 
 
-def _layer(line: str) -> EngineLayer | None:
-    fields = re.search(r"LayerType: (\w*), Inputs: (.*?), Outputs: ", line)  # constants stand between the two
-    if fields is None:
-        return None
+def _layer(line: str, kind: str, inputs: str) -> EngineLayer:
     # Scale factors of a product (alpha, beta) are constants of one number, float32 in every precision.
-    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", fields[2])
-    operands = [PRECISIONS.get(kind.upper(), kind) for dims, kind in tensors if set(dims.split(",")) - {"", "1"}]
-    return EngineLayer(fields[1], tuple(operands), _nodes(line))
+    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", inputs)
+    operands = [PRECISIONS.get(name.upper(), name) for dims, name in tensors if set(dims.split(",")) - {"", "1"}]
+    return EngineLayer(kind, tuple(operands), _nodes(line))
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\[ONNX Layer: (.*?)\]", metadata))
 
 
-Range = tuple[int, int, int]
-
 #: What TensorRT for RTX builds for where nothing is said: data centre Ampere, GeForce Ampere, Ada. One plan for all.
 CAPABILITIES = ("SM80", "SM86", "SM89")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of a build; `export_tensorrt` has defaults for what is None.
+
+    `image` is the side of images in pixels. `capability` are the GPU architectures to build for: with TensorRT for RTX
+    any it knows (`CAPABILITIES` when empty), with `tensorrt` only the GPU at hand, so none may be named. `text_bank`
+    "input" takes a policy of any number of phrases, "constant" is for servers that can feed none, and "refit" a
+    constant that one of its shape replaces in the loaded engine. `strip_weights` leaves the weights out of the plan;
+    the runtime refits them from the ONNX file. `timing_cache` is a file in which `tensorrt` keeps measured kernels from
+    build to build. `package` is which TensorRT (see `load_package`).
+    """
+
+    image: Range | None = None
+    capability: Sequence[str] = ()
+    text_bank: Literal["input", "constant", "refit"] = "input"
+    strip_weights: bool = False
+    timing_cache: Path | None = None
+    package: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,70 +135,54 @@ class Built:
 
 
 def build(
-    graph: Path,
-    *,
-    profiles: Mapping[str, Shapes],
-    capabilities: Sequence[str] = (),
-    refit: Sequence[str] = (),
-    constant: Sequence[str] = (),
-    strip_weights: bool = False,
-    timing_cache: Path | None = None,
-    package: str | None = None,
+    graph: Path, profiles: Mapping[str, Shapes], plan: PlanOptions = PlanOptions(), banks: Sequence[str] = ()
 ) -> Built:
     """Build a plan from an ONNX file.
 
     `profiles` give least, usual and largest shape of each input that varies (see `profiles_of`). A graph input with a
-    default value becomes an input of the engine; named in `constant` it keeps its default for good, and named in
-    `refit` until the loaded engine is given another one of the same shape. `capabilities` are the GPU architectures to
-    build for: with TensorRT for RTX any it knows (`CAPABILITIES` when empty), with `tensorrt` only the GPU at hand, so
-    none may be named. `strip_weights` leaves the weights out of the plan; the runtime refits them from the ONNX file.
-    `timing_cache` is a file in which `tensorrt` keeps measured kernels from build to build.
+    default value becomes an input of the engine; `plan.text_bank` says what becomes of those in `banks`.
 
     Raises BadInputError (an argument that the graph or the package does not know), IncompatibleBundleError (the graph
     does not parse, the engine does not build, with TensorRT's own words), MissingDependencyError.
     """
-    trt = load_package(package)
-    targets = _targets(trt, capabilities)
-    proto = _with_banks(graph, (*refit, *constant))
+    trt = load_package(plan.package)
+    targets = _targets(trt, plan.capability)
+    refit = tuple(banks) if plan.text_bank == "refit" else ()
+    proto = with_banks(graph, banks if plan.text_bank == "constant" else refit)
     with trt.listen() as log:
         builder = trt.module.Builder(trt.logger)
-        data = proto.SerializeToString()  # the parser's weights point into it: it must live until the build is done
-        network, parser = _parse(trt, builder, data, graph)
-        config = _config(trt, builder, network, targets, refit, strip_weights)
+        content = proto.SerializeToString()  # the parser's weights point into it: it must live until the build is done
+        network, parser = parse(trt, builder, content, graph)
+        config = _config(trt, builder, network, targets, refit, plan)
+        read = [network.get_input(number).name for number in range(network.num_inputs)]
         config.add_optimization_profile(_profile(builder, network, profiles))
-        cache = _read_timing_cache(trt, config, timing_cache)
-        inputs = [network.get_input(number).name for number in range(network.num_inputs)]
         start = time.perf_counter()
-        plan = builder.build_serialized_network(network, config)
+        data = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
         del parser
-        if plan is None:
-            raise IncompatibleBundleError(_failure(trt, graph, log, bool(refit) or strip_weights))
-        if cache is not None and timing_cache is not None:
-            write_file(timing_cache, bytes(config.get_timing_cache().serialize()))
+        if data is None:
+            hint = "; it needs a GPU to build plans that can be refitted or have no weights"
+            needs_gpu = trt.is_rtx and (refit or plan.strip_weights)
+            raise IncompatibleBundleError(
+                f"{graph}: {trt.name} {trt.version} built no engine: {errors_in(log)}{hint if needs_gpu else ''}"
+            )
+        if plan.timing_cache is not None:
+            write_file(plan.timing_cache, bytes(config.get_timing_cache().serialize()))
         layers = read_layers(log)
         report = PlanReport(
             package=trt.name,
             version=trt.version,
             capabilities=targets,
-            profiles={name: shapes for name, shapes in profiles.items() if name in inputs},
+            profiles={name: shapes for name, shapes in profiles.items() if name in read},
             products=count_products(network, layers),
-            layers=count_kinds(layers),
-            refittable=tuple(refit),
-            stripped=strip_weights,
-            plan_bytes=plan.nbytes,
+            layers=dict(sorted(Counter(layer.kind for layer in layers).items())),
+            refittable=refit,
+            stripped=plan.strip_weights,
+            plan_bytes=data.nbytes,
             activation_bytes=_activation_bytes(log),
             seconds=round(seconds, 3),
         )
-        return Built(bytes(plan), report, _text(log))
-
-
-def parse(graph: Path, *, package: str | None = None) -> None:
-    """Check that TensorRT knows every node of an ONNX file. Raises IncompatibleBundleError naming those it does not."""
-    trt = load_package(package)
-    proto = _with_banks(graph, ())
-    with trt.listen():
-        _parse(trt, trt.module.Builder(trt.logger), proto.SerializeToString(), graph)
+        return Built(bytes(data), report, _text(log))
 
 
 def load_graph(graph: Path) -> onnx.ModelProto:
@@ -215,7 +211,7 @@ def _targets(trt: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _with_banks(graph: Path, constants: Sequence[str]) -> onnx.ModelProto:
+def with_banks(graph: Path, constants: Sequence[str]) -> onnx.ModelProto:
     """The graph with each default value either an input proper or a constant proper.
 
     TensorRT's parser takes an initializer that is also an input for a constant, and forgets that it was an input.
@@ -234,7 +230,8 @@ def _with_banks(graph: Path, constants: Sequence[str]) -> onnx.ModelProto:
     return proto
 
 
-def _parse(trt: Package, builder: Any, data: bytes, graph: Path) -> tuple[Any, Any]:
+def parse(trt: Package, builder: Any, data: bytes, graph: Path) -> tuple[Any, Any]:
+    """The network of a graph, with its parser. Raises IncompatibleBundleError that names the nodes TensorRT refuses."""
     # From 11 on every network is strongly typed, and the flag may be gone.
     flag = getattr(trt.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
@@ -259,7 +256,7 @@ def _checked(graph: Path) -> str:
 
 
 def _config(
-    trt: Package, builder: Any, network: Any, targets: Sequence[str], refit: Sequence[str], strip_weights: bool
+    trt: Package, builder: Any, network: Any, targets: Sequence[str], refit: Sequence[str], plan: PlanOptions
 ) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.module.ProfilingVerbosity.DETAILED  # so that the engine's layers are listed
@@ -273,8 +270,10 @@ def _config(
         for name in refit:
             if not network.mark_weights_refittable(name):
                 raise IncompatibleBundleError(f'{trt.name} {trt.version} does not let "{name}" be refitted')
-    if strip_weights:
+    if plan.strip_weights:
         config.set_flag(trt.module.BuilderFlag.STRIP_PLAN)
+    if plan.timing_cache is not None:
+        _use_timing_cache(trt, config, plan.timing_cache)
     return config
 
 
@@ -287,23 +286,12 @@ def _profile(builder: Any, network: Any, profiles: Mapping[str, Shapes]) -> Any:
     return profile
 
 
-def _read_timing_cache(trt: Package, config: Any, path: Path | None) -> Any:
-    if path is None:
-        return None
+def _use_timing_cache(trt: Package, config: Any, path: Path) -> None:
     if trt.is_rtx:
         raise BadArgumentError("TensorRT for RTX times no kernels when it builds, so it keeps no timing cache")
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         raise BadDataError(f"{path}: not a timing cache of {trt.name} {trt.version} for this GPU; remove it")
-    return cache
-
-
-def _failure(trt: Package, graph: Path, log: list[LogLine], refits: bool) -> str:
-    words = [line.message for line in log if "ERROR" in line.severity] or ["no reason given"]
-    hint = ""
-    if refits and trt.is_rtx:
-        hint = "; it needs a GPU to build plans that can be refitted or have no weights"
-    return f"{graph}: {trt.name} {trt.version} built no engine: " + "; ".join(words) + hint
 
 
 def _activation_bytes(log: list[LogLine]) -> int:

@@ -27,6 +27,11 @@ class LogLine:
     message: str
 
 
+def errors_in(log: list[LogLine]) -> str:
+    """What TensorRT says is wrong."""
+    return "; ".join(line.message for line in log if "ERROR" in line.severity) or "no reason given"
+
+
 @dataclass(frozen=True)
 class Package:
     """An imported TensorRT. `module` is what `import` gave, of `version`; `logger` the only one of this process."""

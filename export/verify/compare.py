@@ -11,9 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from rich.progress import track
 
-from export.bundle.manifest import Device, Engine
+from export.bundle.manifest import Engine
 from export.bundle.store import Bundle, read_bundle
 from export.precision.nodes import rounded_float32, save
+from export.runtime.cuda import gpu_here
 from export.runtime.engine import RunningEngine, devices_of, module_of, obstacle
 from export.runtime.onnx import OnnxEngine
 from export.runtime.scorer import text_banks
@@ -21,11 +22,10 @@ from export.source import load_alone, weights_hash
 from export.verify.inputs import BATCH, Inputs, drawn_images
 from export.verify.report import Check, ParityReport, difference
 from export.verify.threshold import Answers, Reference, placed_at_threshold
-from zoo.errors import IncompatibleBundleError, MissingDependencyError, TamperedFileError
+from zoo.errors import IncompatibleBundleError, TamperedFileError
 from zoo.judging.judge import AnyJudge
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
-from zoo.models.base import ZooModel
 
 #: Batches whose shapes and values are checked; 1 and 7 are not the 2 that the graph was traced with.
 BATCHES = (1, 2, 7)
@@ -62,33 +62,24 @@ def verify(
         raise IncompatibleBundleError("; ".join(f"{name} cannot run here: {why}" for name, why in obstacles.items()))
     reports = []
     reference = Reference(trained, bundle.judge)
-    for spec in wanted:
-        if spec.name not in obstacles:
-            reports.append(verify_engine(bundle, spec, trained, check or Check(), reference, device))
-            manifest = reports[-1].note(manifest, bundle.folder)
+    for spec in (one for one in wanted if one.name not in obstacles):
+        reports.append(verify_engine(bundle, spec, reference, check or Check(), device))
+        manifest = reports[-1].note(manifest, bundle.folder)
     return reports
 
 
 def verify_engine(
-    bundle: Bundle,
-    spec: Engine,
-    model: ZooModel,
-    check: Check,
-    reference: Reference | None = None,
-    device: str = "auto",
+    bundle: Bundle, spec: Engine, reference: Reference, check: Check, device: str = "auto"
 ) -> ParityReport:
-    """Compare one engine with the model that it came from.
+    """Compare one engine with the model that it came from, under the bundle's policy.
 
     Inputs are photos, drawn and golden images, adversarial and labelled ones where they were given, and some that are
-    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first. Give the `reference`
-    of the model and the bundle's policy where several engines are compared with it. An engine that fails on an input
-    gets a report that says so.
+    placed at the policy's thresholds (see `placed_at_threshold`), where a difference shows first. An engine that fails
+    on an input gets a report that says so.
     """
-    budget = check.budget_of(spec.precision)
-    pair = _Pair(bundle, spec, model, check, reference or Reference(model, bundle.judge), device)
-    report = ParityReport(
-        bundle.folder, model.card.name, spec, budget, pair.device, check.source, check.options, bundle.judge.policy_id
-    )
+    budget, name = check.budget_of(spec.precision), reference.model.card.name
+    pair = _Pair(bundle, spec, reference, check, device)
+    report = ParityReport(bundle.folder, name, spec, budget, pair.device, check, bundle.judge.policy_id)
     try:
         _check_names(bundle, pair, report)
         _check_batches(pair, report)
@@ -108,14 +99,12 @@ class _EngineFailedError(Exception):
 class _Pair:
     """The two engines side by side, each giving logits and scores `[B, N]`."""
 
-    def __init__(
-        self, bundle: Bundle, spec: Engine, model: ZooModel, check: Check, reference: Reference, device: str
-    ) -> None:
+    def __init__(self, bundle: Bundle, spec: Engine, reference: Reference, check: Check, device: str) -> None:
         self.judge, self.eager = bundle.judge, reference.run
         engine, self.device = _open(bundle, spec, device)
         self.engine = engine.with_banks(text_banks(bundle, engine, bundle.judge))
-        codec = model.codec() if model.card.reads_text else None
-        self.inputs = Inputs(model.card, codec, check)
+        card = reference.model.card
+        self.inputs = Inputs(card, reference.model.codec() if card.reads_text else None, check)
 
     def run(self, feeds: Feeds) -> Answers:
         """Logits and scores of the engine for one batch. Raises _EngineFailedError with the reason when it raises."""
@@ -125,7 +114,7 @@ class _Pair:
             rows = len(next(iter(feeds.values())))
             raise _EngineFailedError(f"the engine fails on a batch of {rows}: {problem}") from problem
 
-    def ours(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def ours(self, feeds: Feeds) -> Answers:
         """Logits and scores of the engine, which takes no more at a time than it was built for."""
         parts = [self.run(part) for part in _parts(feeds, self.engine.spec.batch[2])]
         logits, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -145,26 +134,14 @@ def _open(bundle: Bundle, spec: Engine, device: str) -> tuple[RunningEngine, str
     devices = [place for place in devices_of(device) if obstacle(bundle, spec, place) is None]
     if devices:
         engine: RunningEngine = module_of(spec).open_engine(bundle, spec, devices[0], None)
-        return engine, _in_words(devices[0])
+        gpu = gpu_here() if engine.device == "cuda" else None
+        return engine, f"{engine.device}, {gpu.name} ({gpu.capability})" if gpu else engine.device
     with tempfile.TemporaryDirectory(prefix="safety-zoo-") as folder:
         for name in spec.files:  # those that were hashed
             bundle.files.copy(name, Path(folder) / name)
         path = Path(folder) / "rounded.onnx"
         save(rounded_float32(onnx.load(Path(folder) / spec.files[0])), path)
         return OnnxEngine(path, spec), "cpu in float32, rounded to bfloat16"
-
-
-def _in_words(device: Device) -> str:
-    """A device, with the card's name and architecture where CUDA tells them."""
-    if device == "cpu":
-        return device
-    from export.runtime.cuda import local_gpu
-
-    try:
-        gpu = local_gpu()
-    except (IncompatibleBundleError, MissingDependencyError):
-        return device
-    return f"{device}, {gpu.name} ({gpu.capability})"
 
 
 def _check_names(bundle: Bundle, pair: _Pair, report: ParityReport) -> None:
@@ -194,44 +171,34 @@ def _check_batches(pair: _Pair, report: ParityReport) -> None:
 def _check_values(pair: _Pair, report: ParityReport) -> None:
     parts, names, labels, base = [], [], [], pair.inputs.base
     for batch in track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True):
-        parts.append((pair.ours(batch.feeds), pair.eager(batch.feeds)))
+        parts.append((*pair.ours(batch.feeds), *pair.eager(batch.feeds)))
         names += batch.names
         labels.append(batch.labels)
-    ours, theirs = _joined(parts)
     report.inputs = len(names)
-    pairs = zip(("logits", "scores"), ours, theirs, strict=True)
-    report.differences = {name: difference(one, other) for name, one, other in pairs}
-    broken = {"the engine": ~pair.judge.valid(ours[1]), "the trained model": ~pair.judge.valid(theirs[1])}
+    logits, ours, eager_logits, theirs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    report.differences = {"logits": difference(logits, eager_logits), "scores": difference(ours, theirs)}
+    broken = {"the engine": ~pair.judge.valid(ours), "the trained model": ~pair.judge.valid(theirs)}
     for who, rows in broken.items():
         if rows.any():
             report.problems.append(f"the scores of {who} are invalid for {rows.sum()} of {len(names)} inputs")
     if broken["the trained model"].any():
         report.how_placed = "none, as there are invalid scores"
         return
-    placed = placed_at_threshold(
-        lambda feeds: pair.eager(feeds)[1], pair.judge, base.feeds, theirs[1][: len(base.names)]
-    )
-    report.at_threshold, report.how_placed = placed.count, placed.how
+    placed = placed_at_threshold(lambda feeds: pair.eager(feeds)[1], pair.judge, base.feeds, theirs[: len(base.names)])
+    report.at_threshold, report.how_placed = len(next(iter(placed.feeds.values()))), placed.how
     # The policy's own thresholds count everywhere. Thresholds that were moved to get close calls count only for the
     # inputs at a threshold or, if the budget is that of float32, everywhere too.
     judges = [pair.judge, placed.judge] if report.budget.at_threshold else [pair.judge]
-    flips, ties, nearest = _flips(judges, ours[1], theirs[1], TIE * report.budget.at_threshold)
+    flips, report.ties, report.nearest = _flips(judges, ours, theirs, TIE * report.budget.at_threshold)
     report.flips = [names[row] for row in flips]
-    report.ties, report.nearest = ties, nearest
-    flagged = pair.judge.flags(pair.judge.category_scores(theirs[1])).any(axis=1)
-    report.flagged = float(flagged.mean())
-    _check_ranking(pair, ours[1], theirs[1], np.concatenate(labels), report)
-    if placed.count:
-        ours, theirs = _joined([(pair.ours(part), pair.eager(part)) for part in _parts(placed.feeds, BATCH)])
-        flips, ties, nearest = _flips([pair.judge, placed.judge], ours[1], theirs[1], TIE)
+    report.flagged = float(pair.judge.flags(pair.judge.category_scores(theirs)).any(axis=1).mean())
+    _check_ranking(pair, ours, theirs, np.concatenate(labels), report)
+    if report.at_threshold:
+        scores = [(pair.ours(part)[1], pair.eager(part)[1]) for part in _parts(placed.feeds, BATCH)]
+        ours, theirs = (np.concatenate(column) for column in zip(*scores, strict=True))
+        flips, ties, nearest = _flips([pair.judge, placed.judge], ours, theirs, TIE)
         report.flips_at_threshold = [f"placed {row}" for row in flips]
         report.ties, report.nearest = report.ties + ties, min(report.nearest, nearest)
-
-
-def _joined(parts: list[tuple[Answers, Answers]]) -> tuple[Answers, Answers]:
-    """The answers `[N, P]` of both engines to all batches."""
-    ours, theirs = ([np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True))
-    return (ours[0], ours[1]), (theirs[0], theirs[1])
 
 
 def _parts(feeds: Feeds, most: int) -> list[Feeds]:
@@ -257,19 +224,18 @@ def _flips(
 def _check_ranking(
     pair: _Pair, ours: NDArray[np.float32], theirs: NDArray[np.float32], labels: NDArray[np.int64], report: ParityReport
 ) -> None:
-    known = labels >= 0
+    known = (labels >= 0) & pair.judge.valid(ours)  # AUROC takes no NaN
     if not known.any():
         return
-    labels = labels[known]
-    if len(np.unique(labels)) < 2:
-        report.problems.append(f"all labelled data are {'unsafe' if labels[0] else 'safe'}, so AUROC is undefined")
-        return
     reached, wanted = (
-        auroc(pair.judge.unsafe_score(pair.judge.category_scores(scores[known])), labels) for scores in (ours, theirs)
+        auroc(pair.judge.unsafe_score(pair.judge.category_scores(scores[known])), labels[known])
+        for scores in (ours, theirs)
     )
-    assert reached is not None  # both classes are there
-    assert wanted is not None
-    report.auroc, report.auroc_loss = reached, wanted - reached
+    if reached is None or wanted is None:
+        only = "unsafe" if labels[known][0] else "safe"
+        report.problems.append(f"all labelled data are {only}, so AUROC is undefined")
+    else:
+        report.auroc, report.auroc_loss = reached, wanted - reached
 
 
 def _check_company(pair: _Pair, report: ParityReport) -> None:
@@ -294,17 +260,10 @@ def _check_resize(pair: _Pair, report: ParityReport) -> None:
     if pair.inputs.card.image is None:
         return
     for height, width in SIZES:
-        if not _takes(report.engine, (height, width)):
-            continue
+        least, _, largest = report.engine.shapes.get("image", ((0, 1, 1), (), (0, height, width)))
+        if not (least[1] <= height <= largest[1] and least[2] <= width <= largest[2]):
+            continue  # the engine was built for other images
         pixels = drawn_images(2, max(height, width))
         feeds = pair.inputs.feeds(np.ascontiguousarray(np.stack(pixels)[:, :height, :width]))
         difference = np.abs(pair.run(feeds)[0] - pair.eager(feeds)[0]).max()
         report.at_shapes[f"{width}x{height} pixels"] = float(difference)
-
-
-def _takes(spec: Engine, sides: tuple[int, int]) -> bool:
-    """Whether an engine was built for images of this height and width."""
-    if "image" not in spec.shapes:
-        return True
-    least, _, largest = spec.shapes["image"]
-    return all(a <= b <= c for a, b, c in zip(least[1:3], sides, largest[1:3], strict=True))

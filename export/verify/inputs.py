@@ -1,12 +1,18 @@
-"""The inputs that an engine is verified on, with a name for each: photos, drawn, golden, adversarial, labelled."""
+"""The inputs that engines are verified and calibrated on.
+
+To verify: photos, drawn, golden, adversarial and labelled ones, with a name for each. To find fixed 8-bit scales: a few
+of the images and texts that a model will judge.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +22,9 @@ from export.verify.report import Check
 from zoo.contract.card import ImageInput, ModelCard
 from zoo.data.manifest import need_label, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
-from zoo.inputs.image import ImageSource, load, source_name
+from zoo.inputs.image import ImageSource, Pixels, load, source_name
 from zoo.inputs.text import TextCodec
-from zoo.judging.scorer import Feeds
+from zoo.judging.scorer import Feeds, Ready, feeds
 
 
 def golden_images() -> dict[str, bytes]:
@@ -33,27 +39,27 @@ def golden_images() -> dict[str, bytes]:
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.paste(1, (10, 0, 20, 10))
     steps = np.repeat(np.array([0, 256 * 100, 65535], dtype=np.uint16), 4)[None].repeat(6, axis=0)
+    lime, red = (Image.new("RGB", (12, 12), colour) for colour in ("lime", "red"))
     down, across = np.mgrid[0:1500, 0:2000]
     large = np.stack([across * 255 // 1999, down * 255 // 1499, np.full_like(down, 128)], axis=2).astype(np.uint8)
     return {
-        "exif_rotated.jpg": _encode(halves, "JPEG", quality=95, exif=orientation),
-        "cmyk.jpg": _encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95),
-        "transparent.png": _encode(clear, "PNG"),
-        "palette.png": _encode(palette, "PNG", transparency=1),
-        "grey16.png": _encode(Image.fromarray(steps), "PNG"),
-        "grey.jpg": _encode(Image.new("L", (16, 8), 77), "JPEG"),
-        "animated.gif": _encode(
-            Image.new("RGB", (12, 12), "lime"), "GIF", save_all=True, append_images=[Image.new("RGB", (12, 12), "red")]
-        ),
-        "pixel.png": _encode(Image.new("RGB", (1, 1), (10, 20, 30)), "PNG"),
-        "thin.png": _encode(Image.new("RGB", (3000, 1), (200, 100, 50)), "PNG"),
-        "large.jpg": _encode(Image.fromarray(large), "JPEG", quality=90),
-        "webp.webp": _encode(halves, "WEBP", lossless=True),
-        "progressive.jpg": _encode(halves, "JPEG", quality=95, progressive=True),
+        "exif_rotated.jpg": encoded(halves, "JPEG", quality=95, exif=orientation),
+        "cmyk.jpg": encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95),
+        "transparent.png": encoded(clear, "PNG"),
+        "palette.png": encoded(palette, "PNG", transparency=1),
+        "grey16.png": encoded(Image.fromarray(steps), "PNG"),
+        "grey.jpg": encoded(Image.new("L", (16, 8), 77), "JPEG"),
+        "animated.gif": encoded(lime, "GIF", save_all=True, append_images=[red]),
+        "pixel.png": encoded(Image.new("RGB", (1, 1), (10, 20, 30)), "PNG"),
+        "thin.png": encoded(Image.new("RGB", (3000, 1), (200, 100, 50)), "PNG"),
+        "large.jpg": encoded(Image.fromarray(large), "JPEG", quality=90),
+        "webp.webp": encoded(halves, "WEBP", lossless=True),
+        "progressive.jpg": encoded(halves, "JPEG", quality=95, progressive=True),
     }
 
 
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file of that kind (as Pillow names it), saved with these options."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -61,52 +67,36 @@ def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 _WORDS = ["a", "the", "red", "small", "large", "dog", "cat", "car", "house", "person", "holding", "near", "two"]
 
-Images: TypeAlias = NDArray[np.uint8]
 
-
-def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> Images:
+def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Pixels, list[str]]:
     """`[count, size, size, 3]` uint8: photos of a folder first, the rest drawn (gradients, shapes, noise), seeded.
 
-    Raises BadInputError for a folder without a readable image.
+    With a name for each: the path of a photo, the number of a drawn image. Raises BadInputError for a folder without a
+    readable image.
     """
-    return named_probes(count, spec, folder)[0]
-
-
-def named_probes(count: int, spec: ImageInput | None, folder: Path | None = None) -> tuple[Images, list[str]]:
-    """As `image_probes`, with the path of each photo and a name for each drawn image."""
-    size = spec.size if spec else 1
-    images: list[Images] = []
-    names: list[str] = []
+    probes: list[tuple[str, Pixels]] = []
     if folder is not None and spec is not None:
-        pixels, names = photos(folder, spec, count)
-        images = list(pixels)
-    drawn = drawn_images(count - len(names), size)
-    return np.stack([*images, *drawn]), names + [f"drawn {number}" for number in range(len(drawn))]
+        probes = list(islice(photos(folder, spec), count))
+        if not probes:
+            raise BadDataError(f"{folder}: holds no readable image")
+    drawn = drawn_images(count - len(probes), spec.size if spec else 1)
+    probes += [(f"drawn {number}", pixels) for number, pixels in enumerate(drawn)]
+    return np.stack([pixels for _, pixels in probes]), [name for name, _ in probes]
 
 
-def drawn_images(count: int, size: int) -> list[Images]:
+def drawn_images(count: int, size: int) -> list[Pixels]:
     """`count` pictures `[size, size, 3]` uint8, seeded: gradients, shapes and noise in turn."""
     rng = np.random.default_rng(0)
     return [_draw(rng, size, number) for number in range(count)]
 
 
-def photos(folder: Path, spec: ImageInput, most: int) -> tuple[Images, list[str]]:
-    """The first images of a folder, `[N, size, size, 3]` uint8, and their paths. Raises BadInputError without one."""
+def photos(folder: Path, spec: ImageInput) -> Iterator[tuple[str, Pixels]]:
+    """Path and pixels `[size, size, 3]` uint8 of each image of a folder. Raises BadInputError if there is none."""
     if not folder.is_dir():
         raise BadArgumentError(f"{folder}: no such folder of images")
-    images: list[Images] = []
-    names: list[str] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if len(images) == most:
-            break
-        try:
-            images.append(load(path, spec))
-        except BadInputError:
-            continue
-        names.append(source_name(path))
-    if not images:
-        raise BadDataError(f"{folder}: holds no readable image")
-    return np.stack(images), names
+    for path in sorted(folder.rglob("*")):
+        with suppress(BadInputError):  # not every file of a folder is an image
+            yield source_name(path), load(path, spec)
 
 
 def text_probes(count: int, offset: int = 0) -> list[str]:
@@ -149,11 +139,13 @@ class Inputs:
     def __init__(self, card: ModelCard, codec: TextCodec | None, check: Check) -> None:
         self.card, self.codec = card, codec
         self.texts = read_lines(check.texts) if check.texts else []
-        pixels, names = named_probes(check.count, card.image, check.images)
+        pixels, names = image_probes(check.count, card.image, check.images)
         self.base = NamedFeeds(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
-        self.others = _golden(card) + _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
+        golden = golden_images().items() if card.image else ()
+        self.others = [_Item(f"golden {name}", data, None) for name, data in golden]
+        self.others += _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
 
-    def feeds(self, pixels: Images, offset: int = 0, *, gaps: bool = False, texts: list[str] | None = None) -> Feeds:
+    def feeds(self, pixels: Pixels, *, gaps: bool = False, texts: list[str] | None = None) -> Feeds:
         """The feeds of images `[B, H, W, 3]`: texts are given, or those of the file, or drawn.
 
         With `gaps` some inputs are left out where the model allows it.
@@ -161,9 +153,8 @@ class Inputs:
         rows = len(pixels)
         feeds: Feeds = {"image": pixels} if self.card.image else {}
         if self.codec is not None:
-            given = self.texts[offset : offset + rows]
-            drawn = text_probes(rows - len(given), offset)
-            tokens = self.codec.encode(texts if texts is not None else given + drawn)
+            given = self.texts[:rows]
+            tokens = self.codec.encode(texts or given + text_probes(rows - len(given)))
             there = np.ones((rows, 1), dtype=np.int64)
             if gaps and "text" not in self.card.requires:
                 there[3::8] = 0
@@ -194,9 +185,7 @@ class Inputs:
         feeds = self.feeds(np.stack(pixels), texts=texts)
         if "image_present" in feeds:
             feeds["image_present"] = np.array([item.image is not None for item in items])
-        return NamedFeeds(
-            feeds, [item.name for item in items], np.array([item.label for item in items], dtype=np.int64)
-        )
+        return NamedFeeds(feeds, [item.name for item in items], np.array([item.label for item in items]))
 
 
 @dataclass(frozen=True)
@@ -207,10 +196,6 @@ class _Item:
     label: int = -1
 
 
-def _golden(card: ModelCard) -> list[_Item]:
-    return [_Item(f"golden {name}", data, None) for name, data in golden_images().items()] if card.image else []
-
-
 def _listed(path: Path | None, positive: str | None) -> list[_Item]:
     """The rows of a manifest (or of the one in a folder); labels are read where one of them means unsafe."""
     if path is None:
@@ -218,11 +203,9 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
     rows = read_manifest(path / "manifest.csv" if path.is_dir() else path)
     if positive is not None:
         need_label(rows, positive, path)
-    items = []
-    for row in rows:
-        label = -1 if positive is None or not row.labels else int(positive in row.labels)
-        items.append(_Item(str(row.image or row.text), row.image, row.text, label))
-    return items
+    labels = [-1 if positive is None or not row.labels else int(positive in row.labels) for row in rows]
+    named = zip(rows, labels, strict=True)
+    return [_Item(str(row.image or row.text), row.image, row.text, label) for row, label in named]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -234,3 +217,67 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise BadDataError(f"{path}: holds no text")
     return lines
+
+
+#: The number of inputs that fixed 8-bit scales are measured on, and the size of their batches.
+CALIBRATED, CALIBRATION_BATCH = 128, 16
+
+
+def calibration(path: Path, card: ModelCard, codec: TextCodec | None) -> list[Feeds]:
+    """Feeds of up to 128 inputs, of a folder of images, a file of texts (one a line), or a manifest of either or both.
+
+    A manifest is a CSV or Parquet file with the columns `image` and `text`, or a folder that holds a manifest.csv; of a
+    long one, rows are taken evenly. `codec` makes tokens for a model that reads texts. Raises BadInputError if nothing
+    there is what the model reads, or an image of a manifest cannot be read.
+    """
+    if not path.exists():
+        raise BadArgumentError(f"{path}: no such file or folder; give {what_to_give(card)}")
+    examples = [one for one in islice(_examples(path, card, codec), CALIBRATED) if _complete(one, card)]
+    for kind, reads, given in (
+        ("images", card.image is not None, any(one.pixels is not None for one in examples)),
+        ("texts", card.reads_text, any(one.ids is not None for one in examples)),
+    ):
+        if reads and not given:
+            raise BadDataError(f"{path}: holds no {kind}, which {card.name} reads; give {what_to_give(card)}")
+    return [
+        feeds(card, examples[start : start + CALIBRATION_BATCH]) for start in range(0, len(examples), CALIBRATION_BATCH)
+    ]
+
+
+def what_to_give(card: ModelCard) -> str:
+    """The inputs that a model must be calibrated on, in words."""
+    if not card.reads_text:
+        return "`calibrate`, a folder of images like those that it will judge"
+    if card.image is None:
+        return "`calibrate`, a file with texts like those that it will judge, one a line"
+    return "`calibrate`, a manifest (CSV) with the columns image and text"
+
+
+def _examples(path: Path, card: ModelCard, codec: TextCodec | None) -> Iterator[Ready]:
+    spec = card.image
+    listed = path / "manifest.csv" if path.is_dir() else path
+    if listed.suffix in (".csv", ".parquet") and listed.is_file():
+        rows = read_manifest(listed)
+        for number in np.unique(np.linspace(0, len(rows) - 1, CALIBRATED).astype(int)):
+            row = rows[number]
+            yield _example(load(row.image, spec) if row.image and spec else None, row.text, codec)
+    elif path.is_dir():
+        for _, pixels in photos(path, spec) if spec else ():
+            yield _example(pixels, None, codec)
+    else:
+        for line in read_lines(path):
+            yield _example(None, line, codec)
+
+
+def _example(pixels: Pixels | None, text: str | None, codec: TextCodec | None) -> Ready:
+    image = None if pixels is None else pixels[None]
+    if text is None or codec is None:
+        return Ready("", pixels=image)
+    tokens = codec.encode([text])
+    return Ready("", pixels=image, ids=tokens.ids, mask=tokens.mask)
+
+
+def _complete(example: Ready, card: ModelCard) -> bool:
+    """Whether an example has something that the model reads, and all that it requires."""
+    there = {"image": example.pixels is not None, "text": example.ids is not None}
+    return any(there.values()) and all(there[kind] for kind in card.requires)

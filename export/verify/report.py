@@ -58,15 +58,8 @@ class Check:
     @property
     def options(self) -> Given:
         """The values that differ from the defaults, as options of `zoo verify`."""
-        return given(
-            images=self.images,
-            texts=self.texts,
-            adversarial=self.adversarial,
-            data=self.data,
-            positive_label=self.positive_label if self.positive_label != "1" else None,
-            count=self.count if self.count != MINIMUM else None,
-            budget=self.budget,
-        )
+        fields = dataclasses.fields(self)
+        return given(**{one.name: value for one in fields if (value := getattr(self, one.name)) != one.default})
 
     @property
     def source(self) -> str:
@@ -88,8 +81,8 @@ class ParityReport:
     `flips` are the names of the inputs whose verdict changed, `ties` those among them nearer to a threshold than the
     rounding of float32. `flagged` is the share of inputs that the trained model flags: near 0 or 1, flips mean little.
     `at_shapes` are the largest differences of the logits in batches and for images of some sizes, by name. `company` is
-    how far a score lies from that of the same input alone in its batch, None for an engine of one row. `options` are
-    those of `zoo verify` that said what is compared, `policy` the id of that by which verdicts are counted.
+    how far a score lies from that of the same input alone in its batch, None for an engine of one row. `check` says
+    what was compared, `policy` is the id of that by which verdicts are counted.
     """
 
     bundle: Path
@@ -97,8 +90,7 @@ class ParityReport:
     engine: Engine
     budget: Budget
     device: str
-    image_source: str
-    options: Given = field(default_factory=dict)
+    check: Check
     policy: str = ""
     inputs: int = 0
     flagged: float = 0.0
@@ -135,7 +127,7 @@ class ParityReport:
         lines = [
             f"{self.bundle}, {self.engine.name} on {self.device}: {'FAILED' if self.problems else 'PASSED'} against "
             f"eager {self.model}, budget {self.budget.name}",
-            f"  inputs       {self.inputs} ({self.image_source}), {self.flagged:.1%} of them flagged",
+            f"  inputs       {self.inputs} ({self.check.source}), {self.flagged:.1%} of them flagged",
         ]
         if self.inputs and self.flagged in (0.0, 1.0):
             lines.append(
@@ -146,15 +138,13 @@ class ParityReport:
                 f"  {name:<12} max difference {_number(figure.max)}, mean {_number(figure.mean)}, 99 % below "
                 f"{_number(figure.p99)}, least cosine {'None' if figure.cosine is None else f'{figure.cosine:.6f}'}"
             )
-        lines.append("  by shape     " + ", ".join(f"{name} {value:.1e}" for name, value in self.at_shapes.items()))
-        lines.append(
+        lines += [
+            "  by shape     " + ", ".join(f"{name} {value:.1e}" for name, value in self.at_shapes.items()),
             f"  verdicts     {len(self.flips)} of {self.inputs} flip ({len(self.flips) / max(self.inputs, 1):.2%}, at "
-            f"most {self.budget.max_flips:.2%}); nearest to a threshold is {self.nearest:.0e} off, {self.ties} ties"
-        )
-        lines.append(
+            f"most {self.budget.max_flips:.2%}); nearest to a threshold is {self.nearest:.0e} off, {self.ties} ties",
             f"  at threshold {len(self.flips_at_threshold)} of {self.at_threshold} flip "
-            f"({'counted' if self.budget.at_threshold else 'not counted'}): {self.how_placed}"
-        )
+            f"({'counted' if self.budget.at_threshold else 'not counted'}): {self.how_placed}",
+        ]
         if self.company is not None:
             allowed = self.budget.max_company_difference
             most = "" if allowed is None else f" (at most {allowed:.0e})"
@@ -210,29 +200,25 @@ class ParityReport:
         path = folder / MANIFEST
         if schema.parse(Manifest, schema.read_json(path), str(path)) != manifest:
             raise IncompatibleBundleError(f"{folder}: was changed while it was verified; verify it again")
+        same = ("inputs", "at_threshold", "device", "auroc", "auroc_loss", "policy")
         verification = Verification(
+            **{name: getattr(self, name) for name in same},
+            image_source=self.check.source,
+            options=self.check.options,
             passed=not self.problems,
-            inputs=self.inputs,
-            flips=len(self.flips),
-            at_threshold=self.at_threshold,
-            flips_at_threshold=len(self.flips_at_threshold),
-            outputs=self.differences,
-            device=self.device,
-            image_source=self.image_source,
-            flipped=tuple(self.flips[:NAMED]),
-            auroc=self.auroc,
-            auroc_loss=self.auroc_loss,
             problems=tuple(self.problems),
-            at_shapes={name: value if np.isfinite(value) else None for name, value in self.at_shapes.items()},
-            options=self.options,
-            policy=self.policy,
-            company=self.company if self.company is not None and np.isfinite(self.company) else None,
+            flips=len(self.flips),
+            flips_at_threshold=len(self.flips_at_threshold),
+            flipped=tuple(self.flips[:NAMED]),
+            outputs=self.differences,
+            at_shapes={name: _finite(value) for name, value in self.at_shapes.items()},
+            company=None if self.company is None else _finite(self.company),
         )
-        engines = {engine.name: engine for engine in manifest.engines}
-        engine = engines[self.engine.name]
+        engine = manifest.engine(self.engine.name)
         elsewhere = tuple(one for one in engine.verifications if one.kind != verification.kind)
         engine = dataclasses.replace(engine, budget=self.budget, verification=verification, elsewhere=elsewhere)
-        manifest = dataclasses.replace(manifest, engines=tuple((engines | {engine.name: engine}).values()))
+        engines = {one.name: one for one in (*manifest.engines, engine)}
+        manifest = dataclasses.replace(manifest, engines=tuple(engines.values()))
         manifest.write(folder)
         return manifest
 
@@ -244,7 +230,11 @@ def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Differ
     # Two rows of zeros point the same way.
     cosines = np.where(norms > 0, (ours * theirs).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)
     figures = (apart.max(), apart.mean(), np.quantile(apart, 0.99), cosines.min())
-    return Difference(*(float(value) if np.isfinite(value) else None for value in figures))
+    return Difference(*map(_finite, figures))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _number(value: float | None) -> str:

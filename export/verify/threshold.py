@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract.policy import Category, HeadPolicy, Policy, Threshold
+from zoo.contract.policy import HeadPolicy, Policy, Threshold
 from zoo.judging.judge import AnyJudge, Judge, PanelJudge
 from zoo.judging.scorer import Feeds
 from zoo.models.base import ZooModel
@@ -28,7 +28,6 @@ class Placed:
     """Inputs near a threshold, how they were made, and the judge whose thresholds they are near."""
 
     feeds: Feeds
-    count: int
     how: str
     judge: AnyJudge
 
@@ -43,28 +42,26 @@ def placed_at_threshold(run: Scores, judge: AnyJudge, feeds: Feeds, scores: NDAr
     """
     if not isinstance(judge, PanelJudge):
         return _placed(run, judge, feeds, scores, PAIRS)
-    ends = np.cumsum([len(one.outputs) for one in judge.judges.values()]).tolist()
-    columns = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    by_head = {}
-    for (name, one), part in zip(judge.judges.items(), columns, strict=True):
+    by_head, end = {}, 0
+    for name, one in judge.judges.items():
+        part = slice(end, end := end + len(one.outputs))
 
         def head(feeds: Feeds, part: slice = part) -> NDArray[np.float32]:
             return run(feeds)[:, part]
 
-        by_head[name] = _placed(head, one, feeds, scores[:, part], max(4, PAIRS // len(columns)))
+        by_head[name] = _placed(head, one, feeds, scores[:, part], max(4, PAIRS // len(judge.judges)))
     policies = tuple(HeadPolicy(name, placed.judge.policy.single()) for name, placed in by_head.items())
     together = {key: np.concatenate([placed.feeds[key] for placed in by_head.values()]) for key in feeds}
     how = "for each head, " + "; ".join(sorted({placed.how for placed in by_head.values()}))
     judge = PanelJudge(judge.card, dataclasses.replace(judge.policy, heads=policies))
-    return Placed(together, sum(placed.count for placed in by_head.values()), how, judge)
+    return Placed(together, how, judge)
 
 
 def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32], most: int) -> Placed:
     flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
-    mix = _blended if "image" in feeds else _exchanged
-    how = "images blended until the verdict hangs on single grey levels"
+    mix, how = _blended, "images blended until the verdict hangs on single grey levels"
     if "image" not in feeds:
-        how = "tokens exchanged until the verdict hangs on one"
+        mix, how = _exchanged, "tokens exchanged until the verdict hangs on one"
     if not (flagged.any() and (~flagged).any()):
         judge = _at_median(judge, scores)
         flagged = judge.flags(judge.category_scores(scores)).any(axis=1)
@@ -73,7 +70,7 @@ def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32]
     pairs = min(len(over), len(under))
     if pairs == 0:
         empty = {name: value[:0] for name, value in feeds.items()}
-        return Placed(empty, 0, "none (all inputs score alike)", judge)
+        return Placed(empty, "none (all inputs score alike)", judge)
     start = {name: value[under[:pairs]] for name, value in feeds.items()}
     end = {name: value[over[:pairs]] for name, value in feeds.items()}
     low, high = np.zeros(pairs, dtype=np.float32), np.ones(pairs, dtype=np.float32)
@@ -83,7 +80,7 @@ def _placed(run: Scores, judge: Judge, feeds: Feeds, scores: NDArray[np.float32]
         high, low = np.where(hit, middle, high), np.where(hit, low, middle)
     below, above = mix(start, end, low), mix(start, end, high)
     both = {name: np.concatenate([below[name], above[name]]) for name in feeds}
-    return Placed(both, 2 * pairs, how, judge)
+    return Placed(both, how, judge)
 
 
 def _blended(start: Feeds, end: Feeds, share: NDArray[np.floating]) -> Feeds:
@@ -109,13 +106,11 @@ def _at_median(judge: Judge, scores: NDArray[np.float32]) -> Judge:
     middle = len(ordered) // 2
     halves = float(np.clip((ordered[middle - 1] + ordered[middle]) / 2, 0, 1))
 
-    def moved(index: int, category: Category) -> Category:
-        if category.threshold is None:
-            return category
-        return dataclasses.replace(category, threshold=Threshold(halves if index == widest else 1.0))
-
-    categories = tuple(moved(index, category) for index, category in enumerate(judge.policy.categories))
-    policy: Policy = dataclasses.replace(judge.policy, categories=categories, rule="each")
+    categories = list(judge.policy.categories)
+    for index in guarded:
+        threshold = Threshold(halves if index == widest else 1.0)
+        categories[index] = dataclasses.replace(categories[index], threshold=threshold)
+    policy: Policy = dataclasses.replace(judge.policy, categories=tuple(categories), rule="each")
     return Judge(judge.card, policy)
 
 
@@ -129,6 +124,7 @@ class Reference:
     """
 
     def __init__(self, model: ZooModel, judge: AnyJudge) -> None:
+        self.model = model
         self._run = ServedRun(model, text_banks(model, judge)).run
         self._known: dict[bytes, Answers] = {}
 

@@ -17,7 +17,7 @@ from export.runtime import OnnxEngine, RunningEngine, load
 from export.runtime.service import Service
 from export.verify.inputs import image_probes, text_probes
 from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
-from zoo.judging.scorer import Feeds, Scorer
+from zoo.judging.scorer import Feeds, Scorer, feeds
 
 
 class _Timed:
@@ -62,11 +62,11 @@ def _rounds(service: Service, timed: _Timed, batch: int, rounds: int) -> dict[st
     scorer = service.scorer
     images, texts = _items(scorer, batch)
     pairs = [(None if images is None else images[i], texts[i] if texts else None) for i in range(batch)]
-    feeds = scorer.feeds([scorer.prepare(*pair) for pair in pairs])
+    arrays = feeds(scorer.card, [scorer.prepare(*pair) for pair in pairs])
     engine = timed.engine
     bare = partial(engine.session.run, ["logits", "scores"]) if isinstance(engine, OnnxEngine) else engine.run
     roads: dict[str, Callable[[], object]] = {
-        "engine": lambda: bare(feeds),
+        "engine": lambda: bare(arrays),
         "runtime": lambda: scorer.verdict(*pairs[0]) if batch == 1 else scorer.verdicts(images, texts),
         "service": lambda: [future.result() for future in [service.submit(*pair) for pair in pairs]],
     }
@@ -85,7 +85,7 @@ def _rounds(service: Service, timed: _Timed, batch: int, rounds: int) -> dict[st
 
 
 def _items(scorer: Scorer, count: int) -> tuple[NDArray[np.uint8] | None, list[str] | None]:
-    images = image_probes(count, scorer.card.image, None) if scorer.card.image else None
+    images = image_probes(count, scorer.card.image)[0] if scorer.card.image else None
     return images, text_probes(count) if scorer.card.reads_text else None
 
 

@@ -45,6 +45,33 @@ class Ready:
     unseen: dict[Cause, Unseen] = field(default_factory=dict)
 
 
+def feeds(card: ModelCard, items: Sequence[Ready]) -> Feeds:
+    """The arrays of `card.input_names` for all rows of prepared items; an input that an item lacks is all zeros."""
+    arrays: Feeds = {}
+    if card.image is not None:
+        shape = (card.image.size, card.image.size, 3)
+        arrays["image"] = _rows(items, [item.pixels for item in items], shape, np.uint8)
+    if card.reads_text and card.text is not None:
+        length = (card.text.context_length,)
+        arrays["input_ids"] = _rows(items, [item.ids for item in items], length, np.int64)
+        arrays["attention_mask"] = _rows(items, [item.mask for item in items], length, np.int64)
+    if "image_present" in card.input_names:
+        arrays["image_present"] = np.array([item.pixels is not None for item in items for _ in item.places])
+    return arrays
+
+
+def _rows(
+    items: Sequence[Ready], parts: Sequence[NDArray[Any] | None], shape: tuple[int, ...], dtype: type[np.integer[Any]]
+) -> NDArray[Any]:
+    """The rows of all items one after the other; those of an item without this input are zeros."""
+    return np.concatenate(
+        [
+            np.zeros((len(item.places), *shape), dtype=dtype) if part is None else part
+            for item, part in zip(items, parts, strict=True)
+        ]
+    )
+
+
 class Scorer:
     """Judges items with one engine and one policy. `threads` decode images while the engine runs."""
 
@@ -168,14 +195,14 @@ class Scorer:
 
     def _scores(self, items: Sequence[Ready]) -> NDArray[np.floating]:
         """Scores `[R, N]` of all rows of the items, in calls of no more rows than the largest batch."""
-        feeds = self.feeds(items)
+        arrays = feeds(self.card, items)
         count = sum(len(item.places) for item in items)
         if count <= max(self.batch_size, len(items)):
-            return self.engine(feeds)
+            return self.engine(arrays)
         starts = range(0, count, self.batch_size)
         return np.concatenate(
             [
-                self.engine({name: rows[start : start + self.batch_size] for name, rows in feeds.items()})
+                self.engine({name: rows[start : start + self.batch_size] for name, rows in arrays.items()})
                 for start in starts
             ]
         )
@@ -218,29 +245,3 @@ class Scorer:
                 f"{self.card.name} judges images only, so the text would be ignored; "
                 "leave it out, or use a model that reads both (`zoo list '*multimodal*'`)"
             )
-
-    def feeds(self, items: Sequence[Ready]) -> Feeds:
-        """The arrays of `card.input_names` for a batch of prepared items; an input that an item lacks is all zeros."""
-        feeds: Feeds = {}
-        if self.card.image is not None:
-            shape = (self.card.image.size, self.card.image.size, 3)
-            feeds["image"] = _rows(items, [item.pixels for item in items], shape, np.uint8)
-        if self._codec is not None:
-            length = (self._codec.spec.context_length,)
-            feeds["input_ids"] = _rows(items, [item.ids for item in items], length, np.int64)
-            feeds["attention_mask"] = _rows(items, [item.mask for item in items], length, np.int64)
-        if "image_present" in self.card.input_names:
-            feeds["image_present"] = np.array([item.pixels is not None for item in items for _ in item.places])
-        return feeds
-
-
-def _rows(
-    items: Sequence[Ready], parts: Sequence[NDArray[Any] | None], shape: tuple[int, ...], dtype: type[np.integer[Any]]
-) -> NDArray[Any]:
-    """The rows of all items one after the other; those of an item without this input are zeros."""
-    return np.concatenate(
-        [
-            np.zeros((len(item.places), *shape), dtype=dtype) if part is None else part
-            for item, part in zip(items, parts, strict=True)
-        ]
-    )

@@ -21,7 +21,7 @@ def draw_inputs(card: ModelCard, folder: Path, count: int, *, unseen: bool) -> P
     rows: list[dict[str, str]] = [{} for _ in range(count)]
     if card.image is not None:
         skip = MINIMUM if unseen else 0
-        for number, pixels in enumerate(image_probes(skip + count, card.image)[skip:]):
+        for number, pixels in enumerate(image_probes(skip + count, card.image)[0][skip:]):
             Image.fromarray(pixels).save(folder / f"{number}.png")
             rows[number]["image"] = f"{number}.png"
     if card.reads_text:

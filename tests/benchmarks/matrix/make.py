@@ -20,19 +20,20 @@ import onnx
 import zoo
 from export.bundle.manifest import Engine, Kind, Manifest, Precision
 from export.bundle.store import Bundle
-from export.onnx.export import BATCHES, RUNS_ON, engine_name, opset_of, write_onnx
+from export.make import BATCHES, engine_name
+from export.onnx.export import RUNS_ON, opset_of, write_onnx
 from export.onnx.graph import contract
 from export.openvino import image_shapes, write_openvino
-from export.precision.calibration import calibration
 from export.precision.nodes import check_products
 from export.runtime.engine import module_of, obstacle
 from export.runtime.onnx import installed_version
 from export.runtime.openvino import openvino
 from export.source import load
-from export.tensorrt.build import parse
-from export.tensorrt.export import PlanOptions, build_graph
+from export.tensorrt.build import PlanOptions, parse, with_banks
+from export.tensorrt.export import build_graph
 from export.tensorrt.package import load_package
 from export.verify.compare import verify_engine
+from export.verify.inputs import calibration
 from export.verify.report import Check
 from export.verify.threshold import Reference
 from tests.benchmarks.matrix.cell import Cell, Column, Depth, Outcome
@@ -210,7 +211,7 @@ def _on_cpu(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, pa
     if cell.depth == "build":
         return cell
     with paused():
-        report = verify_engine(bundle, spec, release.model, settings.check, subject.reference)
+        report = verify_engine(bundle, spec, subject.reference, settings.check)
     outcome: Outcome = "missed" if report.problems else "done"
     return dataclasses.replace(
         cell,
@@ -227,10 +228,12 @@ def _on_cpu(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings, pa
 def _tensorrt(graph: _Graph, subject: _Subject, cell: Cell, settings: Settings) -> Cell:
     _, products = graph.write(subject.release)
     if cell.depth == "parse":
-        parse(graph.path, package=settings.package)
+        trt, content = load_package(settings.package), with_banks(graph.path, ()).SerializeToString()
+        with trt.listen():
+            parse(trt, trt.module.Builder(trt.logger), content, graph.path)
     else:
         options = PlanOptions(package=settings.package)
-        products = build_graph(graph.path, subject.release.card, "latency", options).report.products
+        products = build_graph(graph.path, subject.release.card, BATCHES["latency"], options).report.products
         check_products(products, graph.precision)
     return dataclasses.replace(cell, outcome="done", products=products)
 

@@ -22,7 +22,8 @@ import zoo
 from export import runtime
 from export.bundle.manifest import Engine, Precision, Verification
 from export.bundle.store import Bundle, read_banks, read_bundle, sign, use_policy
-from export.onnx.export import engine_name, export_onnx
+from export.make import engine_name
+from export.onnx.export import export_onnx
 from export.precision.nodes import check_products, count_products, rounded_float32
 from export.runtime.engine import clamps_int8, open_best
 from export.source import load, weights_hash
@@ -448,4 +449,4 @@ def test_batches_must_rise(batch: str, tmp_path: Path) -> None:
 
 def test_names_of_engines() -> None:
     assert engine_name("onnx", "fp16", "latency") == "onnx-fp16"
-    assert engine_name("tensorrt", "fp16", "throughput", "sm89") == "tensorrt-fp16-throughput-sm89"
+    assert engine_name("tensorrt", "fp16", "throughput") == "tensorrt-fp16-throughput"

@@ -46,7 +46,7 @@ def bundle(two: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("some photos")
-    for number, pixels in enumerate(image_probes(8, model_card(CLIP).image)):
+    for number, pixels in enumerate(image_probes(8, model_card(CLIP).image)[0]):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
 

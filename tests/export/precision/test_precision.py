@@ -15,12 +15,11 @@ from torch import nn
 
 from export.bundle.manifest import COUNTED_AS, Engine, Precision
 from export.onnx.export import RUNS_ON, opset_of, write_onnx
-from export.precision.calibration import INPUTS, calibration
 from export.precision.half import HALVES, HalfAttention, in_half
 from export.precision.int8 import quantise_rows
 from export.precision.nodes import count_products, rounded_float32
 from export.runtime.onnx import OnnxEngine
-from export.verify.inputs import image_probes, text_probes
+from export.verify.inputs import CALIBRATED, calibration, image_probes, text_probes
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks
@@ -49,9 +48,9 @@ def pairs(photos: Path) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures to calibrate on."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, pixels in enumerate(image_probes(8, None).repeat(96, 1).repeat(64, 2)):
+    for number, pixels in enumerate(image_probes(8, None)[0].repeat(96, 1).repeat(64, 2)):
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    drawn = image_probes(8, model_card(CLIP).image)
+    drawn, _ = image_probes(8, model_card(CLIP).image)
     for number, pixels in enumerate(drawn):
         Image.fromarray(pixels).save(folder / f"drawn_{number}.png")
     return folder
@@ -60,7 +59,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _feeds(release: Release, rows: int = 6) -> Feeds:
     """Drawn inputs; where the model allows it, one lacks its text and one its image."""
     card = release.card
-    feeds: Feeds = {} if card.image is None else {"image": image_probes(rows, card.image)}
+    feeds: Feeds = {} if card.image is None else {"image": image_probes(rows, card.image)[0]}
     if card.reads_text:
         tokens = release.model.codec().encode(text_probes(rows))
         there = np.ones((rows, 1), dtype=np.int64)
@@ -230,14 +229,14 @@ def test_calibration_takes_what_the_model_reads(photos: Path, pairs: Path, tmp_p
 
 def test_calibration_takes_rows_evenly_and_leaves_out_what_a_row_has_not(photos: Path, tmp_path: Path) -> None:
     picture = next(photos.glob("*.png"))
-    rows = [f"{picture},text {number}" for number in range(2 * INPUTS)]
+    rows = [f"{picture},text {number}" for number in range(2 * CALIBRATED)]
     rows[0], rows[-1] = f"{picture},", ",the last text"
     (tmp_path / "manifest.csv").write_text("\n".join(["image,text", *rows]), encoding="utf-8")
     batches = calibration(tmp_path, model_card(FUSION), load_release(FUSION).model.codec())
     present = np.concatenate([feeds["image_present"] for feeds in batches])
     texts = np.concatenate([feeds["attention_mask"] for feeds in batches]).any(axis=1)
-    assert len(present) == INPUTS
-    assert np.flatnonzero(~present).tolist() == [INPUTS - 1]
+    assert len(present) == CALIBRATED
+    assert np.flatnonzero(~present).tolist() == [CALIBRATED - 1]
     assert np.flatnonzero(~texts).tolist() == [0]
 
 

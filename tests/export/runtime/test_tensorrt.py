@@ -11,8 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.bundle.manifest import Engine
 from export.runtime.cuda import LocalGpu, cudart, local_gpu
-from export.runtime.tensorrt import LoadedPlan, check_gpu, check_machine, check_refit, check_shape, filled, read_report
+from export.runtime.tensorrt import (
+    TensorRTEngine,
+    check_gpu,
+    check_machine,
+    check_refit,
+    check_shape,
+    filled,
+    read_report,
+)
 from export.tensorrt.package import PlanReport
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
 
@@ -139,17 +148,24 @@ def test_a_refitted_bank_keeps_its_shape() -> None:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the tiny SafeCLIP, with what lies beside it."""
+    from export.make import BATCHES
     from export.onnx.export import write_onnx
-    from export.tensorrt.export import PlanOptions, build_graph, write_plan
+    from export.tensorrt.build import PlanOptions
+    from export.tensorrt.export import build_graph, write_plan
     from zoo.release.store import load_release
 
     folder = tmp_path_factory.mktemp("plan")
     release = load_release("test_safeclip.random")
     graph = folder / "graph.onnx"
     write_onnx(release, "fp32", graph)
-    built = build_graph(graph, release.card, "latency", PlanOptions())
+    built = build_graph(graph, release.card, BATCHES["latency"], PlanOptions())
     write_plan(built, graph, release.card, folder / "engine")
     return folder / "engine.plan"
+
+
+def _load(plan: Path) -> TensorRTEngine:
+    spec = Engine("e", "tensorrt", "fp32", (plan.name,), "latency", (1, 8, 64), ("cuda",), {"fp32": 1}, "policy")
+    return TensorRTEngine(plan, spec, _mend)
 
 
 @pytest.mark.gpu
@@ -158,12 +174,12 @@ def test_a_plan_answers_what_onnxruntime_answers(plan: Path) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(plan.with_name("graph.onnx"), providers=["CPUExecutionProvider"])
-    loaded = LoadedPlan(plan, _mend)
+    loaded = _load(plan)
     random = np.random.default_rng(0)
     for rows, height, width in ((1, 64, 64), (8, 100, 70), (33, 64, 64), (2, 300, 500), (1, 64, 64)):
         image = random.integers(0, 256, (rows, height, width, 3), dtype=np.uint8)
         expected = session.run(["logits", "scores"], {"image": image})
-        for ours, theirs in zip(loaded.run({"image": image}, {}), expected, strict=True):
+        for ours, theirs in zip(loaded.run({"image": image}), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
     loaded.close()
 
@@ -174,7 +190,7 @@ def test_banks_change_between_calls_of_many_threads(plan: Path) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(plan.with_name("graph.onnx"), providers=["CPUExecutionProvider"])
-    loaded = LoadedPlan(plan, _mend)
+    loaded = _load(plan)
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     width = loaded.banks["text_bank"].shape[1]
@@ -183,9 +199,9 @@ def test_banks_change_between_calls_of_many_threads(plan: Path) -> None:
     def check(number: int) -> None:
         bank = {"text_bank": banks[number % 10]}
         expected = session.run(["scores"], {"image": image, **bank})[0]
-        np.testing.assert_allclose(loaded.run({"image": image}, bank)[1], expected, atol=1e-4)
+        np.testing.assert_allclose(loaded.with_banks(bank).run({"image": image})[1], expected, atol=1e-4)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(check, range(100)))
     own = session.run(["scores"], {"image": image})[0]
-    np.testing.assert_allclose(loaded.run({"image": image}, {})[1], own, atol=1e-4)
+    np.testing.assert_allclose(loaded.run({"image": image})[1], own, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt.build import CAPABILITIES, build, count_products, parse, read_layers
+from export.tensorrt.build import CAPABILITIES, Built, PlanOptions, build, count_products, read_layers
 from export.tensorrt.export import profiles_of
 from export.tensorrt.package import LogLine, PlanReport, load_package
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError
@@ -22,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed (extra tensorrt-rtx)"),
 ]
 RTX = "tensorrt_rtx"
+PLAN = PlanOptions(package=RTX)
 
 
 def _model(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, NDArray[Any]]) -> Path:
@@ -53,16 +55,21 @@ def _profiles(graph: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], 
     return profiles_of(graph, batch=(1, 8, 64), image=(64, 224, 1024))
 
 
+def _built(graph: Path, **options: Any) -> Built:
+    """The plan of a graph with one bank."""
+    return build(graph, _profiles(graph), dataclasses.replace(PLAN, **options), ["bank"])
+
+
 def test_profiles_come_from_the_graph_and_its_defaults(similarity: Path) -> None:
     assert _profiles(similarity) == {"x": ((1, 32), (8, 32), (64, 32)), "bank": ((1, 32), (5, 32), (256, 32))}
-    chosen = profiles_of(similarity, batch=(2, 2, 2), image=(1, 1, 1), phrases=(5, 5, 9))
-    assert chosen == {"x": ((2, 32),) * 3, "bank": ((5, 32), (5, 32), (9, 32))}
+    chosen = profiles_of(similarity, batch=(2, 2, 2), image=(1, 1, 1))
+    assert chosen == {"x": ((2, 32),) * 3, "bank": ((1, 32), (5, 32), (256, 32))}
     with pytest.raises(BadInputError, match="batch: least, usual and largest must rise from 1, got 4:2:8"):
         profiles_of(similarity, batch=(4, 2, 8), image=(1, 1, 1))
 
 
 def test_one_plan_serves_all_architectures_and_says_what_is_in_it(similarity: Path) -> None:
-    built = build(similarity, profiles=_profiles(similarity), package=RTX)
+    built = build(similarity, _profiles(similarity), PLAN)
     assert built.plan[:4] == b"vtrt"
     report = built.report
     assert report.capabilities == CAPABILITIES == ("SM80", "SM86", "SM89")
@@ -77,17 +84,14 @@ def test_one_plan_serves_all_architectures_and_says_what_is_in_it(similarity: Pa
 
 
 def test_a_bank_can_be_built_in(similarity: Path) -> None:
-    report = build(similarity, profiles=_profiles(similarity), constant=["bank"], package=RTX).report
+    report = _built(similarity, text_bank="constant").report
     assert report.products == {"fp32": 2}
     assert report.refittable == ()
     assert list(report.profiles) == ["x"]
 
 
 def test_a_plan_for_one_architecture_is_not_that_for_another(similarity: Path) -> None:
-    one, same, other = (
-        build(similarity, profiles=_profiles(similarity), capabilities=[name], package=RTX)
-        for name in ("8.6", "sm86", "SM89")
-    )
+    one, same, other = (_built(similarity, capability=[name]) for name in ("8.6", "sm86", "SM89"))
     assert one.report.capabilities == same.report.capabilities == ("SM86",)
     assert other.report.capabilities == ("SM89",)
     assert one.plan != other.plan
@@ -95,7 +99,7 @@ def test_a_plan_for_one_architecture_is_not_that_for_another(similarity: Path) -
 
 def test_an_architecture_that_the_package_does_not_know_is_refused(similarity: Path) -> None:
     with pytest.raises(BadInputError, match=r"builds for no SM90.*did you mean"):
-        build(similarity, profiles=_profiles(similarity), capabilities=["SM90"], package=RTX)
+        _built(similarity, capability=["SM90"])
 
 
 def _product(path: Path, kind: type) -> Path:
@@ -110,7 +114,7 @@ def _product(path: Path, kind: type) -> Path:
 def test_precision_is_read_from_the_finished_engine(tmp_path: Path) -> None:
     for kind, name in ((np.float16, "fp16"), (np.float32, "fp32")):
         graph = _product(tmp_path / f"{name}.onnx", kind)
-        assert build(graph, profiles=_profiles(graph), package=RTX).report.products == {name: 1}
+        assert build(graph, _profiles(graph), PLAN).report.products == {name: 1}
 
 
 def test_products_between_quantise_nodes_count_as_int8(tmp_path: Path) -> None:
@@ -123,14 +127,14 @@ def test_products_between_quantise_nodes_count_as_int8(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["d", "w"], ["y"], name="product"),
     ]
     graph = _model(tmp_path / "q.onnx", nodes, {"scale": scale, "zero": zero, "weight": weight})
-    assert build(graph, profiles=_profiles(graph), package=RTX).report.products == {"int8": 1}
+    assert build(graph, _profiles(graph), PLAN).report.products == {"int8": 1}
 
 
 def test_an_engine_that_computes_in_another_precision_than_the_network_asks_is_seen(tmp_path: Path) -> None:
     """The engine's own layers decide: here those of a float32 engine stand beside a network in half precision."""
     trt = load_package(RTX)
     half, full = (_product(tmp_path / f"{kind.__name__}.onnx", kind) for kind in (np.float16, np.float32))
-    log = [LogLine("VERBOSE", build(full, profiles=_profiles(full), package=RTX).log)]
+    log = [LogLine("VERBOSE", build(full, _profiles(full), PLAN).log)]
     data = half.read_bytes()
     with trt.listen():
         network = trt.module.Builder(trt.logger).create_network(0)
@@ -152,26 +156,24 @@ def test_an_unsupported_operator_is_named_with_its_node(tmp_path: Path) -> None:
     graph = _model(tmp_path / "dynamic.onnx", nodes, {})
     message = r"node 0 'squeeze_it' \(DynamicQuantizeLinear\): UNSUPPORTED_NODE.*the ONNX checker finds nothing"
     with pytest.raises(IncompatibleBundleError, match=message):
-        build(graph, profiles=_profiles(graph), package=RTX)
-    with pytest.raises(IncompatibleBundleError, match=message):
-        parse(graph, package=RTX)
+        build(graph, _profiles(graph), PLAN)
 
 
 def test_a_broken_graph_is_refused_in_the_checkers_words(tmp_path: Path) -> None:
     graph = _model(tmp_path / "broken.onnx", [helper.make_node("MatMul", ["x", "nowhere"], ["y"], name="lost")], {})
     with pytest.raises(IncompatibleBundleError, match=r"(?s)'lost'.*the ONNX checker says: .*nowhere"):
-        parse(graph, package=RTX)
+        build(graph, _profiles(graph), PLAN)
 
 
 def test_what_the_graph_does_not_have_is_refused(similarity: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match='no weights named "bnak"; did you mean "bank"'):
-        build(similarity, profiles=_profiles(similarity), refit=["bnak"], package=RTX)
+        build(similarity, _profiles(similarity), dataclasses.replace(PLAN, text_bank="refit"), ["bnak"])
     with pytest.raises(BadInputError, match='no shapes for input "bank"'):
-        build(similarity, profiles={"x": ((1, 32),) * 3}, package=RTX)
+        build(similarity, {"x": ((1, 32),) * 3}, PLAN)
     with pytest.raises(BadInputError, match="no such file"):
-        build(tmp_path / "none.onnx", profiles={}, package=RTX)
+        build(tmp_path / "none.onnx", {}, PLAN)
     with pytest.raises(BadInputError, match="keeps no timing cache"):
-        build(similarity, profiles=_profiles(similarity), timing_cache=tmp_path / "cache", package=RTX)
+        _built(similarity, timing_cache=tmp_path / "cache")
 
 
 def test_refitting_and_stripping_need_a_gpu_at_build(similarity: Path) -> None:
@@ -181,13 +183,13 @@ def test_refitting_and_stripping_need_a_gpu_at_build(similarity: Path) -> None:
     try:
         local_gpu()
     except (IncompatibleBundleError, MissingDependencyError):
-        for wanted in ({"refit": ["bank"]}, {"strip_weights": True}):
+        for wanted in ({"text_bank": "refit"}, {"strip_weights": True}):
             with pytest.raises(IncompatibleBundleError, match="needs a GPU to build plans"):
-                build(similarity, profiles=_profiles(similarity), package=RTX, **wanted)
+                _built(similarity, **wanted)
         return
-    report = build(similarity, profiles=_profiles(similarity), refit=["bank"], package=RTX).report
+    report = _built(similarity, text_bank="refit").report
     assert report.refittable == ("bank",)
-    assert build(similarity, profiles=_profiles(similarity), strip_weights=True, package=RTX).report.stripped
+    assert _built(similarity, strip_weights=True).report.stripped
 
 
 def test_a_missing_package_names_both_extras() -> None:

@@ -13,8 +13,8 @@ from export.bundle.store import read_bundle
 from export.onnx.export import export_onnx
 from export.runtime.engine import obstacle, open_best
 from export.runtime.tensorrt import read_report
-from export.tensorrt.build import CAPABILITIES, build
-from export.tensorrt.export import PlanOptions, export_tensorrt, profiles_of
+from export.tensorrt.build import CAPABILITIES, PlanOptions, build
+from export.tensorrt.export import export_tensorrt, profiles_of
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
 from zoo.registry import list_models
 
@@ -31,7 +31,7 @@ def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> N
     bundle = read_bundle(bundles[name])
     engine = bundle.manifest.engine("onnx-fp32")
     graph = bundle.folder / engine.files[0]
-    built = build(graph, profiles=profiles_of(graph, batch=(1, 8, 64), image=(64, 224, 1024)), package=RTX)
+    built = build(graph, profiles_of(graph, batch=(1, 8, 64), image=(64, 224, 1024)), PlanOptions(package=RTX))
     assert built.report.capabilities == CAPABILITIES
     assert built.report.products == engine.matmuls  # none lost, none in another precision
     assert set(built.report.profiles) == {spec.name for spec in bundle.manifest.inputs}
@@ -39,7 +39,7 @@ def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> N
 
 @pytest.mark.parametrize(("name", "precision"), [(CONVOLUTIONS, "fp16"), (TEXTS, "fp16"), (CLIP, "bf16")])
 def test_half_precision_is_in_the_finished_engine(tmp_path: Path, name: str, precision: Precision) -> None:
-    manifest = export_tensorrt(name, tmp_path / "bundle", precision=precision, options=PlanOptions(package=RTX))
+    manifest = export_tensorrt(name, tmp_path / "bundle", precision=precision, plan=PlanOptions(package=RTX))
     (engine,) = manifest.engines
     assert engine.share(COUNTED_AS[precision]) > 0.5
     assert 0 < engine.matmuls["fp32"] < engine.matmuls[COUNTED_AS[precision]]  # the resize and the similarity stay
@@ -52,9 +52,7 @@ def test_half_precision_is_in_the_finished_engine(tmp_path: Path, name: str, pre
 def test_a_plan_joins_the_bundle_and_is_passed_over_where_it_cannot_run(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     export_onnx(CLIP, out)
-    export_tensorrt(
-        CLIP, out, precision="fp32", options=PlanOptions(batch=(1, 2, 4), package=RTX, text_bank="constant")
-    )
+    export_tensorrt(CLIP, out, precision="fp32", batch=(1, 2, 4), plan=PlanOptions(package=RTX, text_bank="constant"))
     bundle = read_bundle(out)
     engine: Engine = bundle.manifest.engine("tensorrt-fp32")
     assert (engine.batch, engine.runs_on) == ((1, 2, 4), ("cuda",))
@@ -81,7 +79,7 @@ def test_dynamic_int8_is_refused_before_anything_is_exported(tmp_path: Path) -> 
 
 def test_a_build_that_fails_leaves_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="builds for no SM90"):
-        export_tensorrt(CLIP, tmp_path / "bundle", options=PlanOptions(capabilities=["SM90"], package=RTX))
+        export_tensorrt(CLIP, tmp_path / "bundle", plan=PlanOptions(capability=["SM90"], package=RTX))
     assert not (tmp_path / "bundle").exists()
 
 
@@ -89,8 +87,8 @@ def test_a_build_that_fails_leaves_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="takes minutes on one core")
 def test_vit_b32_builds_for_ampere_and_ada_in_half_precision(tmp_path: Path) -> None:
     name = "safeclip_vit_b32.zeroshot"
-    options = PlanOptions(batch=(1, 8, 64), image=(224, 224, 224), package=RTX)
-    manifest = export_tensorrt(name, tmp_path / "bundle", precision="fp16", options=options, untrained={})
+    plan = PlanOptions(image=(224, 224, 224), package=RTX)
+    manifest = export_tensorrt(name, tmp_path / "bundle", precision="fp16", batch=(1, 8, 64), plan=plan, untrained={})
     (engine,) = manifest.engines
     assert engine.matmuls == {"fp16": 90, "fp32": 3}  # float32: the resize, twice, and the similarity
     report = read_report(tmp_path / "bundle" / engine.files[0])

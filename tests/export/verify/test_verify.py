@@ -26,7 +26,7 @@ from export.runtime import OnnxEngine
 from export.runtime.engine import _distrust, _why
 from export.verify import compare
 from export.verify.compare import BATCHES, SIZES, verify
-from export.verify.inputs import Inputs, golden_images, image_probes, named_probes, text_probes
+from export.verify.inputs import Inputs, golden_images, image_probes, text_probes
 from export.verify.report import MINIMUM, Check, ParityReport, difference
 from export.verify.threshold import placed_at_threshold
 from zoo.cli import run
@@ -296,10 +296,10 @@ def test_photos_are_used_beside_the_drawn_ones(
     (photos / "b.txt").write_bytes(b"no image")
     spec = ModelCard.read(bundles[CLIP] / "card.json").image
     assert spec is not None
-    with_photo, drawn = image_probes(3, spec, photos), image_probes(3, spec, None)
+    (with_photo, names), (drawn, _) = image_probes(3, spec, photos), image_probes(3, spec)
     assert with_photo.shape == drawn.shape == (3, 32, 32, 3)
     assert np.array_equal(with_photo[1:], drawn[:2])
-    assert named_probes(3, spec, photos)[1] == [str(photos / "a.jpg"), "drawn 0", "drawn 1"]
+    assert names == [str(photos / "a.jpg"), "drawn 0", "drawn 1"]
     (photos / "a.jpg").unlink()
     with pytest.raises(BadInputError, match="holds no readable image"):
         image_probes(3, spec, photos)
@@ -308,7 +308,7 @@ def test_photos_are_used_beside_the_drawn_ones(
 
 
 def test_probes_are_the_same_each_time_and_texts_of_all_lengths() -> None:
-    assert np.array_equal(image_probes(4, None, None), image_probes(4, None, None))
+    assert np.array_equal(image_probes(4, None)[0], image_probes(4, None)[0])
     texts = text_probes(64)
     assert texts == text_probes(64)
     lengths = [len(text.split()) for text in texts]
@@ -332,10 +332,10 @@ def test_blends_lie_on_either_side_of_the_threshold() -> None:
         zero = np.zeros_like(share)
         return np.stack([1 - share, zero, zero, share, zero], axis=1)  # drawing, hentai, neutral, porn, sexy
 
-    feeds: Feeds = {"image": image_probes(64, release.card.image, None)[:, :16, :16]}
+    feeds: Feeds = {"image": image_probes(64, release.card.image)[0][:, :16, :16]}
     placed = placed_at_threshold(brightness, judge, feeds, brightness(feeds))
     scores = judge.unsafe_score(judge.category_scores(brightness(placed.feeds)))
-    half = placed.count // 2
+    half = len(placed.feeds["image"]) // 2
     assert half > 10
     assert placed.judge is judge
     assert (scores[:half] <= 0.5).all()
@@ -357,7 +357,7 @@ def test_tokens_are_exchanged_where_there_is_no_image() -> None:
 
     placed = placed_at_threshold(sevens, judge, feeds, sevens(feeds))
     assert placed.how == "tokens exchanged until the verdict hangs on one"
-    assert placed.count == 16
+    assert len(placed.feeds["input_ids"]) == 16
     found = (placed.feeds["input_ids"] == 7).sum(axis=1)
     assert found.tolist() == [5] * 8 + [6] * 8
 
@@ -366,7 +366,7 @@ def test_flips_have_names_and_labelled_data_a_ranking(bundles: dict[str, Path], 
     """Pictures with labels and stored adversarial ones are compared too, and what flips is named."""
     bundle = _copy(bundles, CLIP, tmp_path)
     _perturb(bundle, 0.5)
-    pictures = image_probes(8, model_card(CLIP).image)
+    pictures, _ = image_probes(8, model_card(CLIP).image)
     for folder, labels in (("data", ["1", "0"] * 4), ("adversarial", [""] * 4)):
         (tmp_path / folder).mkdir()
         lines = ["image,label"]
@@ -402,7 +402,7 @@ def _report(precision: Precision, **figures: Any) -> ParityReport:
     same = difference(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     defaults = {"inputs": 1000, "at_threshold": 64, "differences": {"logits": same, "scores": same}}
     return ParityReport(
-        Path("bundle"), "model", engine, budget_of(precision), "cpu", "drawn", **{**defaults, **figures}
+        Path("bundle"), "model", engine, budget_of(precision), "cpu", Check(), **{**defaults, **figures}
     )
 
 

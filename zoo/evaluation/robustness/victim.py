@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.evaluation.labelling import Labelling, items_of, limited
 from zoo.evaluation.robustness.report import OperatingPoint
-from zoo.judging.scorer import Ready
+from zoo.judging.scorer import Ready, feeds
 from zoo.release.store import Release, model_scorer
 
 
@@ -134,7 +134,8 @@ def read_items(
     read: list[Ready] = []
     lost = {"unlabelled": 0, "unreadable": 0, "missing_input": 0}
     details: dict[str, str] = {}
-    with model_scorer(victim.model, victim.policy) as scorer:
+    # Attacks change what the model reads at once: the card's own view, and the text that fits.
+    with model_scorer(victim.model, replace(victim.policy, views="centre", windows=1)) as scorer:
         for group in track(groups, "Reading items", transient=True):
             row, names = group[0], tuple(dict.fromkeys(name for one in group for name in one.labels))
             label = _class(names, row, card) if labelling is None else labelling.label(group)
@@ -157,7 +158,7 @@ def read_items(
         if name not in known:
             raise BadArgumentError(f'`by`: {selection.data} has no column "{name}"' + close_match(name, known))
     columns = tuple(name for name in dict.fromkeys(("kind", *selection.by)) if name in known)
-    pixels = torch.from_numpy(scorer.feeds(read)["image"]).permute(0, 3, 1, 2) if card.image else None
+    pixels = torch.from_numpy(feeds(card, read)["image"]).permute(0, 3, 1, 2) if card.image else None
     return Items(items, pixels, lost, details, columns)
 
 
