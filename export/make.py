@@ -115,7 +115,8 @@ def add_engine(
         manifest = Manifest(engines, inputs, outputs, files, str(source), weights, untrained)
         manifest.write(folder)
         if (check := options.get("check")) is not None:
-            report = verify_engine(read_bundle(folder), engine, Reference(release.model, release.judge), check)
+            built = read_bundle(folder, to_judge=False)  # nobody can have signed it yet
+            report = verify_engine(built, engine, Reference(release.model, release.judge), check)
             report.raise_if_failed()
             manifest = report.note(manifest, folder)
     return manifest
@@ -129,8 +130,10 @@ def _versions() -> dict[str, str]:
 
 
 def _existing(out: Path, name: str, weights: str, replace: bool) -> Bundle:
-    lost = [file for one in read_manifest(out).engines if one.name == name and replace for file in one.files]
-    bundle = read_bundle(out, but=lost)
+    lost = [
+        file for one in read_manifest(out, to_judge=False).engines if one.name == name and replace for file in one.files
+    ]
+    bundle = read_bundle(out, but=lost, to_judge=False)
     manifest = bundle.manifest
     if manifest.weights != weights:
         raise IncompatibleBundleError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,3 +361,43 @@ def test_a_backup_with_a_name_like_those_of_killed_runs_stays(tmp_path: Path) ->
     backup.write_text("mine")
     write_file(tmp_path / "card.json", "new")
     assert backup.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_current_folder_is_edited_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = _release(tmp_path / "bundle")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "engine").write_text("engine")
+    (folder / "manifest.json").write_text("old")
+    monkeypatch.chdir(folder if name == "." else folder / "sub")
+    place, kept = folder.stat().st_ino, (folder / "sub" / "engine").stat().st_ino
+
+    def fill_the_disk() -> None:
+        with edited_directory(Path(name)) as work:
+            write_file(work / "card.json", "half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fill_the_disk()
+    assert (folder / "card.json").read_text() == "old"
+    with edited_directory(Path(name)) as work:
+        write_file(work / "card.json", "new")
+        write_file(work / "manifest.json", "new")
+        (work / "model.safetensors").unlink()
+    files = {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"card.json": "new", "manifest.json": "new", "engine": "engine"}
+    assert (folder.stat().st_ino, (folder / "sub" / "engine").stat().st_ino) == (place, kept)
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "manifest.json", "sub"]
+
+
+def test_a_killed_edit_of_the_current_folder_is_cleaned_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _release(tmp_path / "bundle")
+    monkeypatch.chdir(folder)
+    litter = folder / ".bundle-0123abcd.zoo-partial"
+    shutil.copytree(folder, litter)
+    with edited_directory(Path()) as work:
+        assert sorted(path.name for path in work.iterdir()) == ["card.json", "model.safetensors"]
+        write_file(work / "card.json", "new")
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.safetensors"]

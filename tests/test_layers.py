@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "lightning")
 #: From the bottom up. A folder stands for all modules in it.
 LAYERS = (
     ("zoo.errors",),
-    ("zoo.files", "zoo.assets"),
+    ("zoo.files", "zoo.keys", "zoo.assets"),
     ("zoo.contract",),
     ("zoo.judging", "zoo.registry", "zoo.inputs", "zoo.metrics"),
     ("zoo.data",),
@@ -111,7 +111,7 @@ def test_a_module_of_export_imports_only_from_its_layer_and_below(name: str) -> 
 def test_what_serves_sees_plain_data_judging_and_inputs_alone() -> None:
     serving = [name for name in MODULES if name.startswith(("export.runtime", "export.bundle"))]
     seen = {module for name in serving for module in _imports(name)}
-    allowed = ("zoo.contract", "zoo.judging", "zoo.inputs", "zoo.errors", "zoo.files", "zoo.assets")
+    allowed = ("zoo.contract", "zoo.judging", "zoo.inputs", "zoo.errors", "zoo.files", "zoo.keys", "zoo.assets")
     assert [module for module in sorted(seen) if module.startswith("zoo.") and not module.startswith(allowed)] == []
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ZooError(Exception):
@@ -98,12 +99,43 @@ def refusal(problem: BaseException | None) -> str | None:
     return "the input is nested too deeply" if isinstance(problem, RecursionError) else None
 
 
+def quoted(value: object) -> str:
+    """A value of somebody's data for a message: a short name in quotes; of what may be a text its length alone.
+
+    Messages end up in logs, and prompts and captions are nobody's business there.
+    """
+    text = str(value)
+    return f'"{text}"' if _is_name(text) else f"a text of {len(text):,} characters"
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= 40 and len(text.split()) <= 4 and text.isprintable()
+
+
+@contextmanager
+def named_as(name: object, place: object) -> Iterator[None]:
+    """Let errors name what the user named, and not the folder of this machine that stands for it."""
+    try:
+        yield
+    except ZooError as problem:
+        problem.args = tuple(str(part).replace(str(place), str(name)) for part in problem.args)
+        raise
+
+
 def close_match(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean "x"?` for the known words nearest to `word`, or the first few known ones."""
-    choices = sorted(set(known))
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
-    if near:
-        return "; did you mean " + " or ".join(f'"{match}"' for match in near) + "?"
+    """Return `; did you mean "x"?` for the known words nearest to `word`, or the first few known ones.
+
+    What may be a text, and no name, is left out.
+    """
+    choices = sorted({choice for choice in known if _is_name(choice)})
+    if near := near_match(word, choices):
+        return near
     if not choices:
         return ""
     return "; known: " + ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+
+
+def near_match(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "x"?` for the known words nearest to `word`; "" if none is near."""
+    near = difflib.get_close_matches(word, sorted({choice for choice in known if _is_name(choice)}), n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(f'"{match}"' for match in near) + "?" if near else ""

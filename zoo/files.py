@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from zoo.errors import BadArgumentError, TamperedFileError, close_match
+from zoo.errors import BadArgumentError, TamperedFileError, close_match, named_as
 
 try:
     import fcntl
@@ -162,21 +162,6 @@ def _close(streams: dict[str, FileIO]) -> None:
         stream.close()
 
 
-#: Names the PEM file of the public key that everything which is judged must be signed with.
-PUBLIC_KEY = "SAFETY_ZOO_PUBLIC_KEY"
-
-
-def configured_key() -> Path | None:
-    """The public key that `SAFETY_ZOO_PUBLIC_KEY` names, None if it is not set.
-
-    Raises BadArgumentError when it is set to nothing: whoever set it wants signatures checked.
-    """
-    named = os.environ.get(PUBLIC_KEY)
-    if named is not None and not named.strip():
-        raise BadArgumentError(f"{PUBLIC_KEY} is set, but empty: name the PEM file of the key, or unset it")
-    return Path(named) if named else None
-
-
 @contextmanager
 def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` on success and vanishes on failure; `options` are those of `open`.
@@ -258,25 +243,30 @@ def new_directory(out: Path, *, overwrite: bool = False, ours: tuple[str, ...] =
 def edited_directory(folder: Path) -> Iterator[Path]:
     """Yield a copy of a directory that replaces it on success and vanishes on failure.
 
-    Files are linked, not copied: replace a file that is to change (`write_file`), never write into it. Raises
-    BadArgumentError when it is the current folder or one around it, and when another process changed it meanwhile.
+    Files are linked, not copied: replace a file that is to change (`write_file`), never write into it. The current
+    folder, one around it and a mounted one stay where they are: their files are replaced one by one at the end, the
+    manifest last. A kill in between then leaves a bundle that is refused. Raises BadArgumentError for the home folder,
+    and when another process changed the folder meanwhile.
     """
     target = folder.resolve()
-    _refuse_occupied(folder, target)
-    before = _states(target)
+    _refuse_home(folder, target)
+    in_place = _is_current(target) or os.path.ismount(target)
+    before: dict[Path, tuple[int, int, int]] = {}
 
     def check() -> None:
         if _states(target) != before:
             raise BadArgumentError(f"{folder}: was changed by another process meanwhile; run this again")
 
-    with _replacing(folder, target, check) as work:
-        shutil.copytree(target, work, copy_function=_link, dirs_exist_ok=True)
+    with _moving_into(folder, target, check) if in_place else _replacing(folder, target, check) as work:
+        before = _states(target)
+        _link_all(target, work)
         yield work
 
 
 def _states(folder: Path) -> dict[Path, tuple[int, int, int]]:
-    """What tells that a file of a folder was replaced or written to."""
-    states = {path: path.stat() for path in folder.rglob("*") if not path.is_dir()}
+    """What tells that a file of a folder was replaced or written to; what is being written in it does not count."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    states = {path: path.stat() for path in files if not _is_partial(path.relative_to(folder).parts[0])}
     return {path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
@@ -303,6 +293,12 @@ def set_aside(folder: Path) -> Path:
             break
     folder.rename(aside)
     return aside
+
+
+def told(path: Path) -> str:
+    """A path for a log: as it is called from the current folder, if it lies there."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 #: What names on the Hugging Face Hub begin with. Without it nothing is downloaded.
@@ -342,8 +338,19 @@ def _fetched(name: str) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_FETCHED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise BadArgumentError(f"{name}: cannot be fetched from the Hugging Face Hub: {problem}") from None
+        reason = getattr(problem, "strerror", None) or problem
+        raise BadArgumentError(f"{name}: cannot be fetched from the Hugging Face Hub: {reason}") from None
     return folder, f"{HUB}{repository}@{folder.name}"
+
+
+def _link_all(folder: Path, work: Path) -> None:
+    """Put everything of a folder into another one, which may lie in it."""
+    unfinished = shutil.ignore_patterns(f".*{_PARTIAL}")
+    shutil.copytree(folder, work, copy_function=_link, dirs_exist_ok=True, ignore=unfinished)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def _link(source: str, target: str) -> None:
@@ -368,15 +375,23 @@ def _descriptor(path: Path) -> int | None:
     return int(number) if number.isdecimal() and os.name == "posix" else None
 
 
+def _is_current(target: Path) -> bool:
+    return Path.cwd().is_relative_to(target)
+
+
 def _refuse_occupied(out: Path, target: Path) -> None:
-    if Path.cwd().is_relative_to(target):
+    if _is_current(target):
         raise BadArgumentError(
             f"{out}: the current folder cannot be replaced or moved; name one inside it, or leave it"
         )
-    if Path(os.path.expanduser("~")).resolve().is_relative_to(target):
-        raise BadArgumentError(f"{out}: the home folder cannot be replaced or moved; name a new one inside it")
+    _refuse_home(out, target)
     if os.path.ismount(target):
         raise BadArgumentError(f"{out}: a mounted folder cannot be replaced or moved; name a new one inside it")
+
+
+def _refuse_home(out: Path, target: Path) -> None:
+    if Path(os.path.expanduser("~")).resolve().is_relative_to(target):
+        raise BadArgumentError(f"{out}: the home folder cannot be replaced or moved; name a new one inside it")
 
 
 def _refuse_foreign(out: Path, ours: tuple[str, ...]) -> None:
@@ -402,7 +417,8 @@ def _matches(name: str, pattern: str) -> bool:
 def _named(path: Path, temporary: Path) -> Iterator[None]:
     """Let an error name what was to be written, not the temporary file or folder that was to take its place."""
     try:
-        yield
+        with named_as(path, temporary):
+            yield
     except OSError as problem:
         if problem.errno is not None and problem.filename is None:  # a full disk
             problem.filename = str(path)
@@ -417,6 +433,42 @@ def _replacing(out: Path, target: Path, check: Callable[[], None]) -> Iterator[P
 
     What was there is deleted last.
     """
+    with _new_folder(out, target) as work:
+        yield work
+        _sync_all(work)
+        check()
+        if target.exists():
+            _exchange(work, target)
+        else:
+            work.rename(target)
+        _sync(target.parent)
+
+
+@contextmanager
+def _moving_into(out: Path, target: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Yield a new folder in `target` whose files take the place of those there, one by one, after a last `check`.
+
+    The manifest, by which all others are judged, comes last.
+    """
+    with _new_folder(out, target / target.name) as work:
+        yield work
+        _sync_all(work)
+        check()
+        new = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda path: path.name == MANIFEST)
+        kept = {target / path.relative_to(work) for path in new}
+        for path in new:
+            own = target / path.relative_to(work)
+            own.parent.mkdir(parents=True, exist_ok=True)
+            if not (own.is_file() and own.samefile(path)):
+                path.replace(own)
+        for own in _states(target).keys() - kept:
+            own.unlink()
+        _sync_all(target)
+
+
+@contextmanager
+def _new_folder(out: Path, target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`, which vanishes at the end if it still lies there."""
     _clean(target)
     work = _beside(target, _PARTIAL)
     held = None
@@ -427,14 +479,6 @@ def _replacing(out: Path, target: Path, check: Callable[[], None]) -> Iterator[P
             if target.exists():
                 shutil.copymode(target, work)
             yield work
-            for path in [*work.rglob("*"), work]:
-                _sync(path)
-            check()
-            if target.exists():
-                _exchange(work, target)
-            else:
-                work.rename(target)
-            _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if held is not None:
@@ -488,6 +532,11 @@ def _lock(descriptor: int) -> int:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
+
+
+def _sync_all(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.contract import schema
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadArgumentError, BadDataError
+from zoo.errors import BadArgumentError, BadDataError, quoted
 
 Values: TypeAlias = NDArray[np.float64]
 #: The scores or labels of items in order, a list or an array; None if an item lacks its own.
@@ -217,7 +217,13 @@ def scored_pairs(scores: Scores, labels: Labels) -> list[tuple[float, int]]:
     """The (score, label) of items that have both, in order. Raises as `auroc`."""
     if len(scores) != len(labels):
         raise BadArgumentError(f"{len(scores)} scores and {len(labels)} labels: score i goes with label i")
-    wrong = sorted({repr(label) for label in labels if label is not None and label not in (0, 1)})
+    wrong = sorted(
+        {
+            quoted(label) if isinstance(label, str) else repr(label)
+            for label in labels
+            if label is not None and label not in (0, 1)
+        }
+    )
     if wrong:
         raise BadArgumentError(f"a label is 1 (unsafe), 0 (safe) or None (not known), got {', '.join(wrong[:4])}")
     broken = [score for score in scores if score is not None and not math.isfinite(score)]

@@ -26,9 +26,9 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 from export.bench.report import About
 from export.bench.sides import Run, Side, Task
 from export.bundle.store import Bundle
-from zoo.contract.card import ModelCard
+from zoo.contract.card import QUICK_GELU, ModelCard
 from zoo.errors import BadArgumentError, MissingDependencyError, close_match
-from zoo.models.clip import QUICK_GELU, clip_config, unit
+from zoo.models.clip import clip_config, unit
 
 #: torch's own index, as the torchvision of PyPI is a CUDA build, which does not load beside a torch for CPUs.
 OPEN_CLIP = (

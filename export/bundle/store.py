@@ -18,8 +18,9 @@ from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files import MANIFEST, HeldFiles, configured_key, edited_directory, is_bundle, new_file, sha256, write_file
+from zoo.files import MANIFEST, HeldFiles, edited_directory, is_bundle, new_file, sha256, write_file
 from zoo.judging.judge import AnyJudge, bind
+from zoo.keys import configured_key
 
 
 @dataclass(frozen=True)
@@ -40,34 +41,38 @@ class Bundle:
         object.__setattr__(self, "judge", bind(self.card, self.policy))
 
 
-def read_bundle(folder: str | Path, *, public_key: Path | None = None, but: Sequence[str] = ()) -> Bundle:
+def read_bundle(
+    folder: str | Path, *, public_key: str | Path | None = None, but: Sequence[str] = (), to_judge: bool = True
+) -> Bundle:
     """Read and check a bundle, and its signature where a key is given (or named by `SAFETY_ZOO_PUBLIC_KEY`).
 
-    `but` are files that are about to be replaced, and may be lost.
+    `but` are files that are about to be replaced, and may be lost. A bundle that is to be changed or signed, and not
+    `to_judge` by, needs no signature.
     Raises BadInputError (no bundle there), TamperedFileError (missing or changed file, with the command that rebuilds;
     signature), BadCardError (fields, newer schema), BadPolicyError (policy and model do not fit),
     IncompatibleBundleError (an older schema, or not made by export).
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, public_key=public_key)
+    manifest = read_manifest(folder, public_key=public_key, to_judge=to_judge)
     engine_files = [name for engine in manifest.engines for name in engine.files]
     for required in (*engine_files, CARD, POLICY):
         if required not in manifest.files:
             raise BadCardError(f'{folder / MANIFEST}: field "files" names no {required}')
     files = check_files(folder, manifest, but)
-    files.signed = (public_key or configured_key()) is not None
+    files.signed = to_judge and configured_key(public_key) is not None
     card = ModelCard.read(folder / CARD, files.read(CARD))
     if card.reads_text and TOKENIZER not in manifest.files:
         raise IncompatibleBundleError(f"{folder}: {card.name} reads text, but the bundle has no {TOKENIZER}")
     return Bundle(folder, manifest, card, read_policy(folder / POLICY, files.read(POLICY)), files)
 
 
-def read_manifest(folder: Path, *, public_key: Path | None = None) -> Manifest:
+def read_manifest(folder: Path, *, public_key: str | Path | None = None, to_judge: bool = True) -> Manifest:
     """The manifest of a bundle, without a check of its other files. Raises as `read_bundle` does."""
     if not is_bundle(folder):
         raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is not a bundle (made by `zoo export onnx`)")
     content = (folder / MANIFEST).read_bytes()
-    check_signature(folder / MANIFEST, public_key, content)
+    if to_judge:
+        check_signature(folder / MANIFEST, public_key, content)
     data = schema.read_json(folder / MANIFEST, content)
     if isinstance(data, dict) and data.get("schema_version") in (None, 1):
         source = data.get("source", "MODEL")
@@ -131,7 +136,7 @@ def use_policy(folder: Path, policy: AnyPolicy) -> None:
     The bundle's own `policy.yaml` may have been changed or lost, but no other file. Raises what `read_bundle` raises,
     BadPolicyError when policy and model do not fit.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, to_judge=False)
     files = check_files(folder, manifest, but=(POLICY,))
     bind(ModelCard.read(folder / CARD, files.read(CARD)), policy)
     with edited_directory(folder) as work:
@@ -145,18 +150,19 @@ def sign(manifest: Path, private_key: Path) -> Path:
     Anything that writes the manifest afterwards (`zoo verify`, another engine) makes the signature invalid: sign last.
     Raises BadInputError for another kind of key, MissingDependencyError without `cryptography`.
     """
+    configured_key()  # raises for an empty setting
     path = signature_path(manifest)
     write_file(path, _key(private_key, "private").sign(manifest.read_bytes()))
     return path
 
 
-def check_signature(manifest: Path, public_key: Path | None = None, content: bytes | None = None) -> bool:
+def check_signature(manifest: Path, public_key: str | Path | None = None, content: bytes | None = None) -> bool:
     """Whether the manifest, or its `content`, is signed by the given key, or by that of `SAFETY_ZOO_PUBLIC_KEY`.
 
     False when no key is configured: then nothing was checked. Raises TamperedFileError when the signature is missing
     or wrong, BadDataError for a file that is not an ed25519 public key, MissingDependencyError without `cryptography`.
     """
-    path = public_key or configured_key()
+    path = configured_key(public_key)
     if path is None:
         return False
     key = _key(path, "public")

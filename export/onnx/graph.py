@@ -133,11 +133,20 @@ def _export(
         )
     assert program is not None  # only the deprecated exporter returns None
     proto: onnx.ModelProto = program.model_proto
+    _forget_places(proto)
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise IncompatibleBundleError(f"the exporter wrote opset {written} where {opset} was asked for")
     _check_symbolic(proto, specs)
     return proto
+
+
+def _forget_places(proto: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces: they name the folders of the machine that a bundle was made on."""
+    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+        for place in reversed(range(len(node.metadata_props))):
+            if node.metadata_props[place].key.endswith("stack_trace"):
+                del node.metadata_props[place]
 
 
 def _attention(

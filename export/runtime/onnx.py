@@ -118,7 +118,7 @@ def _start(ort: Any, path: Path, options: Any, provider: str, files: HeldFiles, 
             cache.mkdir(parents=True, exist_ok=True)
             settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
         except (OSError, RuntimeError) as problem:
-            log.warning("TensorRT's engines cannot be kept (%s)", problem)
+            log.warning("TensorRT's engines cannot be kept (%s)", getattr(problem, "strerror", problem))
     try:
         with ExitStack() as held:
             buffers = [held.enter_context(files.content(name)) for name in data]

@@ -32,7 +32,7 @@ def load(
     threads: int | None = None,
     batch_size: int | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
-    public_key: Path | None = None,
+    public_key: str | Path | None = None,
 ) -> BundleScorer:
     """Load a bundle and bind it to a policy (its own when None; another one never needs an export).
 

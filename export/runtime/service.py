@@ -49,7 +49,7 @@ def serve(
     queue: int = 1024,
     decoders: int = 2,
     limits: ImageLimits = DEFAULT_LIMITS,
-    public_key: Path | None = None,
+    public_key: str | Path | None = None,
 ) -> Service:
     """Load a bundle and serve many threads with it, in batches, warmed up; see `Service`.
 
@@ -302,7 +302,9 @@ class Service(AbstractContextManager["Service"]):
         except ZooError as problem:
             self._settle([answer], [problem])
         except BaseException as problem:  # a panic in Rust is not an Exception, and callers would wait forever
-            self._settle([answer], [_caused(ServiceError(f"reading the request failed: {problem!r}"), problem)])
+            # Its type alone: what an unexpected error says may quote the text.
+            failed = ServiceError(f"reading the request failed: {type(problem).__name__}")
+            self._settle([answer], [_caused(failed, problem)])
         else:
             if item.refusal is not None:
                 self._settle([answer], [item.refusal])

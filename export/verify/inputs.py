@@ -203,9 +203,13 @@ def _listed(path: Path | None, positive: str | None) -> list[_Item]:
     rows = read_manifest(path / "manifest.csv" if path.is_dir() else path)
     if positive is not None:
         need_label(rows, positive, path)
-    labels = [-1 if positive is None or not row.labels else int(positive in row.labels) for row in rows]
-    named = zip(rows, labels, strict=True)
-    return [_Item(str(row.image or row.text), row.image, row.text, label) for row, label in named]
+    items = []
+    for row in rows:
+        label = -1 if positive is None or not row.labels else int(positive in row.labels)
+        # Names stand in reports and in the manifest of a bundle: a text is called by its line.
+        name = source_name(row.image) if row.image else f"{path.name}, line {row.line}"
+        items.append(_Item(name, row.image, row.text, label))
+    return items
 
 
 def read_lines(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import csv
 import hashlib
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -54,24 +54,21 @@ READERS = {
     *("data", "data list", "score", "guard", "attacks", "attacks list", "export", "bundle", "bundle info", "policy"),
     *("policy list", "validate", "test"),
 }
-#: What is not run, and why.
-LEFT_OUT = {
-    "export tensorrt": "takes minutes or a GPU; it places its engine as the other exports do",
-    "evaluate guard": "takes a trained vision-language model; its report and figures are written as the others'",
-}
 
 
 @dataclass
 class Case:
     """A command with its arguments, which may name files of `base`; `own` are copied for it, as it changes them.
 
-    `fresh`: it refuses an output that is there, so what the run before it wrote is removed.
+    `fresh`: it refuses an output that is there, so what the run before it wrote is removed. Without the
+    optional package that it `needs` it is not tried.
     """
 
     command: str
     arguments: str
     own: tuple[str, ...] = ()
     fresh: bool = False
+    needs: str = ""
 
 
 CASES = (
@@ -100,12 +97,23 @@ CASES = (
         ("bert",),
     ),
     Case(
+        "evaluate guard",
+        "--lvlm {base}/lvlm --detector {base}/clip --data {base}/asked.csv --max-new-tokens 2 --out answers.json"
+        " --report asked",
+    ),
+    Case(
         "guard bench",
         f"--lm-layers 1 --lm-width 32 --lm-heads 2 --clip {CLIP} --rounds 3 --new-tokens 2 --threads 1 --out g.json",
     ),
     Case("leaderboard", "{base}/attacked --out board.md --plot curve.png"),
     Case("export onnx", "--model {base}/nsfwjs --out bundle --overwrite"),
     Case("export openvino", "--model {base}/nsfwjs --out bundle --replace", ("bundle",)),
+    Case(
+        "export tensorrt",
+        "--model {base}/nsfwjs --out bundle --replace --capability SM89 --batch 1:1:2 --package tensorrt_rtx",
+        ("bundle",),
+        needs="tensorrt_rtx",
+    ),
     Case("export triton", "--model {base}/bundle --out repository --overwrite"),
     Case("verify", "bundle --model {base}/nsfwjs --count 256", ("bundle",)),
     Case("bundle sign", "bundle --key {base}/key.pem", ("bundle",)),
@@ -131,7 +139,7 @@ def names() -> set[str]:
 
 def unknown() -> set[str]:
     """Commands of which nobody said whether they write."""
-    return names() ^ ({case.command for case in CASES} | READERS | LEFT_OUT.keys())
+    return names() ^ ({case.command for case in CASES} | READERS)
 
 
 @dataclass
@@ -287,6 +295,7 @@ def _inputs(base: Path) -> None:
         photos = base / "photos" / "train" / ("bad" if number % 2 else "good")
         photos.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((40, 40), 20 + 20 * number).convert("RGB").save(photos / f"{number}.png")
+    _vision_language(load_release(CLIP).model, base / "lvlm")
     labels = model_card(BERT).labels
     rows = [f"one text of number {n},{labels[0] if n % 2 else ''},{'test' if n % 3 else 'val'}\n" for n in range(12)]
     (base / "texts.csv").write_text("text,labels,split\n" + "".join(rows), encoding="utf-8")
@@ -309,11 +318,29 @@ def _inputs(base: Path) -> None:
     (base / "key.pem").write_bytes(pem)
 
 
+def _vision_language(clip: Any, folder: Path) -> None:
+    """A vision-language model that answers nonsense to `asked.csv` beside it."""
+    from zoo.guard.insertion import INSTRUCTION
+    from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
+
+    question = "What is shown?"
+    texts = [INSTRUCTION, f"USER: \n{question} ASSISTANT: A dog."]
+    processor = tiny_llava_processor(clip, train_llava_tokenizer(texts, 500))
+    model = build_tiny_llava(clip, processor, vocabulary_size=500, width=32, layers=1, heads=2)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    photos = sorted((folder.parent / "photos").rglob("*.png"))
+    rows = [(photo.relative_to(folder.parent), question, number % 2) for number, photo in enumerate(photos)]
+    with (folder.parent / "asked.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("image", "question", "label"), *rows])
+
+
 def import_all() -> None:
     """Import what the commands import, so that a child starts at once."""
     for name in (
         *("lightning", "matplotlib.figure", "onnx", "onnxruntime", "transformers.models.clip.modeling_clip"),
         *("tests.tiny_models", "zoo.training.cli", "export.bench.compare", "export.onnx.export", "export.openvino"),
+        *("export.tensorrt.export", "transformers.models.llava.modeling_llava", "zoo.guard.lvlm"),
     ):
         importlib.import_module(name)
     torch.set_num_threads(1)
@@ -528,6 +555,10 @@ def lose(kills: int, disks: bool, only: Sequence[str] = (), seed: int = 0) -> di
     traces = tempfile.TemporaryDirectory(prefix="losses-traces-")
     trace_once(Path(traces.name))
     cases = [case for case in CASES if not only or case.command in only]
+    absent = [case for case in cases if case.needs and importlib.util.find_spec(case.needs) is None]
+    for case in absent:
+        print(f"not tried: zoo {case.command}, as {case.needs} is not installed", file=sys.stderr)
+    cases = [case for case in cases if case not in absent]
     rng, counts = random.Random(seed), {}
     with disk() as (home, own_disk):
         prepare(home / "base", cases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_each_command_is_tried_or_known_to_write_nothing() -> None:
-    assert losses.unknown() == set(), "add a case to tests/benchmarks/losses.py, or the name to READERS or LEFT_OUT"
+    assert losses.unknown() == set(), "add a case to tests/benchmarks/losses.py, or the name to READERS"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and limits of Linux")
@@ -28,6 +29,17 @@ def test_nothing_is_lost_by_kills_and_full_disks() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| nothing |") == len(commands)
     assert "| 0 of 0 |" not in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks and limits of Linux")
+@pytest.mark.parametrize("command", ["export tensorrt", "evaluate guard"])
+def test_nothing_is_lost_of_the_commands_that_take_long(command: str) -> None:
+    if command == "export tensorrt" and find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed (extra tensorrt-rtx)")
+    words = [sys.executable, "-m", "tests.benchmarks.losses", "--kills", "2", "--only", command]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| nothing |") == 1
 
 
 def test_damage_is_seen(tmp_path: Path) -> None:

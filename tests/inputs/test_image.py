@@ -122,7 +122,7 @@ def _header_of_a_huge_png() -> bytes:
         (b"", "empty file"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "not an image .it looks like HTML"),
         (b"%PDF-1.7 and so on", "it is a PDF"),
-        (b"\x00\x01\x02\x03 nothing known", r"it starts with b'\\x00"),
+        (b"\x00\x01\x02\x03 nothing known", r"it starts with 00 01 02 03"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (_header_of_a_huge_png(), "more than 64,000,000 pixels .a decompression bomb"),
         (np.full((4, 4, 3), np.nan, dtype=np.float32), "holds NaN"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from export.verify.compare import verify
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run
-from zoo.contract.card import panel_card
+from zoo.contract.card import ModelCard, panel_card
 from zoo.contract.policy import Category, PanelPolicy, Policy, Threshold, panel_policy, read_policy
 from zoo.contract.verdict import Unseen, Verdict
-from zoo.errors import BadInputError, BadPolicyError
+from zoo.errors import BadCardError, BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, PanelJudge, bind
+from zoo.models.base import ZooModel
 from zoo.models.clip import DualEncoder
 from zoo.models.heads import Panel
-from zoo.registry import create_model, list_models, model_card
+from zoo.registry import RANDOM, create_model, list_models, model_card, model_entry
 from zoo.release.panel import create_panel
 from zoo.release.store import load_release, write_release
 
@@ -223,6 +225,49 @@ def test_members_of_another_tower_are_refused(members: dict[str, Path], tmp_path
         create_panel("test_clip", [members["early"], members["early"]])
     with pytest.raises(BadInputError, match='named "all"; known: any, majority'):
         create_panel("test_clip", [members["early"]], "all")  # type: ignore[arg-type]
+
+
+def test_members_that_compute_otherwise_by_the_same_weights_are_refused(
+    members: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = load_release(members[HEADS[0]])
+
+    def build(card: ModelCard) -> ZooModel:
+        """A model of another package, whose tower has another epsilon, of which its card says nothing."""
+        model = zoo.registry.build(card.replace(name=HEADS[0]))
+        model.load_state_dict(head.model.state_dict())
+        tower: Any = model.image_tower
+        tower.vision_model.config.layer_norm_eps = 1e-3
+        for module in tower.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = 1e-3
+        return model
+
+    monkeypatch.setattr(zoo.registry, "_entries", dict(zoo.registry._entries))
+    policy, name = model_entry(HEADS[0]).policy, "test_epsilon.random"
+    zoo.register_model(head.card.replace(name=name), builder=build, policy=policy, pretrained=RANDOM)
+    with pytest.raises(BadInputError, match=r"its image tower .*layer_norm_eps 0.001 \(expected 1e-05\)"):
+        create_panel("test_clip", [members["early"], name])
+    model = zoo.registry.build(head.card.replace(hparams={**head.card.hparams, "hidden_act": "gelu"}))
+    model.load_state_dict(head.model.state_dict())
+    write_release(model, head.policy, tmp_path / "gelu")
+    with pytest.raises(BadInputError, match="no image tower in common: hidden_act is quick_gelu and gelu"):
+        create_panel("test_clip", [members["early"], tmp_path / "gelu"])
+    again = create_panel("test_clip", [tmp_path / "gelu"])  # alone it has its tower for itself
+    (image,) = _images(1)
+    with zoo.load_scorer(again) as scorer, zoo.load_scorer(tmp_path / "gelu") as alone:
+        assert same_verdict(scorer.verdict(image).heads[HEADS[0]], alone.verdict(image), 1e-5)
+
+
+def test_a_panel_whose_card_gives_its_heads_another_tower_is_refused(members: dict[str, Path], tmp_path: Path) -> None:
+    panel = create_panel("test_clip", [members["early"], members[HEADS[0]]])
+    write_release(panel.model, panel.policy, tmp_path / "panel")
+    load_release(tmp_path / "panel")
+    card = json.loads((tmp_path / "panel" / "card.json").read_bytes())
+    card["hparams"]["heads"][1]["card"]["hparams"]["hidden_act"] = "gelu"
+    (tmp_path / "panel" / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(BadCardError, match=f"hidden_act of the shared .* quick_gelu, and head {HEADS[0]} needs gelu"):
+        load_release(tmp_path / "panel")
 
 
 def test_policies_and_panels_that_do_not_fit(members: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from zoo.assets import KINDS, shipped, summary
 from zoo.contract import schema
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.policy import read_policy as read_policy_file
-from zoo.errors import BadArgumentError, close_match
+from zoo.errors import BadArgumentError, close_match, quoted
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 _Made = TypeVar("_Made")
@@ -75,7 +75,9 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f'unknown option "{name}"' + close_match(name, options))
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            few = len(unknown) <= 3
+            told = " ".join(map(_told, unknown)) if few else f"{len(unknown)} words; a text of several needs quotes"
+            self.error(f"unrecognized arguments: {told}")
         return parsed, unknown
 
     def _new_spelling(self, word: str) -> str:
@@ -90,8 +92,13 @@ class CommandParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = close_match(str(value), map(str, action.choices))
             if isinstance(action, argparse._SubParsersAction):
-                raise argparse.ArgumentError(None, f'unknown command "{value}"{near}')
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near}")
+                raise argparse.ArgumentError(None, f"unknown command {quoted(value)}{near}")
+            raise argparse.ArgumentError(action, f"invalid choice: {_told(value)!r}{near}")
+
+
+def _told(word: str) -> str:
+    """A word of the command line in a message, which may be a prompt."""
+    return quoted(word).strip('"')
 
 
 def add_command(
@@ -211,6 +218,6 @@ def hparams(pairs: list[str]) -> dict[str, Any]:
             raise BadArgumentError(f'--set wants KEY=VALUE, got "{pair}"')
         try:
             read[key] = schema.load_yaml(value)
-        except yaml.YAMLError as problem:
-            raise BadArgumentError(f'--set {key}: "{value}" is not YAML: {problem}') from None
+        except (yaml.YAMLError, ValueError):  # ValueError: !!int a
+            raise BadArgumentError(f"--set {key}: {quoted(value)} is not YAML") from None
     return read

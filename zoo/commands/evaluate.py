@@ -147,9 +147,9 @@ def _guard(options: argparse.Namespace) -> int:
         options.data, options.image_root, columns, options.split, labelling=labelling, model=options.detector
     )
     queries = guard.queries_of(rows, labelling, question=options.question, limit=options.limit, seed=options.seed)
+    detector = load_detector(options.detector, options.policy, layer=options.layer)
     lvlm = load_lvlm(options.lvlm, template=options.prompt_template, device=options.device, dtype=options.dtype)
     judge = guard.RefusalJudge(options.judge, options.device) if options.judge else None
-    detector = load_detector(options.detector, options.policy, layer=options.layer)
     guarded = Guard(lvlm.model, lvlm.processor, detector, correction=options.correction)
     outcomes = guard.run(queries, lvlm, guarded, max_new_tokens=options.max_new_tokens)
     if judge:

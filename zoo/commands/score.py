@@ -54,6 +54,11 @@ def _score(options: argparse.Namespace) -> int:
     return exit_status(verdicts)
 
 
+def _text_name(number: int, texts: list[str] | None) -> str:
+    """What a text is called: what is printed ends up in logs, where prompts have no place."""
+    return f"text {number + 1}, {len((texts or [''])[number])} characters"
+
+
 def exit_status(verdicts: list[Verdict]) -> int:
     """4 when anything could not be judged, or not enough of it, else 3 when anything is flagged, else 0."""
     if any(not (verdict.is_safe or verdict.is_flagged) for verdict in verdicts):
@@ -75,7 +80,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
     for column in ("item", "decision", "category", "score", "note"):
         table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
     for number, verdict in enumerate(verdicts):
-        item = verdict.source.removeprefix(f"{folder}/") or f'"{(texts or [""])[number][:40]}"'
+        item = verdict.source.removeprefix(f"{folder}/") or _text_name(number, texts)
         note = verdict.detail
         if verdict.disagreement:
             note = "heads disagree: " + ", ".join(f"{name} {head.decision}" for name, head in verdict.heads.items())

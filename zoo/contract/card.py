@@ -149,6 +149,9 @@ class ModelCard(schema.PlainData):
         missing = [kind for kind in self.requires if getattr(self, kind) is None]
         if missing:
             raise ValueError(f'requires {missing}, but describes no such input: fill in "{missing[0]}"')
+        for name, card in self.heads.items():
+            for what, (ours, theirs) in _other_settings(self, card).items():
+                raise ValueError(f"{what} of the shared image tower is {ours}, and head {name} needs {theirs}")
 
     @property
     def architecture(self) -> str:
@@ -216,6 +219,22 @@ class ModelCard(schema.PlainData):
 VISION = ("patch_size", "vision_width", "vision_layers", "vision_heads", "embedding_dim")
 
 
+#: The activation of OpenAI's CLIPs. A card names another one as `hidden_act`, such as the `gelu` of LAION's.
+QUICK_GELU = "quick_gelu"
+
+
+def _tower_settings(card: ModelCard) -> dict[str, object]:
+    """Everything that a CLIP's image tower computes by beside its weights."""
+    sizes = {key: card.hparams.get(key) for key in VISION}
+    return {"image input": card.image, **sizes, "hidden_act": card.hparams.get("hidden_act", QUICK_GELU)}
+
+
+def _other_settings(one: ModelCard, other: ModelCard) -> dict[str, tuple[object, object]]:
+    """The settings of the image tower in which two cards differ, or that neither has."""
+    ours, theirs = _tower_settings(one), _tower_settings(other)
+    return {what: (ours[what], theirs[what]) for what in ours if ours[what] is None or ours[what] != theirs[what]}
+
+
 #: The hyperparameters that make two CLIP text towers the same architecture.
 TEXT = ("text_width", "text_layers", "text_heads", "vocabulary_size", "start_token", "end_token", "embedding_dim")
 
@@ -245,14 +264,10 @@ def panel_card(name: str, heads: dict[str, ModelCard], readings: dict[str, Readi
         raise BadArgumentError("a panel needs at least one head")
     first_name, first = next(iter(heads.items()))
     for other_name, card in heads.items():
-        for what, wanted, other in (
-            ("image input", first.image, card.image),
-            *((key, first.hparams.get(key), card.hparams.get(key)) for key in VISION),
-        ):
-            if wanted is None or wanted != other:
-                raise BadArgumentError(
-                    f"{first_name} and {other_name} have no image tower in common: {what} is {wanted} and {other}"
-                )
+        for what, (wanted, other) in _other_settings(first, card).items():
+            raise BadArgumentError(
+                f"{first_name} and {other_name} have no image tower in common: {what} is {wanted} and {other}"
+            )
     texts = {name: card for name, card in heads.items() if card.task == "zero_shot"}
     shapes = {(card.text, *(card.hparams.get(key) for key in TEXT)) for card in texts.values()}
     if len(shapes) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match
+from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match, quoted
 from zoo.files import write_file
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
@@ -45,6 +46,14 @@ def parse(cls: type[T], data: object, where: str, error: type[BadCardError] = Ba
         raise error(f"{where}: " + "; ".join(lines)) from None
 
 
+class _RepeatedKeyError(yaml.MarkedYAMLError, ValueError):
+    """A key that stands twice in one mapping of YAML, or in one object of JSON, which has no mark of the place."""
+
+    def __init__(self, key: str, mark: yaml.Mark | None = None) -> None:
+        told = quoted(key).replace('"', "'")
+        super().__init__(problem=f"the key {told} stands there twice", problem_mark=mark)
+
+
 class _OneOfEachKey(yaml.SafeLoader):
     """YAML in which no mapping has a key twice: PyYAML would let the last one win without a word."""
 
@@ -52,8 +61,7 @@ class _OneOfEachKey(yaml.SafeLoader):
         # As they are read: `yes` and `true` are one key.
         keys = [str(self.construct_object(key)) for key, _ in node.value if not key.tag.endswith(":merge")]
         if twice := repeated(keys):
-            problem = f"the key {twice[0]!r} stands there twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _RepeatedKeyError(twice[0], node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -134,7 +142,7 @@ def load_json(text: str | bytes | bytearray) -> Any:
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     once = dict(pairs)
     if len(once) < len(pairs):
-        raise ValueError(f"the key {repeated(name for name, _ in pairs)[0]!r} stands there twice")
+        raise _RepeatedKeyError(repeated(name for name, _ in pairs)[0])
     return once
 
 
@@ -144,7 +152,19 @@ def _read(path: Path, content: bytes | None, kind: str, load: Callable[[str], ob
     except FileNotFoundError:
         raise BadArgumentError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as problem:  # RecursionError: nested too deeply
-        raise BadDataError(f"{path}: not readable as {kind}: {problem}") from None
+        raise BadDataError(f"{path}: not readable as {kind}: {_reason(problem)}") from None
+
+
+def _reason(problem: Exception) -> str:
+    """What is wrong with a file, without its lines, which PyYAML would quote."""
+    if isinstance(problem, yaml.MarkedYAMLError) and (mark := problem.problem_mark or problem.context_mark):
+        said = problem.problem or problem.context or ""
+        if not isinstance(problem, _RepeatedKeyError):
+            said = re.sub("'(?!<)[^']{4,}'", "...", said)  # a character and a <token> are kept
+        return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+    if isinstance(problem, (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError)):
+        return str(problem)
+    return "nested too deeply" if isinstance(problem, RecursionError) else "a value is not what its tag says"
 
 
 def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type[BadCardError]) -> None:
@@ -160,7 +180,7 @@ def _check_schema(cls: type, data: Mapping[str, object], where: str, error: type
             "upgrade with `pip install --upgrade safety-zoo`"
         )
     if version != supported and version not in getattr(cls, "_reads", ()):
-        raise error(f"{where}: schema_version {version!r}, expected {supported}")
+        raise error(f"{where}: schema_version {_shown(version)}, expected {supported}")
 
 
 def _explain(cls: type, entry: dict[str, Any]) -> str:
@@ -168,13 +188,19 @@ def _explain(cls: type, entry: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in path)
     kind = entry["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f'unknown field "{name}"' + close_match(str(path[-1]), _field_names(cls, path[:-1]))
+        return f"unknown field {quoted(name)}" + close_match(str(path[-1]), _field_names(cls, path[:-1]))
     if kind in ("missing", "missing_argument"):
         return f'missing field "{name}"'
-    value = repr(entry.get("input"))
     message = str(entry["msg"]).removeprefix("Value error, ")
     at = f'field "{name}": ' if name else ""
-    return f"{at}{message}" + ("" if kind == "value_error" else f", got {value[:80]}")
+    return f"{at}{message}" + ("" if kind == "value_error" else f", got {_shown(entry.get('input'))}")
+
+
+def _shown(value: object) -> str:
+    """A wrong value as a message may show it."""
+    if isinstance(value, (list, tuple, Mapping)):
+        return f"{'a mapping' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
+    return quoted(value) if isinstance(value, str) else repr(value)[:80]
 
 
 def _field_names(cls: type, path: list[Any]) -> list[str]:

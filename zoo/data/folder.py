@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ def write_folder_manifest(root: Path, out: Path, *, val_share: float | None = No
     If there are splits, but none for validation, a share `val_share` (in [0, 1), by default 0.1) of train becomes
     validation, by a seeded hash of what the images show. Near-identical images stay together, and an image does not
     move when others come or go. Without splits the column stays empty, and training assigns them. Images
-    beneath the manifest's folder are named relative to it, others by their full path. Files without the name ending
+    are named relative to the manifest's folder, on other drives by their full path. Files without the name ending
     of an image are left out and reported. Raises BadInputError for a tree of another form, for classes that
     train lacks, and for a `val_share` with nothing to divide.
     """
@@ -45,13 +46,19 @@ def write_folder_manifest(root: Path, out: Path, *, val_share: float | None = No
     _check_classes(root, files, images)
     rows = [Row(0, path, None, (label,), split) for path, label, split in images]
     splits = _with_validation(root, rows, val_share, seed)
-    base = out.parent.resolve()
-    places = [path.resolve() for path, _, _ in images]
-    names = [path.relative_to(base) if path.is_relative_to(base) else path for path in places]
+    names = [_relative(path.resolve(), out.parent.resolve()) for path, _, _ in images]
     labels = [label for _, label, _ in images]
     write_records(out, ("image", "label", "split"), zip(names, labels, splits, strict=True))
     skipped = tuple(path for path, _, _ in files if not _is_image(path))
     return FolderReport(out, dict(Counter(zip(splits, labels, strict=True))), skipped)
+
+
+def _relative(path: Path, base: Path) -> Path:
+    """A path as it is called from another folder; in full where Windows has it on another drive."""
+    try:
+        return Path(os.path.relpath(path, base))
+    except ValueError:
+        return path
 
 
 def _splits(root: Path) -> dict[Split | None, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoo.contract import schema
-from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match, near_match, quoted
 from zoo.files import new_file
 
 Split = Literal["train", "val", "test"]
@@ -60,7 +60,7 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
         raise BadArgumentError(f'columns: no role "{word}"' + close_match(word, names))
     need_columns(path, records, columns.values())
     if names["image"] not in records[0] and names["text"] not in records[0]:
-        raise BadDataError(f'{path}: has neither a column "image" nor "text"' + close_match("image", records[0]))
+        raise BadDataError(f'{path}: has neither a column "image" nor "text"' + near_match("image", records[0]))
     root = image_root or path.parent
     return [_row(path, line, record, names, root) for line, record in lines.items()]
 
@@ -74,7 +74,7 @@ def need_columns(path: Path, records: Sequence[Mapping[str, str]], names: Iterab
     """Raise BadArgumentError for the first column that the records of a file do not have."""
     for name in names:
         if name not in records[0]:
-            raise BadArgumentError(f'{path}: no column "{name}"' + close_match(name, records[0]))
+            raise BadArgumentError(f'{path}: no column "{name}"' + near_match(name, records[0]))
 
 
 def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
@@ -85,7 +85,7 @@ def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
     counts = Counter(name for row in rows for name in row.labels)
     if not counts or label in counts or any(label in (row.judged or ()) for row in rows):
         return
-    names = ", ".join(f'"{name}" ({count} rows)' for name, count in counts.most_common(8))
+    names = ", ".join(f"{quoted(name)} ({count} rows)" for name, count in counts.most_common(8))
     more = ", ..." if len(counts) > 8 else ""
     raise BadDataError(f'{data}: no item is unsafe by the label "{label}"; the labels are {names}{more}')
 
@@ -101,13 +101,16 @@ def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, s
     split = (record.get(names["split"]) or "").strip().lower()
     split = SAME_SPLIT.get(split, split)
     if split and split not in SPLITS:
-        raise BadDataError(f'{path}, line {line}: split "{split}"' + close_match(split, SPLITS))
+        raise BadDataError(f"{path}, line {line}: split {quoted(split)}" + close_match(split, SPLITS))
     labels, judged = _names(record.get(names["labels"]) or record.get(names["label"]) or ""), None
     if record.get(names["judged"]) is not None:
         judged = _names(record[names["judged"]])
         odd = next((label for label in labels if label not in judged), None)
         if odd is not None:
-            raise BadDataError(f'{path}, line {line}: has the label "{odd}", which is not among those judged: {judged}')
+            others = ", ".join(map(quoted, judged))
+            raise BadDataError(
+                f"{path}, line {line}: has the label {quoted(odd)}, which is not among those judged: {others or 'none'}"
+            )
     place = root / image if image else None
     return Row(line, place, text, labels, split or None, judged, names["labels"] in record, record)
 
@@ -175,9 +178,11 @@ def _table(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, st
 def _check_header(path: Path, names: Sequence[str]) -> None:
     for place, name in enumerate(names, start=1):
         if name != name.strip() or not name:
-            raise BadDataError(f'{path}, line 1: column {place} is called "{name}"; a name has no blank at its ends')
+            raise BadDataError(
+                f"{path}, line 1: column {place} is called {quoted(name)}; a name has no blank at its ends"
+            )
         if name in names[: place - 1]:
-            raise BadDataError(f'{path}, line 1: two columns are called "{name}"')
+            raise BadDataError(f"{path}, line 1: two columns are called {quoted(name)}")
 
 
 def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.data.manifest import Split, need_columns, read_manifest
 from zoo.data.signs import PLACES, Signs, read_signs
-from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match, quoted
 from zoo.files import write_file
 
 Wording = Literal["plain", "new"]
@@ -138,6 +138,8 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
         if row.image is None or row.text is None or not reply:
             raise BadDataError(f"{path}, line {row.line}: needs an image, a question and an answer")
         if any(label not in ("0", "1") for label in row.labels):
-            raise BadDataError(f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {'|'.join(row.labels)}")
+            raise BadDataError(
+                f"{path}, line {row.line}: label must be 1 (unsafe) or 0, got {quoted('|'.join(row.labels))}"
+            )
         questions.append(Question(row.image, row.text, reply, row.split, kind, reason, "1" in row.labels))
     return questions

@@ -15,6 +15,8 @@ from zoo.contract.card import ModelCard
 from zoo.data.manifest import SPLITS, Row, need_label, read_manifest
 from zoo.data.splits import apply_rule
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files import HUB
+from zoo.keys import refuse_unsigned
 from zoo.release.store import CARD, load_release
 
 T = TypeVar("T")
@@ -79,7 +81,8 @@ def read_rows(
     if any(row.split is None for row in rows):
         card = Path(model) / CARD  # names of the registry have no rule; those of the Hub are loaded for theirs
         cards = [ModelCard.read(card)] if card.is_file() else []
-        if model.startswith("hf-hub:"):
+        if model.startswith(HUB):
+            refuse_unsigned(model)
             cards = [load_release(model).model.card]
         placed = with_splits(rows, cards, data, say)
         if split is None and placed is rows:

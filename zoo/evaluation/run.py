@@ -20,6 +20,7 @@ from zoo.evaluation.labelling import Labelling, items_of
 from zoo.evaluation.page import NOT_JUDGED, Card, Gallery, Line, Page, Tile, histogram_chart, roc_charts
 from zoo.evaluation.report import EvaluationReport
 from zoo.judging.scorer import Scorer
+from zoo.keys import refuse_unsigned
 from zoo.metrics import FLAGGED, auroc, rates, recall_at_k
 from zoo.release.store import load_release, load_scorer
 
@@ -156,6 +157,7 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
     from zoo.inputs.image import load
     from zoo.models.clip import DualEncoder
 
+    refuse_unsigned(model)
     encoder = load_release(model).model
     if not isinstance(encoder, DualEncoder) or encoder.card.image is None:
         raise BadArgumentError(f"{model} has no text tower: retrieval is for zero-shot models")

@@ -93,7 +93,9 @@ class GuardedCollator:
         """The prompt with the instruction where `Guard` inserts it: behind the run with the last flagged image."""
         parts = prompt.split(self.image_token)
         if len(parts) != len(flagged) + 1:
-            raise BadArgumentError(f'{len(flagged)} images for {len(parts) - 1} "{self.image_token}" in {prompt!r}')
+            raise BadArgumentError(
+                f'{len(flagged)} images for {len(parts) - 1} "{self.image_token}" in {len(prompt)} characters of prompt'
+            )
         last = max(index for index, flag in enumerate(flagged) if flag)
         while last + 1 < len(flagged) and not parts[last + 1]:
             last += 1

@@ -21,6 +21,7 @@ from zoo.contract.policy import Policy, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, GuardError
 from zoo.judging.judge import Judge
+from zoo.keys import refuse_unsigned
 from zoo.models.clip import ClipImageTower, DualEncoder
 from zoo.models.served import text_bank
 from zoo.release.store import load_release
@@ -36,7 +37,8 @@ def load_detector(
 
     Raises what `load_release` and `Detector` raise.
     """
-    release = load_release(source, to_judge=True)
+    refuse_unsigned(source)
+    release = load_release(source)
     if not isinstance(release.model, DualEncoder):
         raise BadArgumentError(
             f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"
@@ -56,7 +58,8 @@ class Detector(nn.Module):
     any other, then the highest unsafe score), `mean` averages the phrase scores, `base` reads the whole view alone.
 
     The text bank is embedded here, once; the towers are not kept. Everything is float32, for models of any precision.
-    Raises BadInputError for a model without CLIP towers or a layer that it does not have, BadPolicyError.
+    Raises BadInputError for a model without CLIP towers or a layer that it does not have, BadPolicyError, and
+    TamperedFileError with a key configured, as no model in memory is signed.
     """
 
     text_bank: Tensor
@@ -77,6 +80,7 @@ class Detector(nn.Module):
             raise BadArgumentError(
                 f"{name} cannot be a guard's detector: that takes a safeclip_* model, with a CLIP tower"
             )
+        refuse_unsigned(model.card.name)
         if tiles not in get_args(Tiles):
             raise BadArgumentError(f"tiles must be one of {', '.join(get_args(Tiles))}, got {tiles!r}")
         depth = int(model.card.hparams["vision_layers"])

@@ -237,9 +237,13 @@ class Guard:
         if prompt.count(token) == images:
             return prompt
         if token in prompt:
-            raise BadArgumentError(f'prompt with {prompt.count(token)} "{token}" for {images} images: {prompt!r}')
+            raise BadArgumentError(
+                f'prompt of {len(prompt)} characters with {prompt.count(token)} "{token}" for {images} images'
+            )
         if not self.processor.chat_template:
-            raise BadArgumentError(f'prompt without "{token}", and the processor has no chat template: {prompt!r}')
+            raise BadArgumentError(
+                f'prompt of {len(prompt)} characters without "{token}", and the processor has no chat template'
+            )
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         turns = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))

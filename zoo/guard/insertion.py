@@ -119,9 +119,14 @@ class Inserter:
         ids = self._encode(instructed("", instruction))
         unknown = tokenizer.unk_token_id
         if set(ids) & (self._special - {unknown}):
-            raise BadArgumentError(f"the instruction contains special tokens of the tokenizer: {instruction!r}")
+            found = [self._tokenizer.convert_ids_to_tokens(one) for one in {*ids} & (self._special - {unknown})]
+            raise BadArgumentError(
+                f"the instruction contains special tokens of the tokenizer: {' '.join(sorted(found))}"
+            )
         if unknown in ids:
-            raise BadArgumentError(f"the tokenizer does not know all of the instruction {instruction!r}")
+            raise BadArgumentError(
+                f"the tokenizer does not know all of the instruction ({len(instruction)} characters)"
+            )
 
     def splice(self, ids: Sequence[int], at: int, labels: Sequence[int] | None = None) -> Splice:
         """The edit that puts the instruction at `at`, right after an image, into a row without padding."""

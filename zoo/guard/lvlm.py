@@ -101,7 +101,8 @@ def load_pretrained(
         model, report = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
         reader = reader_class.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as problem:
-        raise BadArgumentError(f"{source}: cannot be loaded as {what}: {problem}") from None
+        reason = str(problem).replace(str(folder), str(source))
+        raise BadArgumentError(f"{source}: cannot be loaded as {what}: {reason}") from None
     if report["missing_keys"]:  # transformers would leave them at random with no more than a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
         raise BadDataError(f"{source}: its weights are incomplete, without {absent}")
@@ -115,6 +116,7 @@ def _checked(template: str | None, processor: Any) -> str | None:
     for part in ("{question}", processor.image_token):
         if whole.count(part) != 1:
             raise BadArgumentError(
-                f"prompt template {template!r}: needs {part} once; such as {TEMPLATE!r}, \\n being a line break"
+                f"prompt template of {len(template)} characters: needs {part} once; such as {TEMPLATE!r}, \\n being a "
+                "line break"
             )
     return whole

@@ -34,7 +34,7 @@ def refusal_for(verdicts: Iterable[Verdict], refusal: str = REFUSAL) -> str:
         return refusal.format(categories=", ".join(dict.fromkeys(names)))
     except (KeyError, IndexError, ValueError, AttributeError) as problem:
         raise BadArgumentError(
-            f"refusal {refusal!r} cannot be filled in ({problem!r}): the only field is {{categories}}"
+            f"the refusal cannot be filled in ({type(problem).__name__}): its only field is {{categories}}"
         ) from None
 
 

@@ -215,4 +215,6 @@ def _guess(data: bytes) -> str:
         return "it looks like HTML or SVG text"
     if head.startswith(b"%pdf"):
         return "it is a PDF"
-    return f"it starts with {data[:8]!r}"
+    if head.isascii() and head.decode().isprintable():
+        return "it looks like text"
+    return f"it starts with {data[:8].hex(' ')}"

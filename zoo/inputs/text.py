@@ -91,13 +91,17 @@ def _unescape(text: str) -> str:
 
 @contextmanager
 def _typed_errors(what: str) -> Iterator[None]:
-    """Raise BadDataError for what the Rust side raises: bare Exception, and for a panic not even that."""
+    """Raise BadDataError for what the Rust side raises: bare Exception, and for a panic not even that.
+
+    Rust quotes the text that it could not cut: the message ends before the first quotation.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as problem:
-        raise BadDataError(f"tokenizer.json {what}: {problem}") from None
+        reason = re.split("[`'\"]", str(problem))[0].strip()
+        raise BadDataError(f"tokenizer.json {what}: {reason or type(problem).__name__}") from None
 
 
 class TextCodec:

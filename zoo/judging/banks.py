@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.policy import Policy
-from zoo.files import PUBLIC_KEY, configured_key, write_file
+from zoo.files import write_file
+from zoo.keys import PUBLIC_KEY, configured_key
 
 log = logging.getLogger("zoo.judging.banks")
 
@@ -70,11 +71,11 @@ def _read(path: Path, key: str, rows: int) -> Bank | None:
     except FileNotFoundError:
         return None
     except OSError as problem:
-        log.warning("%s: not readable as a text bank (%s); embedding the phrases again", path, problem)
+        log.warning("a kept text bank is not readable (%s); embedding its phrases again", problem.strerror)
         return None
     size = len(content) - hashlib.sha256().digest_size
     if size < 0 or content[size:] != _digest(key, content[:size]):
-        log.warning("%s: damaged, or not a text bank of %d phrases; embedding them again", path, rows)
+        log.warning("%s: damaged, or not a text bank of %d phrases; embedding them again", path.name, rows)
         return None
     bank: Bank = np.load(io.BytesIO(content[:size]), allow_pickle=False)
     return bank
@@ -86,7 +87,7 @@ def _write(path: Path, key: str, bank: Bank) -> None:
     try:
         write_file(path, content + _digest(key, content))  # whole or not at all, also when two processes write it
     except OSError as problem:
-        log.warning("%s: the text bank cannot be kept (%s)", path, problem)
+        log.warning("the text bank cannot be kept (%s)", problem.strerror)
 
 
 def _digest(key: str, content: bytes) -> bytes:

@@ -64,7 +64,8 @@ def read_transformers(
         model, report = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
         tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8") if with_tokenizer else None
     except (OSError, ValueError, RuntimeError) as problem:
-        raise BadDataError(f"{what} {source} cannot be loaded: {problem}") from None
+        reason = str(problem).replace(str(folder), source)
+        raise BadDataError(f"{what} {source} cannot be loaded: {reason}") from None
     if report["missing_keys"]:  # transformers would leave them at random values, with only a warning
         absent = ", ".join(sorted(report["missing_keys"])[:4])
         raise BadDataError(f"{what} {source}: the weights are incomplete, without {absent}")

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from zoo.contract.card import ModelCard
+from zoo.contract.card import QUICK_GELU, ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.judging.judge import LARGEST_SCALE
 from zoo.models.base import Normalise, ZooModel, image_of, token_tensors
-
-#: The activation of OpenAI's CLIPs. A card names another one as `hidden_act`, such as the `gelu` of LAION's.
-QUICK_GELU = "quick_gelu"
 
 
 class Encoded(NamedTuple):

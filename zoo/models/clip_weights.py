@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from zoo.contract import schema
 from zoo.contract.card import ImageInput
-from zoo.errors import BadArgumentError, BadCardError, BadDataError
+from zoo.errors import BadArgumentError, BadCardError, BadDataError, named_as
 from zoo.files import HUB, model_folder
 from zoo.models.base import ZooModel, read_transformers
 from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
@@ -51,6 +51,8 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
     """
     folder, place = model_folder(source)
     clip, tokenizer = read_transformers(CLIPModel, folder, source, "the CLIP", with_tokenizer=with_text)
+    with named_as(place, folder):
+        preprocessing = read_preprocessing(folder, clip.config.vision_config.image_size)
     return ClipWeights(
         source=place if place.startswith(HUB) else f"directory {folder.name}",
         licence="MIT (OpenAI CLIP weights)" if source.startswith(_OPENAI) else f"that of {Path(source).name}",
@@ -59,7 +61,7 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
         layers=clip.config.vision_config.num_hidden_layers,
         text=clip.config.text_config,
         tokenizer_json=tokenizer,
-        image=read_preprocessing(folder, clip.config.vision_config.image_size),
+        image=preprocessing,
     )
 
 
@@ -162,7 +164,7 @@ def fill_image_tower(tower: ClipImageTower, clip: ClipWeights, projection: ClipW
     Raises BadInputError when the towers differ, or layers are needed that the source has not kept.
     """
     needed: CLIPVisionConfig = tower.vision_model.config
-    _check(clip.source, "image tower", clip.vision, needed)
+    check_settings(clip.source, "image tower", clip.vision, needed)
     built = len(tower.vision_model.encoder.layers)
     if built > clip.layers:
         raise BadDataError(
@@ -206,7 +208,7 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
     if rest.text is None or rest.tokenizer_json is None:
         raise BadDataError(f"{rest.source}: has no text tower and tokenizer")
     fill_image_tower(tower, image, rest)
-    _check(rest.source, "text tower", rest.text, text_tower.text_model.config)
+    check_settings(rest.source, "text tower", rest.text, text_tower.text_model.config)
     copy_tower(rest.state, text_tower)
     model.tokenizer_json = rest.tokenizer_json
     model.codec()
@@ -216,9 +218,10 @@ def fill_towers(model: ZooModel, image: ClipWeights, rest: ClipWeights) -> None:
         )
 
 
-def _check(
+def check_settings(
     source: str, tower: str, given: CLIPVisionConfig | CLIPTextConfig, needed: CLIPVisionConfig | CLIPTextConfig
 ) -> None:
+    """Raise BadDataError when a tower computes otherwise than the one that is to hold its weights."""
     pairs = {name: (getattr(given, name), getattr(needed, name)) for name in _UNSEEN}
     wrong = [f"{name} {there} (expected {here})" for name, (there, here) in pairs.items() if there != here]
     if wrong:

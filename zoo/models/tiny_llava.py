@@ -71,7 +71,9 @@ def tiny_llava_processor(clip: DualEncoder, tokenizer_json: str, known: Iterable
     for text in known:
         back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
         if back != text:
-            raise BadArgumentError(f"the tokenizer does not know {text!r}: it reads it as {back!r}")
+            raise BadArgumentError(
+                f"the tokenizer does not know a text of {len(text)} characters: it comes back as another"
+            )
     if image.resize != "shortest_edge_crop" or image.interpolation != "bicubic":
         raise BadArgumentError(f"{clip.card.name}: a LLaVA's images are resized as CLIP's are, not by {image.resize}")
     return LlavaProcessor(

@@ -19,12 +19,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from zoo.assets import find_asset
-from zoo.contract.card import ModelCard
+from zoo.contract.card import QUICK_GELU, ModelCard
 from zoo.contract.policy import Policy
-from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match
+from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match, named_as
 from zoo.files import HUB, hashes, model_folder, refuse_input
 from zoo.models.base import ZooModel
-from zoo.models.clip import QUICK_GELU
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
 from zoo.models.mobilenet import NSFWJS, nsfwjs_state
@@ -168,7 +167,8 @@ def read_clip(source: str, *, with_text: bool) -> ClipWeights:
     """
     folder, place = model_folder(source)
     if (folder / CARD).is_file():
-        return clip_of(load_release(folder).model, place if place.startswith(HUB) else folder.name)
+        with named_as(place, folder):
+            return clip_of(load_release(folder).model, place if place.startswith(HUB) else folder.name)
     return published_clip(source, with_text=with_text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.contract.card import VISION, ModelCard, Reading, panel_card, reading_of
 from zoo.contract.policy import Combine, Policy, panel_policy, read_policy
@@ -15,6 +15,7 @@ from zoo.release.store import Release, load_release
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.models.base import ZooModel
     from zoo.models.heads import Panel
 
 #: A head: a release directory, Hub release or registry name; or one of these with a policy (or the file of one).
@@ -26,8 +27,8 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
 
     `tower` is the name of a panel (`zoo list "*.panel"`) without its tag. A member is a release directory, Hub release
     or registry name, or one of these with a policy. The image is encoded once, whatever the number of heads, so all
-    members must hold the same tower weights, as far as each reads them. Raises BadInputError naming two members that
-    do not, and what `load_release` raises.
+    members must hold the same tower weights, as far as each reads them, and compute by them alike. Raises BadInputError
+    naming two members that do not, and what `load_release` raises.
 
     >>> panel = zoo.create_panel("clip_tiny", ["my_release", ("my_release", "configs/policy/dogs.yaml")], "majority")
     >>> list(panel.card.heads)
@@ -48,6 +49,8 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
     card = panel_card(f"{tower}.panel", cards, readings)
     _same_sizes(tower, card.hparams)
     panel = Panel(card)
+    for name, release in releases.items():
+        _same_settings(name, release.model, panel)
     panel.load_state_dict(_panel_state(panel, releases, states, deepest, projections))
     zero_shot = [name for name, head in cards.items() if head.task == "zero_shot"]
     if zero_shot:
@@ -99,6 +102,19 @@ def _same_tower(name: str, state: dict[str, Tensor], other_name: str, other: dic
                 f"{name} and {other_name} have different image towers ({key}): on one shared tower, one of them would "
                 "judge embeddings that it was not trained for"
             )
+
+
+def _same_settings(name: str, member: ZooModel, panel: Panel) -> None:
+    """Raise BadDataError for towers that would compute something else by the same weights: activation, epsilon."""
+    from zoo.models.clip_weights import check_settings
+
+    image: Any = member.image_tower
+    shared: Any = panel.image_tower
+    check_settings(name, "image tower", image.vision_model.config, shared.vision_model.config)
+    if hasattr(panel, "text_tower") and hasattr(member, "text_tower"):
+        text: Any = member.text_tower
+        shared = panel.text_tower
+        check_settings(name, "text tower", text.text_model.config, shared.text_model.config)
 
 
 def _readings(

@@ -18,21 +18,12 @@ from zoo.errors import (
     BadDataError,
     MissingDependencyError,
     NoWeightsError,
-    TamperedFileError,
+    named_as,
 )
-from zoo.files import (
-    HUB,
-    HeldFiles,
-    configured_key,
-    hashes,
-    is_bundle,
-    model_folder,
-    native_writer,
-    new_directory,
-    write_file,
-)
+from zoo.files import HUB, HeldFiles, hashes, is_bundle, model_folder, native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
+from zoo.keys import refuse_unsigned
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
 
 if TYPE_CHECKING:
@@ -93,7 +84,7 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
     """Load a bundle, a release, a Hub release or a registered model, ready to judge; or take a release in memory.
 
     `policy`, or the file of one as given or as shipped, replaces its own. A bundle runs in its runtime, without torch.
-    With a key configured (`SAFETY_ZOO_PUBLIC_KEY`) it must be a signed bundle, or a model in memory.
+    With a key configured (`SAFETY_ZOO_PUBLIC_KEY`) it must be a signed bundle.
     `options` are those of `export.runtime.load` for a bundle, else `device` (default: where the model is) and those of
     `Scorer`. Raises what `load_release` or the runtime raises, and BadPolicyError when policy and model do not fit.
 
@@ -114,7 +105,8 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
     from zoo.models.base import check_finite
     from zoo.models.served import ServedRun, text_banks
 
-    release = source if isinstance(source, Release) else load_release(source, to_judge=True)
+    refuse_unsigned(source.card.name if isinstance(source, Release) else source)
+    release = source if isinstance(source, Release) else load_release(source)
     if release is source:  # what was read is checked already
         check_finite(release.model, "the model in memory")
     judge = release.judge if policy is None else bind(release.card, policy)
@@ -128,10 +120,9 @@ def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
     return load_scorer(Release(model, model.card, policy), **options)
 
 
-def load_release(source: str | Path, *, to_judge: bool = False) -> Release:
+def load_release(source: str | Path) -> Release:
     """Load a model with its policy from a release, the Hub (`hf-hub:ORG/NAME[@REVISION]`), or by registry name.
 
-    Raises TamperedFileError `to_judge` by it with a key configured, as a release has no signature.
     Raises UnknownModelError (close matches), NoWeightsError (architecture without published weights),
     TamperedFileError (a file that is not the one the card names), BadCardError, BadPolicyError, BadInputError.
 
@@ -139,18 +130,14 @@ def load_release(source: str | Path, *, to_judge: bool = False) -> Release:
     >>> release.card.name, release.policy.name
     ('safeclip_tiny.zeroshot', 'safeclip')
     """
-    key = configured_key() if to_judge else None
-    if key is not None:
-        raise TamperedFileError(
-            f"{source}: not signed, and the key {key} is required to judge; only bundles are signed: `zoo export` and "
-            "`zoo bundle sign`, or use a signed bundle"
-        )
-    place = _find(source)
-    if not isinstance(place, Path):
-        model = _published(place)
-        return Release(model, model.card, default_policy(place))
-    card, files = _open(place)
-    return Release(_read_model(card, files), card, read_policy(place / POLICY, files.read(POLICY)))
+    found = _find(source)
+    if isinstance(found, ModelEntry):
+        model = _published(found)
+        return Release(model, model.card, default_policy(found))
+    place, name = found
+    with named_as(name, place):
+        card, files = _open(place)
+        return Release(_read_model(card, files), card, read_policy(place / POLICY, files.read(POLICY)))
 
 
 def load_model(source: str | Path) -> ZooModel:
@@ -160,12 +147,15 @@ def load_model(source: str | Path) -> ZooModel:
     >>> model.encode_image(torch.rand(2, 3, 64, 64)).shape
     torch.Size([2, 128])
     """
-    place = _find(source)
-    return _read_model(*_open(place)) if isinstance(place, Path) else _published(place)
+    found = _find(source)
+    if isinstance(found, ModelEntry):
+        return _published(found)
+    with named_as(found[1], found[0]):
+        return _read_model(*_open(found[0]))
 
 
-def _find(source: str | Path) -> Path | ModelEntry:
-    """The folder of a release, fetched from the Hub if need be, or the entry of a registered model."""
+def _find(source: str | Path) -> tuple[Path, str] | ModelEntry:
+    """The folder of a release, fetched from the Hub if need be, and its name; or the entry of a registered model."""
     path, name = Path(source), str(source)
     if is_bundle(path) and not (path / WEIGHTS).is_file():
         raise BadArgumentError(
@@ -174,7 +164,7 @@ def _find(source: str | Path) -> Path | ModelEntry:
             "zoo.load_scorer()"
         )
     if path.is_dir():
-        return path
+        return path, name
     if path.suffix == ".ckpt":
         missing = "" if path.is_file() else "no such file; "
         raise BadArgumentError(
@@ -185,7 +175,7 @@ def _find(source: str | Path) -> Path | ModelEntry:
     if path.is_file():
         raise BadArgumentError(f"{name}: is a file, and a release is a directory (made by `zoo release`); give that")
     if name.startswith(HUB) or "/" in name:
-        return model_folder(name, list_models())[0]
+        return model_folder(name, list_models())
     return model_entry(name)  # raises UnknownModelError with the close matches
 
 

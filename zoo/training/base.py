@@ -27,9 +27,10 @@ from zoo.contract.card import Training
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.files import write_file
+from zoo.files import told, write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge, Seen
+from zoo.keys import refuse_unsigned
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel, check_finite
 from zoo.registry import create_model, model_entry
@@ -72,6 +73,11 @@ class Trainable(lightning.LightningModule):
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
         self._random_states: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse figures and verdicts with a key configured, as no checkpoint is signed. Training goes on without."""
+        if stage != "fit":
+            refuse_unsigned(f"{type(self).__name__} ({stage})")
 
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on matrices only, linear warm-up (`warmup`: a share of all steps), then a cosine to 0.
@@ -203,6 +209,7 @@ class Base(Trainable):
 
     def setup(self, stage: str) -> None:
         """Train the tokenizer on the training texts if the model does not have one yet."""
+        super().setup(stage)
         if self.model.card.text is None or self._codec is not None:
             return
         data = getattr(self.trainer, "datamodule", None)
@@ -250,7 +257,7 @@ class Base(Trainable):
         predicted = sorted(gathered(self._predicted), key=lambda one: one[0])
         if self.trainer.is_global_zero:
             write_file(path, "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for _, verdict in predicted))
-            log.warning("%d verdicts written to %s", len(predicted), path)
+            log.warning("%d verdicts written to %s", len(predicted), told(path))
 
     def scores(self, batch: Batch) -> Tensor:
         """Output scores `[B, N]` of a batch, in evaluation mode."""

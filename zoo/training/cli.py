@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.assets import find_asset, shipped
 from zoo.contract import schema
-from zoo.errors import close_match, refusal
+from zoo.errors import close_match, quoted, refusal
 from zoo.files import set_aside, write_file
 
 log = logging.getLogger("zoo.training")
@@ -42,7 +42,7 @@ class Parser(LightningArgumentParser):
             names = _arguments(classes) if classes else _keys(self)
             match = close_match(wrong[1], names) or (f" is not an argument of {classes[0]}" if classes else "")
             message = f"'{wrong[1]}'{match}\n{message}"
-        super().error(message, ex)
+        super().error(re.sub(r'"([^"\n]*)"', lambda part: quoted(part[1]), message), ex)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -174,7 +174,7 @@ def _config(before: str, word: str) -> str:
     if before not in ("-c", "--config") or ":" in word:
         return word
     path = find_asset(word, "trainer" if word in shipped("trainer") else "recipe")
-    schema.read_yaml(path)  # refuses a key that stands there twice, of which jsonargparse takes the last
+    schema.read_yaml(path)  # refuses a key that stands there twice, and quotes no line, as jsonargparse would
     return str(path)
 
 

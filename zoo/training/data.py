@@ -22,6 +22,7 @@ from zoo.contract.card import ImageInput, SplitRule
 from zoo.data.manifest import Row, Split, read_manifest, write_records
 from zoo.data.splits import assign_splits, fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
+from zoo.files import told
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
 from zoo.inputs.views import border
@@ -231,7 +232,7 @@ def report_unreadable(
     path = Path((trainer and trainer.log_dir) or ".") / "unreadable.csv"  # log_dir is asked of all processes at once
     if trainer is None or trainer.is_global_zero:
         write_records(path, ("line", "image", "reason"), unreadable)
-    log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, path)
+    log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, told(path))
     if len(unreadable) == total:
         raise BadDataError(f"{manifest}: no row is readable; first: {unreadable[0]}")
 

@@ -109,6 +109,7 @@ class VisionLanguage(Trainable):
 
     def setup(self, stage: str) -> None:
         """Build or load the model, its tokenizer trained on the training questions; freeze what is not trained."""
+        super().setup(stage)
         if self.lvlm is not None:
             return
         if stage == "fit" and self.out.exists() and not self.overwrite and any(self.out.iterdir()):

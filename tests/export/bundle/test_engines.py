@@ -247,6 +247,25 @@ def test_with_a_key_configured_no_cached_text_bank_is_used(
     assert list((tmp_path / "cache" / "text_banks").iterdir()) == [kept]
 
 
+def test_a_bundle_that_is_the_current_folder_is_used_verified_and_built_again(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(two, tmp_path / "bundle"))
+    monkeypatch.chdir(bundle)
+    place, engines = bundle.stat().st_ino, [engine.name for engine in read_bundle(".").manifest.engines]
+    for words in (
+        "policy use dogs --model .",
+        "verify . --engine onnx-fp32",
+        f"export onnx --model {CLIP} --out . --replace",
+        "bundle info .",
+    ):
+        assert run(words.split()) == 0, capsys.readouterr().err
+    assert read_bundle(bundle).policy.name == "dogs"
+    assert sorted(engine.name for engine in read_bundle(bundle).manifest.engines) == sorted(engines)
+    assert bundle.stat().st_ino == place
+    assert not [path.name for path in bundle.iterdir() if path.name.startswith(".")]
+
+
 def test_a_text_bank_that_the_manifest_does_not_list_is_not_used(two: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(two, tmp_path / "bundle"))
     (bundle / "onnx-fp32.npz").write_bytes(b"planted")

@@ -318,7 +318,7 @@ class RefusalJudge:
         yes, no = (torch.stack([self._log_probability(prompt, word) for word in own]) for own in (self._yes, self._no))
         odds = float(yes.logsumexp(dim=0) - no.logsumexp(dim=0))
         if odds != odds:
-            raise BadDataError(f"judge {self.name}: gave NaN on the answer {answer[:80]!r}")
+            raise BadDataError(f"judge {self.name}: gave NaN on an answer of {len(answer)} characters")
         return odds
 
     def _prompt(self, question: str, answer: str) -> list[int]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from zoo.adversary.threat import TextPart, Threat
 from zoo.contract import schema
 from zoo.contract.card import Measurement
-from zoo.errors import BadDataError
+from zoo.errors import BadDataError, quoted
 from zoo.evaluation.report import EvaluationReport, plain_console, plain_table, shown
 from zoo.metrics import Estimate
 
@@ -183,7 +183,9 @@ class RobustnessReport(EvaluationReport):
         data = schema.read_json(path)
         kind = data.get("report") if isinstance(data, dict) else None
         if kind != "robustness":
-            raise BadDataError(f"{path}: not a robustness report (made by `zoo evaluate robustness`), but {kind!r}")
+            raise BadDataError(
+                f"{path}: not a robustness report (made by `zoo evaluate robustness`), but {quoted(kind)}"
+            )
         return cls.from_dict(data, str(path))
 
     def measurements(self) -> list[Measurement]:

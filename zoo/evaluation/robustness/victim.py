@@ -20,10 +20,11 @@ from zoo.adversary.image.two_logits import Judged
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.data.manifest import Row
-from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.errors import BadArgumentError, BadDataError, close_match, quoted
 from zoo.evaluation.labelling import Labelling, items_of, limited
 from zoo.evaluation.robustness.report import OperatingPoint
 from zoo.judging.scorer import Ready, feeds
+from zoo.keys import refuse_unsigned
 from zoo.release.store import Release, model_scorer
 
 
@@ -165,10 +166,10 @@ def read_items(
 def _class(names: Sequence[str], row: Row, card: ModelCard) -> int | None:
     """The place of an item's label among the card's labels; None without a label."""
     if len(names) > 1:
-        raise BadDataError(f"line {row.line}: has the labels {sorted(names)}, and one class is attacked")
+        raise BadDataError(f"line {row.line}: has {len(names)} labels, and one class is attacked")
     if names and names[0] not in card.labels:
         known = close_match(names[0], card.labels)
-        raise BadDataError(f'line {row.line}: {card.name} has no label "{names[0]}"{known}')
+        raise BadDataError(f"line {row.line}: {card.name} has no label {quoted(names[0])}{known}")
     return card.labels.index(names[0]) if names else None
 
 
@@ -189,7 +190,8 @@ class AttackedPoint:
 class Victim:
     """A release on a device, ready to be judged and attacked.
 
-    With `target` labels its own classes are attacked, without a policy. Raises BadInputError for a panel.
+    With `target` labels its own classes are attacked, without a policy. Raises BadInputError for a panel, and
+    TamperedFileError with a key configured, as no release is signed.
     """
 
     def __init__(
@@ -201,6 +203,7 @@ class Victim:
         device: str = "cpu",
     ) -> None:
         card = release.card
+        refuse_unsigned(card.name)
         card.refuse_panel("attack the models of its heads one by one")
         self.by_label = target == "labels"
         if self.by_label and (not card.labels or card.image is None or card.reads_text):

@@ -16,10 +16,11 @@ from transformers import BertConfig
 
 from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row, read_manifest
-from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match
+from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match, quoted
 from zoo.evaluation.labelling import with_splits
 from zoo.files import model_folder
 from zoo.inputs.text import TextCodec
+from zoo.keys import refuse_unsigned
 from zoo.metrics import average_precision
 from zoo.models.base import ZooModel
 from zoo.models.classifiers import PromptClassifier
@@ -82,7 +83,7 @@ def read_text_rows(
         for name in (*row.labels, *(row.judged or ())):
             if name not in categories:
                 raise BadDataError(
-                    f'{data}, line {row.line}: the model has no output "{name}"' + close_match(name, categories)
+                    f"{data}, line {row.line}: the model has no output {quoted(name)}" + close_match(name, categories)
                 )
         if row.split is None:
             raise BadDataError(f"{data}, line {row.line}: names no split, and test rows must not be trained on")
@@ -130,6 +131,7 @@ class ReleaseRanker:
     """
 
     def __init__(self, source: str) -> None:
+        refuse_unsigned(source)
         self.model: ZooModel = load_release(source).model
         card = self.model.card
         if card.input_names != ("input_ids", "attention_mask"):
@@ -213,7 +215,8 @@ def _sentence_encoder(source: str) -> tuple[BertTextTower, TextCodec]:
     try:
         config = BertConfig.from_pretrained(folder)
     except (OSError, ValueError) as problem:
-        raise BadDataError(f"baseline {source} cannot be loaded: {problem}") from None
+        reason = str(problem).replace(str(folder), source)
+        raise BadDataError(f"baseline {source} cannot be loaded: {reason}") from None
     model = create_model(
         "prompt_minilm.multilabel",
         context_length=min(BASELINE_CONTEXT, config.max_position_embeddings),
