@@ -13,7 +13,7 @@ from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.data.corpora import Corpora, normalised, write_corpora
 from zoo.data.manifest import Row, read_manifest
-from zoo.data.splits import hashed_splits, near_groups
+from zoo.data.splits import hashed_splits, joined, near_texts
 from zoo.errors import BadCardError, BadInputError
 from zoo.registry import model_card
 
@@ -113,7 +113,7 @@ def test_links_users_case_and_invisible_characters_make_no_difference() -> None:
 def test_near_duplicates_are_found_as_by_comparing_all_pairs() -> None:
     words = ["red", "green", "blue", "black", "white", "brown", "grey", "pink", "gold", "teal"]
     texts = [" ".join(words[:n]) for n in range(1, 11)] + ["a b c d e", "a b c d x", "a b c d e f", "!!", "??", ""]
-    found = near_groups(texts)
+    found = joined(len(texts), near_texts(texts))
 
     def jaccard(one: str, other: str) -> float:
         a, b = (set(text.replace("!", "").replace("?", "").split()) for text in (one, other))

@@ -68,7 +68,7 @@ def test_held_out_combinations_are_in_test_only_and_each_of_them(dataset: Path) 
     assert {row["split"] for row in rows if row["held_out"] == "1"} == {"test"}
     held = [row for row in rows if row["held_out"] == "1"]
     assert len(held) == 24
-    assert {_kind(row["text"]) for row in held} == {(family.shape, family.colour) for family in HELD_OUT}
+    assert {_kind(row["text"]) for row in held} == {(family["shape"], family["colour"]) for family in HELD_OUT}
     for row in rows:
         if row["split"] != "test":
             assert _kind(row["text"]) not in {("star", "blue"), ("square", "green")}, row

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +17,8 @@ from zoo.inputs.image import FORMATS
 
 #: Path, class and split of a file.
 _File = tuple[Path, str, Split | None]
+#: The endings of the formats that can be read, in lower case with the dot.
+_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,8 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in inside if path.is_dir()]
 
 
-@cache
-def _image_suffixes() -> set[str]:
-    """The endings of the formats that can be read, in lower case with the dot."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _image_suffixes()
+    return path.suffix.lower() in _SUFFIXES
 
 
 def _check_classes(root: Path, files: list[_File], images: list[_File]) -> None:

@@ -11,8 +11,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,35 +78,28 @@ class Signs:
     @property
     def held_out(self) -> bool:
         """Whether pictures of this kind are kept out of train and val."""
-        return any(family.covers(self) for family in HELD_OUT)
+        return any(family.items() <= vars(self).items() for family in HELD_OUT)
 
 
-@dataclass(frozen=True)
-class Family:
-    """All signs of a shape and colour, or only those of one count or place."""
-
-    shape: str
-    colour: str
-    count: int | None = None
-    place: str | None = None
-
-    def covers(self, signs: Signs) -> bool:
-        """Whether the signs belong to this family."""
-        return (
-            (self.shape, self.colour) == (signs.shape, signs.colour)
-            and self.count in (None, signs.count)
-            and self.place in (None, signs.place)
-        )
-
-
-HELD_OUT = (
-    Family("octagon", "red", count=3),
-    Family("star", "blue"),
-    Family("octagon", "yellow", place="top left"),
-    Family("triangle", "yellow", place="bottom right"),
-    Family("square", "green"),
-    Family("triangle", "red", count=2),
+#: All signs of a shape and colour, or only those of one count or place: the fields of `Signs` that they share.
+HELD_OUT: tuple[dict[str, Any], ...] = (
+    {"shape": "octagon", "colour": "red", "count": 3},
+    {"shape": "star", "colour": "blue"},
+    {"shape": "octagon", "colour": "yellow", "place": "top left"},
+    {"shape": "triangle", "colour": "yellow", "place": "bottom right"},
+    {"shape": "square", "colour": "green"},
+    {"shape": "triangle", "colour": "red", "count": 2},
 )
+#: The corners of each shape but the circle: angle in degrees, and distance from the centre as a share of the radius.
+_CORNERS = {
+    "octagon": [(22.5 + 45.0 * k, 1.0) for k in range(8)],
+    "triangle": [(120.0 * k, 1.1) for k in range(3)],
+    "square": [(45.0 + 90.0 * k, 1.0) for k in range(4)],
+    "star": [(36.0 * k, 0.42 if k % 2 else 1.0) for k in range(10)],
+    "diamond": [(90.0 * k, 1.0) for k in range(4)],
+    # An arm's two corners lie 18.4 degrees off its axis, a notch on the diagonal.
+    "cross": [(90.0 * k + turn, far) for k in range(4) for turn, far in ((-18.4, 1.0), (18.4, 1.0), (45.0, 0.447))],
+}
 _INNOCENT = [(shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in FORBIDDEN]
 #: Signs that a lazy model confuses with forbidden ones, because they share their shape or their colour.
 _NEAR = [(s, c) for s, c in _INNOCENT if s in ("octagon", "triangle") or c in ("red", "yellow")]
@@ -137,8 +130,8 @@ def write_signs(
         )
     rows = [("image", "text", "label", "split", "held_out")]
     with new_directory(out) as folder:
-        for split, index in track(list(_slots(counts)), f"Drawing signs into {out.name}"):
-            name, signs, rng = _picture(seed, split, index)
+        pictures = track(_pictures(parameters), f"Drawing signs into {out.name}", total=sum(counts.values()))
+        for name, split, signs, rng in pictures:
             draw(signs, size, rng).save(stream := io.BytesIO(), "JPEG", quality=int(rng.integers(70, 96)))
             write_file(folder / name, stream.getvalue())
             rows.append((name, caption(signs, rng), str(int(signs.forbidden)), split, str(int(signs.held_out))))
@@ -157,8 +150,7 @@ def read_signs(folder: Path) -> Iterator[tuple[str, str, Signs]]:
     if not isinstance(parameters, dict) or parameters.get("format") != FORMAT:
         raise BadDataError(f"{folder}: holds no drawn signs of format {FORMAT} (made by `zoo data signs`)")
     # Drawn again from the seed: the manifest keeps captions, not the contents of the pictures.
-    for split, index in _slots({split: parameters[split] for split in SPLITS}):
-        name, signs, _ = _picture(parameters["seed"], split, index)
+    for name, split, signs, _ in _pictures(parameters):
         yield name, split, signs
 
 
@@ -216,15 +208,12 @@ def draw(signs: Signs, size: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((pixels * rng.uniform(0.9, 1.05) + noise).clip(0, 255).astype(np.uint8))
 
 
-def _slots(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
-    for split, count in counts.items():
-        yield from ((split, index) for index in range(count))
-
-
-def _picture(seed: int, split: str, index: int) -> tuple[str, Signs, np.random.Generator]:
-    """File name and contents of a picture, and the generator that draws it from here."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    return f"images/{split}_{index:05d}.jpg", _choose(rng, split, index), rng
+def _pictures(parameters: Mapping[str, int]) -> Iterator[tuple[str, str, Signs, np.random.Generator]]:
+    """File name, split and contents of each picture, and the generator that draws it from here."""
+    for number, split in enumerate(SPLITS):
+        for index in range(parameters[split]):
+            rng = np.random.default_rng([parameters["seed"], number, index])
+            yield f"images/{split}_{index:05d}.jpg", split, _choose(rng, split, index), rng
 
 
 def _read_parameters(marker: Path) -> Any:
@@ -236,20 +225,18 @@ def _read_parameters(marker: Path) -> Any:
 
 def _choose(rng: np.random.Generator, split: str, index: int) -> Signs:
     """The content of picture `index`: every third is forbidden, in test every fourth of the next held-out family."""
-    family = HELD_OUT[index // 4 % len(HELD_OUT)] if split == "test" and index % 4 == 3 else None
+    family = HELD_OUT[index // 4 % len(HELD_OUT)] if split == "test" and index % 4 == 3 else {}
     while True:
-        if family is not None:
-            shape, colour = family.shape, family.colour
+        if family:
+            shape, colour = family["shape"], family["colour"]
         elif index % 3 == 0:
             shape, colour = FORBIDDEN[rng.integers(len(FORBIDDEN))]
         else:
             pool = _NEAR if rng.random() < 0.4 else _INNOCENT
             shape, colour = pool[rng.integers(len(pool))]
         signs = Signs(shape, colour, int(rng.integers(1, 4)), _pick(rng, tuple(PLACES)))
-        if family is not None:
-            return Signs(shape, colour, family.count or signs.count, family.place or signs.place)
-        if not signs.held_out:
-            return signs
+        if family or not signs.held_out:
+            return replace(signs, **family)
 
 
 def _background(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
@@ -260,9 +247,8 @@ def _background(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
     y, x = np.mgrid[0:side, 0:side] / max(side - 1, 1) - 0.5
     ramp = (math.cos(angle) * x + math.sin(angle) * y + 0.71) / 1.42
     blotches = rng.normal(0.0, rng.uniform(0.0, 6.0), (side, side, 1))
-    pixels = start + (end - start) * ramp[..., None] + blotches
-    clipped: NDArray[np.uint8] = pixels.clip(0, 255).astype(np.uint8)
-    return clipped
+    pixels: NDArray[np.float64] = start + (end - start) * ramp[..., None] + blotches
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def _centres(signs: Signs, side: int, radius: float, rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -286,21 +272,11 @@ def _fill(
     if shape == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), fill=shade)
         return
-    corners = {"octagon": 8, "triangle": 3, "square": 4, "diamond": 4, "star": 10, "cross": 12}[shape]
-    first = {"octagon": 22.5, "square": 45.0, "cross": 18.4}.get(shape, 0.0)
-    angles = [first + 360.0 * k / corners for k in range(corners)]
-    reach = [r] * corners
-    if shape == "star":
-        reach = [r if k % 2 == 0 else 0.42 * r for k in range(corners)]
-    if shape == "cross":  # an arm's two corners lie 18.4 degrees off its axis, a notch on the diagonal
-        angles = [90.0 * (k // 3) + (-18.4, 18.4, 45.0)[k % 3] for k in range(corners)]
-        reach = [(r, r, 0.447 * r)[k % 3] for k in range(corners)]
     if shape == "triangle":
         y += 0.15 * r  # its corners reach higher above the centre than its base lies below
-        reach = [1.1 * r] * corners
     points = [
-        (x + length * math.sin(math.radians(angle + turn)), y - length * math.cos(math.radians(angle + turn)))
-        for angle, length in zip(angles, reach, strict=True)
+        (x + far * r * math.sin(math.radians(angle + turn)), y - far * r * math.cos(math.radians(angle + turn)))
+        for angle, far in _CORNERS[shape]
     ]
     pen.polygon(points, fill=shade)
 

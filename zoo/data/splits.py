@@ -55,14 +55,9 @@ def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: 
         return [row.split for row in rows if row.split]
     group = groups_of(rows, prints)
     cells = _cells(prints)
-    named: dict[int, Split] = {}
-    drawn: dict[int, Split] = {}
-    for leader, row in zip(group, rows, strict=True):
-        if row.split is not None:
-            # The strictest use wins: what anyone tests on must not be trained on.
-            named[leader] = max(named.get(leader, row.split), row.split, key=SPLITS.index)
-        split = _split_at(draw(_content(row, cells), seed), fractions)
-        drawn[leader] = max(drawn.get(leader, split), split, key=SPLITS.index)
+    named = _strictest((leader, row.split) for leader, row in zip(group, rows, strict=True) if row.split is not None)
+    contents = [_content(row, cells) for row in rows]
+    drawn = _strictest(zip(group, (_drawn(content, seed, fractions) for content in contents), strict=True))
     splits = [row.split or named.get(one) or drawn[one] for one, row in zip(group, rows, strict=True)]
     left = [index for index, leader in enumerate(group) if leader not in named]
     _warn_of_shares([rows[i] for i in left], [splits[i] for i in left], [group[i] for i in left], fractions)
@@ -92,25 +87,13 @@ def hashed_splits(
     `founders` are texts that no text before them resembles. A later text may join the groups of two: then all take the
     last of train, val and test that the founders draw, so that texts which are added move none towards train.
     """
-    drawn: dict[int, Split] = {}
-    for index in {*groups, *founders}:
-        split = _split_at(draw(texts[index], seed), fractions)
-        drawn[groups[index]] = max(drawn.get(groups[index], split), split, key=SPLITS.index)
+    drawn = _strictest((groups[index], _drawn(texts[index], seed, fractions)) for index in {*groups, *founders})
     return [drawn[group] for group in groups]
 
 
 def groups_of(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> list[int]:
     """The group of each row, named by its first member; see `assign_splits`."""
     return joined(len(rows), _equal_rows(rows, prints))
-
-
-def near_groups(texts: Sequence[str], overlap: float = 0.8) -> list[int]:
-    """The group of each text, named by its first member. Near-duplicates, and theirs, are in one group.
-
-    Two texts are near-duplicates if at least a share `overlap` of all words that occur in either occurs in both
-    (Jaccard index). The search is exact. A text without words is like no other.
-    """
-    return joined(len(texts), near_texts(texts, overlap))
 
 
 def fingerprint(image: Image.Image) -> bytes:
@@ -148,9 +131,17 @@ def draw(key: str, seed: int) -> float:
     return int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def _split_at(drawn: float, fractions: Fractions) -> Split:
+def _drawn(key: str, seed: int, fractions: Fractions) -> Split:
     cuts = np.cumsum(fractions) / sum(fractions)
-    return SPLITS[min(int(np.searchsorted(cuts, drawn, "right")), 2)]
+    return SPLITS[min(int(np.searchsorted(cuts, draw(key, seed), "right")), 2)]
+
+
+def _strictest(splits: Iterable[tuple[int, Split]]) -> dict[int, Split]:
+    """The split of each group, the strictest of its members': what anyone tests on must not be trained on."""
+    strictest: dict[int, Split] = {}
+    for group, split in splits:
+        strictest[group] = max(strictest.get(group, split), split, key=SPLITS.index)
+    return strictest
 
 
 def joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -298,9 +289,11 @@ def _warn_of_shares(rows: Sequence[Row], splits: Sequence[Split], group: Sequenc
 
 
 def near_texts(texts: Sequence[str], overlap: float = 0.8) -> Iterator[tuple[int, int]]:
-    """Pairs of near-duplicates (see `near_groups`), the later text first.
+    """Pairs of near-duplicates, the later text first; a text without words is like no other.
 
-    By prefix filtering (Chaudhuri, Ganti & Kaushik 2006): near-duplicates share a rare word.
+    Two texts are near-duplicates if at least a share `overlap` of all words that occur in either occurs in both
+    (Jaccard index). The search is exact, by prefix filtering (Chaudhuri, Ganti & Kaushik 2006): near-duplicates share
+    a rare word.
     """
     words = [frozenset(_WORD.findall(text)) for text in texts]
     frequency = Counter(word for bag in words for word in bag)
