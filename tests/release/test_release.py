@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
@@ -42,7 +43,7 @@ from zoo.models.served import text_banks
 from zoo.registry import create_model, list_models, model_card, register_model
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
 from zoo.release.imports import read_clip
-from zoo.release.store import load_clip, load_model, load_release, load_scorer, read_tensors, write_release
+from zoo.release.store import load_clip, load_model, load_release, load_scorer, write_release
 
 NAME = "test_multimodal_nsfw.fusion"
 TYPES = (
@@ -200,19 +201,28 @@ def test_what_takes_the_place_of_a_file_after_its_hash_is_not_used(
         load_release(release)
 
 
-def test_tensors_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
+def test_tensors_of_every_type_come_from_the_open_file_and_a_false_header_is_refused(
+    release: Path, tmp_path: Path
+) -> None:
     tensors = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in TYPES}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 3)}
     path = tmp_path / "some.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
-    with HeldFiles(tmp_path).content(path.name) as content:
-        found = read_tensors(content)
-    assert found.keys() == tensors.keys()
-    for name, value in tensors.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    held = HeldFiles(tmp_path)
+    with held.place(path.name) as place:
+        path.rename(tmp_path / "elsewhere")
+        read = [load_file(place), load_bytes(held.read(path.name))] if isinstance(place, str) else [load_bytes(place)]
+        for found in read:
+            assert found.keys() == tensors.keys()
+            for name, value in tensors.items():
+                torch.testing.assert_close(found[name], value, rtol=0, atol=0)
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()
-    with pytest.raises(ValueError, match="at 0 to 4"):
-        read_tensors(bytearray(len(header).to_bytes(8, "little") + header + b"0000"))
+    weights = release / "model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    files = json.loads((release / "card.json").read_text())["files"]
+    _edit_card(release, files=files | {weights.name: sha256(weights)})
+    with pytest.raises(BadDataError, match=r"model\.safetensors: not readable as safetensors: .*a"):
+        load_release(release)
 
 
 def test_a_hash_that_is_left_out_or_points_elsewhere_is_refused(release: Path) -> None:

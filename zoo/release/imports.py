@@ -99,7 +99,10 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     card = _card(name, hparams)
     image = read_clip(source, with_text=projection_from is None)
     rest = image if projection_from is None else read_clip(projection_from, with_text=True)
-    card = _as_published(card, image)
+    if image.vision.hidden_act != QUICK_GELU:
+        card = card.replace(hparams={**card.hparams, "hidden_act": image.vision.hidden_act})
+    if image.image is not None:
+        card = card.replace(image=image.image)
     model = fill_zero_shot(_build(card), image, rest)
     sources, licences = image.source, image.licence
     if projection_from is not None:
@@ -107,13 +110,6 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
         licences = image.licence if image.licence == rest.licence else f"{image.licence}; {rest.licence}"
     model.card = card.replace(source=sources, licence=licences)
     return model
-
-
-def _as_published(card: ModelCard, clip: ClipWeights) -> ModelCard:
-    """The card with the preprocessing and the activation of a CLIP's own files."""
-    if clip.vision.hidden_act != QUICK_GELU:
-        card = card.replace(hparams={**card.hparams, "hidden_act": clip.vision.hidden_act})
-    return card if clip.image is None else card.replace(image=clip.image)
 
 
 def _head(
@@ -137,7 +133,8 @@ def _head(
 def _with_head(card: ModelCard, tensors: dict[str, Tensor], upstream: Upstream, file: Path) -> EmbeddingClassifier:
     model = _build(card)
     assert isinstance(model, EmbeddingClassifier)  # every upstream's entry is one
-    _load_exactly(model.head, _select(tensors, upstream), file)
+    own = {key: value for key, value in tensors.items() if not key.startswith(upstream.ignored)}
+    _load_exactly(model.head, {upstream.rename.get(key, key): value for key, value in own.items()}, file)
     return model
 
 
@@ -199,12 +196,6 @@ def _read_safetensors(file: Path, upstream: Upstream, sha256: str | None) -> tup
     except (SafetensorError, ValueError) as problem:
         raise BadDataError(f"{file}: not readable as safetensors: {problem}") from None
     return tensors, digest
-
-
-def _select(tensors: dict[str, Tensor], upstream: Upstream) -> dict[str, Tensor]:
-    """The head's own tensors, renamed to its parameters."""
-    own = {key: value for key, value in tensors.items() if not key.startswith(upstream.ignored or ("\0",))}
-    return {upstream.rename.get(key, key): value for key, value in own.items()}
 
 
 def _load_exactly(head: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.contract.card import VISION, ModelCard, Reading, panel_card, reading_of
+from zoo.contract.card import VISION, Reading, panel_card, reading_of
 from zoo.contract.policy import Combine, Policy, panel_policy, read_policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.registry import list_models, model_card
@@ -40,21 +41,15 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
     if tower not in towers:
         raise BadArgumentError(f'no tower is named "{tower}"' + close_match(tower, towers))
     releases = _named([_load(member) for member in members])
-    cards = {name: release.card for name, release in releases.items()}
-    states = {name: dict(release.model.state_dict()) for name, release in releases.items()}
-    deepest = max(releases, key=lambda name: reading_of(cards[name]).layer, default="")
-    for name, state in states.items():
-        _same_tower(deepest, states[deepest], name, state)
-    readings, projections = _readings(cards, states)
-    card = panel_card(f"{tower}.panel", cards, readings)
+    readings, state = _merged(releases)
+    card = panel_card(f"{tower}.panel", {name: release.card for name, release in releases.items()}, readings)
     _same_sizes(tower, card.hparams)
     panel = Panel(card)
     for name, release in releases.items():
         _same_settings(name, release.model, panel)
-    panel.load_state_dict(_panel_state(panel, releases, states, deepest, projections))
-    zero_shot = [name for name, head in cards.items() if head.task == "zero_shot"]
-    if zero_shot:
-        panel.tokenizer_json = releases[zero_shot[0]].model.tokenizer_json
+    panel.load_state_dict(state)
+    if card.text is not None:
+        panel.tokenizer_json = _tokenizer(releases)
     policy = panel_policy({name: release.policy.single() for name, release in releases.items()}, combine)
     return Release(panel.eval(), card, policy)
 
@@ -89,19 +84,7 @@ def _named(releases: list[Release]) -> dict[str, Release]:
     return named
 
 
-_VISION, _POST, _PROJECTION = "image_tower.vision_model.", "post_layernorm.", "image_tower.visual_projection.weight"
-
-
-def _same_tower(name: str, state: dict[str, Tensor], other_name: str, other: dict[str, Tensor]) -> None:
-    """Raise BadDataError unless two members hold the same vision weights, as far as both hold them."""
-    for key, value in other.items():
-        if not key.startswith(_VISION) or _POST in key:  # the final LayerNorm counts only where it is used
-            continue
-        if key not in state or state[key].shape != value.shape or not bool((state[key] == value).all()):
-            raise BadDataError(
-                f"{name} and {other_name} have different image towers ({key}): on one shared tower, one of them would "
-                "judge embeddings that it was not trained for"
-            )
+_PROJECTION = "image_tower.visual_projection.weight"
 
 
 def _same_settings(name: str, member: ZooModel, panel: Panel) -> None:
@@ -117,32 +100,45 @@ def _same_settings(name: str, member: ZooModel, panel: Panel) -> None:
         check_settings(name, "text tower", text.text_model.config, shared.text_model.config)
 
 
-def _readings(
-    cards: dict[str, ModelCard], states: dict[str, dict[str, Tensor]]
-) -> tuple[dict[str, Reading], dict[Reading, dict[str, Tensor]]]:
-    """How each head reads the tower, and a member that has the projection (and the final LayerNorm) of each reading."""
+def _merged(releases: dict[str, Release]) -> tuple[dict[str, Reading], dict[str, Tensor]]:
+    """How each head reads the tower, and the weights of the panel: what several members hold must be the same."""
     import torch
 
-    chosen: dict[str, Reading] = {}
-    owners: dict[Reading, dict[str, Tensor]] = {}
-    final = {
-        name: [value for key, value in sorted(states[name].items()) if _POST in key and key.startswith(_VISION)]
-        for name, card in cards.items()
-        if reading_of(card).post_layernorm
-    }
-    name = next(iter(final), "")
-    for other in final:
-        if any(not torch.equal(one, two) for one, two in zip(final[name], final[other], strict=True)):
-            raise BadDataError(f"{name} and {other} have different image towers (the final LayerNorm)")
-    for name, card in cards.items():
-        base = reading_of(card)
-        for number in range(len(cards)):
-            reading = Reading(base.layer, base.post_layernorm, number)
-            owner = owners.setdefault(reading, states[name])
-            if torch.equal(owner[_PROJECTION], states[name][_PROJECTION]):
-                chosen[name] = reading
-                break
-    return chosen, owners
+    readings: dict[str, Reading] = {}
+    projections: dict[Reading, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    unused: dict[str, Tensor] = {}  # a final LayerNorm counts only where it is used
+    owners: dict[str, str] = {}
+    for place, (name, release) in enumerate(releases.items()):
+        reading = reading_of(release.card)
+        for key, value in release.model.state_dict().items():
+            part, _, rest = key.partition(".")
+            if part in ("head", "logit_scale"):
+                state[f"heads.{place}.{rest or part}"] = value
+            elif key == _PROJECTION:
+                while not torch.equal(projections.setdefault(reading, value), value):
+                    reading = replace(reading, projection=reading.projection + 1)
+                readings[name] = reading
+            elif "vision_model.post_layernorm" in key and not reading.post_layernorm:
+                unused[key] = value
+            elif key.startswith(("image_tower.vision_model.", "text_tower.")):
+                owner = owners.setdefault(key, name)
+                if not torch.equal(state.setdefault(key, value), value):
+                    raise BadDataError(
+                        f"{owner} and {name} have different {part.replace('_', ' ')}s ({key}): with one for both, one "
+                        "of them would judge embeddings that it was not trained for"
+                    )
+    for number, reading in enumerate(sorted(projections)):  # as `panel_card` numbers them
+        state[f"image_tower.projections.{number}.weight"] = projections[reading]
+    return readings, unused | state
+
+
+def _tokenizer(releases: dict[str, Release]) -> str | None:
+    """The one tokenizer of the zero-shot members. Raises BadDataError when they have several."""
+    known = {release.model.tokenizer_json: name for name, release in releases.items() if release.card.text is not None}
+    if len(known) > 1:
+        raise BadDataError(f"{' and '.join(known.values())} have different tokenizers, and a panel has one")
+    return next(iter(known))
 
 
 def _same_sizes(tower: str, hparams: dict[str, object]) -> None:
@@ -151,33 +147,3 @@ def _same_sizes(tower: str, hparams: dict[str, object]) -> None:
     if wrong:
         key = wrong[0]
         raise BadArgumentError(f"the members do not fit {tower}: {key} is {hparams[key]}, expected {expected[key]}")
-
-
-def _panel_state(
-    panel: Panel,
-    releases: dict[str, Release],
-    states: dict[str, dict[str, Tensor]],
-    deepest: str,
-    owners: dict[Reading, dict[str, Tensor]],
-) -> dict[str, Tensor]:
-    """The weights of the panel, each from the member that has it."""
-    state = {key: value for key, value in states[deepest].items() if key.startswith(_VISION)}
-    for reading, owner in owners.items():
-        if reading.post_layernorm:
-            state |= {key: value for key, value in owner.items() if key.startswith(_VISION) and _POST in key}
-    for number, reading in enumerate(sorted(owners)):  # as `panel_card` numbers them
-        state[f"image_tower.projections.{number}.weight"] = owners[reading][_PROJECTION]
-    texts: dict[str, dict[str, Tensor]] = {}
-    for number, (name, release) in enumerate(releases.items()):
-        for key, value in states[name].items():
-            if key.startswith("head."):
-                state[f"heads.{number}.{key.removeprefix('head.')}"] = value
-        if release.card.task == "zero_shot":
-            state[f"heads.{number}.logit_scale"] = states[name]["logit_scale"]
-            texts[name] = {key: value for key, value in states[name].items() if key.startswith("text_tower.")}
-    first = next(iter(texts), "")
-    for name, text in texts.items():
-        same = all(bool((value == texts[first][key]).all()) for key, value in text.items())
-        if not same or releases[name].model.tokenizer_json != releases[first].model.tokenizer_json:
-            raise BadDataError(f"{first} and {name} have different text towers, and a panel has one")
-    return state | texts.get(first, {})

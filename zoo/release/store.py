@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import (
@@ -27,8 +24,6 @@ from zoo.keys import refuse_unsigned
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.models.base import ZooModel
 
 WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
@@ -191,48 +186,25 @@ def _open(folder: Path) -> tuple[ModelCard, HeldFiles]:
 
 
 def _read_model(card: ModelCard, files: HeldFiles) -> ZooModel:
+    from safetensors import SafetensorError
+    from safetensors.torch import load, load_file
+
     from zoo.models.base import check_finite
 
     model = build(card).eval()
     path = files.folder / WEIGHTS
-    with files.content(WEIGHTS) as content:
+    with files.place(WEIGHTS) as place:
         try:
-            model.load_state_dict(read_tensors(content))
+            model.load_state_dict(load(place) if isinstance(place, bytes) else load_file(place))
         except RuntimeError as problem:
             raise BadDataError(f"{path} does not fit {card.name}: {problem}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        except (SafetensorError, ValueError) as problem:
             raise BadDataError(f"{path}: not readable as safetensors: {problem}") from None
     check_finite(model, path)
     if card.text is not None:
         model.tokenizer_json = files.read(TOKENIZER).decode("utf-8")
         model.codec()  # raises for a tokenizer that does not fit
     return model
-
-
-def read_tensors(content: mmap.mmap | bytearray) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of its content. safetensors itself opens files by name alone.
-
-    The format: the length of the header, uint64 in little endian; the header, JSON with type, shape and place of each
-    tensor; the numbers. Raises ValueError, KeyError or TypeError for anything else.
-    """
-    import torch
-
-    types = {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-        "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    }  # fmt: skip
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = schema.load_json(content[8:start])
-    tensors: dict[str, Tensor] = {}
-    for name in header.keys() - {"__metadata__"}:
-        entry = header[name]
-        dtype, shape, (begin, end) = types[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        count = math.prod(shape)
-        if min(begin, *shape, 0) < 0 or end - begin != count * dtype.itemsize:
-            raise ValueError(f"{name} is {entry['dtype']} {shape}, at {begin} to {end}")
-        flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + begin) if count else torch.empty(0)
-        tensors[name] = flat.to(dtype).view(shape)
-    return tensors
 
 
 def _published(entry: ModelEntry) -> ZooModel:
