@@ -614,13 +614,13 @@ def test_a_model_without_a_tower_is_refused(tiny: Setup, kind: str) -> None:
 def test_a_detector_of_another_width_is_refused(tiny: Setup) -> None:
     other = zoo.create_model("safeclip_tiny.zeroshot")
     with pytest.raises(BadInputError, match=r"width 128, but the vision tower .* is 32 wide"):
-        Guard(tiny.model, tiny.processor, Detector(other, tiny.policy))  # type: ignore[arg-type]
+        Guard(tiny.model, tiny.processor, Detector(other, tiny.policy))
 
 
 def test_a_layer_that_the_tower_lacks_is_refused(tiny: Setup) -> None:
     deeper = zoo.create_model("test_safeclip.random", vision_layers=5)
     with pytest.raises(BadInputError, match=r"hidden state 4 \(layer -2 .*ends at 2"):
-        Guard(tiny.model, tiny.processor, Detector(deeper, tiny.policy))  # type: ignore[arg-type]
+        Guard(tiny.model, tiny.processor, Detector(deeper, tiny.policy))
     with pytest.raises(BadInputError, match=r"layer must lie in \[-3, -1\]"):
         Detector(tiny.release, tiny.policy, layer=-4)
 

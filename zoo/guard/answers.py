@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import GuardError
@@ -19,16 +20,25 @@ from zoo.guard.insertion import Span
 class Screening:
     """The verdicts on the images of a batch, from one vision pass.
 
-    `verdicts[row][image]` in the order of the prompt (empty for a row of text), `flagged[row]` whether any of them is
-    `unsafe` or `review`. `features` are those that the language model will read, None without images; `spans[row]` are
-    the tokens of each image, counted behind the first `cached` columns of `input_ids`.
+    `verdicts[row][image]` in the order of the prompt (empty for a row of text). `features` are those that the language
+    model will read, None without images; `spans[row]` are the tokens of each image, counted behind the first `cached`
+    columns of `input_ids`.
     """
 
     verdicts: list[list[Verdict]]
-    flagged: list[bool]
     features: Features | None
     spans: list[list[Span]]
     cached: int = 0
+
+    @property
+    def flagged(self) -> list[bool]:
+        """Whether any verdict of a row is `unsafe` or `review`, for each row."""
+        return [any(not verdict.is_safe for verdict in row) for row in self.verdicts]
+
+    @property
+    def flagged_rows(self) -> list[int]:
+        """The numbers of these rows."""
+        return [row for row, flag in enumerate(self.flagged) if flag]
 
 
 @dataclass(frozen=True)
@@ -105,15 +115,14 @@ def generate_or_refuse(
         row: torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], *end[:1]], device=ids.device)
         for row, text in texts.items()
     }
-    width = max([answers.shape[1], *(len(refusal) for refusal in refusals.values())])
     sequences = []
     for row in range(len(ids)):
         for copy in range(copies):
             new = refusals[row] if row in texts else answers[kept.index(row) * copies + copy]
-            sequences.append(torch.cat([ids[row], new, new.new_full((width - len(new),), pad)]))
+            sequences.append(torch.cat([ids[row], new]))
     if inputs.get("streamer") is not None:
         _stream(inputs["streamer"], ids, [refusals[row] for row in sorted(refusals)], pad)
-    return torch.stack(sequences), output
+    return pad_sequence(sequences, batch_first=True, padding_value=pad), output
 
 
 def control_tokens(model: Any, tokenizer: Any, inputs: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
@@ -130,9 +139,9 @@ def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> d
     """The inputs of these rows alone."""
     for name in _WHOLE:
         if inputs.get(name) is not None:
-            refused = [row for row, flag in enumerate(screening.flagged) if flag]
             raise GuardError(
-                f"rows {refused} are refused, but a batch with {name} cannot run in part: one row at a time"
+                f"rows {screening.flagged_rows} are refused, but a batch with {name} cannot run in part: one row at a "
+                "time"
             )
     rows = len(inputs["input_ids"])
     consumed = screening.features.consumed if screening.features else ()
@@ -141,12 +150,8 @@ def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> d
         for name, value in inputs.items()
         if name not in consumed
     }
-    images: list[int] = []
-    number = 0
-    for row, spans in enumerate(screening.spans):
-        if row in kept:
-            images += range(number, number + len(spans))
-        number += len(spans)
+    owners = [row for row, spans in enumerate(screening.spans) for _ in spans]
+    images = [number for number, row in enumerate(owners) if row in kept]
     if screening.features is not None and images:
         part["mm_encoder_outputs"] = screening.features.encoder_outputs(images)
     return part
@@ -155,6 +160,6 @@ def _rows(inputs: Mapping[str, Any], screening: Screening, kept: list[int]) -> d
 def _stream(streamer: Any, ids: Tensor, refusals: list[Tensor], pad: int) -> None:
     """Feed a streamer as `generate` does: the prompts, then one token a row at a time, then the end."""
     streamer.put(ids.cpu())
-    for tokens in torch.nn.utils.rnn.pad_sequence(refusals, batch_first=True, padding_value=pad).T:
+    for tokens in pad_sequence(refusals, batch_first=True, padding_value=pad).T:
         streamer.put(tokens.cpu())
     streamer.end()

@@ -7,16 +7,18 @@ conversation gets the instruction, where the guard would insert it, and its answ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError, GuardError
-from zoo.guard.insertion import IGNORED, INSTRUCTION, instructed
+from zoo.guard.insertion import IGNORED, INSTRUCTION, Span, common_prefix, insertion_point, instructed
 from zoo.guard.refusals import REFUSAL, refusal_for
 
 
@@ -91,16 +93,13 @@ class GuardedCollator:
 
     def instruct(self, prompt: str, flagged: Sequence[bool]) -> str:
         """The prompt with the instruction where `Guard` inserts it: behind the run with the last flagged image."""
-        parts = prompt.split(self.image_token)
-        if len(parts) != len(flagged) + 1:
+        spans = [Span(*found.span()) for found in re.finditer(re.escape(self.image_token), prompt)]
+        if len(spans) != len(flagged):
             raise BadArgumentError(
-                f'{len(flagged)} images for {len(parts) - 1} "{self.image_token}" in {len(prompt)} characters of prompt'
+                f'{len(flagged)} images for {len(spans)} "{self.image_token}" in {len(prompt)} characters of prompt'
             )
-        last = max(index for index, flag in enumerate(flagged) if flag)
-        while last + 1 < len(flagged) and not parts[last + 1]:
-            last += 1
-        head, tail = (self.image_token.join(part) for part in (parts[: last + 1], parts[last + 1 :]))
-        return head + self.image_token + instructed(tail, self.instruction)
+        at = insertion_point(spans, flagged)
+        return prompt[:at] + instructed(prompt[at:], self.instruction)
 
     def _row(self, turns: Sequence[tuple[str, str]], image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation."""
@@ -112,7 +111,7 @@ class GuardedCollator:
             text += f"{gap}{answer}{self.tokenizer.eos_token}"
             whole = self._ids(text)
             # What generation is given is the prompt tokenised by itself; a token that reaches over counts as answer.
-            known = next((k for k, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(start))
+            known = common_prefix(start, whole)
             labels += [IGNORED] * (known - len(labels)) + whole[known:]
             ids = whole
         return self._expand(ids, image_tokens), self._expand(labels, image_tokens, ids)
@@ -139,17 +138,15 @@ class GuardedCollator:
     def _pad(self, rows: Sequence[tuple[list[int], list[int]]], side: str) -> dict[str, Tensor]:
         if not rows:
             raise BadArgumentError("an empty batch")
-        width = max(len(ids) for ids, _ in rows)
         pad = self.tokenizer.pad_token_id
         blank = pad if pad is not None else self.tokenizer.eos_token_id
 
-        def stack(values: Sequence[Sequence[int]], fill: int) -> Tensor:
-            filled = [[fill] * (width - len(row)) for row in values]
-            pairs = zip(values, filled, strict=True)
-            return torch.tensor([[*row, *rest] if side == "right" else [*rest, *row] for row, rest in pairs])
+        def stack(values: Iterable[list[int]], fill: int) -> Tensor:
+            tensors = [torch.tensor(row, dtype=torch.int64) for row in values]
+            return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
 
         return {
-            "input_ids": stack([ids for ids, _ in rows], blank),
-            "attention_mask": stack([[1] * len(ids) for ids, _ in rows], 0),
-            "labels": stack([labels for _, labels in rows], IGNORED),
+            "input_ids": stack((ids for ids, _ in rows), blank),
+            "attention_mask": stack(([1] * len(ids) for ids, _ in rows), 0),
+            "labels": stack((labels for _, labels in rows), IGNORED),
         }

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from zoo.contract.policy import Policy, read_policy
+from zoo.contract.policy import AnyPolicy, Policy, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, GuardError
 from zoo.judging.judge import Judge
 from zoo.keys import refuse_unsigned
+from zoo.models.base import ZooModel
 from zoo.models.clip import ClipImageTower, DualEncoder
 from zoo.models.served import text_bank
 from zoo.release.store import load_release
@@ -38,13 +39,9 @@ def load_detector(
     Raises what `load_release` and `Detector` raise.
     """
     refuse_unsigned(source)
-    release = load_release(source)
-    if not isinstance(release.model, DualEncoder):
-        raise BadArgumentError(
-            f"{release.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model"
-        )
+    release = load_release(source, to_judge=True)
     chosen = read_policy(policy) if isinstance(policy, (str, Path)) else policy or release.policy
-    return Detector(release.model, chosen.single(), layer=layer)
+    return Detector(release.model, chosen, layer=layer)
 
 
 class Detector(nn.Module):
@@ -66,8 +63,8 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        model: DualEncoder,
-        policy: Policy,
+        model: ZooModel,
+        policy: AnyPolicy,
         *,
         layer: int | None = None,
         post_layernorm: bool | None = None,
@@ -76,9 +73,9 @@ class Detector(nn.Module):
         super().__init__()
         tower = getattr(model, "image_tower", None)
         if not isinstance(model, DualEncoder) or not isinstance(tower, ClipImageTower):
-            name = model.card.name if hasattr(model, "card") else type(model).__name__
             raise BadArgumentError(
-                f"{name} cannot be a guard's detector: that takes a safeclip_* model, with a CLIP tower"
+                f"{model.card.name} cannot be a guard's detector: a guard's detector is a safeclip_* model, with the "
+                "tower of a CLIP"
             )
         refuse_unsigned(model.card.name)
         if tiles not in get_args(Tiles):
@@ -90,13 +87,13 @@ class Detector(nn.Module):
                 f"layer must lie in [{-depth - 1}, -1] for a CLIP of {depth} layers, got {self.layer}"
             )
         self.index = depth + 1 + self.layer
-        self.card, self.policy, self.tiles = model.card, policy, tiles
-        self.judge = Judge(model.card, policy)
+        self.card, self.policy, self.tiles = model.card, policy.single(), tiles
+        self.judge = Judge(self.card, self.policy)
         self.visual_projection = copy.deepcopy(tower.visual_projection).float().requires_grad_(False)
         normed = tower.post_layernorm if post_layernorm is None else post_layernorm
         norm = copy.deepcopy(tower.vision_model.post_layernorm) if normed else nn.Identity()
         self.post_layernorm = norm.float().requires_grad_(False)
-        self.register_buffer("text_bank", text_bank(model, policy).float() * model.scale().detach().float())
+        self.register_buffer("text_bank", text_bank(model, self.policy).float() * model.scale().detach().float())
         built = len(tower.vision_model.encoder.layers)
         self.compared_layers = min(built, self.index)
         self.tower_weights = tower_sample(tower.vision_model, self.compared_layers)
@@ -136,9 +133,7 @@ class Detector(nn.Module):
         for verdict in verdicts:
             if verdict.status != "ok":
                 raise GuardError(f"an image could not be judged: {verdict.detail}")
-        unsafe = self.judge.unsafe_score(self.judge.category_scores(table))
-        worst = max(range(len(verdicts)), key=lambda row: (_SEVERITY[verdicts[row].decision], unsafe[row]))
-        return verdicts[worst]
+        return max(verdicts, key=lambda verdict: (_SEVERITY[verdict.decision], self.judge.rank(verdict)))
 
 
 #: Up to this relative difference weights count as the same: a half unit in bfloat16's last place, and some room.

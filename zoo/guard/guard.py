@@ -13,16 +13,10 @@ from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, GuardError
-from zoo.guard.answers import (
-    Answer,
-    Corrected,
-    GuardedOutput,
-    Screening,
-    control_tokens,
-    generate_or_refuse,
-)
+from zoo.guard.answers import Answer, Corrected, GuardedOutput, Screening, control_tokens, generate_or_refuse
 from zoo.guard.detector import Detector, clip_tower, encode, load_detector, same_tower, tower_sample, unwrap
 from zoo.guard.insertion import INSTRUCTION, Inserter, Splice, image_spans, insertion_point, layout, splice_batch
+from zoo.guard.lvlm import chat_prompt
 from zoo.guard.refusals import REFUSAL, refusal_for
 from zoo.inputs.image import ImageSource, decode
 
@@ -130,13 +124,12 @@ class Guard:
             if is_image.any():
                 raise BadArgumentError(f"{int(is_image.sum())} image tokens in input_ids, but no pixel_values")
             nothing: list[Any] = [[] for _ in ids]
-            return Screening(nothing, [False] * len(ids), None, nothing, cached)
+            return Screening(nothing, None, nothing, cached)
         features = encode(self._inner, inputs, self.detector.index)
         spans = image_spans(is_image, features.lengths)
         judged = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
         verdicts = [[next(judged) for _ in row] for row in spans]
-        flagged = [any(not verdict.is_safe for verdict in row) for row in verdicts]
-        return Screening(verdicts, flagged, features, spans, cached)
+        return Screening(verdicts, features, spans, cached)
 
     def correct(self, inputs: Mapping[str, Any], screening: Screening | None = None) -> Corrected:
         """Inputs for `model(**inputs)` or `model.generate(**inputs)`: screened, and instructed where need be.
@@ -146,28 +139,27 @@ class Guard:
         pixels are replaced by their features. Under `refuse` a flagged row raises GuardError: it has no inputs.
         """
         screening = self.screen(**inputs) if screening is None else screening
-        if self.correction == "refuse" and any(screening.flagged):
-            rows = [row for row, flag in enumerate(screening.flagged) if flag]
+        rows = screening.flagged_rows
+        if self.correction == "refuse" and rows:
             raise GuardError(f"rows {rows} are refused: only Guard.generate can answer them")
         prepared = dict(inputs)
         if screening.features is not None:
             prepared = {key: value for key, value in inputs.items() if key not in screening.features.consumed}
             prepared["mm_encoder_outputs"] = screening.features.encoder_outputs()
-        if self.correction == "flag" or not any(screening.flagged):
-            return Corrected(prepared, screening, [False] * len(screening.flagged))
-        return Corrected(self._insert(prepared, screening), screening, list(screening.flagged))
+        if self.correction == "flag" or not rows:
+            return Corrected(prepared, screening, [False] * len(screening.verdicts))
+        return Corrected(self._insert(prepared, screening), screening, screening.flagged)
 
     def _insert(self, inputs: Mapping[str, Any], screening: Screening) -> dict[str, Any]:
         pad, end = control_tokens(self._inner, self.processor.tokenizer, inputs)
         plan = layout(inputs, screening.cached, pad, end)
         body, labels = inputs["input_ids"][:, screening.cached :], inputs.get("labels")
         splices: list[Splice | None] = [None] * len(body)
-        for row, flag in enumerate(screening.flagged):
-            if flag:
-                stop = plan.content[row][1]
-                known = None if labels is None else labels[row, -plan.width :].tolist()
-                at = insertion_point(screening.spans[row], [not verdict.is_safe for verdict in screening.verdicts[row]])
-                splices[row] = self.inserter.splice(body[row, :stop].tolist(), at, known)
+        for row in screening.flagged_rows:
+            stop = plan.content[row][1]
+            known = None if labels is None else labels[row, -plan.width :].tolist()
+            at = insertion_point(screening.spans[row], [not verdict.is_safe for verdict in screening.verdicts[row]])
+            splices[row] = self.inserter.splice(body[row, :stop].tolist(), at, known)
         return splice_batch(inputs, splices, plan, pad)
 
     @torch.no_grad()
@@ -192,15 +184,11 @@ class Guard:
         return self._output(sequences, screening, corrected.corrected, output, corrected.inputs)
 
     def _refuse(self, inputs: Mapping[str, Any], screening: Screening) -> GuardedOutput:
-        texts = {
-            row: refusal_for(screening.verdicts[row], self.refusal)
-            for row, flag in enumerate(screening.flagged)
-            if flag
-        }
+        texts = {row: refusal_for(screening.verdicts[row], self.refusal) for row in screening.flagged_rows}
         sequences, output = generate_or_refuse(
             self.model, self._inner, self.processor.tokenizer, inputs, screening, texts
         )
-        return self._output(sequences, screening, list(screening.flagged), output, inputs)
+        return self._output(sequences, screening, screening.flagged, output, inputs)
 
     def _output(
         self, sequences: Tensor, screening: Screening, corrected: list[bool], output: Any, inputs: Mapping[str, Any]
@@ -244,9 +232,7 @@ class Guard:
             raise BadArgumentError(
                 f'prompt of {len(prompt)} characters without "{token}", and the processor has no chat template'
             )
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        turns = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+        return chat_prompt(self.processor, prompt, images)
 
     def _check(self, inputs: Mapping[str, Any]) -> Tensor:
         for name, value in inputs.items():

@@ -73,19 +73,19 @@ def image_spans(is_image: Tensor, lengths: Sequence[int]) -> list[list[Span]]:
             )
         raise GuardError(f"{sum(counts)} image tokens for {sum(lengths)} features of {len(lengths)} images{hint}")
     spans: list[list[Span]] = []
-    image = 0
+    images = iter(enumerate(lengths))
     for row, count in enumerate(counts):
         places = is_image[row].nonzero().flatten().tolist()
         own, used = [], 0
         while used < count:
-            stop = used + lengths[image]
-            if stop > count:
+            image, length = next(images)
+            if used + length > count:
                 raise GuardError(
                     f"the {count} image tokens of row {row} are not a whole number of images: image {image} needs "
-                    f"{lengths[image]} and {count - used} are left"
+                    f"{length} and {count - used} are left"
                 )
-            own.append(Span(places[used], places[stop - 1] + 1))
-            used, image = stop, image + 1
+            own.append(Span(places[used], places[used + length - 1] + 1))
+            used += length
         spans.append(own)
     return spans
 
@@ -135,7 +135,7 @@ class Inserter:
         text = self._decode(segment)
         if text is not None:
             new = self._encode(instructed(text, self.instruction))
-            kept = _common_suffix(segment, new)
+            kept = common_prefix(segment[::-1], new[::-1])
             stop = end - kept
             if labels is None or all(label == IGNORED for label in labels[at:stop]):
                 return Splice(at, stop, new[: len(new) - kept])
@@ -168,24 +168,20 @@ class Inserter:
         return None
 
 
-def _common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
-    count = 0
-    for left, right in zip(reversed(one), reversed(other), strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many items two sequences have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((count for count, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the rows of a batch lie: `content[row]` the half-open range of columns that hold tokens, the rest padding.
 
-    Columns count from `frozen` on: those before it are in the cache already and stay as they are.
+    Columns count from the first that is not in the cache already: those stay as they are.
     """
 
     width: int
-    frozen: int
     mask: Tensor
     content: list[tuple[int, int]]
     side: Literal["left", "right"]
@@ -209,13 +205,9 @@ def layout(inputs: Mapping[str, Any], frozen: int, pad_token_id: int, end_token_
     for row in mask[:, mask.shape[1] - width :].bool().cpu():
         places = row.nonzero().flatten().tolist()
         content.append((places[0], places[-1] + 1) if places else (0, 0))
-    if any(start > 0 for start, _ in content):
-        side: Literal["left", "right"] = "left"
-    elif any(stop < width for _, stop in content) or inputs.get("labels") is not None:
-        side = "right"
-    else:
-        side = "left"
-    return Layout(width, frozen, mask, content, side)
+    grows_right = any(stop < width for _, stop in content) or inputs.get("labels") is not None
+    side: Literal["left", "right"] = "left" if any(start > 0 for start, _ in content) or not grows_right else "right"
+    return Layout(width, mask, content, side)
 
 
 def splice_batch(
@@ -234,10 +226,9 @@ def splice_batch(
     width = max([plan.width, *lengths])
     edited = dict(inputs) | {"attention_mask": plan.mask}
     for name, value in edited.items():
-        known = name in ("input_ids", "position_ids") or name in _ALIGNED
-        if value is None or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             continue
-        if not known:
+        if name not in ("input_ids", "position_ids", *_ALIGNED):
             if value.ndim > 1 and value.shape[:2] == ids.shape and not name.startswith("negative_prompt"):
                 raise GuardError(f"{name} {_shape(value)} has a value a token, and the guard cannot extend it")
             continue

@@ -16,6 +16,13 @@ from zoo.files import model_folder
 TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
 
 
+def chat_prompt(processor: Any, question: str, images: int = 1) -> str:
+    """The prompt of a question behind some images, in the processor's chat template."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}]
+    return str(processor.apply_chat_template(turns, add_generation_prompt=True))
+
+
 @dataclass(frozen=True)
 class VisionLanguageModel:
     """A transformers model in evaluation mode, its processor, and the template of its prompts.
@@ -40,9 +47,7 @@ class VisionLanguageModel:
             raise BadArgumentError(f'the question holds the image token "{token}": leave it out')
         if self.template is not None:
             return self.template.replace("{image}", token).replace("{question}", question)
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        turns = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+        return chat_prompt(self.processor, question)
 
     def inputs(self, image: Image.Image, question: str) -> dict[str, Any]:
         """The processor's tensors for one image and question, on the model's device."""
