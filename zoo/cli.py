@@ -104,7 +104,7 @@ def run(args: list[str]) -> int:
         training.run(words)
         return 0
     options = build_parser(words[0] if words else "").parse_args(words)
-    options.invocation = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
+    options.command = shlex.join(["zoo", *args])  # for reports: the command that gives the figures again
     try:
         import_own(getattr(options, "imports", []))  # an abbreviation of --import
         status: int = options.run(options)

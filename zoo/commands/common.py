@@ -21,16 +21,21 @@ from zoo.errors import BadArgumentError, close_match, quoted
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 _Made = TypeVar("_Made")
 
+#: The types of values by the metavar of their flag; others are text.
+TYPES: dict[str, Callable[[str], Any]] = {
+    **{"N": int, "SHARE": float, "RATE": float},
+    **dict.fromkeys(("DIR", "MANIFEST", "CHECKPOINT", "REPORT", "PNG"), Path),
+}
 #: Flags that several commands take. A command adds a detail after the colon, never another meaning.
 FLAGS: dict[str, dict[str, Any]] = {
     "--columns": {"default": "", "metavar": "ROLE=COLUMN,...", "help": "rename columns, as text=caption,label=nsfw"},
-    "--data": {"type": Path, "metavar": "MANIFEST", "help": "manifest, a CSV or Parquet file"},
+    "--data": {"metavar": "MANIFEST", "help": "manifest, a CSV or Parquet file"},
     "--device": {"default": "cpu", "metavar": "DEVICE", "help": "cpu or cuda"},
     "--dtype": {"help": "type of the weights"},
     "--engine": {"metavar": "NAME", "help": "engine of the bundle"},
-    "--image-root": {"type": Path, "metavar": "DIR", "help": "folder of the images (default: the manifest's)"},
+    "--image-root": {"metavar": "DIR", "help": "folder of the images (default: the manifest's)"},
     "--json": {"action": "store_true", "help": "print JSON"},
-    "--limit": {"type": int, "metavar": "N", "help": "only N rows, drawn with --seed (default: all)"},
+    "--limit": {"metavar": "N", "help": "only N rows, drawn with --seed (default: all)"},
     "--model": {"metavar": "MODEL", "help": "model"},
     "--name": {"metavar": "NAME", "help": "name of what is written"},
     "--out": {"help": "what is written"},
@@ -38,12 +43,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--policy": {"metavar": "POLICY", "help": "policy, a file or a shipped name"},
     "--positive-label": {"default": "1", "metavar": "LABEL", "help": "label that marks a row as unsafe"},
     "--positive-words": {"metavar": "WORDS", "help": "a row is unsafe when its text has one of these: dog,dogs,puppy"},
-    "--report": {"type": Path, "metavar": "DIR", "help": "folder for report.html and report.png"},
-    "--rounds": {"type": int, "metavar": "N", "help": "timed rounds"},
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of everything that is drawn"},
+    "--report": {"metavar": "DIR", "help": "folder for report.html and report.png"},
+    "--rounds": {"metavar": "N", "help": "timed rounds"},
+    "--seed": {"default": 0, "metavar": "N", "help": "seed of everything that is drawn"},
     "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "hyperparameter, as YAML; repeatable"},
     "--split": {"choices": ("train", "val", "test"), "help": "only the rows of this split"},
-    "--threads": {"type": int, "default": 2, "metavar": "N", "help": "threads on the CPU"},
+    "--threads": {"default": 2, "metavar": "N", "help": "threads on the CPU"},
     "--update-card": {"action": "store_true", "help": "write the figures into the release's card.json"},
 }
 
@@ -105,15 +110,22 @@ def add_command(
     commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int],
-    text: str,
-    example: str,
+    text: str = "",
+    example: str = "",
     renamed: Mapping[str, str] | None = None,
 ) -> CommandParser:
-    """Add a subcommand whose `--help` says what it does and shows an example; `renamed`: old options to new ones."""
+    """Add a subcommand whose `--help` says what it does and shows an example; `renamed`: old options to new ones.
+
+    By default they are the first and last paragraph of the docstring of `run`; one between them is the description.
+    """
+    description = ""
+    if not text:
+        text, *between, example = inspect.cleandoc(run.__doc__ or f"{name}\n\n{name}").split("\n\n")
+        text, description = text[0].lower() + text[1:].replace("\n", " ").removesuffix("."), "".join(between)
     parser = commands.add_parser(
         name,
         help=text,
-        description=text[0].upper() + text[1:] + ".",
+        description=description or text[0].upper() + text[1:] + ".",
         epilog="example:\n  " + example,
         formatter_class=Help,
     )
@@ -131,12 +143,16 @@ def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, detail: str = "", **more: Any) -> None:
-    """Declare a flag of `FLAGS`, with what this command adds to it. `--out` needs a metavar: FILE or DIR."""
-    shared = FLAGS[name]
-    if name == "--out":
-        more["type"] = {"FILE": output_file, "DIR": output_folder}[more["metavar"]]
-    text = shared["help"] + (": " if detail[:1] not in ("", "(") else " " * bool(detail)) + detail
-    parser.add_argument(name, **{**shared, **more, "help": text})
+    """Declare a flag of `FLAGS` with what this command adds to it, or one of this command alone.
+
+    `--out` needs a metavar: FILE or DIR.
+    """
+    given = {**FLAGS.get(name, {"help": ""}), **more}
+    if "metavar" in given:
+        kinds = TYPES if name != "--out" else {"FILE": output_file, "DIR": output_folder}
+        given.setdefault("type", kinds.get(given["metavar"]))
+    gap = "" if not given["help"] or not detail else " " if detail.startswith("(") else ": "
+    parser.add_argument(name, **{**given, "help": given["help"] + gap + detail})
 
 
 def output_file(text: str) -> Path:

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, add_list, call_with, names, renamed
 
-SIGNS = "zoo data signs --out runs/signs"
-FOLDER = "zoo data folder photos --out photos/manifest.csv"
-CORPORA = "zoo data corpora text_corpora --root corpora --out runs/text/manifest.csv"
-QUESTIONS = "zoo data questions --signs runs/signs --out runs/signs/questions.csv"
-PROXY = (
-    "zoo data proxy --captions flickr8k/captions.csv --columns text=caption --positive-words dog,dogs,puppy,puppies "
-    "--out runs/flickr8k_proxy/manifest.csv"
-)
-
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "data", _signs, "write a dataset to disk", SIGNS)
+    parser = add_command(commands, "data", _signs, "write a dataset to disk", "zoo data signs --out runs/signs")
     kinds = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
-    signs = add_command(kinds, "signs", _signs, "drawn signs with captions, a third of them forbidden", SIGNS)
+    signs = add_command(kinds, "signs", _signs)
     add_flag(signs, "--out", "manifest.csv and images/", metavar="DIR", required=True)
     for split, count in (("train", 4000), ("val", 400), ("test", 800)):
-        signs.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"pictures in {split}")
+        add_flag(signs, f"--{split}", f"pictures in {split}", metavar="N", default=count)
     add_flags(signs, "--seed")
-    text = "questions and answers about drawn signs, for a vision-language model"
-    questions = add_command(kinds, "questions", _questions, text, QUESTIONS)
-    text = "folder that `zoo data signs` wrote"
-    questions.add_argument("--signs", type=Path, required=True, metavar="DIR", help=text)
+    questions = add_command(kinds, "questions", _questions)
+    add_flag(questions, "--signs", "folder that `zoo data signs` wrote", metavar="DIR", required=True)
     add_flag(questions, "--out", "manifest, a CSV file", metavar="FILE", required=True)
     wording = "which of two sets of phrasings, which share no sentence"
     questions.add_argument("--wording", choices=("plain", "new"), default="plain", help=wording)
-    questions.add_argument("--per-image", type=int, default=5, metavar="N", help="questions on a picture, 1 to 5")
+    add_flag(questions, "--per-image", "questions on a picture, 1 to 5", metavar="N", default=5)
     add_flags(questions, "--seed")
     _add_proxy(kinds)
     _add_folder(kinds)
@@ -40,51 +28,44 @@ def add(commands: Commands) -> None:
 
 
 def _add_proxy(kinds: Commands) -> None:
-    text = "photos and prompts that show or ask for a concept, from a manifest of captions"
-    proxy = add_command(kinds, "proxy", _proxy, text, PROXY, {"--words": "--positive-words", "--column": "--columns"})
-    proxy.description = (
-        "Write a manifest (image, text, labels, split, kind) to train and test judges of photo and prompt together.\n"
-        "A row is unsafe where its photo shows the concept, or its prompt asks for it: labels in_image, in_prompt.\n"
-        "A photo shows the concept where any of its captions has one of the words: one that no caption names counts\n"
-        "as absent. In a share of the rows the prompt is a caption of another photo of the same split."
-    )
+    proxy = add_command(kinds, "proxy", _proxy, renamed={"--words": "--positive-words", "--column": "--columns"})
     text = "manifest of captions, a CSV or Parquet file: image, text, split"
-    proxy.add_argument("--captions", type=Path, required=True, metavar="MANIFEST", help=text)
+    add_flag(proxy, "--captions", text, metavar="MANIFEST", required=True)
     add_flags(proxy, "--image-root", "--columns")
     add_flag(proxy, "--positive-words", "whole words in any case", required=True)
     add_flag(proxy, "--out", "manifest, a CSV file", metavar="FILE", required=True)
-    text = "share of rows whose prompt is another photo's, 0 to 1"
-    proxy.add_argument("--mismatch", type=float, default=0.5, metavar="SHARE", help=text)
+    add_flag(proxy, "--mismatch", "share of rows whose prompt is another photo's, 0 to 1", metavar="SHARE", default=0.5)
     text = "rows of each training photo, each with a prompt of its own; other photos have one"
-    proxy.add_argument("--rows-per-image", type=int, default=1, metavar="N", help=text)
+    add_flag(proxy, "--rows-per-image", text, metavar="N", default=1)
     text = "share of validation photos to test on, 0 to 1, for captions that name no test split"
-    proxy.add_argument("--test-share", type=float, default=0.5, metavar="SHARE", help=text)
+    add_flag(proxy, "--test-share", text, metavar="SHARE", default=0.5)
     add_flags(proxy, "--seed")
 
 
 def _add_folder(kinds: Commands) -> None:
-    text = "a manifest of a folder of images: SPLIT/CLASS/image or CLASS/image"
-    folder = add_command(kinds, "folder", _folder, text, FOLDER)
-    folder.add_argument("folder", type=Path, metavar="DIR", help="folder of SPLIT/CLASS/image or CLASS/image files")
+    folder = add_command(kinds, "folder", _folder)
+    add_flag(folder, "folder", "folder of SPLIT/CLASS/image or CLASS/image files", metavar="DIR")
     add_flag(folder, "--out", "manifest, a CSV file: image, label, split", metavar="FILE", required=True)
     text = "share of train that becomes val, 0 to 1, for a folder without a validation split (default: 0.1)"
-    folder.add_argument("--val-share", type=float, metavar="SHARE", help=text)
+    add_flag(folder, "--val-share", text, metavar="SHARE")
     add_flags(folder, "--seed")
 
 
 def _add_corpora(kinds: Commands) -> None:
-    text = "a manifest of several corpora of texts, each with its own categories"
-    corpora = add_command(kinds, "corpora", _corpora, text, CORPORA)
-    corpora.add_argument("corpora", metavar="SPEC", help="YAML file of sources, a file or a shipped name")
-    corpora.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the files that it names")
-    add_flag(
-        corpora, "--out", "manifest, a CSV file: text, labels, judged, source, split", metavar="FILE", required=True
-    )
+    corpora = add_command(kinds, "corpora", _corpora)
+    add_flag(corpora, "corpora", "YAML file of sources, a file or a shipped name", metavar="SPEC")
+    add_flag(corpora, "--root", "folder of the files that it names", metavar="DIR", required=True)
+    text = "manifest, a CSV file: text, labels, judged, source, split"
+    add_flag(corpora, "--out", text, metavar="FILE", required=True)
     add_flags(corpora, "--seed")
     add_list(kinds, "data", "list the shipped descriptions of data")
 
 
 def _signs(options: argparse.Namespace) -> int:
+    """Drawn signs with captions, a third of them forbidden.
+
+    zoo data signs --out runs/signs
+    """
     from zoo.data.signs import write_signs
 
     print(call_with(write_signs, options))
@@ -92,6 +73,10 @@ def _signs(options: argparse.Namespace) -> int:
 
 
 def _questions(options: argparse.Namespace) -> int:
+    """Questions and answers about drawn signs, for a vision-language model.
+
+    zoo data questions --signs runs/signs --out runs/signs/questions.csv
+    """
     from zoo.data.questions import write_questions
 
     print(call_with(write_questions, options))
@@ -99,6 +84,16 @@ def _questions(options: argparse.Namespace) -> int:
 
 
 def _proxy(options: argparse.Namespace) -> int:
+    r"""Photos and prompts that show or ask for a concept, from a manifest of captions.
+
+    Write a manifest (image, text, labels, split, kind) to train and test judges of photo and prompt together.
+    A row is unsafe where its photo shows the concept, or its prompt asks for it: labels in_image, in_prompt.
+    A photo shows the concept where any of its captions has one of the words: one that no caption names counts
+    as absent. In a share of the rows the prompt is a caption of another photo of the same split.
+
+    zoo data proxy --captions flickr8k/captions.csv --columns text=caption \
+                 --positive-words dog,dogs,puppy,puppies --out runs/flickr8k_proxy/manifest.csv
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -116,6 +111,10 @@ def _proxy(options: argparse.Namespace) -> int:
 
 
 def _folder(options: argparse.Namespace) -> int:
+    """A manifest of a folder of images: SPLIT/CLASS/image or CLASS/image.
+
+    zoo data folder photos --out photos/manifest.csv
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -137,6 +136,10 @@ def _folder(options: argparse.Namespace) -> int:
 
 
 def _corpora(options: argparse.Namespace) -> int:
+    """A manifest of several corpora of texts, each with its own categories.
+
+    zoo data corpora text_corpora --root corpora --out runs/text/manifest.csv
+    """
     from rich.console import Console
     from rich.table import Column, Table
 

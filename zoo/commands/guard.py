@@ -12,18 +12,14 @@ def add(commands: Commands) -> None:
     example = "zoo guard bench --lm-layers 16 --lm-width 2048 --lm-heads 16"
     parser = add_command(commands, "guard", _bench, text, example)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    text = "time answers with and without the guard: LLaVA-1.5's sizes, random weights, both sides in turn"
-    bench = add_command(actions, "bench", _bench, text, example)
-    for name, default, text in (
-        ("--lm-layers", 32, "layers of the Llama (32: as in 7B)"),
-        ("--lm-width", 4096, "its width"),
-        ("--lm-heads", 32, "its attention heads"),
-        ("--lm-hidden", None, "width inside its MLP (default: 8/3 of the width)"),
-        ("--new-tokens", 32, "tokens of each answer"),
-    ):
-        bench.add_argument(name, type=int, default=default, metavar="N", help=text)
+    bench = add_command(actions, "bench", _bench)
+    add_flag(bench, "--lm-layers", "layers of the Llama (32: as in 7B)", metavar="N", default=32)
+    add_flag(bench, "--lm-width", "its width", metavar="N", default=4096)
+    add_flag(bench, "--lm-heads", "its attention heads", metavar="N", default=32)
+    add_flag(bench, "--lm-hidden", "width inside its MLP (default: 8/3 of the width)", metavar="N")
+    add_flag(bench, "--new-tokens", "tokens of each answer", metavar="N", default=32)
     text = "registry name whose CLIP is the tower"
-    bench.add_argument("--clip", default="safeclip_vit_l14_336.zeroshot", metavar="NAME", help=text)
+    add_flag(bench, "--clip", text, metavar="NAME", default="safeclip_vit_l14_336.zeroshot")
     add_flag(bench, "--rounds", default=10)
     add_flags(bench, "--threads", "--device")
     text = "of all weights; on a CPU without bfloat16 instructions float32 is far faster"
@@ -32,6 +28,10 @@ def add(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    """Time answers with and without the guard: LLaVA-1.5's sizes, random weights, both sides in turn.
+
+    zoo guard bench --lm-layers 16 --lm-width 2048 --lm-heads 16
+    """
     from zoo.evaluation.guard.bench import Size, bench_guard
 
     size = Size(options.lm_layers, options.lm_width, options.lm_heads, options.lm_hidden, options.clip)

@@ -10,18 +10,20 @@ from zoo.commands.common import Commands, add_command
 
 
 def add(commands: Commands) -> None:
-    text = "list the registered models"
-    parser = add_command(commands, "list", _list, text, "zoo list '*clip*' --task zero_shot")
+    parser = add_command(commands, "list", _list)
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard pattern of the names")
     parser.add_argument("--tag", metavar="TAG", help="only this tag, such as zeroshot")
     parser.add_argument("--task", choices=("zero_shot", "classification", "panel"), help="only this task")
     parser.add_argument("--table", action="store_true", help="a Markdown table with summary, task and weights")
-    text = "print the card of a model as JSON"
-    parser = add_command(commands, "show", _show, text, "zoo show safeclip_tiny.zeroshot")
+    parser = add_command(commands, "show", _show)
     parser.add_argument("model", metavar="MODEL", help="registry name, or a release or bundle directory")
 
 
 def _list(options: argparse.Namespace) -> int:
+    """List the registered models.
+
+    zoo list '*clip*' --task zero_shot
+    """
     from zoo.registry import list_models, model_table
 
     names = list_models(options.pattern, tag=options.tag, task=options.task)
@@ -33,6 +35,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    """Print the card of a model as JSON.
+
+    zoo show safeclip_tiny.zeroshot
+    """
     from zoo.contract.card import ModelCard
     from zoo.registry import model_entry
 

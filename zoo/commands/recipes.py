@@ -20,12 +20,10 @@ def add(commands: Commands) -> None:
     listed = add_list(actions, "recipe", "list the shipped recipes: names for --config, `copy` and `check`")
     text = "list the fragments instead, names for a second --config"
     listed.add_argument("--fragments", action="store_const", dest="kind", const="trainer", help=text)
-    text = "copy a recipe and the fragments that it names, to edit them"
-    copy = add_command(actions, "copy", _copy, text, "zoo recipes copy quickstart --out mine", {"--to": "--out"})
+    copy = add_command(actions, "copy", _copy, renamed={"--to": "--out"})
     copy.add_argument("name", metavar="NAME", help="name of a shipped recipe")
     add_flag(copy, "--out", "recipes/ and configs/ in this folder", metavar="DIR", default=Path())
-    text = "bind every class and argument of recipes, without running them"
-    check = add_command(actions, "check", _check, text, "zoo recipes check quickstart mine/recipes/mine.yaml")
+    check = add_command(actions, "check", _check)
     check.add_argument("files", nargs="+", metavar="RECIPE", help="recipes, files or shipped names")
     for name, kind, text in (
         ("threats", "threat", "list the shipped threats, names for `zoo evaluate robustness --threat`"),
@@ -37,6 +35,10 @@ def add(commands: Commands) -> None:
 
 
 def _copy(options: argparse.Namespace) -> int:
+    """Copy a recipe and the fragments that it names, to edit them.
+
+    zoo recipes copy quickstart --out mine
+    """
     known = shipped("recipe")
     if options.name not in known:
         raise BadArgumentError(f'no recipe is named "{options.name}"' + close_match(options.name, known))
@@ -61,6 +63,10 @@ def _same(target: Path, origin: Path) -> bool:
 
 
 def _check(options: argparse.Namespace) -> int:
+    """Bind every class and argument of recipes, without running them.
+
+    zoo recipes check quickstart mine/recipes/mine.yaml
+    """
     paths = [find_asset(name, "recipe") for name in options.files]
     from zoo.training.cli import check
 

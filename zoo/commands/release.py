@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import inspect
 
 from zoo.commands.common import Commands, add_command, add_flag, call_with, hparams, read_policy
 from zoo.errors import BadArgumentError
 from zoo.files import refuse_input
 from zoo.models.upstream import KINDS, UPSTREAM
 
-IMPORT_HELP = """
-KIND      SOURCE
-nsfwjs    directory of a TensorFlow.js layers model: model.json and its weight shards
-clip      a CLIP for a safeclip model (--name): hf-hub:ORG/NAME, transformers directory, or safeclip release of
-          ours, which can be read again at another layer that it keeps
-"""
-
-IMPORT_EXAMPLES = """
-examples:
-  zoo import nsfwjs nsfwjs/models/mobilenet_v2 --out nsfwjs
-  zoo import laion_nsfw_vit_b32 laion_nsfw_vit_b32.safetensors --tower clip-vit-base-patch32/ --out laion
-  zoo import clip hf-hub:openai/clip-vit-large-patch14-336 --name safeclip_vit_l14_336.zeroshot \\
-      --projection-from hf-hub:openai/clip-vit-large-patch14 --set layer=-1 --set post_layernorm=true --out safeclip
-
-Heads are read from safetensors alone, and only when the file is the one that was tested (by sha256), or one that you
-checked yourself and give the sha256 of. No weights are shipped: theirs are the licences above.
-"""
-
 
 def add(commands: Commands) -> None:
-    text = "make a release (weights, card, policy, tokenizer, hashes) from a checkpoint"
-    example = "zoo release runs/x/checkpoints/best.ckpt --out releases/x"
-    parser = add_command(commands, "release", _release, text, example)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint that `zoo fit` wrote")
+    parser = add_command(commands, "release", _release)
+    add_flag(parser, "checkpoint", "checkpoint that `zoo fit` wrote", metavar="CHECKPOINT")
     add_flag(parser, "--policy", "it is shipped with the release (default: the recipe's)")
     _add_out(parser)
     _add_import(commands)
@@ -46,13 +26,13 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import(commands: Commands) -> None:
-    parser = add_command(commands, "import", _import, "turn published weights into a release", "")
+    parser = add_command(commands, "import", _import, "turn published weights into a release")
     heads = "".join(
         f"{kind:<22}  safetensors of {entry.source}; {entry.licence}\n"
         + (f"{'':24}{entry.note}\n" if entry.note else "")
         for kind, entry in UPSTREAM.items()
     )
-    parser.epilog = IMPORT_HELP.lstrip("\n") + heads + IMPORT_EXAMPLES
+    parser.epilog = inspect.cleandoc(_import.__doc__ or "").partition("\n\n")[2].replace("{heads}\n", heads)
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help="whose weights, see below")
     parser.add_argument("source", metavar="SOURCE", help="file, directory or hf-hub:ORG/NAME, as the kind wants it")
     _add_out(parser)
@@ -66,9 +46,7 @@ def _add_import(commands: Commands) -> None:
 
 
 def _add_panel(commands: Commands) -> None:
-    text = "put heads and zero-shot policies on one image tower: one encoding, a verdict of each and of all"
-    example = "zoo panel clip_vit_l14 imported/laion imported/q16 my_clip=my_policy.yaml --combine any --out my_panel"
-    parser = add_command(commands, "panel", _panel, text, example)
+    parser = add_command(commands, "panel", _panel)
     text = 'image tower with heads, such as clip_vit_l14 (`zoo list "*.panel"` without the tag)'
     parser.add_argument("architecture", metavar="ARCHITECTURE", help=text)
     parser.add_argument(
@@ -89,6 +67,10 @@ def _add_panel(commands: Commands) -> None:
 
 
 def _release(options: argparse.Namespace) -> int:
+    """Make a release (weights, card, policy, tokenizer, hashes) from a checkpoint.
+
+    zoo release runs/x/checkpoints/best.ckpt --out releases/x
+    """
     from zoo.release.checkpoint import release_checkpoint
 
     policy = read_policy(options.policy)
@@ -99,6 +81,23 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    r"""Turn published weights into a release.
+
+    KIND      SOURCE
+    nsfwjs    directory of a TensorFlow.js layers model: model.json and its weight shards
+    clip      a CLIP for a safeclip model (--name): hf-hub:ORG/NAME, transformers directory, or safeclip release of
+              ours, which can be read again at another layer that it keeps
+    {heads}
+
+    examples:
+      zoo import nsfwjs nsfwjs/models/mobilenet_v2 --out nsfwjs
+      zoo import laion_nsfw_vit_b32 laion_nsfw_vit_b32.safetensors --tower clip-vit-base-patch32/ --out laion
+      zoo import clip hf-hub:openai/clip-vit-large-patch14-336 --name safeclip_vit_l14_336.zeroshot \
+          --projection-from hf-hub:openai/clip-vit-large-patch14 --set layer=-1 --set post_layernorm=true --out safeclip
+
+    Heads are read from safetensors alone, and only when the file is the one that was tested (by sha256), or one that
+    you checked yourself and give the sha256 of. No weights are shipped: theirs are the licences above.
+    """
     from zoo.release.imports import import_release
 
     card = call_with(import_release, options, hparams=hparams(options.set))
@@ -107,6 +106,10 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _panel(options: argparse.Namespace) -> int:
+    """Put heads and zero-shot policies on one image tower: one encoding, a verdict of each and of all.
+
+    zoo panel clip_vit_l14 imported/laion imported/q16 my_clip=my_policy.yaml --combine any --out my_panel
+    """
     from zoo.release.panel import Member, create_panel
     from zoo.release.store import write_release
 

@@ -7,48 +7,28 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.errors import BadArgumentError
 from zoo.files import is_bundle, refuse_input, write_file
 
-if TYPE_CHECKING:
-    from zoo.evaluation.robustness.run import Outcome
-    from zoo.evaluation.robustness.victim import Selection, Victim
-
-EXAMPLE = (
-    "zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \\\n"
-    "             --threat linf4 --limit 40 --eps 0,1/255,2/255,4/255 --save adversarial\n"
-    "         zoo evaluate robustness --model runs/quickstart/bundle --replay adversarial"
-)
-
 RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--calibrate": "--threshold-split"}
 
 
 def add(commands: Commands) -> None:
-    text = "list every attack: what it changes, its bound, its source"
-    parser = add_command(commands, "attacks", _list, text, "zoo attacks list")
-    add_command(parser.add_subparsers(metavar="{list}"), "list", _list, text, "zoo attacks list")
-
-    text = "compare robustness reports: a Markdown table, and robustness against the budget as a figure"
-    example = "zoo leaderboard runs/robustness --out leaderboard.md --plot curve.png"
-    parser = add_command(commands, "leaderboard", _leaderboard, text, example)
-    parser.add_argument(
-        "reports", nargs="+", type=Path, metavar="REPORT", help="JSON files of `zoo evaluate robustness`, or folders"
-    )
-    parser.add_argument("--sort", default="asr_at_fpr", metavar="COLUMN", help="best first")
+    parser = add_command(commands, "attacks", _list)
+    add_command(parser.add_subparsers(metavar="{list}"), "list", _list)
+    parser = add_command(commands, "leaderboard", _leaderboard)
+    add_flag(parser, "reports", "JSON files of `zoo evaluate robustness`, or folders", metavar="REPORT", nargs="+")
+    add_flag(parser, "--sort", "best first", metavar="COLUMN", default="asr_at_fpr")
     add_flag(parser, "--out", "the table that is printed", metavar="FILE")
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw all curves (measured with --eps) into one figure"
-    )
+    add_flag(parser, "--plot", "draw all curves (measured with --eps) into one figure", metavar="PNG")
     add_flag(parser, "--json", "plain data in place of the Markdown table")
 
 
 def add_robustness(actions: Commands) -> None:
-    text = "attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay"
-    parser = add_command(actions, "robustness", _evaluate, text, EXAMPLE, RENAMED)
+    parser = add_command(actions, "robustness", _evaluate, renamed=RENAMED)
     need = parser.add_argument_group("what is attacked")
     add_flag(need, "--model", "release directory or registry name; a bundle with --replay alone", required=True)
     add_flag(need, "--policy", "it judges in place of the model's own")
@@ -60,41 +40,46 @@ def add_robustness(actions: Commands) -> None:
     add_flags(rows, "--image-root", "--columns")
     add_flag(rows, "--split", choices=("train", "val", "test", "all"), default="test")
     add_flags(rows, "--positive-label", "--positive-words", "--limit")
-    rows.add_argument("--by", default="", metavar="COLUMNS", help="figures by these columns too (kind is always)")
+    add_flag(rows, "--by", "figures by these columns too (kind is always)", metavar="COLUMNS", default="")
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--threat", metavar="THREAT", help="threat, a file or a shipped name: linf4 (see `zoo threats list`)"
-    )
+    add_flag(how, "--threat", "threat, a file or a shipped name: linf4 (see `zoo threats list`)", metavar="THREAT")
     text = "attack unsafe items only, or on images also get safe ones flagged"
     how.add_argument("--direction", choices=("evade", "both"), default="evade", help=text)
     how.add_argument("--points", choices=("policy", "fpr", "both"), default="both", help="operating points")
-    how.add_argument("--fpr", type=float, default=0.05, metavar="RATE", help="the fixed false positive rate, 0 to 1")
+    add_flag(how, "--fpr", "the fixed false positive rate, 0 to 1", metavar="RATE", default=0.05)
     text = "split whose clean safe rows give the threshold at that rate"
     how.add_argument("--threshold-split", choices=("train", "val", "test"), default="val", help=text)
-    how.add_argument("--eps", default="", metavar="LIST", help="also a curve: 0,1/255,2/255,4/255 (images)")
-    how.add_argument(
-        "--eps-attacks", default="", metavar="LIST", help="its attacks (default: the threat's but FAB-T and Square)"
-    )
-    how.add_argument("--synonyms", type=Path, metavar="DIR", help="language model whose neighbours are synonyms")
-    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="items attacked at once")
+    add_flag(how, "--eps", "also a curve: 0,1/255,2/255,4/255 (images)", metavar="LIST", default="")
+    text = "its attacks (default: the threat's but FAB-T and Square)"
+    add_flag(how, "--eps-attacks", text, metavar="LIST", default="")
+    add_flag(how, "--synonyms", "language model whose neighbours are synonyms", metavar="DIR")
+    add_flag(how, "--batch-size", "items attacked at once", metavar="N", default=64)
     add_flags(how, "--seed", "--device")
     out = parser.add_argument_group("where to")
     add_flag(out, "--out", "report as JSON, and its curve", metavar="DIR", default=Path("runs/robustness"))
     text = "store the examples that succeed at the policy's point (--points fpr: at that), to replay or train on"
-    out.add_argument("--save", type=Path, metavar="DIR", help=text)
+    add_flag(out, "--save", text, metavar="DIR")
     add_flag(out, "--update-card", "the worst case")
     again = parser.add_argument_group("instead of attacking")
-    again.add_argument("--replay", type=Path, metavar="DIR", help="judge stored examples: how many still pass")
+    add_flag(again, "--replay", "judge stored examples: how many still pass", metavar="DIR")
     parser.set_defaults(wrong_usage=parser.error)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    r"""Attack a release on labelled data: recall, robust accuracy, attack success, worst case, curve; or replay.
+
+    zoo evaluate robustness --model runs/quickstart/release --data runs/quickstart/data/manifest.csv \
+                 --threat linf4 --limit 40 --eps 0,1/255,2/255,4/255 --save adversarial
+             zoo evaluate robustness --model runs/quickstart/bundle --replay adversarial
+    """
     if options.replay:
         return _replay(options)
     _check(options)
     from zoo.adversary.threat import Threat
     from zoo.evaluation.labelling import Labelling
     from zoo.evaluation.robustness.campaign import RobustnessOptions
+    from zoo.evaluation.robustness.examples import save_examples
+    from zoo.evaluation.robustness.report import print_report
     from zoo.evaluation.robustness.run import evaluate_robustness
     from zoo.evaluation.robustness.victim import Selection, Victim
     from zoo.release.store import load_release
@@ -103,12 +88,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     threat_file = find_asset(options.threat, "threat")
     threat = Threat.read(threat_file)
     policy = read_policy(options.policy)
-    victim = Victim(
-        load_release(options.model),
-        policy.single() if policy else None,
-        target=options.target,
-        device=options.device,
-    )
+    victim = call_with(Victim, options, release=load_release(options.model), policy=policy)
     given = call_with(
         RobustnessOptions,
         options,
@@ -118,11 +98,23 @@ def _evaluate(options: argparse.Namespace) -> int:
         eps_attacks=names(options.eps_attacks),
         keep=options.save is not None,
         progress=True,
-        command=options.invocation,
     )
     selection = Selection(options.data, options.image_root, columns, names(options.by))
     outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, given)
-    _tell(options, victim, outcome, selection)
+    report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
+    print_report(report)
+    path = report.write(options.out)
+    print(f"figures: {path}")
+    if report.curves:
+        from zoo.evaluation.robustness.leaderboard import plot_curves
+
+        print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
+    if options.save:
+        stored = save_examples(victim, outcome, selection, options.save)
+        hold = f"{stored.survived} of {stored.examples} hold as 8-bit files"
+        print(f"examples at the operating point {stored.point}: {hold}; {options.save}/manifest.csv")
+    if options.update_card:
+        report.update_card(Path(options.model))
     return 0
 
 
@@ -136,8 +128,7 @@ def _check(options: argparse.Namespace) -> None:
             f"{options.model} is a bundle, which has no gradients: attack the release that it was exported from with "
             "--save DIR, and --replay DIR on the bundle"
         )
-    if options.update_card and not Path(options.model).is_dir():
-        raise BadArgumentError("--update-card writes into a release directory")
+    check_card(options)
     if options.save and options.save.exists() and (options.save.is_file() or any(options.save.iterdir())):
         raise BadArgumentError(f"--save {options.save}: exists and is not empty; give another folder")
     if options.batch_size < 1 or options.seed < 0:
@@ -146,26 +137,10 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _tell(options: argparse.Namespace, victim: Victim, outcome: Outcome, selection: Selection) -> None:
-    """Print the figures, and write what was asked for."""
-    from zoo.evaluation.robustness.report import print_report
-
-    report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
-    print_report(report)
-    path = report.write(options.out)
-    print(f"figures: {path}")
-    if report.curves:
-        from zoo.evaluation.robustness.leaderboard import plot_curves
-
-        print(f"curve: {plot_curves([report], path.with_suffix('.png'))}")
-    if options.save:
-        from zoo.evaluation.robustness.examples import save_examples
-
-        stored = save_examples(victim, outcome, selection, options.save)
-        hold = f"{stored.survived} of {stored.examples} hold as 8-bit files"
-        print(f"examples at the operating point {stored.point}: {hold}; {options.save}/manifest.csv")
-    if options.update_card:
-        report.update_card(Path(options.model))
+def check_card(options: argparse.Namespace) -> None:
+    """Refuse `--update-card` for anything but a release directory."""
+    if options.update_card and (is_bundle(options.model) or not Path(options.model).is_dir()):
+        raise BadArgumentError("--update-card writes into a release directory; export again to carry the figures on")
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -176,13 +151,8 @@ def _replay(options: argparse.Namespace) -> int:
         raise BadArgumentError(
             f"--replay judges what is stored and takes no {', '.join(given) or 'card and no labels'}"
         )
-    report = replay(
-        options.model,
-        options.replay,
-        policy=read_policy(options.policy),
-        device=options.device,
-        command=options.invocation,
-    )
+    policy = read_policy(options.policy)
+    report = replay(options.model, options.replay, policy=policy, device=options.device, command=options.command)
     report = dataclasses.replace(report, model=options.name) if options.name else report
     print_replay(report)
     print(f"figures: {report.write(options.out)}")
@@ -210,6 +180,10 @@ def read_eps(text: str) -> tuple[float, ...]:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
+    """Compare robustness reports: a Markdown table, and robustness against the budget as a figure.
+
+    zoo leaderboard runs/robustness --out leaderboard.md --plot curve.png
+    """
     from zoo.evaluation.robustness.leaderboard import leaderboard, markdown, plot_curves, read_reports
 
     for path in filter(None, (options.out, options.plot)):
@@ -226,6 +200,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    """List every attack: what it changes, its bound, its source.
+
+    zoo attacks list
+    """
     from zoo.adversary.threat import SOURCES
 
     for name, source in SOURCES.items():

@@ -17,8 +17,7 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 
 def add(commands: Commands) -> None:
-    text = "judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole"
-    parser = add_command(commands, "score", _score, text, "zoo score --model releases/signs a.jpg b.png --json")
+    parser = add_command(commands, "score", _score)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
     add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
     text = "prompt; one for all images, or one for each; repeatable"
@@ -29,6 +28,10 @@ def add(commands: Commands) -> None:
 
 
 def _score(options: argparse.Namespace) -> int:
+    """Judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
+
+    zoo score --model releases/signs a.jpg b.png --json
+    """
     images, texts = options.images or None, options.text
     if images is None and texts is None:
         raise BadArgumentError("nothing to judge: name image files, or give --text")
