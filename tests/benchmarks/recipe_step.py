@@ -16,6 +16,7 @@ import torch
 from tests.benchmarks.common import answered, parser
 from zoo.assets import find_asset
 from zoo.errors import BadArgumentError
+from zoo.training import Adversarial, RobustTower
 from zoo.training.cli import ZooCLI, run
 
 #: Steps that are run and not counted: the first ones pay for what is set up once.
@@ -60,7 +61,7 @@ class _Stopwatch(lightning.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         begun = _now()
         with trainer.precision_plugin.train_step_context():
-            loss = module.plain_loss(batch)
+            loss = _plain_loss(module, batch)
         loss.backward()
         self.plain.append(_now() - begun)
         module.zero_grad()
@@ -92,13 +93,21 @@ def measure(recipe: Path, steps: int, changes: Sequence[str] = ()) -> StepCost:
             return super().instantiate_trainer(**kwargs | {"callbacks": [watch]})
 
         def _run_subcommand(self, subcommand: str) -> None:
-            if not hasattr(self.model, "plain_loss"):
+            if not isinstance(self.model, (Adversarial, RobustTower)):
                 name = type(self.model).__name__
                 raise BadArgumentError(f"{recipe}: {name} attacks nothing in training, so there is nothing to compare")
             super()._run_subcommand(subcommand)
 
     run(["fit", "--config", str(recipe), *(f"--{change}" for change in changes)], Bench)
     return StepCost(tuple(watch.steps[WARM_UP:]), tuple(watch.plain[WARM_UP:]))
+
+
+def _plain_loss(module: Adversarial | RobustTower, batch: Any) -> Any:
+    """The loss of a step on the same rows, without the attack."""
+    if isinstance(module, RobustTower):
+        pixels = module.pixels(batch)
+        return module._loss_of(pixels, batch)(pixels)
+    return module.criterion(module.model(*module._inputs(batch, drop=True)), module._target(batch))
 
 
 def _now() -> float:

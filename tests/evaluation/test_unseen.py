@@ -175,7 +175,7 @@ def test_predict_without_weights_is_refused(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, 24, split="train")
     trainer = quiet_trainer(1, default_root_dir=tmp_path, limit_val_batches=0)
     data = ManifestData(str(manifest), batch_size=4)
-    data.test_dataloader = data.predict_dataloader = lambda: data._loader("train")  # type: ignore[method-assign]
+    data.test_dataloader = data.predict_dataloader = lambda: data.evaluation_dataloader("train")  # type: ignore[method-assign]
     with pytest.raises(BadInputError, match="predict: the weights are random"):
         trainer.predict(Classification(FUSION), data)
     assert not list(tmp_path.rglob("predictions.jsonl"))

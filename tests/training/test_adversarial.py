@@ -165,7 +165,7 @@ def test_words_are_exchanged_against_the_model_and_never_those_that_make_the_lab
     assert torch.equal(found[0], inputs[0]) == (method is None)
     module.model.eval()
     target = module._target(batch)
-    clean, worse = (module._loss(module.model(*part), target).item() for part in (inputs, found))
+    clean, worse = (module.criterion(module.model(*part), target).item() for part in (inputs, found))
     assert worse > clean
 
 
@@ -198,7 +198,7 @@ def test_of_several_edits_the_model_gets_the_one_that_it_judges_worst() -> None:
 
     def losses(texts: list[str | None]) -> list[float]:
         logits = module.model(*module._inputs({**batch, "texts": texts}, drop=False))
-        return [float(module._loss(logits[row : row + 1], target[row : row + 1])) for row in range(24)]
+        return [float(module.criterion(logits[row : row + 1], target[row : row + 1])) for row in range(24)]
 
     worst, _ = module._edited(batch, target, everything, row_generators(range(24)))
     generators = row_generators(range(24))

@@ -273,7 +273,7 @@ def test_checkpointed_gradients_are_the_same(lora: dict[str, Any] | None) -> Non
         batch = _batch(module)
         calls = _count_calls(module.model.get_submodule("image_tower.vision_model.encoder.layers.0.mlp"))
         torch.manual_seed(3)
-        loss = module._loss(module.model(*module._inputs(batch, drop=True)), module._target(batch))
+        loss = module.criterion(module.model(*module._inputs(batch, drop=True)), module._target(batch))
         torch.autograd.backward(loss)
         assert len(calls) == (2 if again else 1)  # computed again in the backward pass
         gradients.append({name: p.grad for name, p in module.model.named_parameters() if p.grad is not None})

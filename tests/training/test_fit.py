@@ -327,8 +327,8 @@ def test_a_sigmoid_card_trains_on_several_labels_a_row(tmp_path: Path, monkeypat
     partly = module._target({"labels": [("gun",), ()], "judged": [("gun", "calm"), None]})
     assert str(partly.tolist()) == "[[nan, 1.0, 0.0], [0.0, 0.0, 0.0]]"
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    loss = module._loss(logits, partly)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = module.criterion(logits, partly)
+    loss.backward()
     assert loss.item() == pytest.approx(math.log(2))  # of the five that were judged
     assert logits.grad is not None
     assert logits.grad[0, 0] == 0

@@ -102,17 +102,13 @@ class Adversarial(Classification):
         answer = self.model(*worst)
         if self.method == "trades":
             clean = self.model(*inputs)
-            loss = self._loss(clean, target) + self.beta * self.divergence(clean, answer)
+            loss: Tensor = self.criterion(clean, target) + self.beta * self.divergence(clean, answer)
         else:
-            loss = self._loss(answer, target)
+            loss = self.criterion(answer, target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
         if threat is not None:
             self.log("train/eps", threat.eps, batch_size=len(target))
         return loss
-
-    def plain_loss(self, batch: Batch) -> Tensor:
-        """The loss of a plain training step on the same rows, to compare with an attacked one."""
-        return self._loss(self.model(*self._inputs(batch, drop=True)), self._target(batch))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """As in `Classification`, and some rows under attack."""
@@ -171,7 +167,9 @@ class Adversarial(Classification):
         with evaluation_mode(self.model):
             answers = [self.model(*self._inputs({**part, "texts": [*texts]}, drop=False)) for texts in options]
         each = range(len(rows))
-        losses = [torch.stack([self._loss(answer[n : n + 1], wanted[n : n + 1]) for n in each]) for answer in answers]
+        losses = [
+            torch.stack([self.criterion(answer[n : n + 1], wanted[n : n + 1]) for n in each]) for answer in answers
+        ]
         worst = torch.stack(losses).argmax(dim=0).tolist()  # one wait for the GPU, not one a text
         return [options[which][n] for n, which in enumerate(worst)]
 
@@ -216,7 +214,7 @@ class Adversarial(Classification):
         """The objective of the attack: the training criterion, or for TRADES the divergence from the clean answer."""
         count = len(target)  # a mean over many rows would underflow in float16
         if self.method != "trades":
-            return lambda inputs: self._loss(self.model(*inputs.values()), target) * count
+            return lambda inputs: self.criterion(self.model(*inputs.values()), target) * count
         with torch.no_grad():
             clean = self.model(*part.values())
         return lambda inputs: self.divergence(clean, self.model(*inputs.values())) * count

@@ -7,19 +7,17 @@ import json
 import logging
 import math
 import random
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
 
 import zoo
 from zoo.assets import find_asset
@@ -366,61 +364,3 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     if len(states.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])
-
-
-def freeze_parts(model: ZooModel, frozen: Sequence[str], unfrozen: Sequence[str] = ()) -> None:
-    """Freeze the parameters under `frozen` modules, except those under `unfrozen` ones; the longest name counts.
-
-    Frozen modules get no gradients and stay in evaluation mode: no dropout, no new running statistics. Raises
-    BadInputError for a name that is not a module or parameter of the model.
-    """
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    known = {name for name in (*modules, *parameters) if name}
-    for name in (*frozen, *unfrozen):
-        if name not in known:
-            raise BadArgumentError(f'freeze: {model.card.name} has no part "{name}"' + close_match(name, known))
-    for name, parameter in parameters.items():
-        if _is_frozen(name, frozen, unfrozen):
-            parameter.requires_grad_(False)
-    _keep_in_eval(model, (name for name in modules if _is_frozen(name, frozen, unfrozen)))
-
-
-def freeze_norms(model: ZooModel) -> None:
-    """Keep the running statistics of all two-dimensional batch norms, those of convolutional backbones.
-
-    Scale and shift are still trained. Raises BadInputError for a model without such layers.
-    """
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        raise BadArgumentError(f"freeze_norm: {model.card.name} has no batch norm in a convolutional backbone")
-    _keep_in_eval(model, norms)
-
-
-def checkpoint_gradients(model: ZooModel) -> None:
-    """Let transformers' towers compute their activations again in the backward pass: less memory, the same gradients.
-
-    Raises BadInputError for a model without a tower that can.
-    """
-    towers = [
-        module
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
-    ]
-    if not towers:
-        raise BadArgumentError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in all versions that we allow
-        for tower in towers:
-            tower.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _keep_in_eval(model: ZooModel, names: Iterable[str]) -> None:
-    model.stays_in_eval |= frozenset(names)
-    model.train(model.training)
-
-
-def _is_frozen(name: str, frozen: Sequence[str], unfrozen: Sequence[str]) -> bool:
-    def longest(prefixes: Sequence[str]) -> int:
-        return max((len(p) for p in prefixes if name == p or name.startswith(p + ".")), default=-1)
-
-    return longest(frozen) > longest(unfrozen)

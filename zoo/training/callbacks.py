@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from statistics import fmean
 from typing import Any
 
 import lightning
@@ -20,39 +21,30 @@ class DataShare(Callback):
 
     def __init__(self) -> None:
         self.shares: list[float] = []
-        self._start()
+        #: When batches came and were done, in turns.
+        self._marks: list[float] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start to count again."""
-        self._start()
+        self._marks = []
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Count the time since the last step as waiting."""
-        self._waiting += self._lap()
+        """Here ends the waiting."""
+        self._marks.append(time.perf_counter())
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Count the time since the batch came as work."""
-        self._working += self._lap()
+        """Here ends the work."""
+        self._marks.append(time.perf_counter())
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the share of this epoch."""
-        total = self._waiting + self._working
-        if total > 0:
-            self.shares.append(self._waiting / total)
+        came, done = self._marks[::2], self._marks[1::2]
+        if done:
+            working = sum(end - start for start, end in zip(came, done, strict=False))
+            self.shares.append(1 - working / (done[-1] - came[0]))
             pl_module.log("train/data_share", self.shares[-1])
 
     def on_train_end(self, *_: Any) -> None:
         """Log the mean over all epochs."""
         if self.shares:
-            mean = sum(self.shares) / len(self.shares)
-            log.warning("data loading took %.1f %% of the training steps", 100 * mean)
-
-    def _start(self) -> None:
-        self._waiting = self._working = 0.0
-        self._mark: float | None = None
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        elapsed = 0.0 if self._mark is None else now - self._mark
-        self._mark = now
-        return elapsed
+            log.warning("data loading took %.1f %% of the training steps", 100 * fmean(self.shares))

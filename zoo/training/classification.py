@@ -16,8 +16,9 @@ from zoo.models.clip_weights import fill_towers
 from zoo.models.lora import add_adapters
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.imports import read_clip
-from zoo.training.base import Base, UnsafeRanking, checkpoint_gradients, freeze_norms, freeze_parts
+from zoo.training.base import Base, UnsafeRanking
 from zoo.training.data import Batch
+from zoo.training.freeze import checkpoint_gradients, freeze_norms, freeze_parts
 
 
 class Classification(Base):
@@ -100,7 +101,7 @@ class Classification(Base):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` rows."""
         target = self._target(batch)
-        loss = self._loss(self.model(*self._inputs(batch, drop=True)), target)
+        loss: Tensor = self.criterion(self.model(*self._inputs(batch, drop=True)), target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
         return loss
 
@@ -108,7 +109,7 @@ class Classification(Base):
         """Collect loss and ranking figures."""
         target = self._target(batch)
         logits = self.model(*self._inputs(batch, drop=False))
-        self.mean_loss.update(self._loss(logits, target), weight=self.criterion.size(target))
+        self.mean_loss.update(self.criterion(logits, target), weight=self.criterion.size(target))
         self.ranking.update(*self._ranked(self._scores(logits), batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -176,10 +177,6 @@ class Classification(Base):
         if wrong is not None:
             raise BadDataError(f"{self.model.card.name} needs exactly one label in each row, got {list(wrong)}")
         return torch.tensor([labels.index(self._label(row[0])) for row in rows], device=self.device)
-
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = self.criterion(logits, target)
-        return loss
 
 
 class Criterion(nn.Module):

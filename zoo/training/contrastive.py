@@ -18,8 +18,9 @@ from zoo.judging.banks import policy_bank
 from zoo.metrics import auroc, recall_at_k
 from zoo.models.clip import DualEncoder, unit
 from zoo.models.conv_clip import ConvImageTower
-from zoo.training.base import Base, freeze_parts
+from zoo.training.base import Base
 from zoo.training.data import Batch, ManifestData
+from zoo.training.freeze import freeze_parts
 from zoo.training.order import gathered, processes
 
 

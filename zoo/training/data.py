@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,13 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.contract.card import ImageInput, SplitRule
-from zoo.data.manifest import Row, Split, read_manifest, write_records
-from zoo.data.splits import assign_splits, fingerprints, groups_of
+from zoo.data.manifest import Row, Split, read_manifest
+from zoo.data.splits import fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
-from zoo.files import told
 from zoo.inputs.image import decode, fit
 from zoo.inputs.text import clean
 from zoo.inputs.views import border
-from zoo.training.order import Draw, EpochOrder, OrderedData, loader, shuffled
+from zoo.training.order import Draw, EpochOrder, SplitData, loader, shuffled
 
 log = logging.getLogger("zoo.data")
 
@@ -49,7 +47,7 @@ class Batch(TypedDict, total=False):
     border: list[float]
 
 
-class ManifestData(OrderedData):
+class ManifestData(SplitData[Row]):
     """Examples from a manifest (see `read_manifest`), split once and for all, unreadable rows set aside.
 
     Args:
@@ -87,27 +85,21 @@ class ManifestData(OrderedData):
         max_cache_gb: float = 4.0,
         mix: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(manifest, image_root, batch_size, splits, split_seed)
         self.save_hyperparameters()
         if batch_size < 2:
             raise BadArgumentError(f"batch_size must be at least 2, got {batch_size}")
-        self.manifest, self.batch_size, self.num_workers = manifest, batch_size, num_workers
-        self.image_root = Path(image_root) if image_root else None
-        self.columns, self.one_caption_per_image = columns, one_caption_per_image
-        self.fractions, self.split_seed, self.max_cache_gb = splits, split_seed, max_cache_gb
-        self.by_length = by_length
-        self.mix = mix or []
+        self.columns, self.one_caption_per_image, self.by_length = columns, one_caption_per_image, by_length
+        self.num_workers, self.max_cache_gb, self.mix = num_workers, max_cache_gb, mix or []
         self.view = RandomView(flip=flip, min_crop=min_crop)
         #: False once a locked tower has computed its features: then training needs no pixels.
         self.pixels_in_training = True
         self.rows: list[Row] = []
-        self.unreadable: list[tuple[int, str, str]] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.rows:
             return
-        self.seed_order()
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
         mixed = [row for path in self.mix for row in _train_rows(Path(path))]
         if self.trainer is None:
@@ -118,12 +110,9 @@ class ManifestData(OrderedData):
         self.images = ImageStore(paths, spec, self.max_cache_gb)
         total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
-        report_unreadable(self.unreadable, total, self.manifest, self.trainer)
-        splits = assign_splits(readable, self.images.prints, self.fractions, self.split_seed)
+        self.report_unreadable(total)
         self.rows = readable
-        self.by_split: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
-        for row, split in zip(readable, splits, strict=True):
-            self.by_split[split].append(row)
+        self.divide(readable, readable, self.images.prints)
         if mixed:
             self.by_split["train"] += self._without_leaks(mixed)
 
@@ -139,15 +128,24 @@ class ManifestData(OrderedData):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training split; the last, smaller one is left out."""
-        return self._loader("train", shuffle=True)
+        rows = self.items("train")
+        items = [[row] for row in rows]
+        if self.one_caption_per_image:
+            by_image: dict[Path | int, list[Row]] = defaultdict(list)
+            for row in rows:
+                by_image[row.image or row.line].append(row)
+            items = list(by_image.values())
+        draw: Draw | None = None
+        if self.by_length:
+            world = self.trainer.world_size if self.trainer else 1
+            lengths = [max(len(row.text or "") for row in item) for item in items]
+            draw = partial(similar_lengths, lengths, self.batch_size * world)
+        return self._loader(items, self.training_order(len(items), draw))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split in order, every row."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order, every row, or the validation split if the manifest has no test rows."""
-        return self._loader("test" if self.by_split["test"] else "val")
+    def evaluation_dataloader(self, split: Split) -> DataLoader[Batch]:
+        """A split in order, every row."""
+        items = [[row] for row in self.items(split)]
+        return self._loader(items, EpochOrder(len(items), self.trainer, self.batch_size))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The rows of `test_dataloader`."""
@@ -185,30 +183,8 @@ class ManifestData(OrderedData):
             self.unreadable.append((row.line, str(row.image or ""), reason))
         return not reason
 
-    def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Batch]:
-        rows = self.by_split[split]
-        if not rows:
-            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
-        if shuffle and self.one_caption_per_image:
-            by_image: dict[Path | int, list[Row]] = defaultdict(list)
-            for row in rows:
-                by_image[row.image or row.line].append(row)
-            items = list(by_image.values())
-        else:
-            items = [[row] for row in rows]
+    def _loader(self, items: list[list[Row]], order: EpochOrder) -> DataLoader[Batch]:
         examples = _Rows(items, self.images)
-        if not shuffle:
-            order = EpochOrder(len(items), self.trainer, self.batch_size)
-        else:
-            world = self.trainer.world_size if self.trainer else 1
-            if len(items) < self.batch_size * world:
-                devices = f" on each of {world} devices" if world > 1 else ""
-                raise BadDataError(f"{len(items)} training items do not fill a batch of {self.batch_size}{devices}")
-            draw: Draw = partial(shuffled, len(items))
-            if self.by_length:
-                lengths = [max(len(row.text or "") for row in item) for item in items]
-                draw = partial(similar_lengths, lengths, self.batch_size * world)
-            order = EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw)
         return loader(examples, order, examples.collate, self.num_workers)
 
 
@@ -218,23 +194,6 @@ def _train_rows(manifest: Path) -> list[Row]:
     if not rows:
         raise BadDataError(f'{manifest}: mix adds rows whose split is "train", but no row has it')
     return rows
-
-
-def report_unreadable(
-    unreadable: list[tuple[int, str, str]], total: int, manifest: str, trainer: lightning.Trainer | None
-) -> None:
-    """List the rows (line, image, reason) that were left out in `unreadable.csv` in the log directory, if any.
-
-    Raises BadInputError when none of the `total` rows is left.
-    """
-    if not unreadable:
-        return
-    path = Path((trainer and trainer.log_dir) or ".") / "unreadable.csv"  # log_dir is asked of all processes at once
-    if trainer is None or trainer.is_global_zero:
-        write_records(path, ("line", "image", "reason"), unreadable)
-    log.warning("%d of %d rows are unreadable and left out; they are listed in %s", len(unreadable), total, told(path))
-    if len(unreadable) == total:
-        raise BadDataError(f"{manifest}: no row is readable; first: {unreadable[0]}")
 
 
 class ImageStore:

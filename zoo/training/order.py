@@ -1,9 +1,13 @@
-"""Which rows each process takes in each epoch, and what all processes have collected, put together."""
+"""Splits, which rows each process takes in each epoch, and what all processes have collected, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import lightning
 import numpy as np
@@ -12,7 +16,12 @@ import torch.distributed as dist
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from zoo.data.manifest import SPLITS, Row, Split, write_records
+from zoo.data.splits import Fractions, assign_splits
 from zoo.errors import BadDataError
+from zoo.files import told
+
+log = logging.getLogger("zoo.data")
 
 T = TypeVar("T")
 #: The order of an epoch's items, drawn from a generator.
@@ -66,17 +75,74 @@ class EpochOrder(DistributedSampler[Any]):
         return self.trainer.current_epoch, done if done < len(self) // self.batch_size else 0
 
 
-class OrderedData(lightning.LightningDataModule):
-    """A DataModule whose training order a resumed run goes on with: `order_seed`, together with the epoch, seeds it."""
+class SplitData(lightning.LightningDataModule, Generic[T]):
+    """The base of the DataModules: items of a manifest in splits, and an order that a resumed run goes on with.
 
-    def __init__(self) -> None:
+    `order_seed`, together with the epoch, seeds the order of training; `unreadable` has line, image and reason of each
+    row that was set aside.
+    """
+
+    def __init__(
+        self, manifest: str, image_root: str | None, batch_size: int, fractions: Fractions, split_seed: int
+    ) -> None:
         super().__init__()
-        self.order_seed = 0
+        self.manifest, self.batch_size = manifest, batch_size
+        self.image_root = Path(image_root) if image_root else None
+        self.fractions, self.split_seed, self.order_seed = fractions, split_seed, 0
+        self.by_split: dict[Split, list[T]] = {}
+        self.unreadable: list[tuple[int, str, str]] = []
 
-    def seed_order(self) -> None:
-        """Take the seed of torch's own stream, that of the first process where they differ."""
+    def divide(self, items: Sequence[T], rows: Sequence[Row], prints: Mapping[Path, bytes]) -> None:
+        """Put each item into the split of its row, and seed the order by the seed of the first process."""
+        splits = assign_splits(rows, prints, self.fractions, self.split_seed)
+        self.by_split = {split: [] for split in SPLITS}
+        for item, split in zip(items, splits, strict=True):
+            self.by_split[split].append(item)
         seed = torch.initial_seed()
         self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
+
+    def report_unreadable(self, total: int) -> None:
+        """List what was set aside in `unreadable.csv` in the log directory, if anything was.
+
+        Raises BadInputError when none of the `total` rows is left.
+        """
+        if not self.unreadable:
+            return
+        # log_dir is asked of all processes at once
+        path = Path((self.trainer and self.trainer.log_dir) or ".") / "unreadable.csv"
+        if self.trainer is None or self.trainer.is_global_zero:
+            write_records(path, ("line", "image", "reason"), self.unreadable)
+        count = len(self.unreadable)
+        log.warning("%d of %d rows are unreadable and left out; they are listed in %s", count, total, told(path))
+        if count == total:
+            raise BadDataError(f"{self.manifest}: no row is readable; first: {self.unreadable[0]}")
+
+    def items(self, split: Split) -> list[T]:
+        """The items of a split. Raises BadDataError when there are none."""
+        if not self.by_split[split]:
+            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
+        return self.by_split[split]
+
+    def training_order(self, count: int, draw: Draw | None = None) -> EpochOrder:
+        """A drawn order of the items of an epoch, shuffled by default. Raises BadDataError for less than a batch."""
+        world = self.trainer.world_size if self.trainer else 1
+        if count < self.batch_size * world:
+            devices = f" on each of {world} devices" if world > 1 else ""
+            raise BadDataError(f"{count} training items do not fill a batch of {self.batch_size}{devices}")
+        draw = draw or partial(shuffled, count)
+        return EpochOrder(count, self.trainer, self.batch_size, self.order_seed, draw)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation split in order, every row."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test split in order, every row, or the validation split if the manifest has no test rows."""
+        return self.evaluation_dataloader("test" if self.by_split["test"] else "val")
+
+    @abstractmethod
+    def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:
+        """The items of a split to evaluate on."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs for the same order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.manifest import Row, Split
 from zoo.data.questions import Question, read_questions
-from zoo.data.splits import assign_splits, fingerprints
-from zoo.errors import BadArgumentError, BadDataError
+from zoo.data.splits import fingerprints
+from zoo.errors import BadArgumentError
 from zoo.guard.refusals import REFUSAL
-from zoo.training.data import report_unreadable
-from zoo.training.order import Draw, EpochOrder, OrderedData, loader, shuffled
+from zoo.training.order import EpochOrder, SplitData, loader
 
 
 class Conversation(NamedTuple):
@@ -30,7 +28,7 @@ class Conversation(NamedTuple):
     kind: str = ""
 
 
-class QuestionData(OrderedData):
+class QuestionData(SplitData[Question]):
     """Conversations from a manifest of questions (see `read_questions`), unreadable images set aside.
 
     Training batches have one conversation about each image, with questions and an order that each epoch draws again.
@@ -62,7 +60,7 @@ class QuestionData(OrderedData):
         splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(questions, image_root, batch_size, splits, split_seed)
         self.save_hyperparameters()
         if batch_size < 1 or turns < 1 or evaluated < 0:
             raise BadArgumentError(
@@ -70,18 +68,12 @@ class QuestionData(OrderedData):
             )
         if not 0 <= instructed <= 1:
             raise BadArgumentError(f"instructed is a share in [0, 1], got {instructed}")
-        self.manifest, self.batch_size, self.turns = questions, batch_size, turns
-        self.image_root = Path(image_root) if image_root else None
-        self.instructed, self.evaluated = instructed, evaluated
-        self.fractions, self.split_seed = splits, split_seed
-        self.by_split: dict[Split, list[Question]] = {}
-        self.unreadable: list[tuple[int, str, str]] = []
+        self.turns, self.instructed, self.evaluated = turns, instructed, evaluated
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
         if self.by_split:
             return
-        self.seed_order()
         questions = read_questions(Path(self.manifest), self.image_root)
         prints, refused = fingerprints(sorted({question.image for question in questions}))
         self.unreadable = [
@@ -89,12 +81,10 @@ class QuestionData(OrderedData):
             for line, question in enumerate(questions, start=2)
             if question.image in refused
         ]
-        report_unreadable(self.unreadable, len(questions), self.manifest, self.trainer)
+        self.report_unreadable(len(questions))
         readable = [question for question in questions if question.image in prints]
         rows = [Row(0, question.image, question.question, (), question.split) for question in readable]
-        self.by_split = {"train": [], "val": [], "test": []}
-        for question, split in zip(readable, assign_splits(rows, prints, self.fractions, self.split_seed), strict=True):
-            self.by_split[split].append(question)
+        self.divide(readable, rows, prints)
 
     def train_texts(self) -> list[str]:
         """Questions, answers and refusals of the training split, to train a tokenizer on."""
@@ -110,32 +100,20 @@ class QuestionData(OrderedData):
         by_image: dict[Path, list[Question]] = defaultdict(list)
         for question in self.by_split["train"]:
             by_image[question.image].append(question)
-        if len(by_image) < self.batch_size:
-            raise BadDataError(f"{len(by_image)} training images do not fill a batch of {self.batch_size}")
         items = _Conversations(list(by_image.values()), self.turns, self.instructed)
-        draw: Draw = partial(shuffled, len(items))
-        return loader(items, EpochOrder(len(items), self.trainer, self.batch_size, self.order_seed, draw), list)
+        return loader(items, self.training_order(len(items)), list)
 
-    def val_dataloader(self) -> DataLoader[list[Conversation]]:
-        """Single questions of the validation split, without and with the instruction."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> DataLoader[list[Conversation]]:
-        """Single questions of the test split, or of the validation split if the manifest has no test rows."""
-        return self._evaluation("test" if self.by_split["test"] else "val")
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Return the batch unchanged: it is text, of which the model makes tensors."""
-        return batch
-
-    def _evaluation(self, split: Split) -> DataLoader[list[Conversation]]:
-        questions = list(self.by_split[split])
-        if not questions:
-            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
+    def evaluation_dataloader(self, split: Split) -> DataLoader[list[Conversation]]:
+        """Single questions of a split, without and with the instruction."""
+        questions = list(self.items(split))
         random.Random(self.split_seed).shuffle(questions)
         asked = questions[: self.evaluated or None]
         items = [conversation([question], instructed) for instructed in (False, True) for question in asked]
         return loader(_Questions(items), EpochOrder(len(items), self.trainer, 64), list)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Return the batch unchanged: it is text, of which the model makes tensors."""
+        return batch
 
 
 def conversation(questions: list[Question], instructed: bool) -> Conversation:

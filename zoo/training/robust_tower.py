@@ -17,8 +17,9 @@ from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
 from zoo.training.adversarial import Generators, row_generators, rows_of, spaced_rows, warm_share
-from zoo.training.base import Base, UnsafeRanking, freeze_parts
+from zoo.training.base import Base, UnsafeRanking
 from zoo.training.data import Batch
+from zoo.training.freeze import freeze_parts
 
 #: Linf 4/255 by ten steps of 1/255, as FARE and TeCoA are published.
 PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
@@ -103,11 +104,6 @@ class RobustTower(Base):
         loss = loss_of(self._attack(pixels, loss_of, threat))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(pixels))
         return loss
-
-    def plain_loss(self, batch: Batch) -> Tensor:
-        """The loss of the clean images, to compare with that of an attacked step."""
-        pixels = self.pixels(batch)
-        return self._loss_of(pixels, batch)(pixels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and AUROC of the clean images, and of some rows under attack."""

@@ -22,7 +22,7 @@ from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard
 from zoo.guard.insertion import INSTRUCTION
-from zoo.guard.lvlm import load_lvlm
+from zoo.guard.lvlm import chat_prompt, load_lvlm
 from zoo.guard.refusals import is_refusal
 from zoo.inputs.image import decode
 from zoo.models.clip import DualEncoder
@@ -196,9 +196,7 @@ class VisionLanguage(Trainable):
         """The prompt of each question in the model's chat template; the first has the image, and the instruction."""
         prompts = []
         for number, question in enumerate(row.questions):
-            content = [{"type": "text", "text": question}]
-            turns = [{"role": "user", "content": content if number else [{"type": "image"}, *content]}]
-            prompt = str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+            prompt = chat_prompt(self.processor, question, images=int(number == 0))
             prompts.append(prompt if number or not row.instructed else self.collator.instruct(prompt, [True]))
         return prompts
 
@@ -262,25 +260,24 @@ class TowerFeatures:
     def __init__(self, model: Any, processor: Any, detector: Detector | None, max_gigabytes: float = 8.0) -> None:
         self._model, self._processor, self._detector = model, processor, detector
         self.max_gigabytes = max_gigabytes
-        self._states: list[Tensor] = []
-        self._number: dict[Path, int] = {}
+        self._states: dict[Path, Tensor] = {}
         #: What the detector says of each image; empty without a detector.
         self.verdicts: dict[Path, Verdict] = {}
 
     @property
     def tokens(self) -> int:
         """How many image tokens an image fills, T."""
-        return len(self._states[0])
+        return len(next(iter(self._states.values())))
 
     @torch.no_grad()
     def compute(self, paths: Sequence[Path], batch_size: int = 64) -> None:
         """Encode the images that are not known yet. Raises BadInputError for one that cannot be read."""
-        new = [path for path in dict.fromkeys(paths) if path not in self._number]
+        new = [path for path in dict.fromkeys(paths) if path not in self._states]
         batches = [new[start : start + batch_size] for start in range(0, len(new), batch_size)]
         for batch in track(batches, "Encoding images", transient=True, disable=len(batches) < 2):
             pixels = self._processor.image_processor(images=[decode(path) for path in batch], return_tensors="pt")
             states, cls = self._encode(pixels["pixel_values"])
-            size = states[0].numel() * states.element_size() * (len(self._number) + len(new)) / 1e9
+            size = states[0].numel() * states.element_size() * (len(self._states) + len(new)) / 1e9
             if size > self.max_gigabytes:
                 raise BadArgumentError(
                     f"the features of {len(new)} images take {size:.1f} GB, more than max_cache_gb {self.max_gigabytes}"
@@ -288,12 +285,11 @@ class TowerFeatures:
             if self._detector is not None and cls is not None:
                 verdicts = self._detector.verdicts(self._detector(cls), [1] * len(batch))
                 self.verdicts |= dict(zip(batch, verdicts, strict=True))
-            self._number |= {path: len(self._states) + offset for offset, path in enumerate(batch)}
-            self._states += states.cpu().unbind()
+            self._states |= dict(zip(batch, states.cpu(), strict=True))
 
     def outputs(self, paths: Sequence[Path]) -> dict[str, BaseModelOutputWithPooling]:
         """`mm_encoder_outputs` for the model: the projected features of these images, with the projector's gradient."""
-        states = torch.stack([self._states[self._number[path]] for path in paths]).to(self._model.device)
+        states = torch.stack([self._states[path] for path in paths]).to(self._model.device)
         return {
             "image": BaseModelOutputWithPooling(pooler_output=list(self._model.model.multi_modal_projector(states)))
         }
