@@ -17,7 +17,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from itertools import count
 from pathlib import Path
@@ -65,7 +65,8 @@ class HeldFiles:
         self._checked: dict[str, str] = {}
         self._streams: dict[str, FileIO] = {}
         self._states: dict[str, tuple[int, int, int]] = {}
-        weakref.finalize(self, _close, self._streams)
+        self._open_files = ExitStack()
+        weakref.finalize(self, self._open_files.close)
         for name, digest in (wanted or {}).items():
             self.check(name, digest)
 
@@ -138,7 +139,7 @@ class HeldFiles:
                 raise TamperedFileError(f"{path}: not used, for it is not listed with its hash")
             if not path.is_file():
                 raise TamperedFileError(f"{path}: missing, although it is listed with its hash")
-            self._streams[name] = FileIO(path)
+            self._streams[name] = self._open_files.enter_context(FileIO(path))
             self._states[name] = self._state(name)
         return self._streams[name]
 
@@ -157,9 +158,6 @@ class HeldFiles:
         self._states[name] = state
 
 
-def _close(streams: dict[str, FileIO]) -> None:
-    for stream in streams.values():
-        stream.close()
 
 
 @contextmanager
@@ -287,12 +285,8 @@ def set_aside(folder: Path) -> Path:
     Raises BadArgumentError for the current folder, the home folder, one around them, and a mounted one.
     """
     _refuse_occupied(folder, folder.resolve())
-    for number in count(1):
-        aside = folder.with_name(f"{folder.name}-{number}")
-        if not aside.exists():
-            break
-    folder.rename(aside)
-    return aside
+    free = (folder.with_name(f"{folder.name}-{number}") for number in count(1))
+    return folder.rename(next(aside for aside in free if not aside.exists()))
 
 
 def told(path: Path) -> str:

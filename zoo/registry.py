@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import logging
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
@@ -92,13 +93,8 @@ def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None 
     ['safeclip_vit_l14.zeroshot', 'safeclip_vit_l14_336.zeroshot']
     """
     _load()
-    return sorted(
-        name
-        for name, entry in _entries.items()
-        if fnmatch.fnmatch(name, pattern)
-        and (tag is None or entry.card.tag == tag)
-        and (task is None or entry.card.task == task)
-    )
+    cards = [_entries[name].card for name in fnmatch.filter(_entries, pattern)]
+    return sorted(card.name for card in cards if tag in (None, card.tag) and task in (None, card.task))
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -150,10 +146,8 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
 def build(card: ModelCard) -> ZooModel:
     """Build the untrained module that a card describes. Raises UnknownModelError for an unregistered name."""
     builder = model_entry(card.name).builder
-    if isinstance(builder, str):
-        module, _, attribute = builder.partition(":")
-        builder = cast("Builder", getattr(importlib.import_module(module), attribute))
-    return builder(card)
+    made: Builder = pkgutil.resolve_name(builder) if isinstance(builder, str) else builder
+    return made(card)
 
 
 def create_model(name: str, **hparams: Any) -> ZooModel:

@@ -245,13 +245,11 @@ class Judge(BaseJudge):
 
     def margins(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """How near each item `[B]` comes to the threshold of any category."""
-        nearest: NDArray[np.float64] = np.abs(category_scores - self._thresholds)[:, self._flaggable].min(axis=1)
-        return nearest
+        return np.asarray(np.abs(category_scores - self._thresholds)[:, self._flaggable].min(axis=1))
 
     def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """One score `[B]` to rank items by: the highest score among categories that block or ask for review."""
-        highest: NDArray[np.float64] = category_scores[:, self._flaggable].max(axis=1)
-        return highest
+        return np.asarray(category_scores[:, self._flaggable].max(axis=1))
 
     def rank(self, verdict: Verdict) -> float | None:
         """The score that a verdict ranks by, as `unsafe_score`; None for what was not judged."""
@@ -386,9 +384,8 @@ class PanelJudge(BaseJudge):
 
     def margins(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """How near each item `[B]` comes to a threshold of any head."""
-        nearest: NDArray[np.float64]
-        nearest = np.min([j.margins(p) for j, p in self._heads(category_scores, self._category_ends)], axis=0)
-        return nearest
+        by_head = [j.margins(p) for j, p in self._heads(category_scores, self._category_ends)]
+        return np.asarray(np.min(by_head, axis=0))
 
     def unsafe_score(self, category_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """One score `[B]` to rank items by: the mean risk where the panel combines by `mean`, else the highest."""

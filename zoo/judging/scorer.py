@@ -23,6 +23,9 @@ from zoo.inputs.text import TextCodec
 from zoo.inputs.views import plan
 from zoo.judging.judge import AnyJudge
 
+#: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
+Images: TypeAlias = Sequence[ImageSource | None] | NDArray[np.generic] | None
+Texts: TypeAlias = Sequence[str | None] | None
 Feeds: TypeAlias = dict[str, NDArray[np.generic]]
 #: An engine: the arrays of `card.input_names` in, output scores `[B, N]` out.
 Engine: TypeAlias = Callable[[Feeds], NDArray[np.floating]]
@@ -107,11 +110,7 @@ class Scorer:
         """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
         return self.judge_ready([self.prepare(image, text)])[0]
 
-    def verdicts(
-        self,
-        images: Sequence[ImageSource | None] | NDArray[np.generic] | None = None,
-        texts: Sequence[str | None] | None = None,
-    ) -> list[Verdict]:
+    def verdicts(self, images: Images = None, texts: Texts = None) -> list[Verdict]:
         """Judge many items, in order; image i goes with text i. A uint8 `[B, H, W, 3]` array is B images.
 
         An item that cannot be read gets a verdict that says so. Raises BadInputError only for a call that
@@ -119,11 +118,7 @@ class Scorer:
         """
         return [verdict for batch in self.stream(images, texts) for verdict in batch]
 
-    def stream(
-        self,
-        images: Sequence[ImageSource | None] | NDArray[np.generic] | None = None,
-        texts: Sequence[str | None] | None = None,
-    ) -> Iterator[list[Verdict]]:
+    def stream(self, images: Images = None, texts: Texts = None) -> Iterator[list[Verdict]]:
         """As `verdicts`, but yields the list of each batch when it is judged."""
         items = self._items(images, texts)
         if self._closed:
@@ -218,11 +213,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _items(
-        self,
-        images: Sequence[ImageSource | None] | NDArray[np.generic] | None,
-        texts: Sequence[str | None] | None,
-    ) -> list[tuple[ImageSource | None, str | None]]:
+    def _items(self, images: Images, texts: Texts) -> list[tuple[ImageSource | None, str | None]]:
         if isinstance(images, (str, bytes, Path)) or isinstance(texts, str):
             raise BadArgumentError("verdicts() takes a list of images or texts; for a single one use verdict()")
         if images is None and texts is None:
