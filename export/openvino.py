@@ -21,7 +21,7 @@ from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
-from zoo.files import native_writer
+from zoo.files.writing import native_writer
 from zoo.models.served import text_banks
 from zoo.release.store import Release
 

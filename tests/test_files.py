@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from zoo import files
 from zoo.errors import BadArgumentError
-from zoo.files import edited_directory, native_writer, new_directory, new_file, set_aside, write_file
+from zoo.files import writing
+from zoo.files.writing import edited_directory, native_writer, new_directory, new_file, set_aside, write_file
 
 OURS = ("card.json", "model.*")
 
@@ -156,16 +156,16 @@ def test_old_or_new_is_there_after_a_kill_at_any_moment(tmp_path: Path, swap: st
     program = textwrap.dedent(f"""
         import sys, itertools
         from pathlib import Path
-        sys.path.insert(0, {str(Path(files.__file__).parents[1])!r})
-        from zoo import files
+        sys.path.insert(0, {str(Path(writing.__file__).parents[2])!r})
+        from zoo.files import writing
         if {swap == "by two renames"}:
-            files.sys = type("Elsewhere", (), {{"platform": "win32"}})
+            writing.sys = type("Elsewhere", (), {{"platform": "win32"}})
         print("go", flush=True)
         for number in itertools.count():
-            with files.new_directory(Path({str(out)!r}), overwrite=True, ours={OURS!r}) as folder:
+            with writing.new_directory(Path({str(out)!r}), overwrite=True, ours={OURS!r}) as folder:
                 for name in ("card.json", "model.safetensors"):
                     (folder / name).write_text(str(number) * 2000)
-            files.write_file(Path({str(tmp_path / "report.json")!r}), str(number) * 2000)
+            writing.write_file(Path({str(tmp_path / "report.json")!r}), str(number) * 2000)
     """)
     for delay in (0.0, 0.003, 0.007, 0.011, 0.02, 0.05):
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
@@ -175,7 +175,7 @@ def test_old_or_new_is_there_after_a_kill_at_any_moment(tmp_path: Path, swap: st
                 child.wait(delay)
             child.send_signal(signal.SIGKILL)
         if swap == "by two renames":
-            files._clean(out)  # as the next run does
+            writing._clean(out)  # as the next run does
         assert len(set(_content(out).values())) == 1
         report = tmp_path / "report.json"
         assert not report.exists() or (len(set(report.read_text())) <= 10 and report.stat().st_size % 2000 == 0)
@@ -187,7 +187,7 @@ def test_old_or_new_is_there_after_a_kill_at_any_moment(tmp_path: Path, swap: st
 def test_the_work_of_a_running_process_is_not_cleaned(tmp_path: Path) -> None:
     out = tmp_path / "release"
     with new_directory(out) as folder:
-        files._clean(out)
+        writing._clean(out)
         assert folder.is_dir()
         (folder / "card.json").write_text("new")
     assert _content(out) == {"card.json": "new"}
@@ -207,12 +207,12 @@ def test_what_was_moved_aside_before_a_kill_comes_back(tmp_path: Path) -> None:
 def test_an_open_descriptor_is_written_after_what_was_printed(tmp_path: Path, name: str, to: str) -> None:
     program = f"""
 from pathlib import Path
-from zoo.files import write_file
+from zoo.files.writing import write_file
 print("table")
 write_file(Path({name!r}), "figures\\n")
 print("end")
 """
-    home = Path(files.__file__).parents[1]
+    home = Path(writing.__file__).parents[2]
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
         target = stream if to == "file" else subprocess.PIPE

@@ -23,20 +23,14 @@ TRAINING = {
 
 #: The module of each command: of a command that is known, its parser alone is built.
 COMMANDS = {
-    "list": models,
-    "show": models,
-    "recipes": recipes,
-    "threats": recipes,
-    "budgets": recipes,
+    **dict.fromkeys(("list", "show"), models),
+    **dict.fromkeys(("recipes", "threats", "budgets"), recipes),
     "data": data,
-    "release": release,
-    "import": release,
-    "panel": release,
+    **dict.fromkeys(("release", "import", "panel"), release),
     "score": score,
     "evaluate": evaluate,
     "guard": guard,
-    "attacks": robustness,
-    "leaderboard": robustness,
+    **dict.fromkeys(("attacks", "leaderboard"), robustness),
 }
 
 #: What only maintainers run moved out of the commands: an old call names the new one. Dropped after one release.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.evaluation.page import COLOURS, DASHES, MARKERS
-from zoo.files import write_file
+from zoo.files.writing import write_file
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from export.bundle.store import read_bundle, use_policy
 from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
 from zoo.contract.policy import read_policy
-from zoo.files import is_bundle
+from zoo.files.held import is_bundle
 from zoo.judging.banks import cache_folder
 from zoo.judging.judge import bind
 

@@ -18,7 +18,7 @@ from export.bundle.manifest import Device, Engine, Precision
 from export.bundle.store import Bundle
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError, ZooError
-from zoo.files import HeldFiles
+from zoo.files.held import HeldFiles
 from zoo.judging.banks import cache_folder
 from zoo.judging.scorer import Feeds
 

@@ -13,7 +13,7 @@ from export.bundle.manifest import Device, Engine
 from export.bundle.store import Bundle, read_banks
 from export.runtime.engine import RunningEngine
 from zoo.errors import IncompatibleBundleError, MissingDependencyError
-from zoo.files import HeldFiles
+from zoo.files.held import HeldFiles
 from zoo.judging.scorer import Feeds
 
 #: Inputs of one shape each, by name.

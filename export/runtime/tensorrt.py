@@ -19,7 +19,7 @@ from export.runtime.engine import RunningEngine
 from export.tensorrt.package import GRAPH, REPORT, Package, PlanReport, errors_in, load_package
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files import HeldFiles
+from zoo.files.held import HeldFiles
 from zoo.judging.scorer import Feeds
 
 OUTPUTS = ("logits", "scores")

@@ -20,7 +20,7 @@ import onnx
 from export.bundle.manifest import Range, Shapes
 from export.tensorrt.package import LogLine, Package, PlanReport, errors_in, load_package
 from zoo.errors import BadArgumentError, BadDataError, IncompatibleBundleError, close_match
-from zoo.files import write_file
+from zoo.files.writing import write_file
 
 #: TensorRT's names of types, in the network (capitals) and in the layer list.
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "BFLOAT16": "bf16", "INT8": "int8", "FP8": "fp8"}

@@ -18,7 +18,7 @@ from export.tensorrt.build import Built, PlanOptions, build, load_graph
 from export.tensorrt.package import GRAPH, LOG, REPORT
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import write_file
+from zoo.files.writing import write_file
 from zoo.release.store import Release
 
 #: Largest side of the images that an engine resizes by itself, unless another is asked for.

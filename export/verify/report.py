@@ -22,7 +22,7 @@ from export.bundle.manifest import (
 )
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, ParityError
-from zoo.files import MANIFEST
+from zoo.files.held import MANIFEST
 
 #: Fewer inputs prove nothing about flips.
 MINIMUM = 256

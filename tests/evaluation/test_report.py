@@ -27,7 +27,7 @@ from zoo.errors import BadCardError, BadInputError
 from zoo.evaluation.labelling import Labelling
 from zoo.evaluation.report import EvaluationReport, versions
 from zoo.evaluation.run import SHOWN, Evaluation, evaluate
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.release.store import load_release, write_release
 
 UNREADABLE = unjudged(

@@ -23,7 +23,7 @@ from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy, read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.inputs.text import TextCodec
 from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds, Scorer

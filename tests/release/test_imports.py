@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from zoo.cli import run
 from zoo.errors import BadInputError, TamperedFileError, ZooError
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.inputs.text import train_tokenizer
 from zoo.models.clip import DualEncoder
 from zoo.models.heads import HEADS

@@ -31,7 +31,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.evaluation.guard.run import RefusalJudge
-from zoo.files import HeldFiles, sha256
+from zoo.files.held import HeldFiles, sha256
 from zoo.guard.lvlm import load_lvlm
 from zoo.inputs.text import train_tokenizer
 from zoo.judging.judge import bind

@@ -9,7 +9,7 @@ from pathlib import Path
 from zoo.assets import assets_root, find_asset, shipped
 from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
 from zoo.errors import BadArgumentError, close_match
-from zoo.files import write_file
+from zoo.files.writing import write_file
 
 
 def add(commands: Commands) -> None:

@@ -7,7 +7,7 @@ import inspect
 
 from zoo.commands.common import Commands, add_command, add_flag, call_with, hparams, read_policy
 from zoo.errors import BadArgumentError
-from zoo.files import refuse_input
+from zoo.files.writing import refuse_input
 from zoo.models.upstream import KINDS, UPSTREAM
 
 
@@ -49,20 +49,10 @@ def _add_panel(commands: Commands) -> None:
     parser = add_command(commands, "panel", _panel)
     text = 'image tower with heads, such as clip_vit_l14 (`zoo list "*.panel"` without the tag)'
     parser.add_argument("architecture", metavar="ARCHITECTURE", help=text)
-    parser.add_argument(
-        "members",
-        nargs="+",
-        metavar="MEMBER[=POLICY]",
-        help="release directory, hf-hub:ORG/NAME or registry name; and a policy for it, a file or a shipped name "
-        "(default: its own)",
-    )
-    parser.add_argument(
-        "--combine",
-        choices=("any", "majority", "mean", "max"),
-        default="any",
-        help="unsafe when any head says so, when more than half do, by the mean risk, or as the head of the highest "
-        "risk says",
-    )
+    text = "release directory, hf-hub:ORG/NAME or registry name; and a policy for it, a file or a shipped name"
+    parser.add_argument("members", nargs="+", metavar="MEMBER[=POLICY]", help=f"{text} (default: its own)")
+    text = "unsafe when any head says so, when more than half do, by the mean risk, or as the head of highest risk says"
+    parser.add_argument("--combine", choices=("any", "majority", "mean", "max"), default="any", help=text)
     _add_out(parser)
 
 

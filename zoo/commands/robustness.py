@@ -11,7 +11,8 @@ from pathlib import Path
 from zoo.assets import find_asset
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names, read_policy, renamed
 from zoo.errors import BadArgumentError
-from zoo.files import is_bundle, refuse_input, write_file
+from zoo.files.held import is_bundle
+from zoo.files.writing import refuse_input, write_file
 
 RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--calibrate": "--threshold-split"}
 
@@ -84,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zoo.evaluation.robustness.victim import Selection, Victim
     from zoo.release.store import load_release
 
-    columns = renamed(options.columns)
+    selection = Selection(options.data, options.image_root, renamed(options.columns), names(options.by))
     threat_file = find_asset(options.threat, "threat")
     threat = Threat.read(threat_file)
     policy = read_policy(options.policy)
@@ -99,7 +100,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         keep=options.save is not None,
         progress=True,
     )
-    selection = Selection(options.data, options.image_root, columns, names(options.by))
     outcome = evaluate_robustness(victim, options.model, selection, threat, threat_file.stem, given)
     report = dataclasses.replace(outcome.report, model=options.name) if options.name else outcome.report
     print_report(report)

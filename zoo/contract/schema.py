@@ -18,7 +18,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match, quoted
-from zoo.files import write_file
+from zoo.files.writing import write_file
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -14,7 +14,7 @@ from zoo.contract import schema
 from zoo.data.manifest import Split, need_columns, read_records, write_records
 from zoo.data.splits import hashed_splits, joined, near_texts
 from zoo.errors import BadDataError, BadInputError, close_match
-from zoo.files import refuse_input
+from zoo.files.writing import refuse_input
 from zoo.inputs.text import clean
 
 _LINK, _USER = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), re.compile(r"@\w+")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match, near_match, quoted
-from zoo.files import new_file
+from zoo.files.writing import new_file
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

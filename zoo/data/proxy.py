@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo.data.manifest import SPLITS, Row, Split, read_manifest, write_records
 from zoo.data.splits import draw
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import refuse_input
+from zoo.files.writing import refuse_input
 
 #: Where the concept is: in photo and prompt, in the photo alone, in the prompt alone, in neither.
 KINDS = ("both", "image", "prompt", "neither")

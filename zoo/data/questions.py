@@ -14,7 +14,7 @@ import numpy as np
 from zoo.data.manifest import Split, need_columns, read_manifest
 from zoo.data.signs import PLACES, Signs, read_signs
 from zoo.errors import BadArgumentError, BadDataError, close_match, quoted
-from zoo.files import write_file
+from zoo.files.writing import write_file
 
 Wording = Literal["plain", "new"]
 COLUMNS = ("image", "question", "answer", "label", "split", "kind", "reason")

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import new_directory, new_file, write_file
+from zoo.files.writing import new_directory, new_file, write_file
 
 SPLITS = ("train", "val", "test")
 

@@ -265,8 +265,7 @@ def _explained(grey: NDArray[Any], points: NDArray[Any], others: NDArray[Any]) -
     gram = flat @ flat.swapaxes(1, 2) + 1e-3 * np.eye(6)  # an image of one colour has no tangents
     basis = np.linalg.solve(np.linalg.cholesky(gram), flat).astype(np.float32)
     own = np.einsum("akd,ad->ka", basis, points)
-    explained: NDArray[Any] = np.sum([(basis[:, k] @ others.T - own[k][:, None]) ** 2 for k in range(6)], axis=0)
-    return explained
+    return np.asarray(np.sum([(basis[:, k] @ others.T - own[k][:, None]) ** 2 for k in range(6)], axis=0))
 
 
 def _warn_of_shares(rows: Sequence[Row], splits: Sequence[Split], group: Sequence[int], fractions: Fractions) -> None:

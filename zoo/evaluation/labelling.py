@@ -15,7 +15,7 @@ from zoo.contract.card import ModelCard
 from zoo.data.manifest import SPLITS, Row, need_label, read_manifest
 from zoo.data.splits import apply_rule
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import HUB
+from zoo.files.hub import HUB
 from zoo.keys import refuse_unsigned
 from zoo.release.store import CARD, load_release
 

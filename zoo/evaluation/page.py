@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError
-from zoo.files import new_file, write_file
+from zoo.files.writing import new_file, write_file
 from zoo.inputs import image as image_input
 from zoo.metrics import auroc, rates, roc
 

@@ -117,8 +117,7 @@ class GuardedCollator:
         return self._expand(ids, image_tokens), self._expand(labels, image_tokens, ids)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        return ids
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _expand(
         self, values: Sequence[int], image_tokens: Sequence[int], ids: Sequence[int] | None = None

@@ -39,7 +39,7 @@ def load_detector(
     Raises what `load_release` and `Detector` raise.
     """
     refuse_unsigned(source)
-    release = load_release(source, to_judge=True)
+    release = load_release(source)
     chosen = read_policy(policy) if isinstance(policy, (str, Path)) else policy or release.policy
     return Detector(release.model, chosen, layer=layer)
 
@@ -152,11 +152,6 @@ class Features:
     cls: Tensor
     tiles: list[int]
     consumed: tuple[str, ...]
-
-    @property
-    def lengths(self) -> list[int]:
-        """How many image tokens each image fills."""
-        return [len(image) for image in self.pooled]
 
     def encoder_outputs(self, images: list[int] | None = None) -> dict[str, BaseModelOutputWithPooling]:
         """`mm_encoder_outputs` for `forward` or `generate`; new each time, as beams change it in place."""

@@ -126,7 +126,7 @@ class Guard:
             nothing: list[Any] = [[] for _ in ids]
             return Screening(nothing, None, nothing, cached)
         features = encode(self._inner, inputs, self.detector.index)
-        spans = image_spans(is_image, features.lengths)
+        spans = image_spans(is_image, [len(image) for image in features.pooled])
         judged = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
         verdicts = [[next(judged) for _ in row] for row in spans]
         return Screening(verdicts, features, spans, cached)

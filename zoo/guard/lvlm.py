@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.files import model_folder
+from zoo.files.hub import model_folder
 
 #: LLaVA-1.5's, for processors without a chat template.
 TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
@@ -37,8 +37,7 @@ class VisionLanguageModel:
     @property
     def device(self) -> torch.device:
         """The device of the model."""
-        device: torch.device = self.model.device
-        return device
+        return torch.device(self.model.device)
 
     def prompt(self, question: str) -> str:
         """The prompt of one question about one image. Raises BadInputError for a question with an image token in it."""

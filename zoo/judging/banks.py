@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.policy import Policy
-from zoo.files import write_file
+from zoo.files.writing import write_file
 from zoo.keys import PUBLIC_KEY, configured_key
 
 log = logging.getLogger("zoo.judging.banks")

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from zoo.contract import schema
 from zoo.contract.card import ImageInput
 from zoo.errors import BadArgumentError, BadCardError, BadDataError, named_as
-from zoo.files import HUB, model_folder
+from zoo.files.hub import HUB, model_folder
 from zoo.models.base import ZooModel, read_transformers
 from zoo.models.clip import ClipImageTower, ClipTextTower, DualEncoder, copy_tower
 

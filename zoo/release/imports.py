@@ -22,7 +22,9 @@ from zoo.assets import find_asset
 from zoo.contract.card import QUICK_GELU, ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match, named_as
-from zoo.files import HUB, hashes, model_folder, refuse_input
+from zoo.files.held import hashes
+from zoo.files.hub import HUB, model_folder
+from zoo.files.writing import refuse_input
 from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier

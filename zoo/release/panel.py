@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.contract.card import VISION, Reading, panel_card, reading_of
 from zoo.contract.policy import Combine, Policy, panel_policy, read_policy
 from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.models.clip import ClipImageTower, DualEncoder
+from zoo.models.heads import EmbeddingClassifier, Panel
 from zoo.registry import list_models, model_card
 from zoo.release.store import Release, load_release
 
@@ -35,8 +37,6 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
     >>> list(panel.card.heads)
     ['safeclip_tiny.zeroshot/safeclip', 'safeclip_tiny.zeroshot/dogs']
     """
-    from zoo.models.heads import Panel
-
     towers = [name.removesuffix(".panel") for name in list_models("*.panel")]
     if tower not in towers:
         raise BadArgumentError(f'no tower is named "{tower}"' + close_match(tower, towers))
@@ -55,9 +55,6 @@ def create_panel(tower: str, members: Sequence[Member], combine: Combine = "any"
 
 
 def _load(member: Member) -> Release:
-    from zoo.models.clip import ClipImageTower, DualEncoder
-    from zoo.models.heads import EmbeddingClassifier
-
     source, policy = member if isinstance(member, tuple) else (member, None)
     release = load_release(source)
     release.card.refuse_panel("name its heads instead")
@@ -143,7 +140,6 @@ def _tokenizer(releases: dict[str, Release]) -> str | None:
 
 def _same_sizes(tower: str, hparams: dict[str, object]) -> None:
     expected = model_card(f"{tower}.panel").hparams
-    wrong = [key for key in VISION if hparams[key] != expected[key]]
-    if wrong:
-        key = wrong[0]
-        raise BadArgumentError(f"the members do not fit {tower}: {key} is {hparams[key]}, expected {expected[key]}")
+    for key in VISION:
+        if hparams[key] != expected[key]:
+            raise BadArgumentError(f"the members do not fit {tower}: {key} is {hparams[key]}, expected {expected[key]}")

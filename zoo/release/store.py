@@ -17,7 +17,9 @@ from zoo.errors import (
     NoWeightsError,
     named_as,
 )
-from zoo.files import HUB, HeldFiles, hashes, is_bundle, model_folder, native_writer, new_directory, write_file
+from zoo.files.held import HeldFiles, hashes, is_bundle
+from zoo.files.hub import HUB, model_folder
+from zoo.files.writing import native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.keys import refuse_unsigned

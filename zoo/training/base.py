@@ -25,7 +25,7 @@ from zoo.contract.card import Training
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.files import told, write_file
+from zoo.files.writing import told, write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge, Seen
 from zoo.keys import refuse_unsigned

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from zoo.assets import find_asset, shipped
 from zoo.contract import schema
 from zoo.errors import close_match, quoted, refusal
-from zoo.files import set_aside, write_file
+from zoo.files.writing import set_aside, write_file
 
 log = logging.getLogger("zoo.training")
 

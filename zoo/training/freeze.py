@@ -45,11 +45,8 @@ def checkpoint_gradients(model: ZooModel) -> None:
 
     Raises BadInputError for a model without a tower that can.
     """
-    towers = [
-        module
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
-    ]
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    towers = [part for part in parts if part.supports_gradient_checkpointing]
     if not towers:
         raise BadArgumentError(f"gradient_checkpointing: {model.card.name} has no transformer that can do it")
     with warnings.catch_warnings():

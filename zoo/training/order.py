@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from zoo.data.manifest import SPLITS, Row, Split, write_records
 from zoo.data.splits import Fractions, assign_splits
 from zoo.errors import BadDataError
-from zoo.files import told
+from zoo.files.writing import told
 
 log = logging.getLogger("zoo.data")
 

@@ -17,7 +17,7 @@ from zoo.assets import find_asset
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, BadDataError, close_match
-from zoo.files import native_writer, new_directory
+from zoo.files.writing import native_writer, new_directory
 from zoo.guard.collator import Example, GuardedCollator
 from zoo.guard.detector import Detector
 from zoo.guard.guard import Guard

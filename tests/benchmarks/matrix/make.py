@@ -41,7 +41,7 @@ from tests.benchmarks.matrix.drawn import draw_inputs
 from tests.benchmarks.matrix.latency import machine, median_ms
 from tests.benchmarks.matrix.rows import Row
 from zoo.errors import BadInputError, IncompatibleBundleError
-from zoo.files import HeldFiles, sha256
+from zoo.files.held import HeldFiles, sha256
 from zoo.judging.scorer import Feeds
 from zoo.release.store import Release
 

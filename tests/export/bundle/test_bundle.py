@@ -16,7 +16,7 @@ from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError, BadPolicyError, IncompatibleBundleError, TamperedFileError, ZooError
-from zoo.files import hashes, sha256
+from zoo.files.held import hashes, sha256
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 FP32 = "onnx-fp32.onnx"

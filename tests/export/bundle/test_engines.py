@@ -32,7 +32,7 @@ from tests.verdicts import same_verdict
 from zoo.cli import run
 from zoo.contract.policy import Policy, Threshold, read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
-from zoo.files import hashes
+from zoo.files.held import hashes
 from zoo.guard.detector import load_detector
 from zoo.judging import banks
 from zoo.models.clip import PhraseEncoder

@@ -16,7 +16,7 @@ from export.onnx.export import export_onnx
 from export.precision import nodes
 from export.runtime.engine import open_best
 from zoo.errors import IncompatibleBundleError, TamperedFileError
-from zoo.files import HeldFiles
+from zoo.files.held import HeldFiles
 
 CLIP = "test_safeclip.random"
 FP32 = "onnx-fp32.onnx"

@@ -22,7 +22,7 @@ from export.onnx.export import export_onnx
 from export.verify.inputs import image_probes
 from zoo.cli import build_parser, run
 from zoo.errors import BadInputError, TamperedFileError
-from zoo.files import hashes
+from zoo.files.held import hashes
 from zoo.registry import model_card
 
 CLIP = "test_safeclip.random"

@@ -27,7 +27,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadInputError, BadPolicyError, IncompatibleBundleError, MissingDependencyError
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.inputs.image import decode
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.models.served import ServedRun, text_banks

@@ -33,7 +33,7 @@ from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc

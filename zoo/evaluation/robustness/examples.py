@@ -22,7 +22,7 @@ from zoo.evaluation.report import EvaluationReport, plain_console, plain_table, 
 from zoo.evaluation.robustness.run import Outcome
 from zoo.evaluation.robustness.victim import AdversarialExample, Item, Items, Selection, Victim
 from zoo.evaluation.run import judged
-from zoo.files import new_directory, new_file
+from zoo.files.writing import new_directory, new_file
 from zoo.inputs.image import load
 from zoo.metrics import FLAGGED, Draws, Estimate
 from zoo.release.store import load_scorer, model_scorer

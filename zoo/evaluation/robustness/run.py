@@ -28,7 +28,7 @@ from zoo.evaluation.robustness.report import (
     RobustnessReport,
 )
 from zoo.evaluation.robustness.victim import AttackedPoint, Items, Selection, Victim, read_items
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.metrics import Draws, Estimate
 from zoo.release.store import WEIGHTS
 

@@ -18,7 +18,7 @@ from zoo.contract.card import ModelCard
 from zoo.data.manifest import Row, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match, quoted
 from zoo.evaluation.labelling import with_splits
-from zoo.files import model_folder
+from zoo.files.hub import model_folder
 from zoo.inputs.text import TextCodec
 from zoo.keys import refuse_unsigned
 from zoo.metrics import average_precision

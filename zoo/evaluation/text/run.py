@@ -36,7 +36,7 @@ from zoo.evaluation.text.report import (
     TextLatency,
     TextReport,
 )
-from zoo.files import sha256
+from zoo.files.held import sha256
 from zoo.metrics import Draws
 from zoo.release.store import WEIGHTS, load_scorer
 
