@@ -36,9 +36,9 @@ from export.verify.compare import verify_engine
 from export.verify.report import Check
 from export.verify.threshold import Reference
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files.held import MANIFEST, hashes, is_bundle
+from zoo.files.held import hashes, is_bundle
 from zoo.files.hub import HUB, model_folder
-from zoo.files.writing import edited_directory, new_directory, write_file
+from zoo.files.writing import MANIFEST, edited_directory, new_directory, write_file
 from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 

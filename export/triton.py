@@ -28,8 +28,7 @@ from export.runtime import text_bank
 from export.runtime.tensorrt import read_report
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files.held import MANIFEST
-from zoo.files.writing import new_directory, write_file
+from zoo.files.writing import MANIFEST, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 #: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.

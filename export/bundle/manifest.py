@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass
 from zoo.assets import find_asset
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, close_match
-from zoo.files.held import MANIFEST
-from zoo.files.writing import write_file
+from zoo.files.writing import MANIFEST, write_file
 
 #: `int8` has per-channel weights and activations with a scale per row, found as they come, for onnxruntime on CPUs;
 #: `int8_qdq` has fixed scales from calibration inputs (`QuantizeLinear` and `DequantizeLinear` nodes), for GPUs and

@@ -18,8 +18,8 @@ from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.files.held import MANIFEST, HeldFiles, is_bundle, sha256
-from zoo.files.writing import edited_directory, new_file, write_file
+from zoo.files.held import HeldFiles, is_bundle, sha256
+from zoo.files.writing import MANIFEST, edited_directory, new_file, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.keys import configured_key
 

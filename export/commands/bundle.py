@@ -11,7 +11,7 @@ from export.bundle.store import Bundle, check_signature, read_bundle, sign
 from export.commands.formats import add_check_options, read_check
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, call_with, names
 from zoo.errors import BadArgumentError, ZooError
-from zoo.files.held import MANIFEST
+from zoo.files.writing import MANIFEST
 
 EXAMPLES = """zoo bench bundles/vit_b32 --against transformers,open_clip --batch-sizes 1,8,32 --out figures
   zoo bench bundles/vit_b32 --input pixels --engine onnx-fp32 --engine onnx-int8

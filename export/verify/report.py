@@ -22,7 +22,7 @@ from export.bundle.manifest import (
 )
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, IncompatibleBundleError, ParityError
-from zoo.files.held import MANIFEST
+from zoo.files.writing import MANIFEST
 
 #: Fewer inputs prove nothing about flips.
 MINIMUM = 256

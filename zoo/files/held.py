@@ -13,9 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from zoo.errors import TamperedFileError
-
-#: What a bundle has and a release does not.
-MANIFEST = "manifest.json"
+from zoo.files.writing import MANIFEST, write_file
 
 
 def is_bundle(source: str | Path) -> bool:
@@ -108,8 +106,8 @@ class HeldFiles:
 
     def copy(self, name: str, target: Path) -> None:
         """Write the content of a file into another one."""
-        with self.content(name) as content, target.open("wb") as stream:
-            stream.write(content)
+        with self.content(name) as content:
+            write_file(target, memoryview(content))
 
     def has(self, name: str) -> bool:
         """Whether the folder has this file, and it may be read."""

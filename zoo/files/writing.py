@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from zoo.errors import BadArgumentError, named_as
-from zoo.files.held import MANIFEST
 
 try:
     import fcntl
 except ImportError:  # Windows: what a killed run left is not cleaned there
     fcntl = None  # type: ignore[assignment]
+
+#: What a bundle has and a release does not: the file by which all others are judged.
+MANIFEST = "manifest.json"
 
 _PARTIAL, _OLD = ".zoo-partial", ".zoo-old"
 

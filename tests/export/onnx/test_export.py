@@ -23,7 +23,8 @@ from export.runtime.engine import open_best
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
-from zoo.files.held import MANIFEST, hashes
+from zoo.files.held import hashes
+from zoo.files.writing import MANIFEST
 from zoo.models.served import text_banks
 from zoo.registry import list_models
 from zoo.release.store import load_release
