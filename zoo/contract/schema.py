@@ -200,7 +200,8 @@ def _shown(value: object) -> str:
     """A wrong value as a message may show it."""
     if isinstance(value, (list, tuple, Mapping)):
         return f"{'a mapping' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
-    return quoted(value) if isinstance(value, str) else repr(value)[:80]
+    told = quoted(value) if isinstance(value, str) else ""
+    return told if told.startswith("a text") else repr(value)[:80]
 
 
 def _field_names(cls: type, path: list[Any]) -> list[str]:
