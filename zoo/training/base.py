@@ -27,7 +27,8 @@ from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.files.writing import told, write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judging.judge import Judge, Seen
+from zoo.judging.base import Seen
+from zoo.judging.judge import Judge
 from zoo.keys import refuse_unsigned
 from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel, check_finite
