@@ -26,6 +26,10 @@ class BadArgumentError(BadInputError):
     """
 
 
+class BadTypeError(ZooError, TypeError):
+    """An argument of a type that is not taken, such as a list in place of an image: correct the call."""
+
+
 class UnknownModelError(ZooError, KeyError):
     """No model of that name is registered."""
 

@@ -24,7 +24,7 @@ from export.runtime.scorer import load
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, ClosedError, EngineError, OverloadError, ServiceError, ZooError
-from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, check_source, owned
 from zoo.judging.scorer import Ready, Scorer
 
 #: After this number of failed batches in a row the service reports itself as failing.
@@ -194,13 +194,17 @@ class Service(AbstractContextManager["Service"]):
     def submit(self, image: ImageSource | None = None, text: str | None = None) -> Future[Verdict]:
         """As `verdict`, without waiting: the verdict, or the error, of a future that can be cancelled until then.
 
-        An array is copied, so the caller may reuse it at once. Callbacks of the future run on threads of their own.
+        Arrays, tensors and Pillow images are copied and streams are read, so the caller may reuse or close them at
+        once. Callbacks of the future run on threads of their own.
         In asyncio: `await asyncio.wrap_future(service.submit(image))`. Raises OverloadError when the queue is full,
-        ClosedError after `close`, and ServiceError when the engine's thread has ended or the process was forked.
+        ClosedError after `close`, ServiceError when the engine's thread has ended or the process was forked, and
+        BadTypeError for an image of a type that is not taken.
         """
-        return self._submit(image.copy() if isinstance(image, np.ndarray) else image, text)
+        return self._submit(None if image is None else owned(image, self.scorer.limits), text)
 
     def _submit(self, image: ImageSource | None, text: str | None) -> Future[Verdict]:
+        if image is not None:
+            check_source(image)
         answer = _Answer(self._callbacks)
         if dead := self._dead():
             raise ServiceError(dead)

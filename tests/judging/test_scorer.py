@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.verdicts import same_verdict
 from zoo.contract.verdict import Verdict
@@ -40,9 +43,9 @@ def _images(count: int) -> list[Pixels]:
 def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp_path: Path) -> None:
     scorer = scorers[name]
     gone = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg"))
-    bad: list[Any] = [b"", gone, "null\0.jpg", np.zeros((3, 8, 8), dtype=np.uint8), 5, b"<html></html>"]
+    bad: list[Any] = [b"", gone, "null\0.jpg", np.zeros((3, 8, 8), dtype=np.uint8), b"<html></html>"]
     good = _images(5)
-    images: list[Any] = [good[0], bad[0], good[1], bad[1], bad[2], bad[3], good[2], bad[4], good[3], bad[5], good[4]]
+    images: list[Any] = [good[0], bad[0], good[1], bad[1], bad[2], bad[3], good[2], bad[4], good[3], good[4]]
     texts = [f"text {i}" for i in range(len(images))] if scorer.card.reads_text else None
     verdicts = scorer.verdicts(images, texts)
     assert len(verdicts) == len(images)
@@ -54,6 +57,36 @@ def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp
             assert verdict.status == "ok"
             assert same_verdict(verdict, scorer.verdict(image, texts[i] if texts else None), 1e-6)
         assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+@pytest.mark.parametrize("name", [EITHER, IMAGES])
+@pytest.mark.parametrize("no_image", [5, [[1, 2], [3, 4]], {"image": b""}, io.StringIO("text")], ids=str)
+def test_what_is_no_image_is_an_error_of_the_caller(name: str, no_image: Any, scorers: dict[str, Scorer]) -> None:
+    scorer, judged = scorers[name], list[Feeds]()
+    engine, scorer.engine = scorer.engine, judged.append  # type: ignore[assignment]
+    try:
+        for ask in (
+            lambda: scorer.verdict(no_image),
+            lambda: scorer.prepare(no_image),
+            lambda: scorer.verdicts([*_images(7), no_image]),
+            lambda: next(scorer.stream([*_images(7), no_image])),
+        ):
+            with pytest.raises(TypeError, match="an image is a path"):
+                ask()
+    finally:
+        scorer.engine = engine
+    assert judged == []
+
+
+def test_pillow_images_tensors_and_streams_are_judged_as_their_files(scorers: dict[str, Scorer]) -> None:
+    pixels = _images(1)[0]
+    image, stream = Image.fromarray(pixels), io.BytesIO()
+    image.save(stream, "PNG")
+    stream.seek(0)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    wanted = scorers[IMAGES].verdict(pixels)
+    for verdict in scorers[IMAGES].verdicts([image, stream, tensor, tensor / 255, pixels / 255]):
+        assert same_verdict(verdict, wanted, 1e-6)
 
 
 @pytest.mark.parametrize("name", [EITHER, TEXTS])

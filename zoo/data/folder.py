@@ -13,12 +13,13 @@ from PIL import Image
 from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split, write_records
 from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.inputs.image import FORMATS
+from zoo.inputs.image import FORMATS, MORE_ENDINGS
 
 #: Path, class and split of a file.
 _File = tuple[Path, str, Split | None]
 #: The endings of the formats that can be read, in lower case with the dot.
 _SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+_SUFFIXES |= {f".{ending}" for ending in MORE_ENDINGS}
 
 
 @dataclass(frozen=True)

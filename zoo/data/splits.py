@@ -18,10 +18,10 @@ from PIL import Image
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
-from zoo.contract.card import SplitRule
+from zoo.contract.card import ImageInput, SplitRule
 from zoo.data.manifest import SPLITS, Row, Split
 from zoo.errors import BadDataError, BadInputError
-from zoo.inputs.image import decode
+from zoo.inputs.image import Decoded, decode_for
 from zoo.inputs.text import clean
 
 log = logging.getLogger("zoo.data")
@@ -36,6 +36,8 @@ _SIDE = 24
 #: Two images are copies if their thumbnails differ by less than this share of the contrast once a small shift, stretch
 #: and change of brightness and contrast are undone, and by less than the second before that; in grey levels at least.
 _COPY, _UNALIGNED, _FLOOR = 0.16, 0.45, 0.5
+#: Where no model is given, images are decoded for the one that most are: a large picture is decoded at a smaller scale.
+_USUAL = ImageInput(224, "shortest_edge_crop", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 #: Images compared at once with eight times as many: smaller products leave threads waiting for each other.
 _BLOCK = 512
 
@@ -103,21 +105,21 @@ def fingerprint(image: Image.Image) -> bytes:
 
 
 def fingerprints(
-    paths: Sequence[Path], keep: Callable[[Path, Image.Image], None] | None = None
+    paths: Sequence[Path], spec: ImageInput | None = None, keep: Callable[[Path, Decoded], None] | None = None
 ) -> tuple[dict[Path, bytes], dict[Path, str]]:
     """The fingerprint of each image file that can be read, and the reason for each that cannot.
 
-    `keep` is called with every decoded image, in several threads.
+    `keep` is called with every image, decoded for a model that reads `spec`, in several threads.
     """
 
     def read(path: Path) -> bytes | str:
         try:
-            image = decode(path)
+            decoded = decode_for(path, spec or _USUAL)
         except BadInputError as problem:
             return str(problem)
         if keep is not None:
-            keep(path, image)
-        return fingerprint(image)
+            keep(path, decoded)
+        return fingerprint(decoded.image)
 
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(read, paths), "Reading images", total=len(paths), transient=True)

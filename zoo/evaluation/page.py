@@ -100,7 +100,7 @@ class Card:
         if self.image is None:
             return ""
         try:
-            picture = image_input.decode(self.image)
+            picture = image_input.decode(self.image, need=THUMBNAIL)
         except BadInputError:
             return ""
         picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -18,10 +18,10 @@ from zoo.guard.detector import Detector, clip_tower, encode, load_detector, same
 from zoo.guard.insertion import INSTRUCTION, Inserter, Splice, image_spans, insertion_point, layout, splice_batch
 from zoo.guard.lvlm import chat_prompt
 from zoo.guard.refusals import REFUSAL, refusal_for
-from zoo.inputs.image import ImageSource, decode
+from zoo.inputs.image import LARGEST, ImageSource, decode
 
 Correction = Literal["instruct", "refuse", "flag"]
-Picture = ImageSource | Image.Image
+Picture = ImageSource
 
 #: Inputs that the guard cannot inspect, so it refuses them.
 _UNSEEN = {
@@ -203,7 +203,7 @@ class Guard:
     ) -> list[Answer]:
         """Answer prompts about images, one or several or none (None) for each; `options` go to `generate`.
 
-        An image is a path, the bytes of a file, a uint8 `[H, W, 3]` array or a PIL image. A prompt without the image
+        An image is whatever `zoo.inputs.image.decode` takes. A prompt without the image
         token is put into the processor's chat template. Raises BadInputError, GuardError.
         """
         if len(images) != len(prompts):
@@ -270,4 +270,4 @@ def _group(group: Picture | Sequence[Picture] | None) -> list[Image.Image]:
     if group is None:
         return []
     several: Sequence[Any] = group if isinstance(group, (list, tuple)) else [group]
-    return [one.convert("RGB") if isinstance(one, Image.Image) else decode(one) for one in several]
+    return [decode(one, need=LARGEST) for one in several]

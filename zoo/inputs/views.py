@@ -10,7 +10,7 @@ from PIL import Image
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import PolicyFile
 from zoo.contract.verdict import Place
-from zoo.inputs.image import Box, Pixels, own_box, resize
+from zoo.inputs.image import Box, Decoded, Pixels, own_box, resize
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class View:
         left, top, right, bottom = (round(edge) for edge in self.box)
         return Place(self.name, (left, top, right, bottom))
 
-    def cut(self, image: Image.Image, spec: ImageInput) -> Pixels:
+    def cut(self, image: Image.Image | Decoded, spec: ImageInput) -> Pixels:
         """The `[size, size, 3]` uint8 of an upright RGB picture."""
         if not self.pad:
             return resize(image, spec, (spec.size, spec.size), self.box)

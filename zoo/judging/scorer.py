@@ -107,14 +107,18 @@ class Scorer:
         return self.card == other.card and bool(ours == theirs)
 
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
-        """Judge one item: an image (path, bytes, uint8 `[H, W, 3]`), a text, or both together."""
+        """Judge one item: an image (whatever `zoo.inputs.image.decode` takes), a text, or both together.
+
+        Raises BadTypeError for an image of another type, BadInputError for an input that this model never reads.
+        """
         return self.judge_ready([self.prepare(image, text)])[0]
 
     def verdicts(self, images: Images = None, texts: Texts = None) -> list[Verdict]:
         """Judge many items, in order; image i goes with text i. A uint8 `[B, H, W, 3]` array is B images.
 
         An item that cannot be read gets a verdict that says so. Raises BadInputError only for a call that
-        makes no sense: no input at all, lists of different length, or an input that this model never reads.
+        makes no sense: no input at all, lists of different length, or an input that this model never reads; and
+        BadTypeError, before anything is judged, for an image of a type that is not taken.
         """
         return [verdict for batch in self.stream(images, texts) for verdict in batch]
 
@@ -134,9 +138,11 @@ class Scorer:
     def prepare(self, image: ImageSource | None = None, text: str | None = None) -> Ready:
         """Decode and tokenise one item; one that cannot be read holds the verdict that says so. Thread-safe.
 
-        Raises BadInputError for an input that this model never reads.
+        Raises BadInputError for an input that this model never reads, BadTypeError for what is no image.
         """
         self._refuse_unread(image is not None, text is not None)
+        if image is not None:
+            image_input.check_source(image)
         source = image_input.source_name(image)
         given = {"image": image is not None, "text": text is not None}
         missing = [kind for kind in self.card.requires if not given[kind]]
@@ -167,12 +173,12 @@ class Scorer:
             return [Place()], None, {}
         if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
             return [Place()], image_input.load(image, spec, self.limits)[None], {}
-        picture = image_input.decode(image, self.limits)
+        picture = image_input.decode_for(image, spec, self.limits)
         views, left_out = plan(*picture.size, spec, self.judge.policy)
         places = [view.place for view in views] if len(views) > 1 else [Place()]
         unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
-        if (frames := picture.info.get("frames", 1)) > 1:
-            unseen["frames"] = Unseen(frames - 1, frames)
+        if picture.frames > 1:
+            unseen["frames"] = Unseen(picture.frames - 1, picture.frames)
         return places, np.stack([view.cut(picture, spec) for view in views]), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
@@ -225,6 +231,9 @@ class Scorer:
             raise BadArgumentError(
                 f"{len(all_images)} images and {len(all_texts)} texts: item i is image i with text i"
             )
+        for image in all_images:
+            if image is not None:
+                image_input.check_source(image)
         self._refuse_unread(any(image is not None for image in all_images), any(text is not None for text in all_texts))
         return list(zip(all_images, all_texts, strict=True))
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,7 +20,7 @@ from zoo.contract.card import ImageInput, SplitRule
 from zoo.data.manifest import Row, Split, read_manifest
 from zoo.data.splits import fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
-from zoo.inputs.image import decode, fit
+from zoo.inputs.image import Decoded, fit, load
 from zoo.inputs.text import clean
 from zoo.inputs.views import border
 from zoo.training.order import Draw, EpochOrder, SplitData, loader, shuffled
@@ -207,7 +206,7 @@ class ImageStore:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
         #: The share of each picture that the fitted pixels leave out.
         self.border = [0.0] * len(paths)
-        self.prints, self.refused = fingerprints(paths, self._keep)
+        self.prints, self.refused = fingerprints(paths, spec, self._keep)
 
     def get(self, path: Path | None) -> NDArray[np.uint8]:
         """The fitted pixels `[S, S, 3]` of a readable image, or black ones for None."""
@@ -217,9 +216,9 @@ class ImageStore:
         if self.pixels is not None:
             kept: NDArray[np.uint8] = self.pixels[self.number[path]]
             return kept
-        return fit(decode(path), self.spec)
+        return load(path, self.spec)
 
-    def _keep(self, path: Path, image: Image.Image) -> None:
+    def _keep(self, path: Path, image: Decoded) -> None:
         if self.spec is not None:
             self.border[self.number[path]] = border(*image.size, self.spec)
         if self.pixels is not None and self.spec is not None:

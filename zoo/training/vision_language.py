@@ -24,7 +24,7 @@ from zoo.guard.guard import Guard
 from zoo.guard.insertion import INSTRUCTION
 from zoo.guard.lvlm import chat_prompt, load_lvlm
 from zoo.guard.refusals import is_refusal
-from zoo.inputs.image import decode
+from zoo.inputs.image import LARGEST, decode
 from zoo.models.clip import DualEncoder
 from zoo.models.lora import LORA, lora_config
 from zoo.models.tiny_llava import build_tiny_llava, tiny_llava_processor, train_llava_tokenizer
@@ -275,7 +275,8 @@ class TowerFeatures:
         new = [path for path in dict.fromkeys(paths) if path not in self._states]
         batches = [new[start : start + batch_size] for start in range(0, len(new), batch_size)]
         for batch in track(batches, "Encoding images", transient=True, disable=len(batches) < 2):
-            pixels = self._processor.image_processor(images=[decode(path) for path in batch], return_tensors="pt")
+            images = [decode(path, need=LARGEST) for path in batch]
+            pixels = self._processor.image_processor(images=images, return_tensors="pt")
             states, cls = self._encode(pixels["pixel_values"])
             size = states[0].numel() * states.element_size() * (len(self._states) + len(new)) / 1e9
             if size > self.max_gigabytes:

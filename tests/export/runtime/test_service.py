@@ -376,6 +376,35 @@ def test_a_frame_buffer_can_be_reused_as_soon_as_it_is_submitted(gated: tuple[Sc
         assert all(_alike(future.result(PATIENCE), one) for future, one in zip(futures, wanted, strict=True))
 
 
+def test_streams_tensors_and_pillow_images_are_free_as_soon_as_they_are_submitted(gated: tuple[Scorer, Gate]) -> None:
+    scorer, gate = gated
+    picture = _pictures(1)[0]
+    wanted = scorer.verdict(picture)
+    with Service(scorer, decoders=1) as service:
+        busy = gate.hold(service, PICTURE)
+        image, stream = Image.fromarray(picture), io.BytesIO()
+        tensor = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+        image.save(stream, "PNG")
+        stream.seek(0)
+        futures = [service.submit(image), service.submit(stream), service.submit(tensor)]
+        image.paste((0, 0, 0), (0, 0, *image.size))
+        stream.close()
+        tensor[:] = 0
+        gate.open.set()
+        busy.result(PATIENCE)
+        assert all(_alike(future.result(PATIENCE), wanted) for future in futures)
+
+
+def test_what_is_no_image_is_an_error_of_the_caller(gated: tuple[Scorer, Gate]) -> None:
+    nothing: list[Any] = [5, [PICTURE], io.StringIO("text")]
+    with Service(gated[0]) as service:
+        for no_image in nothing:
+            for ask in (service.submit, service.verdict):
+                with pytest.raises(TypeError, match="an image is a path"):
+                    ask(no_image)
+        assert service.health().waiting == service.health().unjudged == 0
+
+
 @pytest.mark.parametrize("fault", [ValueError("mine"), SystemExit(3), KeyboardInterrupt()])
 def test_a_callback_that_fails_or_exits_costs_nobody_else(gated: tuple[Scorer, Gate], fault: BaseException) -> None:
     scorer, gate = gated

@@ -27,7 +27,7 @@ from zoo.evaluation.labelling import Labelling, limited
 from zoo.guard.guard import Guard
 from zoo.guard.lvlm import VisionLanguageModel, load_pretrained
 from zoo.guard.refusals import is_refusal
-from zoo.inputs.image import decode
+from zoo.inputs.image import LARGEST, decode
 
 T = TypeVar("T")
 
@@ -235,7 +235,7 @@ def _answer(
     try:
         if query.image is None:
             raise BadDataError("the row names no image")
-        inputs = {**lvlm.inputs(decode(query.image), query.question), **options}
+        inputs = {**lvlm.inputs(decode(query.image, need=LARGEST), query.question), **options}
     except BadInputError as problem:
         return GuardOutcome(query, "unreadable", str(problem))
     try:

@@ -1,0 +1,133 @@
+"""Opens image files of the formats that are read; leaves out metadata that a reader stumbles over. No pixels yet."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable
+from importlib import import_module
+from typing import BinaryIO
+
+from PIL import Image, JpegImagePlugin
+
+from zoo.errors import BadDataError
+from zoo.inputs.colour import MOST_BYTES
+from zoo.inputs.containers import PNG_START, Chunk, checksum_holds, jpeg_segments, png_chunks
+
+#: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
+#: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: Endings of the names of files that packages of their own read, without the dot: HEIC and JPEG XL.
+MORE_ENDINGS = ("heic", "heif", "hif", "jxl")
+
+#: Brands of an ISO file whose pictures are coded as HEVC.
+_HEVC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+
+
+#: The entry of EXIF or XMP in the list of items of an AVIF or HEIC.
+_ITEM = re.compile(rb"(infe[\x02\x03].{7,9})(?:Exif|mime)", re.DOTALL)
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes of a file begin as a JPEG does."""
+    return data.startswith(b"\xff\xd8\xff")
+
+
+def open_image(stream: BinaryIO, data: bytes) -> Image.Image:
+    """Open a stream of the file `data` as a lazy Pillow image. Raises what Pillow raises for what it cannot open."""
+    if is_jpeg(data):  # Pillow's bound on pixels does not know of decoding at a smaller scale: it is not asked
+        return JpegImagePlugin.jpeg_factory(stream)
+    if _is_heic(data):
+        return _by_extra("heic", ("pi_heif.as_plugin", "pillow_heif.as_plugin"), "HeifImageFile")(stream)
+    if data.startswith(_JXL):
+        return _by_extra("jxl", ("pylibjxl.pillow_plugin",), "JxlImageFile")(stream)
+    return Image.open(stream, formats=FORMATS)
+
+
+def _is_heic(data: bytes) -> bool:
+    brands = data[8 : int.from_bytes(data[:4])] if data[4:8] == b"ftyp" else b""
+    return b"avif" not in brands and any(brand in brands for brand in _HEVC)
+
+
+def _by_extra(extra: str, modules: tuple[str, ...], name: str) -> Callable[[BinaryIO], Image.Image]:
+    """The class of a package that opens a format; it is not registered with Pillow. Raises BadDataError without one."""
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        except ImportError:
+            continue
+    raise BadDataError(f'a file that the extra "{extra}" reads: pip install "safety-zoo[{extra}]"')
+
+
+def why_not(data: bytes) -> str:
+    """Why a file that no format knows cannot be read."""
+    head = data[:256].lstrip().lower()
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of a kind that is not read (its bits, channels or compression)"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
+        guess = "it looks like HTML or SVG text"
+    elif head.startswith(b"%pdf"):
+        guess = "it is a PDF"
+    elif head.isascii() and head.decode().isprintable():
+        guess = "it looks like text"
+    else:
+        guess = f"it starts with {data[:8].hex(' ')}"
+    return f"not an image ({guess}); readable are {', '.join(FORMATS)}, and HEIC and JPEG XL by extras"
+
+
+def open_without_metadata(data: bytes) -> tuple[Image.Image, bytes] | None:
+    """Open a file without texts, EXIF, XMP and thumbnails; None where it has none. With the bytes that are left."""
+    if is_jpeg(data):
+        plain = _jpeg_without(data)
+    elif data.startswith(PNG_START):
+        plain = _png_without(data)
+    elif data[4:8] == b"ftyp":
+        # An item of a kind that nobody reads is passed over, and no offset in the file changes.
+        plain = _ITEM.sub(rb"\1skip", data[:65536]) + data[65536:]
+    else:
+        return None
+    if plain == data:
+        return None
+    image = open_image(io.BytesIO(plain), plain)
+    if image.format == "PNG":
+        _restore_profile(image, data)
+    return image, plain
+
+
+def _jpeg_without(data: bytes) -> bytes:
+    parts, end = [data[:2]], 2
+    for segment in jpeg_segments(data):
+        marker, content = segment.kind[0], data[segment.inside : segment.end]
+        if not (0xE1 <= marker <= 0xEF or marker == 0xFE) or content.startswith((b"ICC_PROFILE\0", b"Adobe")):
+            parts.append(data[segment.start : segment.end])
+        end = segment.end
+    return b"".join([*parts, data[end:]])
+
+
+#: Chunks of a PNG that make its pixels, and those that change them where they are not damaged.
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
+_PNG_LOOKS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"eXIf")
+
+
+def _png_without(data: bytes) -> bytes:
+    def kept(chunk: Chunk) -> bool:
+        return chunk.kind in _PNG_PIXELS or (chunk.kind in _PNG_LOOKS and checksum_holds(data, chunk))
+
+    parts, end = [PNG_START], len(PNG_START)
+    for chunk in png_chunks(data):
+        parts += [data[chunk.start : chunk.end]] if kept(chunk) else []
+        end = chunk.end
+    return b"".join([*parts, data[end:]])
+
+
+def _restore_profile(image: Image.Image, data: bytes) -> None:
+    """The profile of a PNG, which Pillow refuses above 1 MB; one that is damaged stands as None."""
+    for chunk in png_chunks(data):
+        if chunk.kind == b"iCCP":
+            packed = data[chunk.inside : chunk.until].partition(b"\0")[2][1:]
+            try:
+                image.info["icc_profile"] = zlib.decompressobj().decompress(packed, MOST_BYTES + 1)
+            except zlib.error:
+                image.info["icc_profile"] = None

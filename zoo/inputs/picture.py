@@ -1,0 +1,242 @@
+"""One picture, from a file or from Pillow, as people see it: upright RGB in sRGB, on white; with what was amiss."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from zoo.errors import BadDataError, BadInputError
+from zoo.inputs.animation import apng_animation, composed, gif_animation
+from zoo.inputs.colour import Colours
+from zoo.inputs.containers import gif_blocks, jpeg_head
+from zoo.inputs.damage import Watch, damage_of
+from zoo.inputs.formats import is_jpeg, open_image, open_without_metadata, why_not
+from zoo.inputs.pixels import (
+    QUARTER_TURNS,
+    TURNS,
+    Lent,
+    Reading,
+    decode_to_mapped,
+    has_16_bit_key,
+    in_colours_of_file,
+    read_low_bytes,
+    rendered,
+    take_key,
+)
+from zoo.inputs.sources import ImageLimits
+
+_ORIENTATION = 0x0112
+#: What decoding takes, where it is more than 4 bytes a pixel: Pillow's decoder of WebP holds two canvases and two
+#: copies of the picture, that of AVIF its planes and two copies.
+BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
+#: Up to so many pixels it does not pay to care for memory.
+_SMALL = 2_000_000
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as people see it.
+
+    `image` is upright RGB, on white, in sRGB. `size` is its width and height in the file, upright; where the caller
+    said which size it needs, `image` is `scale` times smaller, and its last row and column cover what is left over.
+    `notes` are short causes for which it may not show what was meant: those of `zoo.inputs.damage`, and
+    `PROFILE_IGNORED` and `HDR_IGNORED` of `zoo.inputs.colour`. It is the first that is shown of `frames`, or of pages.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: int = 1
+    notes: tuple[str, ...] = ()
+    frames: int = 1
+
+
+def from_bytes(data: bytes, name: str, limits: ImageLimits, need: int | None, *, watched: bool) -> Decoded:
+    """The still picture of a file; `watched` looks for damage. Raises BadDataError with the name and the reason."""
+    with reasons(name, data):
+        stream = Watch(data) if watched and is_jpeg(data) else io.BytesIO(data)
+        try:
+            with open_image(stream, data) as image:
+                decoded = _still(image, data, limits, need, stream if isinstance(stream, Watch) else None)
+        except BadInputError:
+            raise
+        except Exception:
+            opened = open_without_metadata(data)
+            if opened is None:
+                raise
+            decoded = _still(*opened, limits, need)
+        return decoded if not watched else replace(decoded, notes=(*damage_of(data), *decoded.notes))
+
+
+def from_pillow(image: Image.Image, limits: ImageLimits) -> Decoded:
+    """An image of Pillow's as it is now, with its profile and orientation; it is not changed."""
+    with reasons("a Pillow image", b""):
+        return current(image, limits, None, ours=False)
+
+
+@contextmanager
+def reasons(name: str, data: bytes) -> Iterator[None]:
+    """Whatever goes wrong with a picture ends as a BadDataError that begins with its name."""
+    try:
+        yield
+    except BadInputError as problem:
+        raise BadDataError(f"{name}: {problem}") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise BadDataError(f"{name}: more than {most:,} pixels, Pillow's own limit (a decompression bomb?)") from None
+    except UnidentifiedImageError:
+        raise BadDataError(f"{name}: {why_not(data)}") from None
+    except Exception as problem:  # Pillow's decoders raise anything from OSError to struct.error on broken files
+        raise BadDataError(f"{name}: broken or truncated image: {problem}") from None
+
+
+def current(
+    image: Image.Image,
+    limits: ImageLimits,
+    need: int | None,
+    *,
+    data: bytes = b"",
+    about: Image.Image | None = None,
+    watch: Watch | None = None,
+    ours: bool = True,
+) -> Decoded:
+    """The frame at which an opened image stands. Raises BadDataError, and what Pillow raises.
+
+    `data` is the file. `about` has the colours and the orientation where another image has the pixels. Only what is
+    `ours` is changed.
+    """
+    about = about or image
+    frames = _frames(about, data)
+    size, scale = image.size, scale_for(image.size, need)
+    jpeg = image if ours and isinstance(image, JpegImagePlugin.JpegImageFile) else None
+    check_pixels(size, limits, image.format, _scale_in_decoder(image, data, scale, limits) if jpeg else 1)
+    if jpeg and need:
+        jpeg.draft(None, (4 * need, 4 * need))
+    if image.format == "JXL":
+        image.load()  # its profile is known then, and it is upright whatever its EXIF says
+        image.info.pop("exif", None)
+    reduction = 1 if jpeg else scale
+    take_key(image)
+    colours, reading = Colours(about, data), Reading.of(image, _low_bytes(image, data))
+    lent = _lent(image, reduction) if ours else None
+    if watch and jpeg:
+        watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
+    image.load()
+    turn = TURNS.get(orientation(about))
+    if _is_plain(image) and reduction == 1:
+        picture = image if ours and not image.readonly else image.copy()
+        picture = picture if colours.same else colours.srgb(picture)
+        picture = picture if turn is None else picture.transpose(turn)
+    else:
+        picture = rendered(image, colours, reading, scale=reduction, turn=turn, lent=lent)
+    picture.info = {"frames": frames}  # the rest speaks of other colours, and of another orientation
+    notes = (*(watch.causes() if watch else ()), *((colours.note,) if colours.note else ()))
+    return Decoded(picture, size[::-1] if turn in QUARTER_TURNS else size, scale, notes, frames)
+
+
+def scale_for(size: tuple[int, int], need: int | None) -> int:
+    """By how much to reduce a picture of which `need` pixels of the short side are needed: 4 times that are left."""
+    most = min(size) // (4 * need) if need else 1
+    return next((scale for scale in (8, 4, 2) if most >= scale), 1)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none, and where EXIF is broken: a viewer turns nothing then."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def check_pixels(size: tuple[int, int], limits: ImageLimits, kind: str | None = None, scale: int = 1) -> None:
+    """Raise BadDataError for a picture of more pixels than the limits, after it is reduced by `scale`."""
+    width, height = size
+    most = limits.max_pixels
+    if (-(-width // scale)) * (-(-height // scale)) > most:
+        memory = f"which take {most * BYTES_A_PIXEL.get(kind or '', 4) / 1e6:,.0f} MB"
+        raise BadDataError(
+            f"{width} x {height} pixels, the limit is {most:,}, {memory} (`max_pixels`; a decompression bomb?)"
+        )
+    if scale > 1 and width * height > limits.max_header_pixels:
+        raise BadDataError(
+            f"{width} x {height} pixels, the limit is {limits.max_header_pixels:,} for a picture that is decoded at a "
+            "smaller scale (`max_header_pixels`; a decompression bomb?)"
+        )
+
+
+def rgba(data: bytes) -> Image.Image:
+    """A part of an animation, as a file of its own, in the colours of its file."""
+    with open_image(io.BytesIO(data), data) as image:
+        take_key(image)
+        reading = Reading.of(image, _low_bytes(image, data))
+        image.load()
+        return in_colours_of_file(image, reading)
+
+
+def _still(
+    image: Image.Image, data: bytes, limits: ImageLimits, need: int | None, watch: Watch | None = None
+) -> Decoded:
+    """What a viewer shows of an opened file: its first frame, but for what a browser would not show."""
+    hidden = getattr(image, "default_image", False)  # of an APNG
+    animation = apng_animation(data) if hidden else None
+    if image.format == "GIF" and image.tile[0].extents != (0, 0, *image.size):  # type: ignore[attr-defined]
+        animation = gif_animation(data)  # Pillow fills what the frame leaves free with a colour of the palette
+    if animation is None:
+        return current(image, limits, need, data=data, watch=watch)
+    check_pixels(animation.size, limits)
+    _, canvas = next(composed(animation, (0,), rgba))
+    return current(canvas, limits, need, data=data, about=image)
+
+
+def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: ImageLimits) -> int:
+    """By how much the decoder itself reduces: of a JPEG in several scans it holds the whole picture all the same."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 1
+    if scale > 1 and image.width * image.height > limits.max_pixels:
+        head = jpeg_head(data)
+        return 1 if head is None or head.in_several_scans else scale
+    return scale
+
+
+def _lent(image: Image.Image, reduction: int) -> Lent | None:
+    """Memory for an opened image that is large and will be converted."""
+    turned_by_pillow = image.format == "TIFF" and orientation(image) != 1
+    if image.width * image.height < _SMALL or turned_by_pillow:
+        return None
+    if _is_plain(image) and reduction == 1 and ("exif" not in image.info or orientation(image) not in TURNS):
+        return None
+    decode_to_mapped(image)
+    return Lent(image)
+
+
+def _frames(image: Image.Image, data: bytes) -> int:
+    """How many frames or pages an opened file has; an animation of unknown length has two."""
+    if image.format == "GIF" and data:  # Pillow would read the first one again
+        return sum(block.kind == b"," for block in gif_blocks(data))
+    frames: int = getattr(image, "n_frames", 1 + bool(getattr(image, "is_animated", False)))
+    return frames - bool(getattr(image, "default_image", False) and frames > 1)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
+
+
+def _low_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
+    """The lower bytes of the colours of a PNG, where the transparent colour has 16 bits."""
+    if not data or not has_16_bit_key(image):
+        return None
+    low = open_image(io.BytesIO(data), data)
+    read_low_bytes(low)
+    low.load()
+    return low
+
+
+def _canvas(image: Image.Image) -> Image.Image:
+    """An image of Pillow's own memory that the opened image decodes into."""
+    canvas = Image.new(image.mode, image.size, None)
+    image.im = canvas.im
+    return canvas
