@@ -303,15 +303,17 @@ def test_what_a_native_writer_raises_names_its_file(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", [".", ".."])
-def test_the_current_folder_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A recipe may keep its checkpoints in the current folder."""
-    inside = _release(tmp_path / "a" / "b")
-    monkeypatch.chdir(inside)
-    with pytest.raises(BadArgumentError, match="current folder"):
-        set_aside(Path(name).resolve())
-    assert (inside / "card.json").is_file()
-    assert set_aside(_release(tmp_path / "run")) == tmp_path / "run-1"
+def test_only_what_matches_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe may keep its checkpoints in the current folder, and stand there itself."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for number in ("1", "2"):
+        for name in ("best.ckpt", "recipe.yaml"):
+            (folder / name).write_text(number)
+        assert set_aside(Path().resolve(), "*.ckpt") == tmp_path / f"run-{number}"
+        assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
+        assert (tmp_path / f"run-{number}/best.ckpt").read_text() == number
 
 
 def test_what_somebody_puts_there_meanwhile_stays(tmp_path: Path) -> None:

@@ -206,10 +206,19 @@ def test_a_row_keeps_every_column_and_whether_labels_are_listed(tmp_path: Path) 
             'image,text,label\nz.jpg,"x\ny",1\na.jpg,"red,1\nb.jpg,blue",0\nc.jpg,x,0\nd.jpg,y,1\n',
             "line 4: a quote that opens here is closed",
         ),
+        ('label,image,text\n1,a.jpg,"red\n0,b.jpg,blue"\n', "line 2: a quote that opens here is closed in line 3"),
+        ('image,text\na.jpg,"red\nb.jpg,blue\nc.jpg,green"\n', "line 2: a quote that opens here is closed in line 4"),
+        ('text,label\n"red,1\nblue",0\n', "line 2: a quote that opens here is closed in line 3"),
+        ('label,text\ncat,x\ndog,"red\ncat,blue"\n', "line 3: a quote that opens here is closed in line 4"),
         ("image,text, label\na.jpg,red,1\n", 'line 1: column 3 is called " label"'),
         ("image,text,\na.jpg,red,1\n", 'line 1: column 3 is called ""'),
         ("image,text,text\na.jpg,red,blue\n", 'line 1: two columns are called "text"'),
         ("text\n" + "x" * 200_000 + "\n", "line 2: not readable as CSV: field larger"),
+        ("image,text,Label\na.jpg,red,1\n", 'the column "Label" is not read: call it "label"'),
+        ("image,label,LABEL\na.jpg,0,1\n", 'the column "LABEL" is not read'),
+        ("image,\u200blabel\na.jpg,1\n", 'line 1: column 2 is called "\\u200blabel"'),
+        ("image,text\na.jpg,x\0y\n", "line 2: holds a NUL"),
+        ("image,text\na.jpg,x\nimage,text\nb.jpg,y\n", "line 3: the header once more"),
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused_with_the_physical_line(
@@ -235,6 +244,38 @@ def test_quoted_fields_and_line_breaks_are_read_as_meant_at_their_physical_lines
         (2, 'a "red", sign\nof two lines', ("1",)),
         (5, 'blue "sky"', ("0",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "text"),
+    [
+        ("image,text,label", 'a.jpg,"one, and\ntwo, three",1', "one, and\ntwo, three"),
+        ("image,label,text", 'a.jpg,1,"one\ntwo, three, four"', "one\ntwo, three, four"),
+        ("image,label,text", 'a.jpg,1,"one,two\n\nred,blue,green"', "one,two\n\nred,blue,green"),
+        ("image,text,label", 'a.jpg,"one,\n",1', "one,\n"),
+        ("text", '"one\ntwo"', "one\ntwo"),
+    ],
+)
+def test_a_text_of_several_lines_may_hold_commas(tmp_path: Path, header: str, row: str, text: str) -> None:
+    others = {"image": "b.jpg", "text": "plain", "label": "0"}
+    rest = [",".join(others[name] for name in header.split(",")), row, row]
+    assert [one.text for one in read_manifest(_csv(tmp_path, header, *rest))] == ["plain", text, text]
+
+
+def test_what_is_neither_text_nor_number_is_no_role(tmp_path: Path) -> None:
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"text": "a", "label": NaN, "meta": {"x": 1}}\n{"text": "b", "label": 1}\n', encoding="utf-8")
+    assert [row.labels for row in read_manifest(lines)] == [(), ("1",)]
+    lines.write_text('{"image": {"path": "a.jpg"}}\n', encoding="utf-8")
+    with pytest.raises(BadDataError, match="line 1: the image is dict, neither text nor a number"):
+        read_manifest(lines)
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["a"], "label": [float("nan")], "raw": [b"a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [row.labels for row in read_manifest(tmp_path / "rows.parquet")] == [()]
+    with pytest.raises(BadDataError, match="line 2: the text is bytes"):
+        read_manifest(tmp_path / "rows.parquet", columns={"text": "raw"})
 
 
 def test_tsv_and_json_lines_say_the_same_as_csv(tmp_path: Path) -> None:

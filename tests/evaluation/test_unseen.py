@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ CLIP, FUSION, NSFWJS = "test_safeclip.random", "test_multimodal_nsfw.fusion", "t
 def _manifest(folder: Path, count: int, labels: tuple[str, str] = ("unsafe", "safe"), split: str = "") -> Path:
     """Rows of pictures unlike each other, with texts; without a split unless it is given."""
     rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "text", "label", "split"])
@@ -154,6 +157,25 @@ def test_the_label_is_looked_for_in_training_and_verification_too(tmp_path: Path
     need_label([], "1", manifest)
 
 
+@pytest.mark.parametrize(("label", "other"), [("1", "1.0"), ("1", "True"), ("1.0", "1"), ("dogs", "Dogs")])
+def test_a_label_in_two_spellings_is_refused(label: str, other: str) -> None:
+    rows = [Row(number, None, "x", (name,), None) for number, name in enumerate([label, other, "cats", other])]
+    message = rf'the label "{label}" \(1 rows\) also stands as "{other}" \(2 rows\)'
+    with pytest.raises(BadDataError, match=message):
+        need_label(rows, label, "data.csv")
+    need_label(rows, "cats", "data.csv")
+
+
+def test_that_training_rows_are_judged_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,split\na,train\nb,train\nc,test\n", encoding="utf-8")
+    said: list[str] = []
+    assert len(read_rows(path, None, {}, None, say=said.append)) == 3
+    assert said == [f"{path}: 2 of 3 rows are of the split train, and all are judged; ask for one split"]
+    assert len(read_rows(path, None, {}, "all", say=said.append)) == 3
+    assert len(said) == 1
+
+
 def test_no_command_succeeds_on_rows_none_of_which_is_readable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,19 +193,48 @@ def test_no_command_succeeds_on_rows_none_of_which_is_readable(
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_predict_without_weights_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["validate", "test", "predict"])
+def test_random_weights_are_not_judged_by(tmp_path: Path, task: str) -> None:
     manifest = _manifest(tmp_path, 24, split="train")
-    trainer = quiet_trainer(1, default_root_dir=tmp_path, limit_val_batches=0)
     data = ManifestData(str(manifest), batch_size=4)
-    data.test_dataloader = data.predict_dataloader = lambda: data.evaluation_dataloader("train")  # type: ignore[method-assign]
-    with pytest.raises(BadInputError, match="predict: the weights are random"):
-        trainer.predict(Classification(FUSION), data)
+    every = lambda: data.evaluation_dataloader("train")  # noqa: E731
+    data.val_dataloader = data.test_dataloader = data.predict_dataloader = every  # type: ignore[method-assign]
+    trainer = quiet_trainer(1, default_root_dir=tmp_path / "logs", num_sanity_val_steps=0)
+    with pytest.raises(BadInputError, match=f"{task}: the weights are random"):
+        getattr(trainer, task)(Classification(FUSION), data)
     assert not list(tmp_path.rglob("predictions.jsonl"))
     module = Classification(FUSION)
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    wanted = trainer.predict(module, data)
-    again = quiet_trainer(1, default_root_dir=tmp_path).predict(
+    wanted = getattr(trainer, task)(module, data)
+    again = getattr(quiet_trainer(1, default_root_dir=tmp_path), task)(
         Classification(FUSION), data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
     )
     assert again == wanted
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda: Contrastive(CLIP), f"holds {FUSION} with architecture test_multimodal_nsfw; .* builds {CLIP}"),
+        (lambda: Classification(FUSION, model_args={"heads": 1}), "with hparams .*'heads': 2.* with .*'heads': 1"),
+    ],
+)
+def test_the_checkpoint_of_another_model_is_refused(
+    trained: tuple[Path, Path, list[int]], module: Callable[[], Any], message: str
+) -> None:
+    _, manifest, _ = trained
+    data = ManifestData(str(_manifest(manifest.parent / "other", 12, ("1", "0"))), batch_size=4, splits=(1, 1, 1))
+    with pytest.raises(BadDataError, match=message):
+        quiet_trainer(1).validate(module(), data, ckpt_path=manifest.parent / "last.ckpt", weights_only=True)
+
+
+def test_rows_that_are_split_by_another_rule_than_in_training_are_warned_of(
+    trained: tuple[Path, Path, list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, manifest, _ = trained
+    for seed in (5, 6):
+        data = ManifestData(str(manifest), batch_size=8, splits=(0.6, 0.2, 0.2), split_seed=seed)
+        checkpoint = manifest.parent / "last.ckpt"
+        quiet_trainer(1).validate(Classification(FUSION), data, ckpt_path=checkpoint, weights_only=True)
+        assert ("in training by SplitRule" in caplog.text) is (seed == 6)

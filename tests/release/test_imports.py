@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from zoo.cli import run
 from zoo.errors import BadInputError, TamperedFileError, ZooError
@@ -329,6 +330,22 @@ def _with(source: Path, folder: Path, name: str, content: dict[str, Any]) -> Pat
             ("squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)),
         ),
         (
+            "preprocessor_config.json",
+            {**TRANSFORMERS, "size": [64, 64], "crop_size": None, "do_center_crop": False, "image_mean": None},
+            ("squash", "bicubic", tuple(OPENAI_CLIP_MEAN), (0.5, 0.25, 0.5)),
+        ),
+        (
+            "preprocessor_config.json",
+            {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 2, "image_mean": [0.5] * 3}
+            | {"image_std": [0.5] * 3},
+            ("squash", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ),
+        (
+            "processor_config.json",
+            {"processor_class": "CLIPProcessor", "image_processor": TRANSFORMERS},
+            ("shortest_edge_crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)),
+        ),
+        (
             "open_clip_config.json",
             {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}},
             ("squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -357,6 +374,11 @@ def test_the_preprocessing_of_a_clip_is_that_of_its_files(
         ({"rescale_factor": 1.0}, "rescale_factor is 255"),
         ({"resample": 0}, 'field "interpolation"'),
         ({"image_std": [0.5, 0.0, 0.5]}, 'field "std'),
+        (
+            {"image_processor_type": "ViTImageProcessor", "image_mean": None},
+            "names no image_mean, as a ViT",
+        ),
+        ({"rescale_factor": "1/255"}, "preprocessor_config.json: "),
     ],
 )
 def test_a_preprocessing_that_no_card_can_say_is_refused(

@@ -64,9 +64,9 @@ def _pairs(folder: Path, count: int, split: str) -> list[dict[str, str]]:
     ]
 
 
-def _trainer(folder: Path, epochs: int = 1) -> tuple[lightning.Trainer, Record]:
+def _trainer(folder: Path, epochs: int = 1, **options: Any) -> tuple[lightning.Trainer, Record]:
     record = Record()
-    trainer = quiet_trainer(epochs, callbacks=[record], default_root_dir=folder, num_sanity_val_steps=0)
+    trainer = quiet_trainer(epochs, callbacks=[record], default_root_dir=folder, num_sanity_val_steps=0, **options)
     return trainer, record
 
 
@@ -185,9 +185,25 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
         _trainer(tmp_path)[0].fit(Classification(FUSION), data)
 
 
-def test_a_batch_of_one_is_refused_at_once() -> None:
-    with pytest.raises(BadInputError, match="batch_size must be at least 2, got 1"):
-        ManifestData("manifest.csv", batch_size=1)
+def test_a_batch_of_one_is_refused_in_training_alone(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="batch_size must be at least 2 in training, got 1"):
+        ManifestData("manifest.csv", batch_size=1).setup("fit")
+    data = ManifestData(_manifest(tmp_path, _prompts(4, "train") + _prompts(3, "val")), batch_size=4)
+    module = Classification(FUSION)
+    _trainer(tmp_path)[0].fit(module, data)
+    every = [
+        _trainer(tmp_path)[0].validate(module, ManifestData(data.manifest, batch_size=size), verbose=False)[0]
+        for size in (1, 3)
+    ]
+    assert every[0] == pytest.approx(every[1], abs=1e-6)
+
+
+def test_batches_may_be_overfitted(tmp_path: Path) -> None:
+    """Lightning then orders the rows itself."""
+    data = ManifestData(_manifest(tmp_path, _prompts(12, "train") + _prompts(4, "val")), batch_size=4)
+    trainer, record = _trainer(tmp_path, overfit_batches=2)
+    trainer.fit(Classification(FUSION), data)
+    assert [batch["lines"] for batch in record.train[0]] == [[2, 3, 4, 5], [6, 7, 8, 9]]
 
 
 def test_training_views_are_random_and_validation_sees_the_image(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.trainers import quiet_trainer
-from tests.training.devices import ROWS, prepare, run, tasks
+from tests.training.devices import CLIP, ROWS, THREAT, prepare, run, tasks
 from zoo import cli
 from zoo.errors import BadInputError
-from zoo.training import Contrastive, ManifestData, QuestionData
+from zoo.training import Classification, Contrastive, ManifestData, QuestionData, RobustTower
 from zoo.training.order import EpochOrder
 
 TASKS = ("Contrastive", "Classification", "Adversarial", "RobustTower", "VisionLanguage")
@@ -29,14 +29,20 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest, questions, releases and a policy."""
+    home = tmp_path_factory.mktemp("devices") / "work"
+    prepare(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def folder(home: Path) -> Path:
     """What every task class does on one process and on two."""
-    folder = tmp_path_factory.mktemp("devices") / "work"
-    prepare(folder)
-    run(folder, 1)
-    child = [sys.executable, "-m", "tests.training.devices", str(folder), "2"]
+    run(home, 1)
+    child = [sys.executable, "-m", "tests.training.devices", str(home), "2"]
     subprocess.run(child, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
-    return folder
+    return home
 
 
 def _json(folder: Path, run: str, task: str, name: str = "figures") -> Any:
@@ -87,8 +93,31 @@ def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Pat
                 assert half[name] == pytest.approx(one[name], abs=0.02), (task, name)
 
 
+@pytest.mark.parametrize("model", ["test_clip_resnet.random", "test_clip_mobilenet_v1.random", "test_nsfwjs.random"])
+def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(home: Path, model: str) -> None:
+    def build() -> Any:
+        if model == "test_nsfwjs.random":
+            return Classification(model, label_names={"1": "porn", "0": "neutral"}, lr=3e-3)
+        locked = 2 if "mobilenet" in model else 0
+        return Contrastive(model, policy=str(home / "policy.yaml"), locked_views=locked, lr=3e-3)
+
+    lightning.seed_everything(0, verbose=False)
+    module, data = build(), ManifestData(str(home / "manifest.csv"), batch_size=8)
+    trainer = quiet_trainer(12, num_sanity_val_steps=0)
+    trainer.fit(module, data)
+    area = float(trainer.callback_metrics["val/auroc"])
+    for precision in ("bf16-true", "bf16-mixed"):
+        quiet_trainer(1, precision=precision, num_sanity_val_steps=0).fit(build(), data)
+        half = build()
+        half.load_state_dict(module.state_dict())
+        half.model.tokenizer_json, half._codec = module.model.tokenizer_json, module._codec
+        (figures,) = quiet_trainer(1, precision=precision).validate(half, data, verbose=False)
+        assert figures["val/auroc"] == pytest.approx(area, abs=0.02)
+        assert quiet_trainer(1, precision=precision, default_root_dir=home).predict(half, data)
+
+
 @pytest.mark.parametrize("script", ["zoo", "lightning"])
-def test_the_commands_train_on_two_processes_with_models_of_ones_own(folder: Path, tmp_path: Path, script: str) -> None:
+def test_the_commands_train_on_two_processes_with_models_of_ones_own(home: Path, tmp_path: Path, script: str) -> None:
     recipe: dict[str, Any] = {
         "trainer": {
             "accelerator": "cpu",
@@ -105,7 +134,7 @@ def test_the_commands_train_on_two_processes_with_models_of_ones_own(folder: Pat
         "model": {"class_path": "zoo.training.Contrastive", "init_args": {"model": "test_safeclip.random"}},
         "data": {
             "class_path": "zoo.training.ManifestData",
-            "init_args": {"manifest": str(folder / "manifest.csv"), "batch_size": 4},
+            "init_args": {"manifest": str(home / "manifest.csv"), "batch_size": 4},
         },
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -132,6 +161,8 @@ def test_fewer_rows_than_devices_are_refused() -> None:
     with pytest.raises(BadInputError, match="1 rows for 2 devices"):
         EpochOrder(1, trainer, 4)
     assert [index for index, _ in EpochOrder(5, trainer, 4)] == [1, 3]
+    with pytest.raises(BadInputError, match="7 training items do not fill a batch of 4 on each of 2 devices"):
+        EpochOrder(7, trainer, 4, draw=lambda generator: range(7))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -161,15 +192,15 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("cut", ["epoch's end", "within an epoch"])
 @pytest.mark.usefixtures("one_thread")
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
-    folder: Path, tmp_path: Path, task: str, cut: str
+    home: Path, tmp_path: Path, task: str, cut: str
 ) -> None:
     def fit(resume: Path | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         lightning.seed_everything(7 if resume else 0, verbose=False)  # what a run is resumed with must not matter
         if task == "VisionLanguage":
-            data: Any = QuestionData(str(folder / "questions.csv"), batch_size=4, evaluated=2)
+            data: Any = QuestionData(str(home / "questions.csv"), batch_size=4, evaluated=2)
         else:
-            data = ManifestData(str(folder / "manifest.csv"), batch_size=4, flip=True)
-        module = tasks(folder)[task]()
+            data = ManifestData(str(home / "manifest.csv"), batch_size=4, flip=True)
+        module = tasks(home)[task]()
         trainer = quiet_trainer(3, num_sanity_val_steps=0, **options)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -185,16 +216,24 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
     assert figures == others
 
 
-def test_time_alone_may_end_the_training(folder: Path) -> None:
-    module = Contrastive("test_safeclip.random", init_from=str(folder / "release"))
+def test_time_alone_may_end_the_training(home: Path) -> None:
+    module = Contrastive("test_safeclip.random", init_from=str(home / "release"))
     trainer = quiet_trainer(-1, max_time={"seconds": 2}, num_sanity_val_steps=0, limit_val_batches=0)
-    trainer.fit(module, ManifestData(str(folder / "manifest.csv"), batch_size=8))
+    trainer.fit(module, ManifestData(str(home / "manifest.csv"), batch_size=8))
     assert trainer.global_step > 0
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.lr)
 
 
+def test_an_attack_warms_up_where_time_alone_ends_the_training(home: Path) -> None:
+    module = RobustTower(CLIP, init_from=str(home / "release"), threat=THREAT, eps_warmup=0.5)
+    trainer = quiet_trainer(-1, max_time={"seconds": 2}, num_sanity_val_steps=0, limit_val_batches=0)
+    trainer.fit(module, ManifestData(str(home / "manifest.csv"), batch_size=8))
+    assert trainer.global_step > 0
+    assert module.steps_of(0.5) == 1  # of the two of an epoch
+
+
 def test_a_second_fit_keeps_the_checkpoints_of_the_first(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = {"dirpath": "kept", "filename": "best", "enable_version_counter": False}
@@ -207,7 +246,7 @@ def test_a_second_fit_keeps_the_checkpoints_of_the_first(
         "model": {"class_path": "zoo.training.Contrastive", "init_args": {"model": "test_safeclip.random"}},
         "data": {
             "class_path": "zoo.training.ManifestData",
-            "init_args": {"manifest": str(folder / "manifest.csv"), "batch_size": 8},
+            "init_args": {"manifest": str(home / "manifest.csv"), "batch_size": 8},
         },
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -220,3 +259,7 @@ def test_a_second_fit_keeps_the_checkpoints_of_the_first(
     assert "were moved to" in caplog.text
     assert cli.run([*command, "--ckpt_path", "kept/best.ckpt", "--trainer.max_epochs", "2"]) == 0
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept", "kept-1"]
+    # Going on with another run than the one that the checkpoints are of.
+    second = (tmp_path / "kept/best.ckpt").read_bytes()
+    assert cli.run([*command, "--ckpt_path", "kept-1/best.ckpt", "--trainer.max_epochs", "2"]) == 0
+    assert (tmp_path / "kept-2/best.ckpt").read_bytes() == second

@@ -34,6 +34,7 @@ from zoo.training.cli import run
 from zoo.training.data import Batch
 
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
+STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
 
@@ -186,7 +187,7 @@ def test_a_zero_shot_model_judges_no_row_without_image(tmp_path: Path, missing: 
     if missing == "once":
         manifest.write_text(manifest.read_text(encoding="utf-8") + ",no picture,1,test\n", encoding="utf-8")
     with pytest.raises(BadInputError, match="needs an image in every row"):
-        _trainer(tmp_path).predict(Contrastive(CLIP), ManifestData(str(manifest), batch_size=8))
+        _trainer(tmp_path).predict(_trained(Contrastive(CLIP)), ManifestData(str(manifest), batch_size=8))
     assert not list(tmp_path.rglob("predictions.jsonl"))
 
 
@@ -194,10 +195,27 @@ def _trainer(folder: Path, epochs: int = 1) -> lightning.Trainer:
     return quiet_trainer(epochs, default_root_dir=folder, num_sanity_val_steps=0)
 
 
+def _trained(module: lightning.LightningModule) -> lightning.LightningModule:
+    """The module with its weights loaded, as from a checkpoint."""
+    module.load_state_dict(module.state_dict())
+    return module
+
+
 def _fit(module: lightning.LightningModule, data: ManifestData, epochs: int = 1) -> lightning.Trainer:
     trainer = _trainer(Path(data.manifest).parent, epochs)
     trainer.fit(module, data)
     return trainer
+
+
+def test_what_lightning_refuses_ends_in_one_line(tmp_path: Path) -> None:
+    arguments = _recipe(tmp_path, FUSION, _data(tmp_path / "data", ("safe", "safe")))
+    for more, message in (
+        (["fit", "--trainer.callbacks.init_args.monitor", "val/auroc"], "No ranking is logged where .* one class only"),
+        (["fit", "--trainer.callbacks+", STOPPING, "--trainer.callbacks.init_args.monitor", "val/auprc"], "one class"),
+        (["validate", "--ckpt_path", "none.ckpt"], "none.ckpt"),
+    ):
+        with pytest.raises(SystemExit, match=f"zoo: .*{message}"):
+            run([more[0], *arguments, *more[1:]])
 
 
 # The contrastive loss, against its formula in numpy
@@ -287,7 +305,7 @@ def test_the_auroc_does_not_depend_on_the_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     """Pooled sums may exceed 1 by rounding: torchmetrics would pass that batch alone through a sigmoid."""
-    module = Classification(FUSION)
+    module = _trained(Classification(FUSION))
     scores = iter([1.0000001, 0.9, 0.95, 0.2, 0.7, 0.8])
     monkeypatch.setattr(module.judge, "unsafe_score", lambda table: np.array([next(scores) for _ in table]))
     data = ManifestData(str(_data(tmp_path, ("unsafe", "safe"))), batch_size=batch_size)
@@ -298,7 +316,7 @@ def test_the_auroc_does_not_depend_on_the_batch_size(
 
 def test_with_one_class_no_area_is_logged(tmp_path: Path) -> None:
     data = ManifestData(str(_data(tmp_path, ("safe", "safe"))), batch_size=4)
-    (figures,) = _trainer(tmp_path).validate(Classification(FUSION), data, verbose=False)
+    (figures,) = _trainer(tmp_path).validate(_trained(Classification(FUSION)), data, verbose=False)
     assert set(figures) == {"val/loss"}
 
 

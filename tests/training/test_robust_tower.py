@@ -128,6 +128,14 @@ def test_the_image_tower_hardens_and_the_text_tower_keeps_every_bit(method: str,
     assert all(key.startswith("image_tower.") for key in changed)
 
 
+def test_labels_that_are_no_category_are_said(release: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    policy = str(release.parent / "policy.yaml")
+    module = RobustTower(FARE, init_from=str(release), policy=policy, label_names={"unsafe": "red"})
+    (figures,) = quiet_trainer().validate(module, _data(tmp_path / "data"), verbose=False)
+    assert "val/auroc" not in figures
+    assert "no label (0, 1) is a category" in caplog.text
+
+
 def test_a_hardened_tag_says_what_was_done() -> None:
     card = registry.model_card("vision_regnet_tiny.trades_linf8")
     assert card.summary.endswith("; TRADES (arXiv 1901.08573), Linf 8/255 on pixels in [0, 1]")

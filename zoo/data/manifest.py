@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,9 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
     for word in sorted(set(columns) - set(names)):
         raise BadArgumentError(f'columns: no role "{word}"' + close_match(word, names))
     need_columns(path, records, columns.values())
+    for column in records[0]:
+        if column not in names.values() and column.casefold() in set(names) - set(columns):
+            raise BadDataError(f'{path}: the column "{column}" is not read: call it "{column.casefold()}"')
     if names["image"] not in records[0] and names["text"] not in records[0]:
         raise BadDataError(f'{path}: has neither a column "image" nor "text"' + near_match("image", records[0]))
     root = image_root or path.parent
@@ -83,11 +87,26 @@ def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
     A label that somebody looked for (`judged`) and did not find is no mistake.
     """
     counts = Counter(name for row in rows for name in row.labels)
+    other = next((name for name in counts if name != label and _alike(name) == _alike(label)), None)
+    if label in counts and other is not None:
+        raise BadDataError(
+            f'{data}: the label "{label}" ({counts[label]} rows) also stands as "{other}" ({counts[other]} rows), '
+            "which would count as another one: write it in one way"
+        )
     if not counts or label in counts or any(label in (row.judged or ()) for row in rows):
         return
     names = ", ".join(f"{quoted(name)} ({count} rows)" for name, count in counts.most_common(8))
     more = ", ..." if len(counts) > 8 else ""
     raise BadDataError(f'{data}: no item is unsafe by the label "{label}"; the labels are {names}{more}')
+
+
+def _alike(label: str) -> str:
+    """The same for spellings of one label: `Dogs` and `dogs`; `1`, `1.0` and `True`."""
+    plain = {"true": "1", "false": "0"}.get(label.casefold(), label.casefold())
+    try:
+        return f"{float(plain):g}"
+    except ValueError:
+        return plain
 
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -97,6 +116,9 @@ def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[ob
 
 
 def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, str], root: Path) -> Row:
+    for role, name in names.items():
+        if isinstance(record.get(name), _Nested):
+            raise BadDataError(f"{path}, line {line}: the {role} is {record[name]}, neither text nor a number")
     image, text = record.get(names["image"]) or None, record.get(names["text"]) or None
     split = (record.get(names["split"]) or "").strip().lower()
     split = SAME_SPLIT.get(split, split)
@@ -138,14 +160,17 @@ def _read(path: Path) -> dict[int, dict[str, str]]:
     return records
 
 
-def _table(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _table(path: Path, lines: Sequence[str]) -> dict[int, dict[str, str]]:
     """The rows of CSV or TSV. Raises BadDataError with the physical line for a row that could be read in two ways."""
     mark = "\t" if path.suffix.lower() == ".tsv" else ","
     advice = "write a field with a comma, a quote or a line break in double quotes, and a quote in it twice"
     reader = csv.reader(lines, delimiter=mark, strict=True)
+    nul = next((number for number, line in enumerate(lines, start=1) if "\0" in line), None)
+    if nul is not None:
+        raise BadDataError(f"{path}, line {nul}: holds a NUL; a manifest is UTF-8 text")
     header: list[str] = []
-    spans: list[tuple[int, int]] = []
-    endings: set[str] = set()
+    rows: dict[int, dict[str, str]] = {}
+    spans: dict[int, int] = {}
     start = 1
     try:
         for fields in reader:
@@ -154,32 +179,57 @@ def _table(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[str, st
                 header = fields
                 _check_header(path, header)
             elif fields:
+                if fields == header:
+                    raise BadDataError(
+                        f"{path}, line {first}: the header once more, as of files that were put together"
+                    )
                 if len(fields) != len(header):
                     raise BadDataError(
                         f"{path}, line {first}: {len(fields)} fields, but the header has {len(header)}; {advice}"
                     )
+                rows[first] = dict(zip(header, fields, strict=True))
                 if reader.line_num > first:
-                    spans.append((first, reader.line_num))
-                else:
-                    endings.add(fields[-1])
-                yield first, dict(zip(header, fields, strict=True))
+                    spans[first] = reader.line_num
     except csv.Error as problem:
         raise BadDataError(f"{path}, line {start}: not readable as CSV: {problem}; {advice}") from None
-    for first, last in spans:
-        # A text of several lines whose first and last look like rows, down to a value of the last column.
-        ends = [lines[place - 1].rstrip("\r\n").split(mark) for place in (first, last)]
-        if len(header) > 1 and all(len(end) == len(header) and end[-1] in endings for end in ends):
+    inside = [
+        (first, last, name, value)
+        for first, last in spans.items()
+        for name, value in _within(lines[first - 1].split(mark), lines[last - 1].split(mark), header)
+    ]
+    known = {name: {row[name] for line, row in rows.items() if line not in spans} for _, _, name, _ in inside}
+    for first, last, name, value in inside:
+        if value and (value in known[name] or _same_kind(value, rows[first][name])):
             raise BadDataError(
-                f"{path}, line {first}: a quote that opens here is closed in line {last}, and both look like rows; "
-                f"{advice}"
+                f"{path}, line {first}: a quote that opens here is closed in line {last}, and what it encloses looks "
+                f"like rows; {advice}"
             )
+    return rows
+
+
+def _within(head: list[str], tail: list[str], header: list[str]) -> Iterator[tuple[str, str]]:
+    """By column, what a text of several lines encloses that would be values if its quotes were none.
+
+    `head` and `tail` are its first and last line, cut at each comma; after that of a row nobody writes a blank.
+    """
+    for fields, step in ((head, -1), (tail, 1)):
+        if len(fields) == len(header) and not any(field.startswith(" ") for field in fields):
+            pairs = list(zip(header, (field.rstrip("\r\n") for field in fields), strict=True))[::step]
+            yield from takewhile(lambda pair: '"' not in pair[1], pairs)
+
+
+def _same_kind(value: str, other: str) -> bool:
+    """Whether both are whole numbers, or names of files of one kind."""
+    numbers, suffix = value.isdecimal() and other.isdecimal(), Path(value).suffix
+    return numbers or (suffix != "" and suffix == Path(other).suffix)
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
     for place, name in enumerate(names, start=1):
-        if name != name.strip() or not name:
+        if name != name.strip() or not name.isprintable() or not name:
             raise BadDataError(
-                f"{path}, line 1: column {place} is called {quoted(name)}; a name has no blank at its ends"
+                f'{path}, line 1: column {place} is called "{ascii(name)[1:-1][:40]}"; a name has no blank at its '
+                "ends, and no invisible characters"
             )
         if name in names[: place - 1]:
             raise BadDataError(f"{path}, line 1: two columns are called {quoted(name)}")
@@ -216,7 +266,14 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
     return [{key: _flat(value) for key, value in record.items()} for record in table.to_pylist()]
 
 
+class _Nested(str):
+    """What a field holds that is neither text, a number nor a list of these: no role can use it."""
+
+
 def _flat(value: object) -> str:
     if isinstance(value, list):
-        return "|".join(str(part) for part in value)
-    return "" if value is None else str(value)
+        parts = [_flat(part) for part in value]
+        return next((part for part in parts if isinstance(part, _Nested)), "|".join(filter(None, parts)))
+    if value is None or value != value:  # NaN, which pandas keeps for what is missing
+        return ""
+    return _Nested(type(value).__name__) if isinstance(value, (dict, bytes)) else str(value)

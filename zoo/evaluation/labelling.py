@@ -92,6 +92,8 @@ def read_rows(
             say("the rows of the split test are judged; ask for the split all to judge every row")
             split = "test"
         rows = placed
+    elif split is None and (seen := sum(row.split == "train" for row in rows)):
+        say(f"{data}: {seen} of {len(rows)} rows are of the split train, and all are judged; ask for one split")
     return rows if split is None else rows_of_split(rows, split, data)
 
 

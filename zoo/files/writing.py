@@ -148,14 +148,19 @@ def native_writer(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"cannot be written ({problem})", str(path)) from problem
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename a folder to the first free one of `FOLDER-1`, `FOLDER-2`, ..., which is returned.
+def set_aside(folder: Path, pattern: str) -> Path:
+    """Move what matches a pattern into the first free folder of `FOLDER-1`, `FOLDER-2`, ..., which is returned.
 
-    Raises BadArgumentError for the current folder, the home folder, one around them, and a mounted one.
+    Everything else in the folder stays where it is: a recipe may stand beside its checkpoints.
     """
-    _refuse_occupied(folder, folder.resolve())
-    free = (folder.with_name(f"{folder.name}-{number}") for number in count(1))
-    return folder.rename(next(aside for aside in free if not aside.exists()))
+    for number in count(1):
+        aside = folder.with_name(f"{folder.name}-{number}")
+        with suppress(FileExistsError):
+            aside.mkdir()
+            break
+    for path in sorted(folder.glob(pattern)):
+        path.rename(aside / path.name)
+    return aside
 
 
 def told(path: Path) -> str:

@@ -171,8 +171,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise a batch, in its own dtype."""
-        return (pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
+        """Normalise a batch in its own dtype; the result is of the model's, as convolutions want it."""
+        return ((pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)).to(self.mean.dtype)
 
 
 def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:

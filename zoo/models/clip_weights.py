@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -68,27 +68,26 @@ def published_clip(source: str, *, with_text: bool) -> ClipWeights:
 def read_preprocessing(folder: Path, size: int) -> ImageInput | None:
     """How the files of a CLIP want its images of `size` pixels; None where none of them says it.
 
-    Reads transformers' `preprocessor_config.json`, else open_clip's `open_clip_config.json`. Raises BadDataError naming
-    the field of what an `ImageInput` cannot say.
+    Reads transformers' `processor_config.json` or `preprocessor_config.json`, else open_clip's
+    `open_clip_config.json`. Raises BadDataError naming the field of what an `ImageInput` cannot say.
     """
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        read = _read_transformers
-    elif (path := folder / "open_clip_config.json").is_file():
-        read = _read_open_clip
-    else:
-        return None
-    data = schema.read_json(path)
-    try:
-        image, checks = read(data, size)
-        for field, (value, allowed) in checks.items():
-            if value not in allowed:
-                raise ValueError(f"{field} is {value}, and this model can only be given {allowed[0]}")
-        return schema.parse(ImageInput, {"size": size, **image}, str(path))
-    except BadCardError as problem:
-        raise BadDataError(str(problem)) from None
-    except (TypeError, ValueError) as problem:  # also transformers', for sizes that are none
-        raise BadDataError(f"{path}: {problem}") from None
+    for name, (part, read) in _READERS.items():
+        path = folder / name
+        data = schema.read_json(path) if path.is_file() else {}
+        given = (data if isinstance(data, dict) else {"": data}).get(part) if part else data
+        if given in (None, {}):  # transformers 4 wrote a processor_config.json without the settings of images
+            continue
+        try:
+            image, checks = read(given, size)
+            for field, (value, allowed) in checks.items():
+                if value not in allowed:
+                    raise ValueError(f"{field} is {value}, and this model can only be given {allowed[0]}")
+            return schema.parse(ImageInput, {"size": size, **image}, str(path))
+        except BadCardError as problem:
+            raise BadDataError(str(problem)) from None
+        except (TypeError, ValueError) as problem:  # also transformers', for sizes that are none
+            raise BadDataError(f"{path}: {problem}") from None
+    return None
 
 
 #: Fields of an `ImageInput`, and other settings with the values that they may have.
@@ -96,7 +95,16 @@ _Plan: TypeAlias = tuple[dict[str, Any], dict[str, tuple[Any, tuple[Any, ...]]]]
 
 
 def _read_transformers(data: Any, size: int) -> _Plan:
-    given: Any = CLIPImageProcessorPil(**(data if isinstance(data, dict) else {}))
+    if not isinstance(data, dict):
+        raise ValueError(f"must be an object of settings, got {type(data).__name__}")
+    kind = data.get("image_processor_type") or data.get("feature_extractor_type") or "CLIP"
+    if not str(kind).startswith("CLIP"):  # what its file leaves out would be another than CLIP's
+        missing = next((name for name in ("size", "resample", "image_mean", "image_std") if data.get(name) is None), "")
+        if missing:
+            raise ValueError(f"names no {missing}, as a {kind} need not")
+        edges = data["size"] if isinstance(data["size"], dict) else dict.fromkeys(("height", "width"), data["size"])
+        data = {"do_center_crop": False, **data, "size": edges}
+    given: Any = CLIPImageProcessorPil(**{name: value for name, value in data.items() if value is not None})
     edges = dict(given.size or {})
     squash = "shortest_edge" not in edges
     image = {
@@ -118,8 +126,9 @@ def _read_transformers(data: Any, size: int) -> _Plan:
     return image, checks
 
 
-def _read_open_clip(data: Any, size: int) -> _Plan:
-    given = data.get("preprocess_cfg", {}) if isinstance(data, dict) else {}
+def _read_open_clip(given: Any, size: int) -> _Plan:
+    if not isinstance(given, dict):
+        raise ValueError(f"preprocess_cfg must be an object of settings, got {type(given).__name__}")
     sides = given.get("size", size)
     modes = {"shortest": "shortest_edge_crop", "squash": "squash"}
     mode = given.get("resize_mode", "shortest")
@@ -130,6 +139,14 @@ def _read_open_clip(data: Any, size: int) -> _Plan:
         "std": given.get("std", OPENAI_CLIP_STD),
     }
     return image, {"size": (sides, (size, [size, size]))}
+
+
+#: The files that say how images are prepared, the first one counts: which part of it does, and how it is read.
+_READERS: dict[str, tuple[str, Callable[[Any, int], _Plan]]] = {
+    "processor_config.json": ("image_processor", _read_transformers),
+    "preprocessor_config.json": ("", _read_transformers),
+    "open_clip_config.json": ("preprocess_cfg", _read_open_clip),
+}
 
 
 def clip_of(model: ZooModel, source: str) -> ClipWeights:

@@ -7,6 +7,7 @@ for. Tensors that are missing, left over or of another shape are named, and no d
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry
 from zoo.release.store import CARD, load_release, write_release
+
+log = logging.getLogger("zoo.release")
 
 #: Turns a state dictionary that torch saved into safetensors; `weights_only` runs no code of the file.
 CONVERT = (
@@ -98,13 +101,11 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     known = list_models("safeclip_*")
     if name not in known:
         raise BadArgumentError(f'name must be that of a safeclip model, got "{name}"' + close_match(str(name), known))
-    card = _card(name, hparams)
     image = read_clip(source, with_text=projection_from is None)
+    card = _as_prepared(_card(name, hparams), image)
     rest = image if projection_from is None else read_clip(projection_from, with_text=True)
     if image.vision.hidden_act != QUICK_GELU:
         card = card.replace(hparams={**card.hparams, "hidden_act": image.vision.hidden_act})
-    if image.image is not None:
-        card = card.replace(image=image.image)
     model = fill_zero_shot(_build(card), image, rest)
     sources, licences = image.source, image.licence
     if projection_from is not None:
@@ -114,6 +115,15 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     return model
 
 
+def _as_prepared(card: ModelCard, clip: ClipWeights) -> ModelCard:
+    """The card with the preprocessing that the files of a CLIP name; a warning where they name none."""
+    if clip.image is None:
+        words = "%s: no file says how images are prepared; it is done as for %s: %s"
+        log.warning(words, clip.source, card.name, card.image)
+        return card
+    return card.replace(image=clip.image)
+
+
 def _head(
     upstream: Upstream, file: Path, tower: str | None, sha256: str | None, hparams: Mapping[str, Any]
 ) -> ZooModel:
@@ -121,8 +131,7 @@ def _head(
     tensors, digest = _read_safetensors(file, upstream, sha256)
     model = _with_head(card, tensors, upstream, file)  # a wrong file is named before a tower is fetched
     clip = read_clip(tower or HUB + upstream.tower, with_text=False)
-    if clip.image is not None:
-        model = _with_head(card.replace(image=clip.image), tensors, upstream, file)
+    model = _with_head(_as_prepared(card, clip), tensors, upstream, file)
     fill_image_tower(model.image_tower, clip)
     vouched = "" if sha256 is None else ", not the file that was tested: vouched for by who imported it"
     model.card = model.card.replace(

@@ -18,7 +18,7 @@ from zoo.adversary.text.target import input_embedding
 from zoo.adversary.threat import ImagePart
 from zoo.adversary.training import Inputs, TextHardening, Words, WordSwaps, scaled, training_threat, worst_inputs
 from zoo.errors import BadArgumentError
-from zoo.training.base import UnsafeRanking
+from zoo.training.base import Trainable, UnsafeRanking
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
 
@@ -243,10 +243,9 @@ class Adversarial(Classification):
         self.robust_ranking.update(*self._ranked(self._scores(logits), [batch["labels"][row] for row in rows.tolist()]))
 
 
-def warm_share(module: lightning.LightningModule, warmup: float) -> float:
+def warm_share(module: Trainable, warmup: float) -> float:
     """The share in (0, 1] of eps that this step attacks with: rising for `warmup`, a share of all steps, then 1."""
-    warm = warmup * float(module.trainer.estimated_stepping_batches) if warmup else 0.0
-    return min(1.0, (module.global_step + 1) / max(1.0, warm))
+    return min(1.0, (module.global_step + 1) / max(1.0, module.steps_of(warmup) if warmup else 0.0))
 
 
 def spaced_rows(trainer: lightning.Trainer, batches: int, batch_idx: int, count: int) -> Tensor:

@@ -6,22 +6,21 @@ import dataclasses
 import json
 import logging
 import math
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 import zoo
 from zoo.assets import find_asset
-from zoo.contract.card import Training
+from zoo.contract.card import ModelCard, Training
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError, close_match
@@ -37,11 +36,9 @@ from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
 from zoo.training.order import gathered, processes
+from zoo.training.random_states import RANDOM_KEY, random_states, restore_random_states
 
 log = logging.getLogger("zoo.training")
-
-#: Where a checkpoint keeps the states of the random number streams.
-RANDOM_KEY = "safety_zoo_random"
 
 
 class Trainable(lightning.LightningModule):
@@ -71,7 +68,19 @@ class Trainable(lightning.LightningModule):
         self.save_hyperparameters(ignore=self.preset)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
-        self._random_states: dict[str, Any] | None = None
+        self._random_states: list[dict[str, Any]] = []
+        self._has_weights = False
+        self.register_load_state_dict_post_hook(Trainable._take_weights)  # type: ignore[no-untyped-call]
+
+    def _take_weights(self, *_: object) -> None:
+        self._has_weights = True
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's. Raises BadDataError for weights of another model."""
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        except RuntimeError as problem:
+            raise BadDataError(f"the weights of the checkpoint do not fit this recipe: {str(problem)[:400]}") from None
 
     def setup(self, stage: str) -> None:
         """Refuse figures and verdicts with a key configured, as no checkpoint is signed. Training goes on without."""
@@ -87,9 +96,7 @@ class Trainable(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
         total = float(self.trainer.estimated_stepping_batches)
         endless = math.isinf(total)
-        if endless:
-            self.trainer.fit_loop.setup_data()  # else the batches of an epoch are not counted yet
-        warm = max(1, round(self.warmup * (self.trainer.num_training_batches if endless else total)))
+        warm = max(1, round(self.steps_of(self.warmup)))
 
         def factor(step: int) -> float:
             if step < warm:
@@ -100,6 +107,14 @@ class Trainable(lightning.LightningModule):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
+    def steps_of(self, share: float) -> float:
+        """How many steps a share of the training is; of one epoch where time alone ends it."""
+        total = float(self.trainer.estimated_stepping_batches)
+        if math.isinf(total):
+            self.trainer.fit_loop.setup_data()  # else the batches of an epoch may not be counted yet
+            total = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return share * total
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, and every parameter gets a gradient: processes that train together wait for all of them."""
         if processes() > 1:
@@ -107,18 +122,37 @@ class Trainable(lightning.LightningModule):
         super().backward(loss, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the random number streams."""
-        checkpoint[RANDOM_KEY] = random_states()
+        """Add the states of the random number streams of all processes."""
+        checkpoint[RANDOM_KEY] = gathered([random_states()])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep those states until training goes on."""
-        self._random_states = checkpoint.get(RANDOM_KEY)
+        self._random_states = checkpoint.get(RANDOM_KEY, [])
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the run that is resumed."""
-        if self._random_states is not None:
-            restore_random_states(self._random_states)
-            self._random_states = None
+        """Go on with the random numbers of the run that is resumed. From here on the weights are trained ones."""
+        if self._random_states:
+            same = len(self._random_states) == processes()
+            restore_random_states(self._random_states[self.global_rank if same else 0])
+            self._random_states = []
+        self._has_weights = True
+
+    def on_validation_start(self) -> None:
+        self._need_weights()
+
+    def on_test_start(self) -> None:
+        self._need_weights()
+
+    def on_predict_start(self) -> None:
+        self._need_weights()
+
+    def _need_weights(self) -> None:
+        """Raise BadArgumentError for weights that were neither trained nor loaded, but for the validation of a fit."""
+        task = self.trainer.state.fn
+        if not self._has_weights and task not in (None, TrainerFn.FITTING):
+            raise BadArgumentError(
+                f"{task.value}: the weights are random; name the checkpoint to judge by in `ckpt_path`"
+            )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
@@ -191,15 +225,6 @@ class Base(Trainable):
         has_tokenizer = self.model.card.text is not None and (init_from or text_weights)
         self._codec: TextCodec | None = self.model.codec() if has_tokenizer else None
         self._has_weights = bool(init_from)
-        self.register_load_state_dict_post_hook(Base._take_weights)  # type: ignore[no-untyped-call]
-
-    def _take_weights(self, *_: object) -> None:
-        self._has_weights = True
-
-    def on_train_start(self) -> None:
-        """From here on the weights are trained ones."""
-        super().on_train_start()
-        self._has_weights = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits `[B, N]` of the model, whose inputs these are."""
@@ -228,13 +253,8 @@ class Base(Trainable):
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Verdicts of a batch as plain data, with the manifest line of each as its source.
-
-        Raises BadArgumentError for a model that was neither trained nor loaded.
-        """
+        """Verdicts of a batch as plain data, with the manifest line of each as its source."""
         scores = self.scores(batch).float().cpu().numpy()
-        if not self._has_weights:
-            raise BadArgumentError("predict: the weights are random; name the checkpoint to judge by in `ckpt_path`")
         sources = [f"line {line}" for line in batch["lines"]]
         shares = batch.get("border", [0.0] * len(scores))
         unseen: list[Seen] = [{"border": Unseen(share, 1)} if share else {} for share in shares]
@@ -247,6 +267,7 @@ class Base(Trainable):
 
     def on_predict_start(self) -> None:
         """Start an empty list of verdicts. Raises BadDataError for weights of NaN or infinity."""
+        super().on_predict_start()
         check_finite(self.model, "predict")
         self._predicted: list[tuple[int, dict[str, Any]]] = []
 
@@ -301,10 +322,27 @@ class Base(Trainable):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the tokenizer of the checkpoint: ids must mean what they meant in training."""
+        """Take the tokenizer of the checkpoint: ids must mean what they meant in training.
+
+        Raises BadDataError for the checkpoint of another model. Warns of data that are split by another rule.
+        """
         stored = checkpoint.get(CHECKPOINT_KEY)
         if stored is None:
             raise BadDataError("this checkpoint was not written by safety-zoo: it carries no card")
+        card = ModelCard.from_dict(stored["card"], "the card of the checkpoint")
+        for name in ("architecture", "hparams", "labels", "score", "image", "text"):
+            given, own = getattr(card, name), getattr(self.model.card, name)
+            if given != own:
+                raise BadDataError(
+                    f"the checkpoint holds {card.name} with {name} {given}; this recipe builds {self.model.card.name} "
+                    f"with {own}"
+                )
+        data, used = getattr(self.trainer, "datamodule", None), card.training.split
+        rule = data.split_rule if isinstance(data, ManifestData) else None
+        if rule is not None and used is not None and rule != used:
+            log.warning(
+                "rows that name no split: split by %s, in training by %s: tests may see trained rows", rule, used
+            )
         super().on_load_checkpoint(checkpoint)
         if stored["tokenizer"] is not None:
             self.model.tokenizer_json = stored["tokenizer"]
@@ -347,21 +385,3 @@ class UnsafeRanking:
         scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
         figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)} if pairs else {}
         return {prefix + name: value for name, value in figures.items() if name in names and value is not None}
-
-
-def random_states() -> dict[str, Any]:
-    """The state of each stream of random numbers, in types that a checkpoint without pickle may hold."""
-    name, keys, *rest = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "numpy": [name, torch.tensor(keys), *rest], "python": random.getstate()}
-    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Go on with the streams of `random_states`; with those of GPUs where there are as many as there were."""
-    torch.set_rng_state(states["torch"].cpu())
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy(), *rest))
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if len(states.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])

@@ -198,8 +198,6 @@ class Criterion(nn.Module):
     Raises BadInputError for unknown labels, weights that are not positive, a negative gamma, smoothing out of range.
     """
 
-    weight: Tensor
-
     def __init__(
         self,
         card: ModelCard,
@@ -219,8 +217,8 @@ class Criterion(nn.Module):
             raise BadArgumentError(f"label_smoothing is a share in [0, 1), got {smoothing}")
         self.softmax = card.score == "softmax"
         self.gamma, self.smoothing = focal_gamma, smoothing
-        factors = [(weights or {}).get(label, 1.0) for label in card.labels]
-        self.register_buffer("weight", torch.tensor(factors), persistent=False)  # it is in the recipe
+        # No buffer: that would become bfloat16 with the model, and a count of rows would be rounded to 8 bits.
+        self.factors = [(weights or {}).get(label, 1.0) for label in card.labels]
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean loss."""
@@ -229,12 +227,16 @@ class Criterion(nn.Module):
 
     def size(self, target: Tensor) -> Tensor:
         """What the mean is divided by: means of parts, weighted by it, give the mean of all."""
-        return self.weight[target].sum() if self.softmax else (~target.isnan()).sum()
+        return self._weight(target)[target].sum() if self.softmax else (~target.isnan()).sum()
+
+    def _weight(self, target: Tensor) -> Tensor:
+        """The factor of each label `[L]`."""
+        return torch.tensor(self.factors, device=target.device)
 
     def _exclusive(self, logits: Tensor, target: Tensor) -> Tensor:
         log_p = logits.log_softmax(dim=1)
         wanted = F.one_hot(target, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
-        terms = -wanted * self.weight * log_p
+        terms = -wanted * self._weight(target) * log_p
         if self.gamma:
             terms = terms * _power(1 - log_p.exp(), self.gamma)
         return terms.sum() / self.size(target)
@@ -242,7 +244,7 @@ class Criterion(nn.Module):
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         known = ~target.isnan()
         wanted = target.nan_to_num() * (1 - self.smoothing) + self.smoothing / 2
-        there, absent = -F.logsigmoid(logits) * self.weight, -F.logsigmoid(-logits)
+        there, absent = -F.logsigmoid(logits) * self._weight(target), -F.logsigmoid(-logits)
         if self.gamma:
             p = logits.sigmoid()
             there, absent = there * _power(1 - p, self.gamma), absent * _power(p, self.gamma)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -67,12 +68,15 @@ class ZooCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Move the checkpoints of an earlier run aside, unless it is that run that goes on."""
-        if self.config.fit.ckpt_path or self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
             return
+        resumed = str(self.config.fit.ckpt_path or "")
         for callback in self.trainer.checkpoint_callbacks:
             folder = Path(getattr(callback, "dirpath", None) or "")
-            if folder.name and any(folder.glob("*.ckpt")):
-                log.warning("%s: the checkpoints of an earlier run were moved to %s", folder, set_aside(folder))
+            goes_on = resumed in ("best", "last", "hpc") or (resumed and Path(resumed).resolve().parent == folder)
+            if folder.name and not goes_on and any(folder.glob("*.ckpt")):
+                moved = set_aside(folder, "*.ckpt")
+                log.warning("%s: the checkpoints of an earlier run were moved to %s", folder, moved)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would merge a checkpoint's hyperparameters over the recipe's."""
@@ -129,10 +133,20 @@ def run(args: list[str], kind: type[ZooCLI] = ZooCLI) -> None:
             "zoo: --ckpt_path is a pickle with more than tensors and plain data in it, which could run code; refused"
         )
     except Exception as problem:
-        message = refusal(problem)  # jsonargparse wraps what a constructor raises
+        message = refusal(problem) or _misconfigured(problem)  # jsonargparse wraps what a constructor raises
         if message is None:
             raise
         sys.exit(f"zoo: {message}")
+
+
+def _misconfigured(problem: Exception) -> str | None:
+    """What Lightning says of a configuration that cannot work, such as a figure to monitor that is never logged."""
+    message = str(problem)
+    known = isinstance(problem, (MisconfigurationException, FileNotFoundError))  # of a checkpoint that is not there
+    if known or message.startswith("Early stopping conditioned on metric"):
+        ranked = "auroc" in message or "auprc" in message
+        return message + (" No ranking is logged where the rows have labels of one class only." if ranked else "")
+    return None
 
 
 def check(recipe: Path) -> dict[str, str]:

@@ -206,7 +206,7 @@ class LockedTower:
             pixels = torch.from_numpy(store.pixels[numbers]).to(device).permute(0, 3, 1, 2).float().div_(255.0)
             features = self._run(data.view(pixels) if view else pixels)
             if not len(self._features):
-                self._features = torch.zeros(self.views, len(store.number), features.shape[1], device=device)
+                self._features = features.new_zeros(self.views, len(store.number), features.shape[1])
             self._features[view, numbers] = features
         data.pixels_in_training = False
 

@@ -23,7 +23,7 @@ from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import Decoded, fit, load
 from zoo.inputs.text import clean
 from zoo.inputs.views import border
-from zoo.training.order import Draw, EpochOrder, SplitData, loader, shuffled
+from zoo.training.order import Draw, EpochOrder, SplitData, drawn_item, loader, shuffled
 
 log = logging.getLogger("zoo.data")
 
@@ -86,8 +86,8 @@ class ManifestData(SplitData[Row]):
     ) -> None:
         super().__init__(manifest, image_root, batch_size, splits, split_seed)
         self.save_hyperparameters()
-        if batch_size < 2:
-            raise BadArgumentError(f"batch_size must be at least 2, got {batch_size}")
+        if batch_size < 1:
+            raise BadArgumentError(f"batch_size must be at least 1, got {batch_size}")
         self.columns, self.one_caption_per_image, self.by_length = columns, one_caption_per_image, by_length
         self.num_workers, self.max_cache_gb, self.mix = num_workers, max_cache_gb, mix or []
         self.view = RandomView(flip=flip, min_crop=min_crop)
@@ -97,6 +97,8 @@ class ManifestData(SplitData[Row]):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
+        if stage == "fit" and self.batch_size < 2:
+            raise BadArgumentError("batch_size must be at least 2 in training, got 1")
         if self.rows:
             return
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
@@ -234,8 +236,8 @@ class _Rows(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Row:
-        index, number = drawn
+    def __getitem__(self, drawn: tuple[int, int] | int) -> Row:
+        index, number = drawn_item(drawn)
         choices = self.items[index]
         return choices[number % len(choices)]
 

@@ -43,6 +43,9 @@ class EpochOrder(DistributedSampler[Any]):
         self, count: int, trainer: lightning.Trainer | None, batch_size: int, seed: int = 0, draw: Draw | None = None
     ) -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        if draw is not None and count < batch_size * world:
+            devices = f" on each of {world} devices" if world > 1 else ""
+            raise BadDataError(f"{count} training items do not fill a batch of {batch_size}{devices}")
         if count < world:
             raise BadDataError(f"{count} rows for {world} devices: each needs at least one; use fewer devices")
         super().__init__(range(count), world, rank, shuffle=False, seed=seed)  # type: ignore[arg-type]
@@ -73,6 +76,11 @@ class EpochOrder(DistributedSampler[Any]):
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready
         return self.trainer.current_epoch, done if done < len(self) // self.batch_size else 0
+
+
+def drawn_item(drawn: tuple[int, int] | int) -> tuple[int, int]:
+    """The place of an item and the number to draw from; Lightning's own orders (`overfit_batches`) have no number."""
+    return drawn if isinstance(drawn, tuple) else (drawn, 0)
 
 
 class SplitData(lightning.LightningDataModule, Generic[T]):
@@ -125,10 +133,6 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
 
     def training_order(self, count: int, draw: Draw | None = None) -> EpochOrder:
         """A drawn order of the items of an epoch, shuffled by default. Raises BadDataError for less than a batch."""
-        world = self.trainer.world_size if self.trainer else 1
-        if count < self.batch_size * world:
-            devices = f" on each of {world} devices" if world > 1 else ""
-            raise BadDataError(f"{count} training items do not fill a batch of {self.batch_size}{devices}")
         draw = draw or partial(shuffled, count)
         return EpochOrder(count, self.trainer, self.batch_size, self.order_seed, draw)
 

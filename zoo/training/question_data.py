@@ -14,7 +14,7 @@ from zoo.data.questions import Question, read_questions
 from zoo.data.splits import fingerprints
 from zoo.errors import BadArgumentError
 from zoo.guard.refusals import REFUSAL
-from zoo.training.order import EpochOrder, SplitData, loader
+from zoo.training.order import EpochOrder, SplitData, drawn_item, loader
 
 
 class Conversation(NamedTuple):
@@ -140,8 +140,8 @@ class _Conversations(Dataset[Conversation]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Conversation:
-        index, number = drawn
+    def __getitem__(self, drawn: tuple[int, int] | int) -> Conversation:
+        index, number = drawn_item(drawn)
         questions, own = self.items[index], random.Random(number)
         asked = own.sample(questions, min(self.turns, len(questions)))
         return conversation(asked, own.random() < self.instructed)
@@ -153,5 +153,5 @@ class _Questions(Dataset[Conversation]):
     def __init__(self, items: list[Conversation]) -> None:
         self.items = items
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Conversation:
-        return self.items[drawn[0]]
+    def __getitem__(self, drawn: tuple[int, int] | int) -> Conversation:
+        return self.items[drawn_item(drawn)[0]]

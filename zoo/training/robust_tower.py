@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
 from zoo.training.adversarial import Generators, row_generators, rows_of, spaced_rows, warm_share
 from zoo.training.base import Base, UnsafeRanking
-from zoo.training.data import Batch
+from zoo.training.data import Batch, ManifestData
 from zoo.training.freeze import freeze_parts
+
+log = logging.getLogger("zoo.training")
 
 #: Linf 4/255 by ten steps of 1/255, as FARE and TeCoA are published.
 PUBLISHED = {"norm": "Linf", "eps": "4/255", "steps": 10, "step_size": "1/255"}
@@ -95,6 +98,17 @@ class RobustTower(Base):
         self._bank: Tensor | None = None
         self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
         self.ranking, self.robust_ranking = UnsafeRanking(), UnsafeRanking()
+
+    def setup(self, stage: str) -> None:
+        """Also warn of labels none of which is a category of the policy."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ManifestData):
+            data.setup(stage)
+            labels = {label for row in data.rows for label in row.labels}
+            if labels and not any(self._categories((label,)) for label in labels):
+                names = ", ".join(category.name for category in self.policy.categories)
+                log.warning("no ranking is logged: no label (%s) is a category (%s)", ", ".join(sorted(labels)), names)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` images, attacked first."""

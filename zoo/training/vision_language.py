@@ -96,6 +96,7 @@ class VisionLanguage(Trainable):
         if guard is not None and not guard.get("detector"):
             raise BadArgumentError("guard: needs a detector, a safeclip_* release or its directory")
         self.out, self.overwrite, self.max_new_tokens = Path(out), overwrite, max_new_tokens
+        self._has_weights = lvlm is not None
         self.lvlm: Any = None
         self.processor: Any = None
         self._peft: tuple[Any, ...] = ()  # in a tuple, or its parameters would count twice
