@@ -11,7 +11,7 @@ from PIL import Image
 
 from zoo.cli import run
 from zoo.data.folder import write_folder_manifest
-from zoo.data.manifest import read_manifest
+from zoo.data.manifest import read_manifest, write_records
 from zoo.errors import BadInputError
 
 
@@ -102,3 +102,15 @@ def test_a_share_out_of_range_is_refused(tmp_path: Path, share: float) -> None:
         write_folder_manifest(_tree(tmp_path, {"train": 1}), tmp_path / "m.csv", val_share=share)
     with pytest.raises(BadInputError, match="no such folder"):
         write_folder_manifest(tmp_path / "none", tmp_path / "m.csv")
+
+
+def test_a_manifest_with_other_columns_is_not_replaced(tmp_path: Path) -> None:
+    """`zoo data folder photos --out photos/manifest.csv` where somebody keeps captions in it."""
+    path = tmp_path / "manifest.csv"
+    path.write_text("image,text,label\na.jpg,written by hand,1\n", encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"exists, and is not what this writes \(image,label,split\)"):
+        write_records(path, ("image", "label", "split"), [])
+    assert "written by hand" in path.read_text(encoding="utf-8")
+    for rows in ([("a.jpg", "1", "")], [("b.jpg", "1", "")]):
+        write_records(tmp_path / "own.csv", ("image", "label", "split"), rows)
+    assert "b.jpg" in (tmp_path / "own.csv").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from tests.verdicts import same_verdict
 from zoo.contract.verdict import Verdict
-from zoo.errors import BadInputError
+from zoo.errors import BadInputError, ServiceError
 from zoo.inputs.image import Pixels
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import list_models, model_card
@@ -201,3 +202,29 @@ def test_eight_threads_get_the_same_answers(scorers: dict[str, Scorer]) -> None:
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(work, range(8)):
             assert all(same_verdict(one, other, 1e-6) for one, other in zip(found, expected * 3, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_refused_instead_of_waiting_for_threads_it_has_not(scorers: dict[str, Scorer]) -> None:
+    """As of a server that loads its model before it forks its workers."""
+    scorer = scorers[IMAGES]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    ready = scorer.prepare(picture)
+    assert scorer.verdicts([picture, picture])[0].status == "ok"
+    for judge in (
+        lambda: scorer.verdicts([picture]),
+        lambda: scorer.verdict(picture),
+        lambda: scorer.judge_ready([ready]),
+    ):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # else it would wait forever
+            answer = 1
+            try:
+                judge()
+            except ServiceError as problem:
+                answer = 0 if "load it again in each process" in str(problem) else 2
+            finally:
+                os._exit(answer)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

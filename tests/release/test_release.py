@@ -144,6 +144,17 @@ def test_weights_that_are_not_finite_are_refused_at_release_load_and_export(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "buffer", "value"),
+    [("test_nsfwjs.random", "running_var", -1.0), ("test_laion_nsfw.random", "head.norm.variance", 0.0)],
+)
+def test_a_variance_that_gives_nan_is_refused(name: str, buffer: str, value: float, tmp_path: Path) -> None:
+    found = load_release(name)
+    next(tensor for key, tensor in found.model.named_buffers() if key.endswith(buffer)).view(-1)[0] = value
+    with pytest.raises(BadDataError, match=rf"{buffer} holds a variance of {value:.3g}"):
+        write_release(found.model, found.policy, tmp_path / "new")
+
+
 def test_a_weight_that_half_precision_makes_infinite_is_refused_at_export(release: Path, tmp_path: Path) -> None:
     found = load_release(release)
     name = "image_tower.visual_projection.weight"

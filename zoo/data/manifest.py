@@ -110,9 +110,18 @@ def _alike(label: str) -> str:
 
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, and create its folder if it does not exist."""
-    with new_file(path, newline="") as stream:
-        csv.writer(stream).writerows([columns, *rows])
+    """Write a CSV file, and create its folder if it does not exist.
+
+    Raises BadArgumentError if another file lies there, which does not begin with these columns.
+    """
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as stream:
+            if stream.readline().strip() != ",".join(columns).encode():
+                raise BadArgumentError(
+                    f"{path}: exists, and is not what this writes ({','.join(columns)}); name another, or remove it"
+                )
+    with new_file(path, newline="") as table:
+        csv.writer(table).writerows([columns, *rows])
 
 
 def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, str], root: Path) -> Row:

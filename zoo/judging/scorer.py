@@ -5,6 +5,7 @@ Nothing that cannot be judged is called safe, and one broken item never costs th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
 from zoo.contract.verdict import Cause, Place, Unseen, Verdict
-from zoo.errors import BadArgumentError, BadInputError, ClosedError
+from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.inputs.text import TextCodec
@@ -94,7 +95,7 @@ class Scorer:
         self.card: ModelCard = judge.card
         self._codec = codec if self.card.reads_text else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._closed = False
+        self._process = os.getpid()
 
     @property
     def why(self) -> str:
@@ -125,15 +126,19 @@ class Scorer:
     def stream(self, images: Images = None, texts: Texts = None) -> Iterator[list[Verdict]]:
         """As `verdicts`, but yields the list of each batch when it is judged."""
         items = self._items(images, texts)
-        if self._closed:
-            raise ClosedError("this scorer is closed; load it again to judge more")
+        self._refuse_fork()
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
         waiting: list[Future[Ready]] = []
         for number, batch in enumerate(batches):
-            current = waiting or [self._pool.submit(self.prepare, *item) for item in batch]
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            waiting = [self._pool.submit(self.prepare, *item) for item in following]
+            current = waiting or self._prepared(batch)
+            waiting = self._prepared(batches[number + 1] if number + 1 < len(batches) else [])
             yield self.judge_ready([future.result() for future in current])
+
+    def _prepared(self, items: Sequence[tuple[ImageSource | None, str | None]]) -> list[Future[Ready]]:
+        try:
+            return [self._pool.submit(self.prepare, *item) for item in items]
+        except RuntimeError:  # by another thread, it may be in the middle of a list
+            raise ClosedError("this scorer is closed; load it again to judge more") from None
 
     def prepare(self, image: ImageSource | None = None, text: str | None = None) -> Ready:
         """Decode and tokenise one item; one that cannot be read holds the verdict that says so. Thread-safe.
@@ -182,7 +187,11 @@ class Scorer:
         return places, np.stack([view.cut(picture, spec) for view in views]), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
-        """Judge prepared items with one call of the engine, in order. Raises what the engine raises."""
+        """Judge prepared items with one call of the engine, in order. Raises what the engine raises.
+
+        Raises ServiceError in a process that was forked from the one that loaded it: it would wait forever.
+        """
+        self._refuse_fork()
         answers = [item.refusal for item in items]
         rows = [index for index, refusal in enumerate(answers) if refusal is None]
         if rows:
@@ -210,7 +219,6 @@ class Scorer:
 
     def close(self) -> None:
         """End the decoding threads; `stream` and `verdicts` raise ClosedError from then on."""
-        self._closed = True
         self._pool.shutdown()
 
     def __enter__(self) -> Self:
@@ -218,6 +226,13 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _refuse_fork(self) -> None:
+        if self._process != os.getpid():
+            raise ServiceError(
+                f"this scorer was loaded in process {self._process}, and a forked one has none of its threads: load it "
+                "again in each process"
+            )
 
     def _items(self, images: Images, texts: Texts) -> list[tuple[ImageSource | None, str | None]]:
         if isinstance(images, (str, bytes, Path)) or isinstance(texts, str):

@@ -27,7 +27,8 @@ def weights_sha256(model: ZooModel, tensors: Iterable[tuple[str, Tensor]]) -> st
 def check_finite(model: ZooModel, where: str | Path) -> None:
     """Raise BadDataError, which names `where` the weights are from and the tensor, for a weight of NaN or infinity.
 
-    An engine may turn NaN into 0, as OpenVINO does in Relu and Clip: it would answer, and not say that it is broken.
+    So it does for a variance by which nothing can be divided. An engine may turn NaN into 0, as OpenVINO does in Relu
+    and Clip: it would answer, and not say that it is broken.
     """
     for name, value in model.state_dict().items():
         if not value.is_floating_point() or not value.numel():
@@ -38,6 +39,9 @@ def check_finite(model: ZooModel, where: str | Path) -> None:
                 f"{where}: the weights {name} hold NaN or infinity in {value.dtype}, so no answer of "
                 f"{model.card.name} would mean anything; train or convert the model again"
             )
+        # BatchNorm adds a little to its `running_var`; the heads' own `variance` is divided by as it is.
+        if (least < 0 and name.endswith("running_var")) or (least <= 0 and name.endswith(".variance")):
+            raise BadDataError(f"{where}: {name} holds a variance of {least:.3g}, whose root divides nothing")
 
 
 def image_of(card: ModelCard) -> ImageInput:
