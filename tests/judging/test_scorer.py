@@ -61,7 +61,9 @@ def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp
 
 
 @pytest.mark.parametrize("name", [EITHER, IMAGES])
-@pytest.mark.parametrize("no_image", [5, [[1, 2], [3, 4]], {"image": b""}, io.StringIO("text")], ids=str)
+@pytest.mark.parametrize(
+    "no_image", [5, [[1, 2], [3, 4]], {"image": b""}, io.StringIO("text")], ids=["number", "list", "dict", "text"]
+)
 def test_what_is_no_image_is_an_error_of_the_caller(name: str, no_image: Any, scorers: dict[str, Scorer]) -> None:
     scorer, judged = scorers[name], list[Feeds]()
     engine, scorer.engine = scorer.engine, judged.append  # type: ignore[assignment]
