@@ -707,7 +707,7 @@ def test_bad_questions(tiny: Setup) -> None:
     guard = tiny.guard()
     with pytest.raises(BadInputError, match=r"1 images .* for 2 prompts"):
         guard.answer([tiny.red], [PROMPT, PROMPT])
-    with pytest.raises(BadInputError, match='prompt with 2 "<image>" for 1 images'):
+    with pytest.raises(BadInputError, match='characters with 2 "<image>" for 1 images'):
         guard.answer([tiny.red], ["<image><image>"])
     with pytest.raises(BadInputError, match="not an image"):
         guard.answer([b"nothing"], [PROMPT])

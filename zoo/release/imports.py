@@ -101,8 +101,9 @@ def _clip(source: str, name: str | None, projection_from: str | None, hparams: M
     known = list_models("safeclip_*")
     if name not in known:
         raise BadArgumentError(f'name must be that of a safeclip model, got "{name}"' + close_match(str(name), known))
+    card = _card(name, hparams)  # wrong arguments are named before anything is read
     image = read_clip(source, with_text=projection_from is None)
-    card = _as_prepared(_card(name, hparams), image)
+    card = _as_prepared(card, image)
     rest = image if projection_from is None else read_clip(projection_from, with_text=True)
     if image.vision.hidden_act != QUICK_GELU:
         card = card.replace(hparams={**card.hparams, "hidden_act": image.vision.hidden_act})

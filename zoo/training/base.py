@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -123,7 +124,10 @@ class Trainable(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the random number streams of all processes."""
-        checkpoint[RANDOM_KEY] = gathered([random_states()])
+        state = io.BytesIO()  # torch's own form: its collectives cannot send a tensor inside other data
+        torch.save(random_states(), state)
+        every = gathered([state.getvalue()])
+        checkpoint[RANDOM_KEY] = [torch.load(io.BytesIO(one), weights_only=True) for one in every]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep those states until training goes on."""

@@ -191,6 +191,7 @@ def test_a_verification_counts_for_the_kind_of_device_that_it_ran_on(bundles: di
     report = _report("fp16")
     report.engine = engine = dataclasses.replace(read_bundle(bundle).manifest.engines[0], precision="fp16")
     manifest = dataclasses.replace(read_bundle(bundle).manifest, engines=(engine,))
+    manifest.write(bundle)
     manifest = report.note(manifest, bundle)
     (noted,) = manifest.engines
     assert noted.verified_on("cuda") is None
