@@ -164,6 +164,7 @@ class Service(AbstractContextManager["Service"]):
         self._ready: deque[tuple[_Answer, Ready, float]] = deque()  # with the time when it was read
         self._waiting = self._last_batch = self._judged = self._failed_in_a_row = 0
         self._closed = self._dropping = False
+        self._ended = False  # the engine's thread: nothing that is read from now on is judged
         self._batch_since: float | None = None
         self._counts = dict.fromkeys(("served", "unjudged", "overloads", "engine_errors", "batches"), 0)
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
@@ -298,7 +299,7 @@ class Service(AbstractContextManager["Service"]):
 
     def _decode(self, answer: _Answer, image: ImageSource | None, text: str | None) -> None:
         try:
-            if not self._thread.is_alive():
+            if self._ended:
                 raise ServiceError(_DEAD)
             if self._dropping or answer.cancelled():  # a cancelled future shows no error
                 raise ClosedError(_CLOSED)
@@ -314,8 +315,11 @@ class Service(AbstractContextManager["Service"]):
                 self._settle([answer], [item.refusal])
                 return
             with self._lock:
-                self._ready.append((answer, item, time.perf_counter()))
-                self._wake.notify()
+                if not self._ended:
+                    self._ready.append((answer, item, time.perf_counter()))
+                    self._wake.notify()
+                    return
+            self._settle([answer], [ServiceError(_DEAD)])  # the thread ended while this was read
 
     def _dead(self) -> str:
         """Why nothing can be judged any more, though the service was not closed; "" when it can."""
@@ -324,7 +328,7 @@ class Service(AbstractContextManager["Service"]):
                 f"the service was started in process {self._process} and does not live on in a forked one: "
                 "serve the bundle again in each process"
             )
-        return "" if self._thread.is_alive() or self._closed else _DEAD
+        return _DEAD if self._ended and not self._closed else ""
 
     def _run(self) -> None:
         try:
@@ -339,6 +343,7 @@ class Service(AbstractContextManager["Service"]):
                         self._settle(list(live), [_caused(EngineError(str(problem)), problem.__cause__) for _ in live])
         finally:  # after a fault of this very loop, what waits is refused, and health() says `dead`
             with self._lock:
+                self._ended = True
                 left = [self._ready.popleft()[0] for _ in range(len(self._ready))]
             self._settle(left, [ServiceError(_DEAD) for _ in left])
 

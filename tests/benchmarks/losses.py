@@ -350,7 +350,7 @@ def trace_once(folder: Path) -> None:
     """Keep the graphs that exports trace in a folder: tracing takes seconds, and writes nothing."""
 
     def served(model: ZooModel, banks: tuple[torch.Tensor, ...], *, opset: int) -> onnx.ModelProto:
-        path = folder / f"{model.card.name}-{opset}.onnx"
+        path = folder / f"{model.card.name}-{next(model.parameters()).dtype}-{opset}.onnx"
         if not path.exists():
             onnx.save(served_graph(model, banks, opset=opset), path)
         return onnx.load(path)

@@ -57,6 +57,7 @@ def test_every_model_passes_the_verification_in_float32(tmp_path: Path, name: st
     assert "openvino" in engine.versions
 
 
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("name", [CLIP, CONVOLUTIONS, FUSION, TEXTS])
 def test_scales_in_8_bits(tmp_path: Path, name: str) -> None:
     drawn = draw_inputs(model_card(name), tmp_path / "drawn", 64, unseen=True)

@@ -124,9 +124,9 @@ class Trainable(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the random number streams of all processes."""
-        state = io.BytesIO()  # torch's own form: its collectives cannot send a tensor inside other data
-        torch.save(random_states(), state)
-        every = gathered([state.getvalue()])
+        buffer = io.BytesIO()  # torch's own form: its collectives cannot send a tensor inside other data
+        torch.save(random_states(), buffer)
+        every = gathered([buffer.getvalue()])
         checkpoint[RANDOM_KEY] = [torch.load(io.BytesIO(one), weights_only=True) for one in every]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

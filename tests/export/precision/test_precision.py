@@ -18,7 +18,6 @@ from export.onnx.export import RUNS_ON, opset_of, write_onnx
 from export.precision.half import HALVES, HalfAttention, in_half
 from export.precision.int8 import quantise_rows
 from export.precision.nodes import count_products, rounded_float32
-from export.runtime.engine import clamps_int8
 from export.runtime.onnx import OnnxEngine
 from export.verify.inputs import CALIBRATED, calibration, image_probes, text_probes
 from zoo.errors import BadInputError
@@ -107,11 +106,7 @@ def test_half_precision_keeps_in_float32_what_it_would_spoil(precision: Precisio
     _check(release, precision, path, files, counts)
 
 
-#: The runtime takes no engine of 8 bits by itself there, see `clamps_int8`.
-exact_products = pytest.mark.skipif(clamps_int8(), reason="this processor clamps 8-bit products (it has no VNNI)")
-
-
-@exact_products
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", ["int8", "int8_qdq"])
 def test_eight_bits(pairs: Path, name: str, precision: Precision, tmp_path: Path) -> None:
@@ -146,7 +141,7 @@ def test_cosines_that_steps_of_0_01_decide_stay_in_float32(pairs: Path, precisio
     assert kept == {(width, 3), (width, 17)}  # special care, and the concepts
 
 
-@exact_products
+@pytest.mark.usefixtures("exact_products")
 def test_a_product_by_rows_keeps_zeros_infinities_and_what_has_no_weight() -> None:
     """A row of zeros gives zeros, an infinity no number; a weight that is used twice is quantised once."""
     rng = np.random.default_rng(0)

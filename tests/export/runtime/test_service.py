@@ -470,6 +470,36 @@ def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
     service.close()
 
 
+def test_a_request_that_is_being_read_when_the_engine_thread_ends_is_refused(
+    gated: tuple[Scorer, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, gate = gated
+    service = Service(scorer)
+    busy = gate.hold(service, PICTURE)
+    reading, go_on, prepare = threading.Event(), threading.Event(), scorer.prepare
+
+    def slow(*given: Any) -> Any:
+        reading.set()
+        assert go_on.wait(PATIENCE)
+        return prepare(*given)
+
+    def die() -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(scorer, "prepare", slow)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    late = service.submit(PICTURE)
+    assert reading.wait(PATIENCE)
+    monkeypatch.setattr(service, "_next_batch", die)
+    gate.open.set()
+    assert busy.result(PATIENCE).status == "ok"
+    service._thread.join(PATIENCE)
+    go_on.set()
+    with pytest.raises(ServiceError, match="has ended"):
+        late.result(PATIENCE)
+    service.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_is_seen_and_refuses_instead_of_waiting_for_threads_it_has_not(gated: tuple[Scorer, Gate]) -> None:
