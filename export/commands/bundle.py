@@ -26,6 +26,7 @@ In each round all sides run once. Ratios are of medians, to the first peer of th
 
 
 def add(commands: Commands) -> None:
+    """Declare `zoo bundle`."""
     parser = add_command(commands, "bundle", _info, "look into a bundle, or sign it", "zoo bundle info bundles/signs")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     text = "check a bundle and show its engines: precision, batches, verification, which one runs here"
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
 
 
 def add_verify(commands: Commands) -> None:
+    """Declare `zoo verify`."""
     text = "compare a bundle with the model it came from: names, shapes, values, verdicts"
     parser = add_command(commands, "verify", _verify, text, "zoo verify bundles/signs --images photos/ --count 500")
     _add_bundle(parser)
@@ -53,6 +55,7 @@ def add_verify(commands: Commands) -> None:
 
 
 def add_bench(commands: Commands) -> None:
+    """Declare `zoo bench`."""
     text = "time the engines of a bundle and the same model in other libraries, in turns in one run"
     renamed = {"--batch": "--batch-sizes", "--image": "--jpeg-size"}
     parser = add_command(commands, "bench", _bench, text, EXAMPLES, renamed)

@@ -6,20 +6,20 @@ batch, waits a moment for more, and runs the engine. No torch.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from export.runtime.answer import Answer
 from export.runtime.scorer import load
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
@@ -31,7 +31,6 @@ from zoo.judging.scorer import Ready, Scorer
 FAILING_AFTER = 3
 #: Latency quantiles are those of this number of latest answers.
 LATENCIES = 1024
-log = logging.getLogger("export.runtime.service")
 
 _CLOSED = "the service was closed before it judged this request"
 _DEAD = "the thread of the engine has ended, so nothing is judged any more: serve the bundle again"
@@ -107,30 +106,6 @@ class Health:
         return self.state == "ready"
 
 
-class _Answer(Future[Verdict]):
-    """A future whose callbacks run on threads of their own: one that blocks or exits costs no other caller."""
-
-    def __init__(self, callbacks: Executor) -> None:
-        super().__init__()
-        self._callbacks_run_on, self.since = callbacks, time.perf_counter()
-
-    def add_done_callback(self, fn: Callable[[Future[Verdict]], Any]) -> None:
-        def hand_over(future: Future[Verdict]) -> None:
-            try:
-                self._callbacks_run_on.submit(_call, fn, future)
-            except RuntimeError:  # the service is closed
-                _call(fn, future)
-
-        super().add_done_callback(hand_over)
-
-
-def _call(fn: Callable[[Future[Verdict]], Any], future: Future[Verdict]) -> None:
-    try:
-        fn(future)
-    except BaseException:
-        log.exception("a callback of a verdict failed")
-
-
 class Service(AbstractContextManager["Service"]):
     """Judges the requests of many threads with one scorer, which it owns and closes.
 
@@ -161,7 +136,7 @@ class Service(AbstractContextManager["Service"]):
         self._wake = threading.Condition(self._lock)  # the engine's thread: something is ready, or the end
         self._idle = threading.Condition(self._lock)  # close(): nothing is waiting any more
         self._engine = threading.Lock()  # an engine need not be thread-safe
-        self._ready: deque[tuple[_Answer, Ready, float]] = deque()  # with the time when it was read
+        self._ready: deque[tuple[Answer, Ready, float]] = deque()  # with the time when it was read
         self._waiting = self._last_batch = self._judged = self._failed_in_a_row = 0
         self._closed = self._dropping = False
         self._ended = False  # the engine's thread: nothing that is read from now on is judged
@@ -206,7 +181,7 @@ class Service(AbstractContextManager["Service"]):
     def _submit(self, image: ImageSource | None, text: str | None) -> Future[Verdict]:
         if image is not None:
             check_source(image)
-        answer = _Answer(self._callbacks)
+        answer = Answer(self._callbacks)
         if dead := self._dead():
             raise ServiceError(dead)
         with self._lock:
@@ -297,7 +272,7 @@ class Service(AbstractContextManager["Service"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decode(self, answer: _Answer, image: ImageSource | None, text: str | None) -> None:
+    def _decode(self, answer: Answer, image: ImageSource | None, text: str | None) -> None:
         try:
             if self._ended:
                 raise ServiceError(_DEAD)
@@ -347,7 +322,7 @@ class Service(AbstractContextManager["Service"]):
                 left = [self._ready.popleft()[0] for _ in range(len(self._ready))]
             self._settle(left, [ServiceError(_DEAD) for _ in left])
 
-    def _next_batch(self) -> list[tuple[_Answer, Ready, float]]:
+    def _next_batch(self) -> list[tuple[Answer, Ready, float]]:
         """Wait for something ready, then within the window for more. Empty at the end."""
         with self._lock:
             while not self._ready and (self._waiting or not self._closed):
@@ -383,7 +358,7 @@ class Service(AbstractContextManager["Service"]):
             self._judged += len(items)
         return verdicts
 
-    def _settle(self, answers: Sequence[_Answer], outcomes: Sequence[Verdict | ZooError]) -> None:
+    def _settle(self, answers: Sequence[Answer], outcomes: Sequence[Verdict | ZooError]) -> None:
         """Give each answer unless it was cancelled. Its place is free before its caller wakes and asks again."""
         now = time.perf_counter()
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]

@@ -3,15 +3,15 @@
 After normalisation (Unicode NFKC, lower case, contractions written out, quoted passages taken out) the beginning of
 the answer, its first 300 characters, counts as a refusal when it
 
-1. says that the speaker does not do what was asked: "I cannot / will not / am unable to ..." with a verb of helping
-   (help, assist, answer, provide, discuss, ...) or with nothing after it;
+1. says that the speaker will not do it: "I cannot / will not / am unable to ...", followed by a verb of helping (help,
+   assist, answer, provide, discuss, ...) or by nothing;
 2. declines outright: "I must decline", "I refuse", "I would rather not";
-3. says that the request is not met: "this request cannot be fulfilled", "request denied";
+3. says that the request is denied: "this request cannot be fulfilled", "request denied";
 4. gives a rule as the reason: "against my guidelines", "violates the policy", "not appropriate for me to".
 
-An apology alone does not count: "Sorry, there is no dog in the picture" is an answer. Verbs of perception (see, tell,
-make out, ...) do not count. A sentence whose reason is absence or poor sight does not count either ("I cannot answer
-that, there is no dog", "... it is too dark").
+These are answers, not refusals: an apology alone ("Sorry, there is no dog in the picture"), a verb of seeing ("I cannot
+see a dog"), and a sentence whose reason is that something is absent or hard to see ("I cannot answer that, there is no
+dog", "... it is too dark").
 """
 
 from __future__ import annotations

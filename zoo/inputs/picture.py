@@ -19,7 +19,7 @@ from zoo.inputs.pixels import (
     QUARTER_TURNS,
     TURNS,
     Lent,
-    Reading,
+    SampleFormat,
     decode_to_mapped,
     has_16_bit_key,
     in_colours_of_file,
@@ -120,7 +120,7 @@ def current(
         image.info.pop("exif", None)
     reduction = 1 if jpeg else scale
     take_key(image)
-    colours, reading = Colours(about, data), Reading.of(image, _low_bytes(image, data))
+    colours, samples = Colours(about, data), SampleFormat.of(image, _low_bytes(image, data))
     lent = _lent(image, reduction) if ours else None
     if watch and jpeg:
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
@@ -131,7 +131,7 @@ def current(
         picture = picture if colours.same else colours.srgb(picture)
         picture = picture if turn is None else picture.transpose(turn)
     else:
-        picture = rendered(image, colours, reading, scale=reduction, turn=turn, lent=lent)
+        picture = rendered(image, colours, samples, scale=reduction, turn=turn, lent=lent)
     picture.info = {"frames": frames}  # the rest speaks of other colours, and of another orientation
     notes = (*(watch.causes() if watch else ()), *((colours.note,) if colours.note else ()))
     return Decoded(picture, size[::-1] if turn in QUARTER_TURNS else size, scale, notes, frames)
@@ -172,9 +172,9 @@ def rgba(data: bytes) -> Image.Image:
     """A part of an animation, as a file of its own, in the colours of its file."""
     with open_image(io.BytesIO(data), data) as image:
         take_key(image)
-        reading = Reading.of(image, _low_bytes(image, data))
+        samples = SampleFormat.of(image, _low_bytes(image, data))
         image.load()
-        return in_colours_of_file(image, reading)
+        return in_colours_of_file(image, samples)
 
 
 def _still(

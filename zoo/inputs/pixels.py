@@ -34,7 +34,7 @@ _TALL, _WIDE = 1024, 256
 
 
 @dataclass(frozen=True)
-class Reading:
+class SampleFormat:
     """How the numbers of a picture are read: which bits of 16 are its levels, whether 0 is white, which is clear.
 
     `low` holds the lower bytes of 16-bit colours, where the clear colour has 16 bits.
@@ -46,7 +46,7 @@ class Reading:
     low: Image.Image | None = None
 
     @classmethod
-    def of(cls, image: Image.Image, low: Image.Image | None = None) -> Reading:
+    def of(cls, image: Image.Image, low: Image.Image | None = None) -> SampleFormat:
         """How an image is read. Raises BadDataError for numbers without a black and a white."""
         tags = getattr(image, "tag_v2", {})
         form = tags.get(339, (1,))  # SampleFormat
@@ -96,7 +96,7 @@ class Lent:
 def rendered(
     image: Image.Image,
     colours: Colours,
-    reading: Reading,
+    samples: SampleFormat,
     *,
     scale: int = 1,
     turn: _Turn | None = None,
@@ -112,7 +112,7 @@ def rendered(
         bottom = min(top + down, image.height)
         for left in range(0, image.width, across):
             box = (left, top, min(left + across, image.width), bottom)
-            block = _on_white(image.crop(box), box, colours, reading)
+            block = _on_white(image.crop(box), box, colours, samples)
             block = block if scale == 1 else block.reduce(scale)
             place = (left // scale, top // scale)
             if turn is not None:
@@ -138,8 +138,8 @@ def _turned(place: tuple[int, int], block: tuple[int, int], size: tuple[int, int
     }[turn]
 
 
-def _on_white(strip: Image.Image, box: Box, colours: Colours, reading: Reading) -> Image.Image:
-    strip, alpha = _eight_bits(strip, box, reading)
+def _on_white(strip: Image.Image, box: Box, colours: Colours, samples: SampleFormat) -> Image.Image:
+    strip, alpha = _eight_bits(strip, box, samples)
     strip = colours.srgb(strip)
     if alpha is None:
         return strip
@@ -148,12 +148,12 @@ def _on_white(strip: Image.Image, box: Box, colours: Colours, reading: Reading) 
     return ground
 
 
-def _eight_bits(strip: Image.Image, box: Box, reading: Reading) -> tuple[Image.Image, Image.Image | None]:
+def _eight_bits(strip: Image.Image, box: Box, samples: SampleFormat) -> tuple[Image.Image, Image.Image | None]:
     """A strip as 8-bit grey, RGB, CMYK or LAB in the colours of its file, and how opaque it is."""
     if strip.mode.startswith("I"):
-        return _levels(strip, reading)
-    if reading.low is not None:
-        return strip, _opaque_but(reading.clear, strip, reading.low.crop(box))
+        return _levels(strip, samples)
+    if samples.low is not None:
+        return strip, _opaque_but(samples.clear, strip, samples.low.crop(box))
     if strip.mode in ("La", "RGBa"):
         strip = strip.convert(strip.mode.upper())
     if strip.mode == "LA":
@@ -166,12 +166,12 @@ def _eight_bits(strip: Image.Image, box: Box, reading: Reading) -> tuple[Image.I
     return (strip if strip.mode in ("L", "RGB", "CMYK", "LAB") else strip.convert("RGB")), None
 
 
-def _levels(strip: Image.Image, reading: Reading) -> tuple[Image.Image, Image.Image | None]:
+def _levels(strip: Image.Image, samples: SampleFormat) -> tuple[Image.Image, Image.Image | None]:
     values = np.asarray(strip)
     values = values.view(np.uint32) if strip.mode == "I" else values
-    levels = (values >> reading.shift).astype(np.uint8)
-    alpha = None if reading.clear is None else _mask(values == reading.clear)
-    return Image.fromarray(255 - levels if reading.inverted else levels), alpha
+    levels = (values >> samples.shift).astype(np.uint8)
+    alpha = None if samples.clear is None else _mask(values == samples.clear)
+    return Image.fromarray(255 - levels if samples.inverted else levels), alpha
 
 
 def _opaque_but(clear: tuple[int, int, int], strip: Image.Image, low: Image.Image) -> Image.Image:
@@ -180,9 +180,9 @@ def _opaque_but(clear: tuple[int, int, int], strip: Image.Image, low: Image.Imag
     return _mask(((np.asarray(strip) == wanted >> 8) & (np.asarray(low) == (wanted & 255))).all(axis=-1))
 
 
-def in_colours_of_file(image: Image.Image, reading: Reading) -> Image.Image:
+def in_colours_of_file(image: Image.Image, samples: SampleFormat) -> Image.Image:
     """A loaded image as RGBA, in the colours of its file."""
-    pixels, alpha = _eight_bits(image, (0, 0, *image.size), reading)
+    pixels, alpha = _eight_bits(image, (0, 0, *image.size), samples)
     pixels = pixels.convert("RGB")
     pixels.putalpha(255 if alpha is None else alpha)
     return pixels

@@ -80,7 +80,7 @@ class GroupFigures:
 
 
 @dataclass(frozen=True, config=schema.STRICT)
-class OperatingPoint:
+class DecisionPoint:
     """Where a model decides: `policy` (its own thresholds), `fpr` (one threshold) or `labels` (the highest class).
 
     `threshold` on the unsafe score was found on `calibrated_on`, at a rate of `fpr_target`, and flags the share
@@ -96,7 +96,7 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, kw_only=True, config=schema.STRICT)
-class PointFigures(OperatingPoint):
+class PointFigures(DecisionPoint):
     """The figures at one operating point."""
 
     clean: CleanFigures

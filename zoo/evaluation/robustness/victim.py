@@ -22,7 +22,7 @@ from zoo.contract.policy import Policy
 from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, close_match, quoted
 from zoo.evaluation.labelling import Labelling, items_of, limited
-from zoo.evaluation.robustness.report import OperatingPoint
+from zoo.evaluation.robustness.report import DecisionPoint
 from zoo.judging.scorer import Ready, feeds
 from zoo.keys import refuse_unsigned
 from zoo.release.store import Release, model_scorer
@@ -177,7 +177,7 @@ def _class(names: Sequence[str], row: Row, card: ModelCard) -> int | None:
 class AttackedPoint:
     """A model that decides: `module` maps the model's inputs to logits `[B, K]`, and the highest is its answer."""
 
-    at: OperatingPoint
+    at: DecisionPoint
     module: nn.Module
 
     def answers(self, logits: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class Victim:
 
     def own_point(self) -> AttackedPoint:
         """The policy's own decisions, or the model's own classes."""
-        return AttackedPoint(OperatingPoint("labels" if self.by_label else "policy"), self.judged or self.model)
+        return AttackedPoint(DecisionPoint("labels" if self.by_label else "policy"), self.judged or self.model)
 
     def point_at(self, fpr: float, logits: Tensor, where: str) -> AttackedPoint:
         """The decision that flags at most a share `fpr` of the safe items with these logits `[N, K]`.
@@ -226,7 +226,7 @@ class Victim:
         Raises as `threshold_height`.
         """
         threshold = self._threshold_at(threshold_height(self.heights(logits), fpr))
-        at = OperatingPoint("fpr", threshold, fpr, calibrated_on=where, negatives=len(logits))
+        at = DecisionPoint("fpr", threshold, fpr, calibrated_on=where, negatives=len(logits))
         point = AttackedPoint(at, Judged(self.model, self.policy, threshold))
         measured = float(point.answers(logits).double().mean())
         return AttackedPoint(dataclasses.replace(at, fpr_measured=measured), point.module)
