@@ -444,6 +444,17 @@ def test_a_callback_that_blocks_costs_nobody_else_and_may_close_the_service(gate
     assert late.wait(PATIENCE)
 
 
+def _end_thread(service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that waits at the gate ends after the batch that it holds."""
+
+    def die() -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(service, "_next_batch", die)
+    gate.open.set()
+
+
 def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
     gated: tuple[Scorer, Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,13 +462,7 @@ def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
     service = Service(scorer)
     busy = gate.hold(service, PICTURE)
     waiting = service.submit(PICTURE)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-
-    def die() -> list[Any]:
-        raise MemoryError
-
-    monkeypatch.setattr(service, "_next_batch", die)
-    gate.open.set()
+    _end_thread(service, gate, monkeypatch)
     assert busy.result(PATIENCE).status == "ok"
     with pytest.raises(ServiceError, match="has ended"):
         waiting.result(PATIENCE)
@@ -483,15 +488,10 @@ def test_a_request_that_is_being_read_when_the_engine_thread_ends_is_refused(
         assert go_on.wait(PATIENCE)
         return prepare(*given)
 
-    def die() -> list[Any]:
-        raise MemoryError
-
     monkeypatch.setattr(scorer, "prepare", slow)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     late = service.submit(PICTURE)
     assert reading.wait(PATIENCE)
-    monkeypatch.setattr(service, "_next_batch", die)
-    gate.open.set()
+    _end_thread(service, gate, monkeypatch)
     assert busy.result(PATIENCE).status == "ok"
     service._thread.join(PATIENCE)
     go_on.set()
