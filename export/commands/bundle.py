@@ -26,7 +26,6 @@ In each round all sides run once. Ratios are of medians, to the first peer of th
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo bundle`."""
     parser = add_command(commands, "bundle", _info, "look into a bundle, or sign it", "zoo bundle info bundles/signs")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     text = "check a bundle and show its engines: precision, batches, verification, which one runs here"
@@ -43,7 +42,6 @@ def add(commands: Commands) -> None:
 
 
 def add_verify(commands: Commands) -> None:
-    """Declare `zoo verify`."""
     text = "compare a bundle with the model it came from: names, shapes, values, verdicts"
     parser = add_command(commands, "verify", _verify, text, "zoo verify bundles/signs --images photos/ --count 500")
     _add_bundle(parser)
@@ -55,7 +53,6 @@ def add_verify(commands: Commands) -> None:
 
 
 def add_bench(commands: Commands) -> None:
-    """Declare `zoo bench`."""
     text = "time the engines of a bundle and the same model in other libraries, in turns in one run"
     renamed = {"--batch": "--batch-sizes", "--image": "--jpeg-size"}
     parser = add_command(commands, "bench", _bench, text, EXAMPLES, renamed)

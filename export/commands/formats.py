@@ -15,7 +15,6 @@ from zoo.errors import BadArgumentError
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo export` and its formats."""
     text = "export a model to a bundle that runs without torch"
     parser = add_command(commands, "export", _export_engine, text, "zoo export onnx --model releases/x --out bundles/x")
     formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)

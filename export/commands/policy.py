@@ -14,7 +14,6 @@ from zoo.judging.judge import bind
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo policy`."""
     text = "list policies, prepare them, and give one to a bundle"
     parser = add_command(
         commands, "policy", list_shipped, text, "zoo policy list && zoo policy embed dogs --model signs"

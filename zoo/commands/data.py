@@ -8,7 +8,6 @@ from zoo.commands.common import Commands, add_command, add_flag, add_flags, add_
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo data` and its datasets."""
     parser = add_command(commands, "data", _signs, "write a dataset to disk", "zoo data signs --out runs/signs")
     kinds = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
     signs = add_command(kinds, "signs", _signs)

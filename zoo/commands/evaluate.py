@@ -15,7 +15,6 @@ UNSEEN = "(default: all rows; of rows that name none, those that training kept f
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo evaluate` and its parts."""
     parser = add_command(commands, "evaluate", _evaluate)
     # Not `required`: `zoo evaluate guard` goes without; _evaluate() asks for both.
     others = "{guard,robustness,texts}"

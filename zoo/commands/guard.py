@@ -8,7 +8,6 @@ from zoo.commands.common import Commands, add_command, add_flag, add_flags, call
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo guard bench`."""
     text = "the guard inside a vision-language model; its quality is measured by `zoo evaluate guard`"
     example = "zoo guard bench --lm-layers 16 --lm-width 2048 --lm-heads 16"
     parser = add_command(commands, "guard", _bench, text, example)

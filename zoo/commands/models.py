@@ -10,7 +10,6 @@ from zoo.commands.common import Commands, add_command
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo list` and `zoo show`."""
     parser = add_command(commands, "list", _list)
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard pattern of the names")
     parser.add_argument("--tag", metavar="TAG", help="only this tag, such as zeroshot")

@@ -13,7 +13,6 @@ from zoo.files.writing import write_file
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo recipes`."""
     example = "zoo recipes copy quickstart --out mine && zoo recipes check mine/recipes/quickstart.yaml"
     parser = add_command(commands, "recipes", list_shipped, "list, copy and check training recipes", example)
     parser.set_defaults(kind="recipe", json=False)

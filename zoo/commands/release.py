@@ -12,7 +12,6 @@ from zoo.models.upstream import KINDS, UPSTREAM
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo release`."""
     parser = add_command(commands, "release", _release)
     add_flag(parser, "checkpoint", "checkpoint that `zoo fit` wrote", metavar="CHECKPOINT")
     add_flag(parser, "--policy", "it is shipped with the release (default: the recipe's)")

@@ -18,7 +18,6 @@ RENAMED = {"--positive": "--positive-label", "--words": "--positive-words", "--c
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo attacks` and `zoo leaderboard`."""
     parser = add_command(commands, "attacks", _list)
     add_command(parser.add_subparsers(metavar="{list}"), "list", _list)
     parser = add_command(commands, "leaderboard", _leaderboard)
@@ -30,7 +29,6 @@ def add(commands: Commands) -> None:
 
 
 def add_robustness(actions: Commands) -> None:
-    """Declare `zoo evaluate robustness`."""
     parser = add_command(actions, "robustness", _evaluate, renamed=RENAMED)
     need = parser.add_argument_group("what is attacked")
     add_flag(need, "--model", "release directory or registry name; a bundle with --replay alone", required=True)

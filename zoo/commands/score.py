@@ -17,7 +17,6 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 
 def add(commands: Commands) -> None:
-    """Declare `zoo score`."""
     parser = add_command(commands, "score", _score)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
     add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
