@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import importlib.metadata
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,28 +51,54 @@ def golden() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def traced_once() -> Iterator[None]:
+def traces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for traced graphs that all processes share, and runs of the same code: tracing is what exports wait for.
+
+    It is named by the code and the versions that a trace depends on; those of other code are removed.
+    """
+    if not hasattr(request.config, "cache"):  # -p no:cacheprovider
+        return tmp_path_factory.mktemp("traces")
+    said = hashlib.sha256()
+    for name in ("torch", "onnx", "onnxscript", "transformers"):
+        said.update(importlib.metadata.version(name).encode())
+    for path in sorted(
+        [*REPOSITORY.glob("zoo/**/*.py"), *REPOSITORY.glob("export/**/*.py"), *REPOSITORY.glob("tests/*.py")]
+    ):
+        said.update(path.read_bytes())
+    folder: Path = request.config.cache.mkdir("traces") / said.hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def traced_once(traces: Path) -> Iterator[None]:
     """Exports of the same weights, card and phrases share one trace: it takes seconds, however small the model."""
+    import onnx
+
     import export.make
     import export.onnx.export
     import export.openvino
     from export.onnx.graph import served_graph, text_encoder_graph
     from export.source import weights_hash
 
-    kept: dict[object, ModelProto] = {}
+    def kept(trace: Callable[[], ModelProto], *key: object) -> ModelProto:
+        path = traces / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.onnx"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}")
+            onnx.save(trace(), part)
+            part.replace(path)  # whole: another process may look for it at the same time
+        return onnx.load(path)
 
     def served(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int) -> ModelProto:
         contents = tuple((*bank.shape, bank.numpy().tobytes()) for bank in banks)
         key = (weights_hash(model), repr(model.card), contents, opset)
-        if key not in kept:
-            kept[key] = served_graph(model, banks, opset=opset)
-        return copy.deepcopy(kept[key])
+        return kept(lambda: served_graph(model, banks, opset=opset), *key)
 
     def encoder(model: PhraseEncoder) -> ModelProto:
-        key = ("encoder", weights_hash(model), repr(model.card))
-        if key not in kept:
-            kept[key] = text_encoder_graph(model)
-        return copy.deepcopy(kept[key])
+        return kept(lambda: text_encoder_graph(model), "encoder", weights_hash(model), repr(model.card))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.onnx.export, "served_graph", served)

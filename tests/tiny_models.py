@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.contract.card import ModelCard, panel_card
@@ -39,9 +40,12 @@ _BERT: dict[str, Any] = {
 _PROJECTION: dict[str, Any] = {"embedding_dim": 16, "head_width": 16, "dropout": 0.1, "mirror": True}
 
 
-def _tiny(name: str, like: str, **hparams: Any) -> None:
-    """Register `name`: the model `like` with other hyperparameters."""
-    _register(model_card(like, **hparams), name, like)
+def _tiny(name: str, like: str, side: int = 0, **hparams: Any) -> None:
+    """Register `name`: the model `like` with other hyperparameters, and images of `side` pixels."""
+    card = model_card(like, **hparams)
+    if side and card.image:
+        card = card.replace(image=replace(card.image, size=side))
+    _register(card, name, like)
 
 
 def _register(card: ModelCard, name: str, like: str, builder: Builder | None = None) -> None:
@@ -67,6 +71,7 @@ _tiny("test_multimodal_nsfw.fusion", "multimodal_nsfw_tiny.fusion", heads=2, **_
 _tiny(
     "test_clip_mobilenet_v1.random",
     "clip_mobilenet_v1.lit",
+    side=64,
     depth_multiplier=0.01,
     min_depth=32,
     **_BERT,
@@ -80,7 +85,7 @@ _tiny(
     **_BERT,
     **_PROJECTION,
 )
-_tiny("test_nsfwjs.random", "nsfwjs_mobilenet_v2.gantman", depth_multiplier=0.05, hidden=[16, 8])
+_tiny("test_nsfwjs.random", "nsfwjs_mobilenet_v2.gantman", side=64, depth_multiplier=0.05, hidden=[16, 8])
 _tiny("test_prompt_bert.random", "prompt_minilm.multilabel", **_BERT)
 _tiny("test_vision_regnet.random", "vision_regnet_tiny.plain", widths=[8, 16], depths=[1, 1], group_width=8)
 

@@ -57,7 +57,7 @@ TEXT = {"share": 0.5, "hotflip_words": 1}
 ROWS = {"train": 18, "val": 23, "test": 13}
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, noise: float = 60) -> None:
     """Write a manifest of fields in two colours with captions, questions about pictures, a release and its policy."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def prepare(folder: Path) -> None:
         writer.writerow(["image", "text", "label", "split"])
         for number, split in enumerate(split for split, count in ROWS.items() for _ in range(count)):
             red = number % 2
-            pixels = np.full((32, 32, 3), (170, 90, 90) if red else (90, 90, 170)) + rng.normal(0, 60, (32, 32, 3))
+            pixels = np.full((32, 32, 3), (170, 90, 90) if red else (90, 90, 170)) + rng.normal(0, noise, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"images/{number}.png")
             text = f"a {('blue', 'red')[red]} field, number {number}"
             writer.writerow([f"images/{number}.png", text, red, split])

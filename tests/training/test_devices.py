@@ -94,16 +94,18 @@ def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Pat
 
 
 @pytest.mark.parametrize("model", ["test_clip_resnet.random", "test_clip_mobilenet_v1.random", "test_nsfwjs.random"])
-def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(home: Path, model: str) -> None:
+def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(tmp_path: Path, model: str) -> None:
+    prepare(tmp_path, noise=10)  # easily learnt: what rounding changes must not matter
+
     def build() -> Any:
         if model == "test_nsfwjs.random":
-            return Classification(model, label_names={"1": "porn", "0": "neutral"}, lr=3e-3)
+            return Classification(model, label_names={"1": "porn", "0": "neutral"}, lr=1e-2)
         locked = 2 if "mobilenet" in model else 0
-        return Contrastive(model, policy=str(home / "policy.yaml"), locked_views=locked, lr=3e-3)
+        return Contrastive(model, policy=str(tmp_path / "policy.yaml"), locked_views=locked, lr=1e-2)
 
     lightning.seed_everything(0, verbose=False)
-    module, data = build(), ManifestData(str(home / "manifest.csv"), batch_size=8)
-    trainer = quiet_trainer(12, num_sanity_val_steps=0)
+    module, data = build(), ManifestData(str(tmp_path / "manifest.csv"), batch_size=8)
+    trainer = quiet_trainer(24, num_sanity_val_steps=0)
     trainer.fit(module, data)
     area = float(trainer.callback_metrics["val/auroc"])
     for precision in ("bf16-true", "bf16-mixed"):
@@ -113,7 +115,7 @@ def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(home: P
         half.model.tokenizer_json, half._codec = module.model.tokenizer_json, module._codec
         (figures,) = quiet_trainer(1, precision=precision).validate(half, data, verbose=False)
         assert figures["val/auroc"] == pytest.approx(area, abs=0.02)
-        assert quiet_trainer(1, precision=precision, default_root_dir=home).predict(half, data)
+        assert quiet_trainer(1, precision=precision, default_root_dir=tmp_path).predict(half, data)
 
 
 @pytest.mark.parametrize("script", ["zoo", "lightning"])
