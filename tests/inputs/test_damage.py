@@ -15,7 +15,7 @@ from PIL import Image
 from tests.inputs.files import encoded
 from zoo.errors import BadDataError
 from zoo.inputs.containers import png_chunk, png_chunks
-from zoo.inputs.damage import BYTES_AFTER_END, CHECKSUM, DAMAGE, END_MISSING, JPEG_DATA, SIZES
+from zoo.inputs.damage import BYTES_AFTER_END, CHECKSUM, DAMAGE, END_MISSING, FILM, JPEG_DATA, SIZES
 from zoo.inputs.image import decode_with_notes
 
 
@@ -85,6 +85,16 @@ def test_trailers_of_cameras_are_no_damage() -> None:
     data = WHOLE["jpeg"] + b"\0\0\x01\x0aImage_UTC_Data1700000000000SEFH" + bytes(30) + b"SEFT"
     assert notes(data) == ()
     assert notes(WHOLE["jpeg"] + bytes(20_000) + b"x" * 20_000 + b"SEFT") == (BYTES_AFTER_END,)
+
+
+def test_the_film_of_a_motion_photo_is_no_damage_where_the_camera_says_that_it_is_there() -> None:
+    film = b"\0\0\0\x10ftypisom\0\0\0\0" + b"\0\0\0\x08moov" + b"\0\0\x80\0mdat".ljust(0x8000)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta GCamera:MotionPhoto='1'/>"
+    said = WHOLE["jpeg"][:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + WHOLE["jpeg"][2:]
+    samsung = b"\0\0\x30\x0a\x10\0\0\0MotionPhoto_Data" + film + b"SEFH" + bytes(30) + b"SEFT"
+    assert [notes(data) for data in (said + film, WHOLE["jpeg"] + samsung)] == [(FILM,), (FILM,)]
+    for data in (WHOLE["jpeg"] + film, said + film.replace(b"moov", b"free"), said + b"MotionPhoto"):
+        assert notes(data) == (BYTES_AFTER_END,)
 
 
 def test_a_gain_map_that_the_index_lists_is_no_damage() -> None:

@@ -16,6 +16,7 @@ from zoo.contract.card import ImageInput, ModelCard, TextInput
 from zoo.contract.policy import Category, Policy, Threshold, panel_policy
 from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadPolicyError
+from zoo.inputs.image import owned
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge
 from zoo.judging.scorer import Feeds, Scorer
@@ -131,6 +132,44 @@ def test_later_frames_are_never_called_safe(form: str) -> None:
         verdict = scorer.verdict(stream.getvalue())
     assert (verdict.decision, verdict.category) == ("review", None)
     assert (verdict.unseen or {})["frames"].total in (2, 3)  # WebP and GIF join frames that are alike
+
+
+def _jpeg(place: str = "none") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(_signed(1, place)).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["cut", "more", "checksum"])
+def test_a_damaged_picture_is_never_called_safe_and_still_flagged(name: str) -> None:
+    png = io.BytesIO()
+    Image.fromarray(_signed(1, "none")).save(png, "PNG")
+    flipped = bytearray(png.getvalue())
+    flipped[-1] ^= 1  # of the checksum of IEND
+    broken = {"cut": png.getvalue()[:-12], "more": _jpeg() + b"more", "checksum": bytes(flipped)}[name]
+    words = {"cut": "end missing", "more": "bytes after the end", "checksum": "png checksum"}[name]
+    with _scorer() as scorer:
+        whole, verdict = scorer.verdicts([_jpeg(), broken])
+        assert (scorer.verdict(owned(io.BytesIO(broken))), whole.unseen) == (verdict, {})
+        flagged = scorer.verdict(_jpeg("left") + b"more")
+    assert (verdict.status, verdict.decision, verdict.category) == ("ok", "review", None)
+    assert (verdict.unseen or {})["damaged"].note == words
+    assert verdict.detail == f"not looked at: damaged ({words})"
+    assert (flagged.decision, set(flagged.unseen or {})) == ("unsafe", {"damaged"})
+    with _scorer(replace(POLICY, unseen={"damaged": 1.0})) as scorer:
+        assert scorer.verdict(broken).is_safe
+
+
+def test_a_profile_that_is_ignored_is_noted_and_tolerated_in_the_service_too() -> None:
+    picture = Image.fromarray(_signed(1, "none"))
+    picture.info["icc_profile"] = b"no profile"
+    with _scorer() as scorer:
+        verdict = scorer.verdict(picture)
+        assert scorer.verdict(owned(picture)) == verdict
+    assert verdict.is_safe
+    assert verdict.unseen == {"colours": Unseen(1, tolerated=True, note="profile ignored")}
+    with _scorer(replace(POLICY, unseen={"colours": 0.0})) as scorer:
+        assert scorer.verdict(picture).decision == "review"
 
 
 @pytest.mark.parametrize("words", [1, 8, 80, 500])

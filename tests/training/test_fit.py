@@ -403,6 +403,8 @@ def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> Non
     (figures,) = trainer.validate(module, ManifestData(str(manifest), batch_size=4), verbose=False)
     assert figures["val/auroc"] == pytest.approx(wanted)
     test_rows = [row for row in csv.DictReader(manifest.open(encoding="utf-8")) if row["split"] == "test"]
+    with (manifest.parent / test_rows[0]["image"]).open("ab") as stream:
+        stream.write(b"more")
     batches = trainer.predict(module, ManifestData(str(manifest), batch_size=4))
     assert batches is not None
     predicted = [Verdict.from_dict(row) for batch in batches for row in batch]
@@ -410,4 +412,6 @@ def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> Non
         judged = scorer.verdicts([str(manifest.parent / row["image"]) for row in test_rows])
     for ours, theirs in zip(predicted, judged, strict=True):
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+        assert (ours.decision, ours.unseen) == (theirs.decision, theirs.unseen)
+    assert "damaged" in (predicted[0].unseen or {})
     assert module.bank().norm(dim=1) == pytest.approx(0.25)  # unit norm over the temperature

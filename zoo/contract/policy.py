@@ -91,8 +91,9 @@ Views = Literal["auto", "centre", "squash", "pad", "tiles"]
 Pool = Literal["max", "mean"]
 
 #: The share of an input that may go unseen where a policy does not say; 0 for every other cause. A tenth of a picture's
-#: area is what a centre crop leaves out of one that is 10:9.
-TOLERATED: dict[Cause, float] = {"border": 0.1}
+#: area is what a centre crop leaves out of one that is 10:9. Where colours cannot be followed, viewers show the plain
+#: pixels too; and they show the still of a motion photo.
+TOLERATED: dict[Cause, float] = {"border": 0.1, "colours": 1.0, "film": 1.0}
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -105,8 +106,9 @@ class PolicyFile(schema.YamlData):
     than the tolerated `border`, else as tiles. A picture has at most `max_views`; a text at most `windows`, which
     overlap and begin and end at words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
 
-    `unseen` holds the share of the input that may go unseen, by cause: `border` 0.1 and 0 for the others by default. An
-    item with more is at best for `review`. `allow` tolerates everything, and `auto` is the card's view then.
+    `unseen` holds the share of the input that may go unseen, by cause: by default that of `TOLERATED`, else 0. What has
+    no share, as damage, counts as 1. An item with more is at best for `review`. `allow` tolerates everything, and
+    `auto` is the card's view then.
     """
 
     _where = "policy"

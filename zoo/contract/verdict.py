@@ -13,9 +13,10 @@ Status = Literal["ok", "unreadable", "missing_input", "invalid_scores"]
 Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
-#: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation, tokens
-#: of a long text, words that are not in the vocabulary.
-Cause = Literal["border", "frames", "tokens", "words"]
+#: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation, the
+#: film of a motion photo, what a damaged file does not show, colours that could not be followed, tokens of a long text,
+#: words that are not in the vocabulary.
+Cause = Literal["border", "frames", "film", "damaged", "colours", "tokens", "words"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -23,12 +24,13 @@ class Unseen:
     """How much of an input no model looked at: `amount` of `total`, or of an unknown total when that is None.
 
     A share has the total 1: `Unseen(0.41, 1)`; a count its own: `Unseen(5, 6)` for 5 of 6 frames. `tolerated` says
-    that the policy lets that much pass.
+    that the policy lets that much pass. `note` says more: what is amiss with a damaged file.
     """
 
     amount: float
     total: float | None = None
     tolerated: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.amount <= 0 or (self.total is not None and self.amount > self.total):
@@ -40,6 +42,8 @@ class Unseen:
         return 1.0 if self.total is None else self.amount / self.total
 
     def __str__(self) -> str:
+        if self.note:
+            return f"({self.note})"
         if self.total == 1:
             return f"{self.amount:.2g}"
         return f"{self.amount:g}" + ("" if self.total is None else f" of {self.total:g}")

@@ -30,6 +30,8 @@ BYTES_AFTER_END = "damaged: bytes after the end"
 CHECKSUM = "damaged: png checksum"
 SIZES = "damaged: sizes do not fit"
 JPEG_DATA = "damaged: jpeg data do not fit the picture"
+#: Not damage: a film that a phone's camera puts behind the picture, and that viewers show on demand.
+FILM = "film of a motion photo"
 DAMAGE = (END_MISSING, BYTES_AFTER_END, CHECKSUM, SIZES, JPEG_DATA)
 
 #: Chunks of a PNG whose damage changes no pixel, but for those of its colours.
@@ -87,7 +89,8 @@ def _of_boxes(data: bytes) -> Iterator[str]:
     if not found:
         yield SIZES
     elif data[found[-1].end :].strip(b"\0") or any(box.kind == b"ftyp" for box in found[1:]):
-        yield BYTES_AFTER_END
+        second = next((box.start for box in found[1:] if box.kind == b"ftyp"), len(data))
+        yield FILM if _is_film(data, second) else BYTES_AFTER_END
 
 
 def _of_gif(data: bytes) -> Iterator[str]:
@@ -154,7 +157,7 @@ class Watch(io.BytesIO):
             self._end = self._data.find(_END, head.data_at if head else 0) + 2
             self._misfit = self._end > self._hold  # else it ends before
         after = _after_jpeg(self._data, self._end)
-        return (JPEG_DATA,) * self._misfit + (BYTES_AFTER_END,) * after
+        return (JPEG_DATA,) * self._misfit + ((after,) if after else ())
 
 
 class _Row:
@@ -216,8 +219,8 @@ def _scans_complete(data: bytes) -> bool:
     return bool(bits) and all(sent and not any(sent.values()) for sent in bits.values())
 
 
-def _after_jpeg(data: bytes, end: int) -> bool:
-    """Whether something follows the end of a JPEG that nobody sees and that is not known to be harmless.
+def _after_jpeg(data: bytes, end: int) -> str | None:
+    """What follows the end of a JPEG that nobody sees and that is not known to be harmless.
 
     Fill bytes are, and pictures that an index lists (MPF: `frames` gives them), and the trailer of Samsung's cameras.
     """
@@ -226,8 +229,18 @@ def _after_jpeg(data: bytes, end: int) -> bool:
         start = len(data) - len(rest) - 1  # lstrip took the first byte of a marker
         head = jpeg_head(data[start:]) if listed and rest[:2] == b"\xd8\xff" else None
         if head is None:
-            return len(rest) > _TRAILER or not rest.endswith(b"SEFT")
+            if len(rest) <= _TRAILER and rest.endswith(b"SEFT"):
+                return None
+            return FILM if _is_film(data, data.find(b"ftyp", end, end + 256) - 4) else BYTES_AFTER_END
         end = data.find(_END, start + head.data_at) + 2
         if end < 2:
-            return True
-    return False
+            return BYTES_AFTER_END
+    return None
+
+
+def _is_film(data: bytes, start: int) -> bool:
+    """Whether a file ends in an MP4 that its XMP, or the trailer of Samsung's cameras, says to be there."""
+    if data[start + 4 : start + 8] != b"ftyp" or start < 0:
+        return False
+    said = any(name in data[: start + 8] for name in (b"MotionPhoto", b"MicroVideo"))
+    return said and any(box.kind == b"moov" for box in boxes(data[start:]))

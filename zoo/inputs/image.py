@@ -13,9 +13,10 @@ from PIL import Image
 from zoo.contract.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.inputs.formats import FORMATS, MORE_ENDINGS
-from zoo.inputs.picture import Decoded, from_bytes, from_pillow
+from zoo.inputs.picture import from_bytes, from_pillow
 from zoo.inputs.sources import (
     DEFAULT_LIMITS,
+    Decoded,
     ImageLimits,
     ImageSource,
     Pixels,
@@ -61,7 +62,7 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, need: i
     """Decode an image to upright RGB in sRGB, as a viewer shows it.
 
     A source is a path, the bytes of a file, a file open for reading, a Pillow image, an array `[H, W, 3]` or `[H, W]`,
-    or a torch tensor `[3, H, W]`; arrays and tensors are uint8, or floats in [0, 1].
+    or a torch tensor `[3, H, W]`; arrays and tensors are uint8, or floats in [0, 1]. A `Decoded` is taken as it is.
 
     EXIF orientation and colour profiles are honoured; transparency is laid on white, as a browser shows it; of 16 bits
     the higher 8 count; of an animation the first frame counts, and `info["frames"]` says how many there are. With
@@ -120,8 +121,11 @@ def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LI
 
 
 def decode_for(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
-    """Decode for a model that reads `spec`, so that `fit` gives what `load` gives. Raises what `decode` raises."""
-    return _decoded(source, limits, needed(spec), watched=False)
+    """Decode for a model that reads `spec`, so that `fit` gives what `load` gives, with what is amiss with the file.
+
+    Raises what `decode` raises.
+    """
+    return _decoded(source, limits, needed(spec), watched=True)
 
 
 def needed(spec: ImageInput) -> int | None:
@@ -137,7 +141,7 @@ def owned(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> ImageSou
     check_source(source)
     if isinstance(source, Image.Image):
         try:
-            return decode(source, limits)
+            return decode_with_notes(source, limits)
         except BadInputError:
             return source  # whoever decodes it says why not
     return copied(source, limits)
@@ -145,6 +149,8 @@ def owned(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> ImageSou
 
 def _decoded(source: ImageSource, limits: ImageLimits, need: int | None, *, watched: bool) -> Decoded:
     check_source(source)
+    if isinstance(source, Decoded):
+        return source
     if is_pixels(source):
         image = Image.fromarray(pixels_of(source))
         return Decoded(image, image.size)

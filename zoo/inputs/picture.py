@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
@@ -27,7 +27,7 @@ from zoo.inputs.pixels import (
     rendered,
     take_key,
 )
-from zoo.inputs.sources import ImageLimits
+from zoo.inputs.sources import Decoded, ImageLimits
 
 _ORIENTATION = 0x0112
 #: What decoding takes, where it is more than 4 bytes a pixel: Pillow's decoder of WebP holds two canvases and two
@@ -35,23 +35,6 @@ _ORIENTATION = 0x0112
 BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
 #: Up to so many pixels it does not pay to care for memory.
 _SMALL = 2_000_000
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A picture as people see it.
-
-    `image` is upright RGB, on white, in sRGB. `size` is its width and height in the file, upright; where the caller
-    said which size it needs, `image` is `scale` times smaller, and its last row and column cover what is left over.
-    `notes` are short causes for which it may not show what was meant: those of `zoo.inputs.damage`, and
-    `PROFILE_IGNORED` and `HDR_IGNORED` of `zoo.inputs.colour`. It is the first that is shown of `frames`, or of pages.
-    """
-
-    image: Image.Image
-    size: tuple[int, int]
-    scale: int = 1
-    notes: tuple[str, ...] = ()
-    frames: int = 1
 
 
 def from_bytes(data: bytes, name: str, limits: ImageLimits, need: int | None, *, watched: bool) -> Decoded:

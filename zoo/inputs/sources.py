@@ -26,8 +26,34 @@ class Tensor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as people see it.
+
+    `image` is upright RGB, on white, in sRGB. `size` is its width and height in the file, upright; where the caller
+    said which size it needs, `image` is `scale` times smaller, and its last row and column cover what is left over.
+    `notes` are short causes for which it may not show what was meant: those of `zoo.inputs.damage`, and
+    `PROFILE_IGNORED` and `HDR_IGNORED` of `zoo.inputs.colour`. It is the first that is shown of `frames`, or of pages.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: int = 1
+    notes: tuple[str, ...] = ()
+    frames: int = 1
+
+
 ImageSource: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.generic] | Tensor
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | Image.Image
+    | Decoded
+    | NDArray[np.generic]
+    | Tensor
 )
 
 _TAKEN = (
@@ -63,9 +89,8 @@ def check_source(source: object) -> None:
     """Raise BadTypeError if a value has none of the types that an image is given as."""
     if isinstance(source, io.TextIOBase):
         raise BadTypeError(f'{_TAKEN}; this file is open for text: open it with "rb"')
-    if not (isinstance(source, (str, os.PathLike, Image.Image)) or is_bytes(source) or is_pixels(source)) and not (
-        callable(getattr(source, "read", None))
-    ):
+    by_class = isinstance(source, (str, os.PathLike, Image.Image, Decoded)) or is_bytes(source) or is_pixels(source)
+    if not by_class and not callable(getattr(source, "read", None)):
         raise BadTypeError(f"{_TAKEN}, got {type(source).__name__}")
 
 

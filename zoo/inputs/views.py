@@ -9,7 +9,8 @@ from PIL import Image
 
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import PolicyFile
-from zoo.contract.verdict import Place
+from zoo.contract.verdict import Cause, Place, Unseen
+from zoo.inputs.damage import DAMAGE, FILM
 from zoo.inputs.image import Box, Decoded, Pixels, own_box, resize
 
 
@@ -45,6 +46,17 @@ def border(width: int, height: int, spec: ImageInput) -> float:
     left, top, right, bottom = own_box(width, height, spec)
     left_out = 1 - (right - left) * (bottom - top) / (width * height)
     return left_out if left_out > 1e-9 else 0.0  # the crop of a square is the square, but for rounding
+
+
+def unseen_of(picture: Decoded, left_out: float) -> dict[Cause, Unseen]:
+    """What no model looks at of a picture of whose area its views leave out a share in [0, 1]."""
+    unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
+    if picture.frames > 1:
+        unseen["frames"] = Unseen(picture.frames - 1, picture.frames)
+    damage = [note.removeprefix("damaged: ") for note in picture.notes if note in DAMAGE]
+    colours = [note for note in picture.notes if note not in (*DAMAGE, FILM)]
+    noted: dict[Cause, list[str]] = {"damaged": damage, "film": [FILM] * (FILM in picture.notes), "colours": colours}
+    return unseen | {cause: Unseen(1, note=", ".join(notes)) for cause, notes in noted.items() if notes}
 
 
 def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple[list[View], float]:

@@ -21,7 +21,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceErro
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.inputs.text import TextCodec
-from zoo.inputs.views import plan
+from zoo.inputs.views import plan, unseen_of
 from zoo.judging.judge import AnyJudge
 
 #: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
@@ -181,10 +181,7 @@ class Scorer:
         picture = image_input.decode_for(image, spec, self.limits)
         views, left_out = plan(*picture.size, spec, self.judge.policy)
         places = [view.place for view in views] if len(views) > 1 else [Place()]
-        unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
-        if picture.frames > 1:
-            unseen["frames"] = Unseen(picture.frames - 1, picture.frames)
-        return places, np.stack([view.cut(picture, spec) for view in views]), unseen
+        return places, np.stack([view.cut(picture, spec) for view in views]), unseen_of(picture, left_out)
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises.

@@ -260,8 +260,8 @@ class Base(Trainable):
         """Verdicts of a batch as plain data, with the manifest line of each as its source."""
         scores = self.scores(batch).float().cpu().numpy()
         sources = [f"line {line}" for line in batch["lines"]]
-        shares = batch.get("border", [0.0] * len(scores))
-        unseen: list[Seen] = [{"border": Unseen(share, 1)} if share else {} for share in shares]
+        left_out = batch["unseen"] if "unseen" in batch else [{} for _ in scores]
+        unseen: list[Seen] = [{cause: Unseen(**one) for cause, one in parts.items()} for parts in left_out]
         if self.model.card.reads_text and self._codec is not None and "texts" in batch:
             read = [self._codec.windows(text or "").unseen for text in batch["texts"]]
             unseen = [{**(seen or {}), **more} for seen, more in zip(unseen, read, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,12 +18,13 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.contract.card import ImageInput, SplitRule
+from zoo.contract.verdict import Cause
 from zoo.data.manifest import Row, Split, read_manifest
 from zoo.data.splits import fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import Decoded, fit, load
 from zoo.inputs.text import clean
-from zoo.inputs.views import border
+from zoo.inputs.views import border, unseen_of
 from zoo.training.order import Draw, EpochOrder, SplitData, drawn_item, loader, shuffled
 
 log = logging.getLogger("zoo.data")
@@ -33,7 +35,8 @@ class Batch(TypedDict, total=False):
 
     `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the
     label names of each row, `judged` those that were looked for in it (None: all of them); `lines` manifest lines;
-    `group` int64 `[B]`: rows of one number show one image; `border` the share of each image that `pixels` leave out.
+    `group` int64 `[B]`: rows of one number show one image; `unseen` what `pixels` do not show of each, as plain
+    data of `Unseen`.
     """
 
     pixels: Tensor
@@ -43,7 +46,7 @@ class Batch(TypedDict, total=False):
     judged: list[tuple[str, ...] | None]
     lines: list[int]
     group: Tensor
-    border: list[float]
+    unseen: list[dict[Cause, dict[str, Any]]]
 
 
 class ManifestData(SplitData[Row]):
@@ -206,8 +209,8 @@ class ImageStore:
         self.pixels: NDArray[np.uint8] | None = None
         if spec is not None and len(paths) * 3 * spec.size**2 <= max_gigabytes * 1e9:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
-        #: The share of each picture that the fitted pixels leave out.
-        self.border = [0.0] * len(paths)
+        #: What the fitted pixels do not show of each picture.
+        self.unseen: list[dict[Cause, dict[str, Any]]] = [{} for _ in paths]
         self.prints, self.refused = fingerprints(paths, spec, self._keep)
 
     def get(self, path: Path | None) -> NDArray[np.uint8]:
@@ -222,7 +225,9 @@ class ImageStore:
 
     def _keep(self, path: Path, image: Decoded) -> None:
         if self.spec is not None:
-            self.border[self.number[path]] = border(*image.size, self.spec)
+            unseen = unseen_of(image, border(*image.size, self.spec))
+            # Lightning refuses to move a batch that holds frozen dataclasses.
+            self.unseen[self.number[path]] = {cause: asdict(one) for cause, one in unseen.items()}
         if self.pixels is not None and self.spec is not None:
             self.pixels[self.number[path]] = fit(image, self.spec)
 
@@ -248,7 +253,7 @@ class _Rows(Dataset[Row]):
         if number := self.images.number:
             batch["image"] = torch.from_numpy(np.stack([self.images.get(row.image) for row in rows]))
             batch["image_present"] = torch.tensor([row.image is not None for row in rows])
-            batch["border"] = [self.images.border[number[row.image]] if row.image else 0.0 for row in rows]
+            batch["unseen"] = [self.images.unseen[number[row.image]] if row.image else {} for row in rows]
             batch["group"] = torch.tensor([number[row.image] if row.image else -row.line for row in rows])
         if any(row.text for row in rows):
             batch["texts"] = [row.text for row in rows]
