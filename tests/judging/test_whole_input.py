@@ -172,10 +172,10 @@ def test_a_profile_that_is_ignored_is_noted_and_tolerated_in_the_service_too() -
         assert scorer.verdict(picture).decision == "review"
 
 
-@pytest.mark.parametrize("words", [1, 8, 80, 500])
+@pytest.mark.parametrize("words", [1, 8, 80, 500, 5000])
 def test_a_word_behind_the_context_is_found_by_windows_and_never_called_safe(words: int) -> None:
     text = "so " * words + "r"
-    with _scorer(replace(POLICY, windows=1000), text=True) as scorer:
+    with _scorer(replace(POLICY, windows=5000), text=True, batch_size=64) as scorer:
         verdict = scorer.verdict(text=text)
         assert scorer.verdict(text="so " * words).is_safe
     assert (verdict.decision, verdict.unseen) == ("unsafe", {})

@@ -54,7 +54,7 @@ class Place:
     """The part of an input that the model saw in one row: a `view` of a picture, a window of a text.
 
     `box` is the view's left, top, right and bottom in pixels of the upright picture, `characters` the window's first
-    and last (exclusive) in the cleaned text. Each is None where the whole picture or text was given at once.
+    and last (exclusive) in the text as it was given. Each is None where the whole picture or text was given at once.
     """
 
     view: str = ""
