@@ -13,12 +13,13 @@ from PIL import Image
 
 from zoo.commands.score import exit_status
 from zoo.contract.card import ImageInput, ModelCard, TextInput
-from zoo.contract.policy import Category, Policy, Threshold, panel_policy
+from zoo.contract.policy import Category, OperatingPoint, Policy, Threshold, panel_policy
 from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadPolicyError
+from zoo.inputs import image as image_input
 from zoo.inputs.image import owned
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judging.judge import Judge
+from zoo.judging.judge import Judge, bind
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import model_card
 
@@ -241,6 +242,37 @@ def test_a_panel_reads_as_its_heads_do_or_refuses() -> None:
     assert panel_policy({"a": POLICY, "b": tiles}, "any").views == "tiles"
     with pytest.raises(BadPolicyError, match="a=views: tiles; b=views: pad"):
         panel_policy({"a": tiles, "b": replace(POLICY, views="pad")}, "any")
+
+
+@pytest.mark.parametrize(
+    ("found", "views", "warned"),
+    [
+        *[("", "centre", 0), ("", "auto", 1), ("", "tiles", 1), ("centre", "tiles", 1), ("tiles", "centre", 1)],
+        *[("tiles", "tiles", 0), ("auto", "auto", 0)],
+    ],
+)
+def test_a_threshold_that_was_found_with_other_views_is_warned_of(
+    found: Any, views: Any, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    point = OperatingPoint("fpr", 0.01, 0.009, "photos", 100, 900, views=found)
+    red = replace(POLICY.categories[0], threshold=Threshold(0.5, "operating_point", "", point))
+    policy = replace(POLICY, categories=(red, POLICY.categories[1]), views=views)
+    bind(_card(), policy)
+    bind(replace(_card(), image=None, text=CODEC.spec), policy)  # there are no views of a text
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warned
+    assert all('the threshold of "red" was found with' in message for message in messages)
+
+
+def test_the_box_of_a_jpeg_that_is_decoded_at_a_smaller_scale_is_in_its_own_pixels() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(_signed(2, "right")).resize((1024, 512), Image.Resampling.NEAREST).save(stream, "JPEG")
+    with _scorer() as scorer:
+        verdict = scorer.verdict(stream.getvalue())
+        assert image_input.decode_for(stream.getvalue(), SPEC).scale == 8
+    assert verdict.decision == "unsafe"
+    assert verdict.place is not None
+    assert verdict.place.box == (512, 0, 1024, 512)
 
 
 def test_reading_and_tolerance_change_the_id_of_a_policy() -> None:
