@@ -14,7 +14,7 @@ from PIL import Image
 from zoo.commands.score import exit_status
 from zoo.contract.card import ImageInput, ModelCard, TextInput
 from zoo.contract.policy import Category, OperatingPoint, Policy, Threshold, panel_policy
-from zoo.contract.verdict import Unseen, Verdict
+from zoo.contract.verdict import Place, Unseen, Verdict
 from zoo.errors import BadPolicyError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import owned
@@ -171,6 +171,58 @@ def test_a_profile_that_is_ignored_is_noted_and_tolerated_in_the_service_too() -
     assert verdict.unseen == {"colours": Unseen(1, tolerated=True, note="profile ignored")}
     with _scorer(replace(POLICY, unseen={"colours": 0.0})) as scorer:
         assert scorer.verdict(picture).decision == "review"
+
+
+def _rgba(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([colours, alpha])).save(stream, form, lossless=True, exact=True)
+    return stream.getvalue()
+
+
+def _transparent(kind: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A picture whose red is seen on one ground alone, as RGB and alpha."""
+    red, alpha = _signed(1, "left"), np.full((64, 64), 255, np.uint8)
+    sign = red[..., 0] > 200
+    if kind == "black":  # on white it is pink: the ground shines through
+        red[sign], alpha[sign] = (255, 0, 0), 153
+    elif kind == "bare":
+        alpha[:, :32] = 2
+    else:
+        red[sign] = 128
+        alpha[:32] = 0
+        red[:32] = 128
+    return red, alpha
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("black", "centre on black"), ("bare", "centre without transparency"), ("plain", "")]
+)
+def test_a_transparent_picture_is_judged_on_every_ground(form: str, kind: str, place: str) -> None:
+    data = _rgba(*_transparent(kind), form)
+    white = replace(POLICY, unseen={"hidden": 1.0})
+    with _scorer() as scorer, _scorer(white) as as_shown:
+        verdict, shown = scorer.verdict(data), as_shown.verdict(data)
+        image = Image.open(io.BytesIO(data))
+        assert scorer.verdict(image) == scorer.verdict(owned(image)) == verdict
+    assert shown.is_safe
+    assert set(shown.unseen or {}) == {"hidden"}
+    assert verdict.unseen == {}
+    assert verdict.decision == ("unsafe" if place else "safe")
+    assert not place or (verdict.place and verdict.place.view) == place
+
+
+def test_transparency_is_seen_in_every_tile_and_turned_as_the_picture_is() -> None:
+    colours, alpha = _signed(3, "right"), np.full((64, 192), 255, np.uint8)
+    alpha[:, 160:] = 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([colours, alpha])).save(stream, "PNG", exif=exif)
+    with _scorer() as scorer:
+        verdict = scorer.verdict(stream.getvalue())
+    assert verdict.decision == "unsafe"
+    assert verdict.place == Place("tile 3 of 3 without transparency", (0, 128, 64, 192))
 
 
 @pytest.mark.parametrize("words", [1, 8, 80, 500, 5000])

@@ -14,9 +14,9 @@ Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
 #: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation, the
-#: film of a motion photo, what a damaged file does not show, colours that could not be followed, tokens of a long text,
-#: words that are not in the vocabulary.
-Cause = Literal["border", "frames", "film", "damaged", "colours", "tokens", "words"]
+#: film of a motion photo, what a damaged file does not show, what a transparent picture hides on white, colours that
+#: could not be followed, tokens of a long text, words that are not in the vocabulary.
+Cause = Literal["border", "frames", "film", "damaged", "hidden", "colours", "tokens", "words"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -53,8 +53,9 @@ class Unseen:
 class Place:
     """The part of an input that the model saw in one row: a `view` of a picture, a window of a text.
 
-    `box` is the view's left, top, right and bottom in pixels of the upright picture, `characters` the window's first
-    and last (exclusive) in the text as it was given. Each is None where the whole picture or text was given at once.
+    A transparent picture's view says on which ground it lies. `box` is the view's left, top, right and bottom in pixels
+    of the upright picture, `characters` the window's first and last (exclusive) in the text as it was given. Each is
+    None where the whole picture or text was given at once.
     """
 
     view: str = ""

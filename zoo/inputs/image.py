@@ -155,7 +155,7 @@ def _decoded(source: ImageSource, limits: ImageLimits, need: int | None, *, watc
         image = Image.fromarray(pixels_of(source))
         return Decoded(image, image.size)
     if isinstance(source, Image.Image):
-        return from_pillow(source, limits)
+        return from_pillow(source, limits, watched=watched)
     data, name = read(source, limits)
     return from_bytes(data, name, limits, need, watched=watched)
 

@@ -11,6 +11,7 @@ from PIL import Image, JpegImagePlugin
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import Colours
+from zoo.inputs.grounds import Grounds, laid_on
 
 Box = tuple[int, int, int, int]
 
@@ -101,8 +102,12 @@ def rendered(
     scale: int = 1,
     turn: _Turn | None = None,
     lent: Lent | None = None,
+    grounds: Grounds | None = None,
 ) -> Image.Image:
-    """A loaded image as a new RGB image: in sRGB, on white, reduced by a whole number, turned."""
+    """A loaded image as a new RGB image: in sRGB, on white, reduced by a whole number, turned.
+
+    `grounds` take what else a transparent picture shows.
+    """
     in_blocks = turn in QUARTER_TURNS and scale == 1
     across = _WIDE if in_blocks else image.width
     down = _TALL if in_blocks else max(1, _STRIP // image.width // scale) * scale
@@ -112,12 +117,15 @@ def rendered(
         bottom = min(top + down, image.height)
         for left in range(0, image.width, across):
             box = (left, top, min(left + across, image.width), bottom)
-            block = _on_white(image.crop(box), box, colours, samples)
-            block = block if scale == 1 else block.reduce(scale)
-            place = (left // scale, top // scale)
-            if turn is not None:
-                place, block = _turned(place, block.size, size, turn), block.transpose(turn)
-            result.paste(block, place)
+            for name, block in _layers(image.crop(box), box, colours, samples, grounds).items():
+                block = block if scale == 1 else block.reduce(scale)
+                place = (left // scale, top // scale)
+                if turn is not None:
+                    place, block = _turned(place, block.size, size, turn), block.transpose(turn)
+                if name and grounds is not None:
+                    grounds.paste(name, block, place)
+                else:
+                    result.paste(block, place)
         if lent is not None:
             lent.give_back(image, bottom)
     return result
@@ -138,14 +146,15 @@ def _turned(place: tuple[int, int], block: tuple[int, int], size: tuple[int, int
     }[turn]
 
 
-def _on_white(strip: Image.Image, box: Box, colours: Colours, samples: SampleFormat) -> Image.Image:
+def _layers(
+    strip: Image.Image, box: Box, colours: Colours, samples: SampleFormat, grounds: Grounds | None
+) -> dict[str, Image.Image]:
+    """A strip in sRGB, on white under the name "", and the layers of `grounds`."""
     strip, alpha = _eight_bits(strip, box, samples)
     strip = colours.srgb(strip)
     if alpha is None:
-        return strip
-    ground = Image.new("RGB", strip.size, "white")
-    ground.paste(strip, mask=alpha)
-    return ground
+        return {"": strip}
+    return {"": laid_on("white", strip, alpha)} | (grounds.layers(strip, alpha) if grounds else {})
 
 
 def _eight_bits(strip: Image.Image, box: Box, samples: SampleFormat) -> tuple[Image.Image, Image.Image | None]:
