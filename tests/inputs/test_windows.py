@@ -81,7 +81,7 @@ def test_a_window_stands_where_it_was_given(name: str, deobfuscate: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("disguised", "sign"), [("t h e  Ԁ 0 ɡ  r u n s ", "Ԁ 0 ɡ"), ("the ԁоɡ runs ", "ԁоɡ"), ("the d0g runs ", "d0g")]
+    ("disguised", "sign"), [("t h e  ԁ о ɡ  r u n s ", "ԁ о ɡ"), ("the ԁоɡ runs ", "ԁоɡ"), ("the d0g runs ", "d0g")]
 )
 def test_offsets_are_those_of_disguised_words(disguised: str, sign: str) -> None:
     codec = _codec(16, deobfuscate=True)
@@ -106,8 +106,8 @@ def test_offsets_of_what_was_mended_across_words_are_those_of_the_line() -> None
 
 
 def test_a_sign_at_the_cut_of_a_word_without_end_is_in_one_window() -> None:
-    codec = _codec(12)
+    codec = _codec(24)
     sign = codec.encode(["xyz"]).ids[0, 2:5].tolist()
-    for before in range(8, 30):
-        windows = codec.windows("d" * before + "xyz" + "d" * 20, 99)
+    for before in range(16, 60):
+        windows = codec.windows("d" * before + "xyz" + "d" * 40, 99)
         assert any(str(sign)[1:-1] in str(ids) for ids in windows.ids.tolist()), before

@@ -21,6 +21,7 @@ from zoo.contract.card import TextInput
 from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.inputs.deobfuscate import deobfuscate, in_pieces
+from zoo.inputs.language import other_language
 from zoo.inputs.offsets import Offsets
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -89,7 +90,9 @@ class _Shown(dict[int, int | str | None]):
     """What `str.translate` makes of a character: nothing of an invisible one, a space of what separates."""
 
     def __missing__(self, code: int) -> int | str | None:
-        self[code] = shown = self._shown(code)
+        shown = self._shown(code)
+        if len(self) < 65_536:  # Unicode has a million places
+            self[code] = shown
         return shown
 
     @staticmethod
@@ -199,6 +202,8 @@ class TextCodec:
         unseen: dict[Cause, Unseen] = {"tokens": Unseen(given - seen, given)} if seen < given else {}
         if unknown := {word for token, word in zip(tokens[:seen], words, strict=False) if token == self._unknown}:
             unseen["words"] = Unseen(len(unknown), len(set(_content([encodings[0], *rest])[2])))
+        if language := other_language(cleaned, self.spec.languages):
+            unseen["language"] = language
         return Windows(framed.ids, framed.mask, spans, unseen)
 
     def _cleaned(self, text: str) -> str:
