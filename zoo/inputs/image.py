@@ -117,7 +117,7 @@ def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LI
         if pixels.shape == (spec.size, spec.size, 3):
             return np.array(pixels)  # it fits; a copy, because the caller may write into its own array
         return fit(Image.fromarray(pixels), spec)
-    return fit(decode_for(source, spec, limits), spec)
+    return fit(_decoded(source, limits, needed(spec), watched=False), spec)
 
 
 def decode_for(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
