@@ -117,7 +117,7 @@ def warn_of_views(card: ModelCard, policy: AnyPolicy) -> None:
         return
     policies = [entry.policy for entry in policy.heads] if isinstance(policy, PanelPolicy) else [policy]
     for category in (category for one in policies for category in one.categories):
-        point = category.threshold and category.threshold.operating_point
+        point = category.threshold.operating_point if category.threshold else None
         one_view = policy.views not in ("auto", "tiles")
         if point is None or point.views == policy.views or (not point.views and one_view):
             continue
