@@ -45,6 +45,8 @@ from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
 from zoo.release.imports import read_clip
 from zoo.release.store import load_clip, load_model, load_release, load_scorer, write_release
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 NAME = "test_multimodal_nsfw.fusion"
 TYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),

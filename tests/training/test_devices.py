@@ -118,7 +118,7 @@ def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(tmp_pat
         assert quiet_trainer(1, precision=precision, default_root_dir=tmp_path).predict(half, data)
 
 
-@pytest.mark.parametrize("script", ["zoo", "lightning"])
+@pytest.mark.parametrize("script", ["zoo", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_the_commands_train_on_two_processes_with_models_of_ones_own(home: Path, tmp_path: Path, script: str) -> None:
     recipe: dict[str, Any] = {
         "trainer": {

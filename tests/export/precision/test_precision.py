@@ -86,7 +86,12 @@ def _check(release: Release, precision: Precision, path: Path, files: tuple[str,
 
 
 #: bfloat16 takes the same road: where it differs, in the operators of its opset, two models show it.
-HALF = [("fp16", name) for name in MODELS] + [("bf16", CLIP), ("bf16", CONV)]
+#: The slow ones are alike: the panel holds their heads, another fusion their towers.
+ALIKE = ("laion_nsfw", "safety_checker", "multihead", "q16", "as_released", "multimodal_conv")
+HALF = [("bf16", CLIP), ("bf16", CONV)] + [
+    pytest.param("fp16", name, marks=[pytest.mark.slow] if any(part in name for part in ALIKE) else [])
+    for name in MODELS
+]
 
 
 @pytest.mark.parametrize(("precision", "name"), HALF)
