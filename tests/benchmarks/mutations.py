@@ -94,9 +94,11 @@ def readers(folder: Path) -> list[Reader]:
     whole_weights = weights.read_bytes()
     header = 8 + int.from_bytes(whole_weights[:8], "little")
 
+    side = scorer.card.image.size if scorer.card.image else None
+
     def image(data: bytes) -> object:
         try:
-            return decode(data)
+            return decode(data, need=side)
         except ZooError:
             verdict = scorer.verdict(data)
             if verdict.is_safe or verdict.status == "ok" or verdict.decision != "unknown":

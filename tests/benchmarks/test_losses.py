@@ -19,12 +19,13 @@ def test_each_command_is_tried_or_known_to_write_nothing() -> None:
     assert losses.unknown() == set(), "add a case to tests/benchmarks/losses.py, or the name to READERS"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and limits of Linux")
 def test_nothing_is_lost_by_kills_and_full_disks() -> None:
     """In a process of its own: a fork of this one would inherit the threads of other tests."""
     commands = ("recipes copy", "data questions", "release", "evaluate", "bundle sign")
     only = [word for name in commands for word in ("--only", name)]
-    words = [sys.executable, "-m", "tests.benchmarks.losses", "--kills", "5", "--full-disks", *only]
+    words = [sys.executable, "-m", "tests.benchmarks.losses", "--kills", "10", "--full-disks", *only]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| nothing |") == len(commands)

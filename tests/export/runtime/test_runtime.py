@@ -20,6 +20,7 @@ from export.bundle.manifest import Precision
 from export.bundle.store import read_bundle
 from export.runtime import onnx as onnx_engine
 from export.runtime.engine import open_best
+from tests.every_model import EVERY_MODEL
 from tests.verdicts import same_verdict
 from zoo.assets import find_asset
 from zoo.cli import run
@@ -31,11 +32,11 @@ from zoo.files.held import sha256
 from zoo.inputs.image import decode, decode_with_notes
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.models.served import ServedRun, text_banks
-from zoo.registry import list_models, model_card
+from zoo.registry import model_card
 from zoo.release.store import load_release, write_release
 
 CLIP, NSFWJS, FUSION = "test_safeclip.random", "test_nsfwjs.random", "test_multimodal_nsfw.fusion"
-MODELS = [name for name in list_models("test_*") if model_card(name).image]
+MODELS = [model for model in EVERY_MODEL if model_card(str(model.id)).image]
 PROMPTS = "test_prompt_bert.random"
 TEXTS = ["a red sign", "", "two blue dogs " * 20]
 
