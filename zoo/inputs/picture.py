@@ -21,6 +21,7 @@ from zoo.inputs.pixels import (
     TURNS,
     Lent,
     SampleFormat,
+    decode_into,
     decode_to_mapped,
     has_16_bit_key,
     in_colours_of_file,
@@ -199,6 +200,8 @@ def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: Image
 
 def _lent(image: Image.Image, reduction: int) -> Lent | None:
     """Memory for an opened image that is large and will be converted."""
+    if image._im is not None:  # it is loaded: a JPEG XL
+        return None
     turned_by_pillow = image.format == "TIFF" and orientation(image) != 1
     if image.width * image.height < _SMALL or turned_by_pillow:
         return None
@@ -233,5 +236,5 @@ def _low_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
 def _canvas(image: Image.Image) -> Image.Image:
     """An image of Pillow's own memory that the opened image decodes into."""
     canvas = Image.new(image.mode, image.size, None)
-    image.im = canvas.im
+    decode_into(image, canvas)
     return canvas

@@ -30,6 +30,8 @@ QUARTER_TURNS = (_Turn.TRANSPOSE, _Turn.ROTATE_270, _Turn.TRANSVERSE, _Turn.ROTA
 
 #: Pixels of a strip. Its copies in other modes take some 20 bytes a pixel in all.
 _STRIP = 500_000
+#: Formats whose plugins know where the data are only when they load them.
+_TILES_AT_LOAD = ("WEBP", "AVIF", "HEIF")
 #: Rows and columns of a block that is turned by 90 degrees: its rows become columns, and fill whole pages of memory.
 _TALL, _WIDE = 1024, 256
 
@@ -83,7 +85,7 @@ class Lent:
             memory = np.frombuffer(self._memory, np.uint8)
             self.canvas = Image.frombuffer(image.mode, image.size, memory, "raw", image.mode, 0, 1)
             self.canvas.readonly = 0
-            image.im = self.canvas.im
+            decode_into(image, self.canvas)
 
     def give_back(self, image: Image.Image, rows: int) -> None:
         """The first `rows` rows of the loaded image are not read again."""
@@ -216,6 +218,16 @@ def has_16_bit_key(image: Image.Image) -> bool:
 def read_low_bytes(image: Image.Image) -> None:
     """Make an opened PNG with colours of 16 bits decode to their lower bytes."""
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+
+
+def decode_into(image: Image.Image, canvas: Image.Image) -> None:
+    """Make an opened image decode into the memory of a canvas. Raises BadDataError for a file without picture data.
+
+    Pillow says so itself only of an image without memory; of one that has some it leaves what is there.
+    """
+    if not image.tile and image.format not in _TILES_AT_LOAD:  # type: ignore[attr-defined]
+        raise BadDataError("the file ends before the data of its picture")
+    image.im = canvas.im
 
 
 def decode_to_mapped(image: Image.Image) -> None:
