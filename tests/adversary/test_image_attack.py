@@ -163,6 +163,7 @@ def test_a_hidden_gradient_is_reported_and_met_by_square(
     assert [(record.attack, record.attempted) for record in result.records] == [("pgd", 0), ("square", 8)]
     assert result.robust_accuracy < 0.3
     assert result.to_dict()["blind_share"] == 1.0
+    assert result.to_dict()["images"] == result.to_dict()["items"] == len(result.correct)
 
 
 def test_only_the_images_without_a_gradient_go_to_square() -> None:

@@ -23,7 +23,7 @@ from zoo.data.folder import write_folder_manifest
 from zoo.data.manifest import Row, need_label
 from zoo.errors import BadDataError, BadInputError
 from zoo.evaluation.labelling import Labelling, read_rows, with_splits
-from zoo.evaluation.run import evaluate
+from zoo.evaluation.run import evaluate, retrieval
 from zoo.evaluation.text.rankers import read_text_rows
 from zoo.registry import model_card
 from zoo.release.checkpoint import CHECKPOINT_KEY, release_checkpoint
@@ -191,6 +191,73 @@ def test_no_command_succeeds_on_rows_none_of_which_is_readable(
     with pytest.raises(BadDataError, match="none of 1 images in train is readable"):
         write_folder_manifest(tmp_path / "tree", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def _of_splits(folder: Path) -> Path:
+    """Twelve rows whose unsafe ones are all of the split train; the others have test rows too."""
+    manifest = _manifest(folder, 12, ("1", "0"), "train")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    safe = [line.replace(",0,train", ",0,test") if number > 6 else line for number, line in enumerate(lines)]
+    manifest.write_text("\n".join(safe) + "\n", encoding="utf-8")
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--model", NSFWJS, "--split", "test"],
+        ["evaluate", "--model", NSFWJS, "--split", "test", "--positive-words", "text 0,text 2"],
+        ["evaluate", "robustness", "--model", NSFWJS, "--threat", "linf4", "--policy", "nsfwjs"],
+        ["evaluate", "guard", "--lvlm", "none", "--detector", CLIP, "--split", "test", "--columns", "text=text"],
+    ],
+)
+def test_a_positive_label_must_occur_in_the_split_that_is_judged(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = _of_splits(tmp_path)
+    assert run([*command, "--data", str(manifest)]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{manifest}, split test: no item is unsafe by the " in said
+    assert "words" in said or 'the labels are "0" (3 rows)' in said
+
+
+def test_training_says_that_a_split_has_one_kind_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = ManifestData(str(_of_splits(tmp_path)), batch_size=4)
+    module = Classification(NSFWJS, label_names={"1": "porn", "0": "neutral"})
+    module._has_weights = True
+    (figures,) = quiet_trainer(1).test(module, data, verbose=False)
+    assert set(figures) == {"test/loss"}
+    assert "test: no AUROC, as its labels make no row unsafe" in caplog.text
+
+
+def test_a_test_split_that_cannot_be_read_is_not_exchanged_for_another(tmp_path: Path) -> None:
+    manifest = _of_splits(tmp_path)
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("train", "val"), encoding="utf-8")
+    for number in (7, 9, 11):  # those of the test
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    module = Classification(NSFWJS, label_names={"1": "porn", "0": "neutral"})
+    module._has_weights = True
+    for task in ("test", "predict"):
+        trainer = quiet_trainer(1, default_root_dir=tmp_path)
+        with pytest.raises(BadDataError, match='none of the rows is readable for the split "test"'):
+            getattr(trainer, task)(module, ManifestData(str(manifest), batch_size=4))
+
+
+def test_predictions_none_of_which_is_a_verdict_are_an_error(tmp_path: Path) -> None:
+    module = Classification(NSFWJS)
+    module._has_weights = True
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(1e30)  # finite, and its products are not
+    data = ManifestData(str(_manifest(tmp_path, 4, split="test")), batch_size=4)
+    with pytest.raises(BadDataError, match=r"none of 4 rows could be judged; the first: line 2: "):
+        quiet_trainer(1, default_root_dir=tmp_path).predict(module, data)
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_retrieval_needs_rows_of_both_kinds(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match="none of 1 rows has an image and a text"):
+        retrieval(CLIP, [Row(2, tmp_path / "x.png", None, (), None)])
 
 
 @pytest.mark.parametrize("task", ["validate", "test", "predict"])

@@ -71,7 +71,7 @@ def read_rows(
 
     Rows without a split have the one that the training of `model` gave them, where its card says by which rule (see
     `with_splits`). For None these are the test rows; a manifest that names splits, or a model without a rule, has all
-    rows judged. Raises as `read_manifest`, and as `Labelling.check`.
+    rows judged. Raises as `read_manifest`, and as `Labelling.check` for all rows, and for those of a split.
     """
     rows = read_manifest(data, image_root, columns)
     if labelling is not None:
@@ -94,7 +94,7 @@ def read_rows(
         rows = placed
     elif split is None and (seen := sum(row.split == "train" for row in rows)):
         say(f"{data}: {seen} of {len(rows)} rows are of the split train, and all are judged; ask for one split")
-    return rows if split is None else rows_of_split(rows, split, data)
+    return rows if split is None else rows_of_split(rows, split, data, labelling)
 
 
 def with_splits(rows: list[Row], cards: Sequence[ModelCard], data: Path, say: Callable[[str], None]) -> list[Row]:
@@ -119,8 +119,11 @@ def with_splits(rows: list[Row], cards: Sequence[ModelCard], data: Path, say: Ca
     return placed
 
 
-def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:
-    """The rows of a split. Raises BadDataError for a row that names no split, and for a split without rows."""
+def rows_of_split(rows: Sequence[Row], split: str, data: Path, labelling: Labelling | None = None) -> list[Row]:
+    """The rows of a split. Raises BadDataError for a row that names no split, and for a split without rows.
+
+    With a `labelling` also if none of its rows can be unsafe: an error rate of one kind would look like a result.
+    """
     unnamed = next((row.line for row in rows if row.split is None), None)
     if unnamed is not None:
         raise BadDataError(f"{data}: some rows name no split, such as line {unnamed}: fill the column split")
@@ -128,6 +131,8 @@ def rows_of_split(rows: Sequence[Row], split: str, data: Path) -> list[Row]:
     if not chosen:
         names = sorted({str(row.split) for row in rows})
         raise BadDataError(f'{data}: no rows of the split "{split}"; it has {", ".join(names)}')
+    if labelling is not None:
+        labelling.check(chosen, f"{data}, split {split}")
     return chosen
 
 

@@ -151,7 +151,10 @@ def judged(scorer: Scorer, rows: Sequence[Row], none: str) -> list[Verdict]:
 
 
 def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
-    """Recall at 1, 5 and 10 between the images and all their texts. Raises BadInputError for a classifier."""
+    """Recall at 1, 5 and 10 between the images and all their texts.
+
+    Raises BadInputError for a classifier, an image that cannot be read, and rows none of which has image and text.
+    """
     import torch
 
     from zoo.inputs.image import load
@@ -162,6 +165,8 @@ def retrieval(model: str, rows: list[Row]) -> dict[str, float]:
     if not isinstance(encoder, DualEncoder) or encoder.card.image is None:
         raise BadArgumentError(f"{model} has no text tower: retrieval is for zero-shot models")
     items = items_of([row for row in rows if row.image and row.text], by_image=True)
+    if not items:
+        raise BadDataError(f"none of {len(rows)} rows has an image and a text: no retrieval can be measured")
     image, text, owner = [], [], []
     with torch.inference_mode():
         for number, item in enumerate(items):

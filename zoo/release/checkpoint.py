@@ -47,9 +47,17 @@ def release_checkpoint(
     )
 
 
+def check_checkpoint(path: Path) -> None:
+    """Raise BadDataError for a file that begins neither as a checkpoint (a ZIP) nor as a pickle, which it once was."""
+    with path.open("rb") as stream:
+        if not stream.read(4).startswith((b"PK\x03\x04", b"\x80")):
+            raise BadDataError(f"{path}: is not a checkpoint, which `lightning fit` writes as .ckpt")
+
+
 def _read(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_file():
         raise BadArgumentError(f"{checkpoint}: no such checkpoint file")
+    check_checkpoint(checkpoint)
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

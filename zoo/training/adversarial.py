@@ -18,9 +18,10 @@ from zoo.adversary.text.target import input_embedding
 from zoo.adversary.threat import ImagePart
 from zoo.adversary.training import Inputs, TextHardening, Words, WordSwaps, scaled, training_threat, worst_inputs
 from zoo.errors import BadArgumentError
-from zoo.training.base import Trainable, UnsafeRanking
+from zoo.training.base import Trainable
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
+from zoo.training.ranking import UnsafeRanking
 
 Method = Literal["pgd", "trades", "fast"]
 Generators: TypeAlias = Sequence[torch.Generator]
@@ -121,7 +122,7 @@ class Adversarial(Classification):
         """As in `Classification`, and the figures of the rows under attack."""
         super().on_validation_epoch_end()
         self.log_means(robust_accuracy=self.robust_accuracy)
-        self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
+        self.log_ranking(self.robust_ranking, "robust_", ["auroc"])
 
     def divergence(self, clean: Tensor, other: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of answers from the clean ones, both logits `[B, L]`.

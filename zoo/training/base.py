@@ -30,7 +30,6 @@ from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.base import Seen
 from zoo.judging.judge import Judge
 from zoo.keys import refuse_unsigned
-from zoo.metrics import auroc, average_precision
 from zoo.models.base import ZooModel, check_finite
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
@@ -38,6 +37,7 @@ from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
 from zoo.training.order import gathered, processes
 from zoo.training.random_states import RANDOM_KEY, random_states, restore_random_states
+from zoo.training.ranking import UnsafeRanking
 
 log = logging.getLogger("zoo.training")
 
@@ -70,7 +70,7 @@ class Trainable(lightning.LightningModule):
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
         self._random_states: list[dict[str, Any]] = []
-        self._has_weights = False
+        self._has_weights, self._one_kind = False, set[str]()
         self.register_load_state_dict_post_hook(Trainable._take_weights)  # type: ignore[no-untyped-call]
 
     def _take_weights(self, *_: object) -> None:
@@ -276,12 +276,20 @@ class Base(Trainable):
         self._predicted: list[tuple[int, dict[str, Any]]] = []
 
     def on_predict_end(self) -> None:
-        """Write the verdicts of all processes to `predictions.jsonl` in the log directory, in the manifest's order."""
+        """Write the verdicts of all processes to `predictions.jsonl` in the log directory, in the manifest's order.
+
+        Raises BadDataError, after that, if no row could be judged.
+        """
         path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"  # log_dir is asked of all processes at once
         predicted = sorted(gathered(self._predicted), key=lambda one: one[0])
         if self.trainer.is_global_zero:
             write_file(path, "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for _, verdict in predicted))
             log.warning("%d verdicts written to %s", len(predicted), told(path))
+        if predicted and all(verdict["status"] != "ok" for _, verdict in predicted):
+            first = predicted[0][1]
+            raise BadDataError(
+                f"none of {len(predicted)} rows could be judged; the first: {first['source']}: {first['detail']}"
+            )
 
     def scores(self, batch: Batch) -> Tensor:
         """Output scores `[B, N]` of a batch, in evaluation mode."""
@@ -294,6 +302,18 @@ class Base(Trainable):
             mean.reset()
             if not value.isnan():  # nothing was added to it
                 self.log(f"{self.stage}/{name}", value, prog_bar=True)
+
+    def log_ranking(self, ranking: UnsafeRanking, prefix: str = "", names: Sequence[str] = ("auroc", "auprc")) -> None:
+        """Log figures of a ranking over all processes. Warns once where its rows are all safe, or all unsafe."""
+        self.log_dict(ranking.finish(f"{self.stage}/{prefix}", names), prog_bar=True)
+        if not prefix:  # a few rows drawn from the split say nothing of its labels
+            self.warn_of_one_kind(ranking.kinds)
+
+    def warn_of_one_kind(self, kinds: set[int]) -> None:
+        """Say once that labels of one kind alone (1 unsafe, 0 safe) give no AUROC."""
+        if len(kinds) == 1 and self.stage not in self._one_kind and not self.trainer.sanity_checking:
+            self._one_kind.add(self.stage)
+            log.warning("%s: no AUROC, as its labels make no row %s", self.stage, "safe" if 1 in kinds else "unsafe")
 
     def unsafe_score(self, scores: Tensor) -> Tensor:
         """The policy's unsafe score `[B]` of output scores `[B, N]`."""
@@ -365,27 +385,3 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
         name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
     )
     return start
-
-
-class UnsafeRanking:
-    """AUROC and average precision of unsafe scores against labels, over all batches and processes.
-
-    torchmetrics' `BinaryAUROC` passes a batch through a sigmoid when any score of it leaves [0, 1], as pooled sums do
-    by rounding: its value then depends on the batch size. This one keeps the scores as they are, and a process may
-    have none.
-    """
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[float, int]] = []
-
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Add scores `[B]` and labels `[B]` of 1 (unsafe) or 0 (safe)."""
-        self.pairs += zip(scores.tolist(), labels.tolist(), strict=True)
-
-    def finish(self, prefix: str, names: Sequence[str] = ("auroc", "auprc")) -> dict[str, float]:
-        """`auroc` and `auprc` in [0, 1], named with a prefix (`val/`), none while a class is missing; starts again."""
-        pairs = gathered(self.pairs)
-        self.pairs = []
-        scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
-        figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)} if pairs else {}
-        return {prefix + name: value for name, value in figures.items() if name in names and value is not None}

@@ -16,9 +16,10 @@ from zoo.models.clip_weights import fill_towers
 from zoo.models.lora import add_adapters
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.imports import read_clip
-from zoo.training.base import Base, UnsafeRanking
+from zoo.training.base import Base
 from zoo.training.data import Batch
 from zoo.training.freeze import checkpoint_gradients, freeze_norms, freeze_parts
+from zoo.training.ranking import UnsafeRanking
 
 
 class Classification(Base):
@@ -115,7 +116,7 @@ class Classification(Base):
     def on_validation_epoch_end(self) -> None:
         """Log loss and ranking of all batches."""
         self.log_means(loss=self.mean_loss)
-        self.log_dict(self.ranking.finish(f"{self.stage}/"), prog_bar=True)
+        self.log_ranking(self.ranking)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, L]` of the labels."""

@@ -24,6 +24,7 @@ from zoo.assets import find_asset, shipped
 from zoo.contract import schema
 from zoo.errors import close_match, quoted, refusal
 from zoo.files.writing import set_aside, write_file
+from zoo.release.checkpoint import check_checkpoint
 
 log = logging.getLogger("zoo.training")
 
@@ -84,6 +85,9 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse pickles in checkpoints, and let the card know which recipe this was."""
         config = self.config[self.subcommand]
+        path = Path(config.get("ckpt_path") or "")
+        if path.is_file():  # "best" and "last" are words of Lightning's
+            check_checkpoint(path)
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True
         arguments = config.model.init_args

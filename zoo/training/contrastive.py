@@ -111,7 +111,9 @@ class Contrastive(Base):
         if labelled.any():
             scale, bank = self.model.scale().float().cpu(), self.bank().float().cpu()
             scores = (scale * image @ bank.transpose(0, 1)).softmax(dim=-1)
-            area = auroc(self.unsafe_score(scores).cpu()[labelled].tolist(), unsafe[labelled].int().tolist())
+            kinds = unsafe[labelled].int().tolist()
+            area = auroc(self.unsafe_score(scores).cpu()[labelled].tolist(), kinds)
+            self.warn_of_one_kind(set(kinds))
             if area is not None:
                 figures["auroc"] = area
         self.log_dict({f"{self.stage}/{key}": value for key, value in figures.items()})

@@ -114,6 +114,7 @@ class ManifestData(SplitData[Row]):
         self.images = ImageStore(paths, spec, self.max_cache_gb)
         total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
+        self.unread = {row.split for row in rows if row.split} - {row.split for row in readable}
         self.report_unreadable(total)
         self.rows = readable
         self.divide(readable, readable, self.images.prints)

@@ -87,7 +87,7 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
     """The base of the DataModules: items of a manifest in splits, and an order that a resumed run goes on with.
 
     `order_seed`, together with the epoch, seeds the order of training; `unreadable` has line, image and reason of each
-    row that was set aside.
+    row that was set aside, `unread` the splits of which every row was.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
         self.fractions, self.split_seed, self.order_seed = fractions, split_seed, 0
         self.by_split: dict[Split, list[T]] = {}
         self.unreadable: list[tuple[int, str, str]] = []
+        self.unread: set[Split] = set()
 
     def divide(self, items: Sequence[T], rows: Sequence[Row], prints: Mapping[Path, bytes]) -> None:
         """Put each item into the split of its row, and seed the order by the seed of the first process."""
@@ -128,7 +129,8 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
     def items(self, split: Split) -> list[T]:
         """The items of a split. Raises BadDataError when there are none."""
         if not self.by_split[split]:
-            raise BadDataError(f'{self.manifest}: no rows for the split "{split}"')
+            what = "none of the rows is readable" if split in self.unread else "no rows"
+            raise BadDataError(f'{self.manifest}: {what} for the split "{split}"')
         return self.by_split[split]
 
     def training_order(self, count: int, draw: Draw | None = None) -> EpochOrder:
@@ -142,7 +144,7 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test split in order, every row, or the validation split if the manifest has no test rows."""
-        return self.evaluation_dataloader("test" if self.by_split["test"] else "val")
+        return self.evaluation_dataloader("test" if self.by_split["test"] or "test" in self.unread else "val")
 
     @abstractmethod
     def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:

@@ -83,6 +83,7 @@ class QuestionData(SplitData[Question]):
         ]
         self.report_unreadable(len(questions))
         readable = [question for question in questions if question.image in prints]
+        self.unread = {one.split for one in questions if one.split} - {one.split for one in readable}
         rows = [Row(0, question.image, question.question, (), question.split) for question in readable]
         self.divide(readable, rows, prints)
 

@@ -18,9 +18,10 @@ from zoo.errors import BadArgumentError, BadDataError, close_match
 from zoo.judging.banks import policy_bank
 from zoo.models.clip import DualEncoder
 from zoo.training.adversarial import Generators, row_generators, rows_of, spaced_rows, warm_share
-from zoo.training.base import Base, UnsafeRanking
+from zoo.training.base import Base
 from zoo.training.data import Batch, ManifestData
 from zoo.training.freeze import freeze_parts
+from zoo.training.ranking import UnsafeRanking
 
 log = logging.getLogger("zoo.training")
 
@@ -135,8 +136,8 @@ class RobustTower(Base):
     def on_validation_epoch_end(self) -> None:
         """Log losses and rankings of all batches."""
         self.log_means(loss=self.clean_loss, robust_loss=self.robust_loss)
-        self.log_dict(self.ranking.finish(f"{self.stage}/", ["auroc"]), prog_bar=True)
-        self.log_dict(self.robust_ranking.finish(f"{self.stage}/robust_", ["auroc"]), prog_bar=True)
+        self.log_ranking(self.ranking, names=["auroc"])
+        self.log_ranking(self.robust_ranking, "robust_", ["auroc"])
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores `[B, P]` of the policy's phrases."""

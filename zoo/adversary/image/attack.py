@@ -110,8 +110,9 @@ class AttackResult(AttackOutcome):
         return sum(record.backwards for record in self.records)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data, without the images."""
-        return super().to_dict() | {"records": [asdict(record) for record in self.records]}
+        """The figures as plain data, without the images. `images` is the old name of `items`, for one more release."""
+        records = [asdict(record) for record in self.records]
+        return super().to_dict() | {"images": len(self.correct), "records": records}
 
 
 #: By how much a perturbation may be longer than eps, because pixels are float32; times eps where that is above 1.

@@ -147,7 +147,7 @@ class _Run:
         """The name and the rows of the split; all rows of a manifest without splits."""
         split, data = self.options.split, self.selection.data
         if split is not None and any(row.split is not None for row in self.rows):
-            return split, rows_of_split(self.rows, split, data)
+            return split, rows_of_split(self.rows, split, data, self.labelling)
         if split is not None:
             self.options.say(f"{data} names no splits: all rows are attacked")
         return "all rows", self.rows

@@ -134,6 +134,8 @@ def evaluate_texts(model: str, data: Path, baseline: str | None, options: TextOp
     categories = [ranker.labels[column] for column in ranker.columns]
     if not categories:
         raise BadDataError(f"{data}, {options.split}: no category has texts of both kinds")
+    if left_out := [name for name in ranker.labels if name not in categories]:
+        options.say(f"{data}, {options.split}: no figures, as its texts are not of both kinds: {', '.join(left_out)}")
     style = style_tests(whole, ranker.labels)
     by_split = {split: part.of(ranker.columns) for split, part in by_split.items()}
     rows = rows.of(ranker.columns)
