@@ -1,4 +1,4 @@
-"""The future that a service answers a request by."""
+"""A request of a service once it was read, and the future that it is answered by."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.contract.verdict import Verdict
+from zoo.judging.scorer import Ready, Scorer
 
 log = logging.getLogger("export.runtime.answer")
 
@@ -30,6 +31,15 @@ class Answer(Future[Verdict]):
                 _call(fn, future)
 
         super().add_done_callback(hand_over)
+
+
+class Request(NamedTuple):
+    """A request that was read: what is to be judged, by which scorer it was prepared, and when."""
+
+    answer: Answer
+    item: Ready
+    scorer: Scorer
+    since: float
 
 
 def _call(fn: Callable[[Future[Verdict]], Any], future: Future[Verdict]) -> None:

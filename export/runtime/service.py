@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from export.runtime.answer import Answer
+from export.runtime.answer import Answer, Request
 from export.runtime.scorer import load
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
@@ -136,7 +136,7 @@ class Service(AbstractContextManager["Service"]):
         self._wake = threading.Condition(self._lock)  # the engine's thread: something is ready, or the end
         self._idle = threading.Condition(self._lock)  # close(): nothing is waiting any more
         self._engine = threading.Lock()  # an engine need not be thread-safe
-        self._ready: deque[tuple[Answer, Ready, float]] = deque()  # with the time when it was read
+        self._ready: deque[Request] = deque()
         self._waiting = self._last_batch = self._judged = self._failed_in_a_row = 0
         self._closed = self._dropping = False
         self._ended = False  # the engine's thread: nothing that is read from now on is judged
@@ -171,7 +171,10 @@ class Service(AbstractContextManager["Service"]):
         """As `verdict`, without waiting: the verdict, or the error, of a future that can be cancelled until then.
 
         Arrays, tensors and Pillow images are copied and streams are read, so the caller may reuse or close them at
-        once. Callbacks of the future run on threads of their own.
+        once. A file that is named by its path is read later, by a decoding thread, so that no event loop waits for a
+        disk: leave it in place until the future is done, or give its bytes. Callbacks of the future run on threads of
+        their own.
+
         In asyncio: `await asyncio.wrap_future(service.submit(image))`. Raises OverloadError when the queue is full,
         ClosedError after `close`, ServiceError when the engine's thread has ended or the process was forked, and
         BadTypeError for an image of a type that is not taken.
@@ -200,8 +203,10 @@ class Service(AbstractContextManager["Service"]):
     def use(self, scorer: Scorer) -> None:
         """From the next batch on, judge by this scorer, such as one with another policy (`BundleScorer.with_policy`).
 
-        No waiting request is lost, and every verdict names the policy that it was judged by. The old scorer is not
-        closed, because the two may share their engine. Raises BadArgumentError for a scorer of another model, because
+        No waiting request is lost, and every verdict names the policy that it was judged by. A request that was read
+        already is judged by the old scorer if the new policy shows a model other parts of an input (`views`,
+        `max_views`, `windows`, or the border that may go unseen). The old scorer is not closed, because the two may
+        share their engine. Raises BadArgumentError for a scorer of another model, because
         waiting requests were prepared for this one.
         """
         if not scorer.same_model(self.scorer):
@@ -220,7 +225,7 @@ class Service(AbstractContextManager["Service"]):
         blank = np.zeros((card.image.size, card.image.size, 3), dtype=np.uint8) if card.image else None
         item = self.scorer.prepare(blank, "warm up" if card.reads_text else None)
         for count in sorted({1, self.max_batch}):
-            self._judge([item] * count)
+            self._judge([item] * count, self.scorer)
 
     def health(self) -> Health:
         """The present state of the service."""
@@ -278,7 +283,8 @@ class Service(AbstractContextManager["Service"]):
                 raise ServiceError(_DEAD)
             if self._dropping or answer.cancelled():  # a cancelled future shows no error
                 raise ClosedError(_CLOSED)
-            item = self.scorer.prepare(image, text)
+            scorer = self.scorer
+            item = scorer.prepare(image, text)
         except ZooError as problem:
             self._settle([answer], [problem])
         except BaseException as problem:  # a panic in Rust is not an Exception, and callers would wait forever
@@ -291,7 +297,7 @@ class Service(AbstractContextManager["Service"]):
                 return
             with self._lock:
                 if not self._ended:
-                    self._ready.append((answer, item, time.perf_counter()))
+                    self._ready.append(Request(answer, item, scorer, time.perf_counter()))
                     self._wake.notify()
                     return
             self._settle([answer], [ServiceError(_DEAD)])  # the thread ended while this was read
@@ -308,21 +314,26 @@ class Service(AbstractContextManager["Service"]):
     def _run(self) -> None:
         try:
             while batch := self._next_batch():
-                gone = [answer for answer, _, _ in batch if self._dropping or answer.cancelled()]
+                gone = [read.answer for read in batch if self._dropping or read.answer.cancelled()]
                 self._settle(gone, [ClosedError(_CLOSED) for _ in gone])
-                if live := {answer: item for answer, item, _ in batch if answer not in gone}:
+                present, parts = self.scorer, dict[Scorer, dict[Answer, Ready]]()
+                for answer, item, scorer, _ in batch:
+                    if answer not in gone:
+                        alike = scorer.judge.policy.looks == present.judge.policy.looks
+                        parts.setdefault(present if alike else scorer, {})[answer] = item
+                for scorer, live in parts.items():
                     try:
-                        self._settle(list(live), self._judge(list(live.values())))
+                        self._settle(list(live), self._judge(list(live.values()), scorer))
                     except EngineError as problem:
                         # One error for each: threads that raise the same one would write into each other's traceback.
                         self._settle(list(live), [_caused(EngineError(str(problem)), problem.__cause__) for _ in live])
         finally:  # after a fault of this very loop, what waits is refused, and health() says `dead`
             with self._lock:
                 self._ended = True
-                left = [self._ready.popleft()[0] for _ in range(len(self._ready))]
+                left = [self._ready.popleft().answer for _ in range(len(self._ready))]
             self._settle(left, [ServiceError(_DEAD) for _ in left])
 
-    def _next_batch(self) -> list[tuple[Answer, Ready, float]]:
+    def _next_batch(self) -> list[Request]:
         """Wait for something ready, then within the window for more. Empty at the end."""
         with self._lock:
             while not self._ready and (self._waiting or not self._closed):
@@ -330,7 +341,7 @@ class Service(AbstractContextManager["Service"]):
             while self._ready and len(self._ready) < self.max_batch:
                 # Others are being read, or were in the last batch and may ask again. A lone caller is neither.
                 others = self._waiting > len(self._ready) or (self._last_batch > 1 and not self._closed)
-                left = self._ready[0][2] + self._max_wait - time.perf_counter()
+                left = self._ready[0].since + self._max_wait - time.perf_counter()
                 if left <= 0 or not others:
                     break
                 self._wake.wait(left)
@@ -338,12 +349,12 @@ class Service(AbstractContextManager["Service"]):
             self._last_batch = len(batch)
             return batch
 
-    def _judge(self, items: list[Ready]) -> list[Verdict]:
+    def _judge(self, items: list[Ready], scorer: Scorer) -> list[Verdict]:
         """One call of the engine. Raises EngineError for any failure in it."""
         with self._engine:
             self._batch_since = time.perf_counter()
             try:
-                verdicts = self.scorer.judge_ready(items)
+                verdicts = scorer.judge_ready(items)
             except BaseException as problem:  # else this thread would end, and every caller would wait forever
                 with self._lock:
                     self._counts["engine_errors"] += 1

@@ -53,7 +53,7 @@ def placed_at_threshold(run: Scores, judge: AnyJudge, feeds: Feeds, scores: NDAr
     policies = tuple(HeadPolicy(name, placed.judge.policy.single()) for name, placed in by_head.items())
     together = {key: np.concatenate([placed.feeds[key] for placed in by_head.values()]) for key in feeds}
     how = "for each head, " + "; ".join(sorted({placed.how for placed in by_head.values()}))
-    judge = PanelJudge(judge.card, dataclasses.replace(judge.policy, heads=policies))
+    judge = PanelJudge(judge.card, dataclasses.replace(judge.policy, heads=policies), warn=False)
     return Placed(together, how, judge)
 
 
@@ -111,7 +111,7 @@ def _at_median(judge: Judge, scores: NDArray[np.float32]) -> Judge:
         threshold = Threshold(halves if index == widest else 1.0)
         categories[index] = dataclasses.replace(categories[index], threshold=threshold)
     policy: Policy = dataclasses.replace(judge.policy, categories=tuple(categories), rule="each")
-    return Judge(judge.card, policy)
+    return Judge(judge.card, policy, warn=False)  # the thresholds of 1 are ours
 
 
 Answers = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -16,7 +16,7 @@ from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy, Pool
 from zoo.contract.schema import repeated
 from zoo.contract.verdict import Decision, Place, Verdict
 from zoo.errors import BadPolicyError, close_match
-from zoo.judging.base import BaseJudge, Scores, Seen, warn_of_views
+from zoo.judging.base import BaseJudge, Scores, Seen
 
 log = logging.getLogger("zoo.judging.judge")
 
@@ -42,6 +42,7 @@ _TINY = 1e-7
 class Judge(BaseJudge):
     """A policy bound to the outputs of one model: a zero-shot model's phrases, or a classifier's labels.
 
+    Warns of what can never be flagged, unless `warn` is False: of a policy that nobody wrote, or that was warned of.
     Raises BadPolicyError when policy and model do not fit together.
 
     >>> import numpy as np
@@ -56,7 +57,7 @@ class Judge(BaseJudge):
 
     policy: Policy
 
-    def __init__(self, card: ModelCard, policy: Policy) -> None:
+    def __init__(self, card: ModelCard, policy: Policy, *, warn: bool = True) -> None:
         if card.task == "panel":
             raise BadPolicyError(
                 f'policy "{policy.name}" is for one model, and {card.name} is a panel: it needs one policy for each '
@@ -92,8 +93,12 @@ class Judge(BaseJudge):
                 "(a category without `labels` has that of its own name)"
             )
         #: Whether any item can be flagged at all.
-        self.can_flag = False
-        self._warn_of_unreachable()
+        self.can_flag = any(
+            category.threshold is not None and category.threshold.value < self._highest(len(members))
+            for category, members in zip(policy.categories, self.members, strict=True)
+        )
+        if warn:
+            self._warn_of_unreachable()
         self._flaggable = np.array([c.action != "allow" for c in policy.categories])
         self._blocking = np.array([c.action == "block" for c in policy.categories])
         self._thresholds = np.array([c.threshold.value if c.threshold else np.inf for c in policy.categories])
@@ -112,8 +117,6 @@ class Judge(BaseJudge):
                     *(name, category.name, category.threshold.value, highest),
                     *(self.policy.pooling, len(members), len(self.outputs), self.policy.temperature),
                 )
-            else:
-                self.can_flag |= category.threshold is not None
             labels = [] if zero_shot else [self.outputs[place] for place in members]
             unsafe = [one for one in (category.name, *labels) if one.lower() in _UNSAFE_NAMES]
             if category.action == "allow" and unsafe:
@@ -251,7 +254,7 @@ class PanelJudge(BaseJudge):
 
     policy: PanelPolicy
 
-    def __init__(self, card: ModelCard, policy: PanelPolicy) -> None:
+    def __init__(self, card: ModelCard, policy: PanelPolicy, *, warn: bool = True) -> None:
         if card.task != "panel":
             raise BadPolicyError(
                 f'policy "{policy.name}" is for a panel (it has `heads:`), and {card.name} is one model'
@@ -265,12 +268,12 @@ class PanelJudge(BaseJudge):
         lacking = [name for name in heads if name not in policies]
         if lacking:
             raise BadPolicyError(f'policy "{policy.name}" says nothing of the heads {lacking}')
-        self.judges = {name: Judge(head, policies[name]) for name, head in heads.items()}
+        self.judges = {name: Judge(head, policies[name], warn=warn) for name, head in heads.items()}
         self.outputs = tuple(f"{name}: {output}" for name, judge in self.judges.items() for output in judge.outputs)
         self.zero_shot_policies = [one for judge in self.judges.values() for one in judge.zero_shot_policies]
         self.threshold = None if policy.combine == "majority" else 0.5
         able = [name for name, judge in self.judges.items() if judge.can_flag]
-        if len(able) < self._needed:
+        if warn and len(able) < self._needed:
             words = 'policy "%s": %s never flags anything: %d heads must agree, and these alone can flag: %s'
             log.warning(words, policy.name, card.name, self._needed, ", ".join(able) or "none")
         judges = self.judges.values()
@@ -371,5 +374,4 @@ AnyJudge: TypeAlias = Judge | PanelJudge
 
 def bind(card: ModelCard, policy: AnyPolicy) -> AnyJudge:
     """The judge of a model and a policy. Raises BadPolicyError when they do not fit together."""
-    warn_of_views(card, policy)
     return PanelJudge(card, policy) if isinstance(policy, PanelPolicy) else Judge(card, policy)

@@ -52,7 +52,7 @@ class Judged(nn.Module):
     def __init__(self, model: ZooModel, policy: Policy, threshold: float | None = None) -> None:
         super().__init__()
         model.card.refuse_panel("attack its heads one by one")
-        judge = Judge(model.card, policy)
+        judge = Judge(model.card, policy, warn=False)
         self.model, self.banks = model, text_banks(model, judge)
         self.members, self.pooling = judge.members, policy.pooling
         self.argmax = policy.rule == "argmax" and threshold is None
