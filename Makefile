@@ -1,5 +1,6 @@
 # make quickstart   train, release, export, verify and judge, all from nothing, in .venv
-# make test         lint, types and the whole test suite
+# make test         lint, types and the test suite, but for what is slow
+# make test-slow    the tests that are left out there
 # make clean        remove what quickstart and test made (not .venv)
 #
 # PYTHON=python3.12 picks the interpreter, EXTRA=gpu installs onnxruntime-gpu in place of onnxruntime.
@@ -18,7 +19,7 @@ ROUNDED := -k "not whole_road or test_safeclip or test_clip_resnet or test_multi
   tests/training --ignore tests/training/test_cli.py --ignore tests/training/test_devices.py $(addprefix tests/export/,onnx precision verify)
 export HF_HUB_OFFLINE ?= 1  # neither target downloads anything but packages
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-slow clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -50,9 +51,12 @@ test: $(VENV)/.installed-test-$(TEST_EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 	@# Training and export once more, rounded as a processor without wide vectors rounds: no result may hang on that.
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q $(ROUNDED)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow" $(ROUNDED)
+
+test-slow: $(VENV)/.installed-test-$(TEST_EXTRAS)
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache

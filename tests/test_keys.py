@@ -35,6 +35,8 @@ from zoo.models.clip import DualEncoder
 from zoo.release.store import model_scorer, write_release
 from zoo.training import Contrastive, ManifestData
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 CLIP, BERT = "test_safeclip.random", "test_prompt_bert.random"
 PHOTOS = ("photo.png", "other.png")
 

@@ -19,6 +19,8 @@ from zoo.cli import lightning, run
 from zoo.errors import BadArgumentError
 from zoo.registry import import_models, list_models
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 README = (REPOSITORY / "zoo" / "models" / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("## Your own models\n")[1].split("\n## ")[0]
 CARD, NET, POLICY, COMMANDS, PLUGIN = (text for _, text in blocks(SECTION))

@@ -74,7 +74,7 @@ def readers(folder: Path) -> list[Reader]:
     from zoo.contract.policy import read_policy
     from zoo.data.corpora import Corpora
     from zoo.data.manifest import read_manifest as read_rows
-    from zoo.inputs.image import decode
+    from zoo.inputs.image import decode_with_notes
     from zoo.inputs.text import TextCodec
     from zoo.release.store import load_model, load_release, load_scorer, write_release
 
@@ -96,7 +96,7 @@ def readers(folder: Path) -> list[Reader]:
 
     def image(data: bytes) -> object:
         try:
-            return decode(data)
+            return decode_with_notes(data)
         except ZooError:
             verdict = scorer.verdict(data)
             if verdict.is_safe or verdict.status == "ok" or verdict.decision != "unknown":

@@ -86,7 +86,7 @@ def test_what_version_2_records_is_read_back_and_changes_the_id() -> None:
         (_policy() | {"unseen": {"borders": 0.1}}, "borders"),
         (_policy() | {"unseen": {"border": 1.1}}, "less than or equal to 1"),
         (_policy(weights_sha256="ab"), 'does not check "weights_sha256"'),
-        (_policy(views="tiles"), 'does not check "views"'),
+        (_policy(views="tile"), "got 'tile'"),
         (_policy(bounds=[0.0, 0.01]), "bounds and confidence go together"),
         (_policy(bounds=[0.0, 0.001], confidence=0.95), "bounds must hold the value 0.008"),
         (_policy(bounds=[0.0, 0.01], confidence=1.5), r"confidence lies in \(0, 1\)"),

@@ -23,6 +23,8 @@ from zoo.evaluation.robustness.report import RobustnessReport
 from zoo.inputs.image import load
 from zoo.release.store import load_release, load_scorer, write_release
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 FUSION, NSFWJS = "test_multimodal_nsfw.fusion", "test_nsfwjs.random"
 COLOURS = {"unsafe": (140, 110, 110), "safe": (110, 110, 140)}
 IMAGE = {"schema_version": 1, "norm": "Linf", "eps": "12/255", "attacks": ["fgsm", "apgd-t"], "steps": 8}

@@ -22,11 +22,12 @@ from export.triton import export_triton
 from export.verify.compare import verify
 from export.verify.report import Check
 from tests.benchmarks.matrix.drawn import draw_inputs
+from tests.every_model import EVERY_MODEL
 from tests.verdicts import same_verdict
 from zoo.cli import run
 from zoo.contract.policy import Policy
 from zoo.errors import BadInputError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
-from zoo.registry import list_models, model_card
+from zoo.registry import model_card
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra openvino)")
 CLIP, CONVOLUTIONS, FUSION, TEXTS = (
@@ -48,7 +49,7 @@ def _open(bundle: Bundle, name: str) -> OpenVINOEngine:
     return found
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_every_model_passes_the_verification_in_float32(tmp_path: Path, name: str) -> None:
     (engine,) = export_openvino(name, tmp_path / "bundle", check=Check()).engines
     assert engine.verification is not None

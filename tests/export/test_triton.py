@@ -18,6 +18,7 @@ from export.bundle.manifest import Engine, Shapes
 from export.bundle.store import read_bundle
 from export.tensorrt.package import PlanReport
 from export.triton import export_triton, pbtxt
+from tests.every_model import EVERY_MODEL
 from zoo.assets import find_asset
 from zoo.cli import run
 from zoo.contract.card import ModelCard
@@ -27,7 +28,6 @@ from zoo.files.held import sha256
 from zoo.inputs.text import TextCodec
 from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds, Scorer
-from zoo.registry import list_models
 
 model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")  # Triton's own message
 from google.protobuf import text_format  # noqa: E402  (comes with tritonclient)
@@ -57,7 +57,7 @@ def _fits(config: list[int], graph: list[Any]) -> bool:
     return len(config) == len(graph) and all(isinstance(g, str) or g == c for c, g in zip(config, graph, strict=True))
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", EVERY_MODEL[::-1])  # another process of the suite traces them from the beginning
 def test_triton_reads_the_configuration_and_it_is_that_of_the_model(
     bundles: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
@@ -85,7 +85,7 @@ def test_triton_reads_the_configuration_and_it_is_that_of_the_model(
     assert (group.count, group.kind) == (2, model_config.ModelInstanceGroup.KIND_CPU)
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", EVERY_MODEL)
 @pytest.mark.parametrize("max_batch", [0, 1, 6])
 def test_the_warm_up_requests_run(bundles: dict[str, Path], tmp_path: Path, name: str, max_batch: int) -> None:
     config = _read(model := export_triton(bundles[name], tmp_path, max_batch=max_batch))

@@ -16,7 +16,7 @@ from tests.inputs.files import encoded
 from zoo.errors import BadDataError
 from zoo.inputs.containers import png_chunk, png_chunks
 from zoo.inputs.damage import BYTES_AFTER_END, CHECKSUM, DAMAGE, END_MISSING, FILM, JPEG_DATA, SIZES
-from zoo.inputs.image import decode_with_notes
+from zoo.inputs.image import decode, decode_with_notes
 
 
 def notes(data: bytes) -> tuple[str, ...]:
@@ -214,3 +214,29 @@ def test_causes_are_distinct_words() -> None:
 def test_a_broken_file_costs_no_note_on_another() -> None:
     values: dict[str, Any] = {name: notes(data) for name, data in list(WHOLE.items())[:3]}
     assert set(values.values()) == {()}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(160, 120), (2000, 1200)], ids=["small", "large"])
+def test_a_jpeg_without_data_is_refused(mode: str, size: tuple[int, int]) -> None:
+    """Whatever memory it would be decoded into, what lies there is not judged."""
+    data = encoded(Image.new(mode, size), "JPEG")
+    for end in (data.index(b"\xff\xda"), data.index(b"\xff\xc4")):
+        for read in (decode, decode_with_notes):
+            with pytest.raises(BadDataError):
+                read(data[:end])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(160, 120), (2000, 1200)], ids=["small", "large"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_file_without_data_is_refused(mode: str, size: tuple[int, int], form: str) -> None:
+    data = encoded(Image.new(mode, size), form)
+    if form == "PNG":
+        chunks = {chunk.kind: data[chunk.start : chunk.end] for chunk in png_chunks(data)}
+        data = b"".join([data[:8], *(chunks[kind] for kind in (b"IHDR", b"PLTE", b"IEND") if kind in chunks)])
+    else:
+        data = data.replace(struct.pack("<H", 273), struct.pack("<H", 65000))  # StripOffsets
+    for read in (decode, decode_with_notes):
+        with pytest.raises(BadDataError):
+            read(data)

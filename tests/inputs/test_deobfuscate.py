@@ -25,10 +25,14 @@ from zoo.inputs.text import TextCodec, clean, train_tokenizer
         ("a d o g", "a dog"),
         ("I r u n", "I run"),
         ("#d0g @us3r", "#dog @user"),
+        ("t w o  d o g s  r u n", "two dogs run"),
+        ("a  d  o  g", "a dog"),
+        ("t w o\nd o g s\trun", "two dogs run"),
+        ("two  dogs", "two dogs"),
     ],
 )
 def test_reads_what_is_meant(disguised: str, meant: str) -> None:
-    assert deobfuscate(disguised) == meant
+    assert deobfuscate(clean(disguised, gaps=True)) == meant
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,10 @@ def test_reads_what_is_meant(disguised: str, meant: str) -> None:
 )
 def test_leaves_what_is_no_disguise(text: str) -> None:
     assert deobfuscate(text) == text
+
+
+def test_a_word_that_is_put_together_has_no_more_letters_than_a_tokenizer_takes() -> None:
+    assert deobfuscate("x " * 250).split() == ["x" * 100, "x" * 100, "x" * 50]
 
 
 def test_a_mixed_word_is_folded_in_a_foreign_text_too() -> None:

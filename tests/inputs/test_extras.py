@@ -110,6 +110,12 @@ class TestJpegXL:
         found = decode(jxl.encode(np.asarray(image), lossless=True))
         assert colours(found, (2, 2), (13, 2)).tolist() == [[255, 0, 0], [255, 255, 255]]
 
+    def test_a_large_picture_with_transparency_is_the_one_that_was_made(self, jxl: Any) -> None:
+        image = Image.new("RGBA", (2000, 1200), (200, 20, 20, 255))
+        image.paste((0, 0, 0, 0), (0, 0, 100, 100))
+        found = decode(jxl.encode(np.asarray(image), lossless=True))
+        assert colours(found, (50, 50), (1500, 900)).tolist() == [[255, 255, 255], [200, 20, 20]]
+
     def test_a_profile_is_followed(self, jxl: Any) -> None:
         data = jxl.encode(np.asarray(drawn()), lossless=True, icc=profiles.SWAPPED)
         difference = np.asarray(decode(data)).astype(int) - by_littlecms(drawn(), profiles.SWAPPED)

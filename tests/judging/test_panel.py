@@ -31,6 +31,8 @@ from zoo.registry import RANDOM, create_model, list_models, model_card, model_en
 from zoo.release.panel import create_panel
 from zoo.release.store import load_release, write_release
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 CLIP = "test_safeclip.random"
 HEADS = ("test_laion_nsfw.random", "test_safety_checker.random", "test_multihead.random", "test_q16.random")
 SAFECLIP, DOGS = "configs/policy/safeclip.yaml", "configs/policy/dogs.yaml"

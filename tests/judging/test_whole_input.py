@@ -13,12 +13,13 @@ from PIL import Image
 
 from zoo.commands.score import exit_status
 from zoo.contract.card import ImageInput, ModelCard, TextInput
-from zoo.contract.policy import Category, Policy, Threshold, panel_policy
-from zoo.contract.verdict import Unseen, Verdict
+from zoo.contract.policy import Category, OperatingPoint, Policy, Threshold, panel_policy
+from zoo.contract.verdict import Place, Unseen, Verdict
 from zoo.errors import BadPolicyError
+from zoo.inputs import image as image_input
 from zoo.inputs.image import owned
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judging.judge import Judge
+from zoo.judging.judge import Judge, bind
 from zoo.judging.scorer import Feeds, Scorer
 from zoo.registry import model_card
 
@@ -172,10 +173,62 @@ def test_a_profile_that_is_ignored_is_noted_and_tolerated_in_the_service_too() -
         assert scorer.verdict(picture).decision == "review"
 
 
-@pytest.mark.parametrize("words", [1, 8, 80, 500])
+def _rgba(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([colours, alpha])).save(stream, form, lossless=True, exact=True)
+    return stream.getvalue()
+
+
+def _transparent(kind: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A picture whose red is seen on one ground alone, as RGB and alpha."""
+    red, alpha = _signed(1, "left"), np.full((64, 64), 255, np.uint8)
+    sign = red[..., 0] > 200
+    if kind == "black":  # on white it is pink: the ground shines through
+        red[sign], alpha[sign] = (255, 0, 0), 153
+    elif kind == "bare":
+        alpha[:, :32] = 2
+    else:
+        red[sign] = 128
+        alpha[:32] = 0
+        red[:32] = 128
+    return red, alpha
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("black", "centre on black"), ("bare", "centre without transparency"), ("plain", "")]
+)
+def test_a_transparent_picture_is_judged_on_every_ground(form: str, kind: str, place: str) -> None:
+    data = _rgba(*_transparent(kind), form)
+    white = replace(POLICY, unseen={"hidden": 1.0})
+    with _scorer() as scorer, _scorer(white) as as_shown:
+        verdict, shown = scorer.verdict(data), as_shown.verdict(data)
+        image = Image.open(io.BytesIO(data))
+        assert scorer.verdict(image) == scorer.verdict(owned(image)) == verdict
+    assert shown.is_safe
+    assert set(shown.unseen or {}) == {"hidden"}
+    assert verdict.unseen == {}
+    assert verdict.decision == ("unsafe" if place else "safe")
+    assert not place or (verdict.place and verdict.place.view) == place
+
+
+def test_transparency_is_seen_in_every_tile_and_turned_as_the_picture_is() -> None:
+    colours, alpha = _signed(3, "right"), np.full((64, 192), 255, np.uint8)
+    alpha[:, 160:] = 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([colours, alpha])).save(stream, "PNG", exif=exif)
+    with _scorer() as scorer:
+        verdict = scorer.verdict(stream.getvalue())
+    assert verdict.decision == "unsafe"
+    assert verdict.place == Place("tile 3 of 3 without transparency", (0, 128, 64, 192))
+
+
+@pytest.mark.parametrize("words", [1, 8, 80, 500, 5000])
 def test_a_word_behind_the_context_is_found_by_windows_and_never_called_safe(words: int) -> None:
     text = "so " * words + "r"
-    with _scorer(replace(POLICY, windows=1000), text=True) as scorer:
+    with _scorer(replace(POLICY, windows=5000), text=True, batch_size=64) as scorer:
         verdict = scorer.verdict(text=text)
         assert scorer.verdict(text="so " * words).is_safe
     assert (verdict.decision, verdict.unseen) == ("unsafe", {})
@@ -208,7 +261,7 @@ def test_windows_overlap_and_begin_at_words_whatever_their_length() -> None:
         shown[first:last] = True
         cut_inside = 10 < first < 50
         assert cut_inside or first == 0 or text[first - 1] == " " or text[first] == " "
-    assert shown.all()
+    assert all(seen or character == " " for seen, character in zip(shown, text, strict=True))
     assert starts == sorted(set(starts))
 
 
@@ -241,6 +294,37 @@ def test_a_panel_reads_as_its_heads_do_or_refuses() -> None:
     assert panel_policy({"a": POLICY, "b": tiles}, "any").views == "tiles"
     with pytest.raises(BadPolicyError, match="a=views: tiles; b=views: pad"):
         panel_policy({"a": tiles, "b": replace(POLICY, views="pad")}, "any")
+
+
+@pytest.mark.parametrize(
+    ("found", "views", "warned"),
+    [
+        *[("", "centre", 0), ("", "auto", 1), ("", "tiles", 1), ("centre", "tiles", 1), ("tiles", "centre", 1)],
+        *[("tiles", "tiles", 0), ("auto", "auto", 0)],
+    ],
+)
+def test_a_threshold_that_was_found_with_other_views_is_warned_of(
+    found: Any, views: Any, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    point = OperatingPoint("fpr", 0.01, 0.009, "photos", 100, 900, views=found)
+    red = replace(POLICY.categories[0], threshold=Threshold(0.5, "operating_point", "", point))
+    policy = replace(POLICY, categories=(red, POLICY.categories[1]), views=views)
+    bind(_card(), policy)
+    bind(replace(_card(), image=None, text=CODEC.spec), policy)  # there are no views of a text
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warned
+    assert all('the threshold of "red" was found with' in message for message in messages)
+
+
+def test_the_box_of_a_jpeg_that_is_decoded_at_a_smaller_scale_is_in_its_own_pixels() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(_signed(2, "right")).resize((1024, 512), Image.Resampling.NEAREST).save(stream, "JPEG")
+    with _scorer() as scorer:
+        verdict = scorer.verdict(stream.getvalue())
+        assert image_input.decode_for(stream.getvalue(), SPEC).scale == 8
+    assert verdict.decision == "unsafe"
+    assert verdict.place is not None
+    assert verdict.place.box == (512, 0, 1024, 512)
 
 
 def test_reading_and_tolerance_change_the_id_of_a_policy() -> None:

@@ -82,7 +82,7 @@ def test_the_gradients_of_a_step_are_those_of_one_process_negatives_included(fol
     assert max(float(gradient.abs().max()) for gradient in one.values()) > 0.01
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16-mixed", marks=pytest.mark.slow), "bf16-true"])
 def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Path, precision: str) -> None:
     run(folder, 1, precision)
     for task in TASKS:
@@ -93,7 +93,14 @@ def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Pat
                 assert half[name] == pytest.approx(one[name], abs=0.02), (task, name)
 
 
-@pytest.mark.parametrize("model", ["test_clip_resnet.random", "test_clip_mobilenet_v1.random", "test_nsfwjs.random"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "test_clip_resnet.random",
+        pytest.param("test_clip_mobilenet_v1.random", marks=pytest.mark.slow),
+        "test_nsfwjs.random",
+    ],
+)
 def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(tmp_path: Path, model: str) -> None:
     prepare(tmp_path, noise=10)  # easily learnt: what rounding changes must not matter
 
@@ -118,7 +125,7 @@ def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(tmp_pat
         assert quiet_trainer(1, precision=precision, default_root_dir=tmp_path).predict(half, data)
 
 
-@pytest.mark.parametrize("script", ["zoo", "lightning"])
+@pytest.mark.parametrize("script", ["zoo", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_the_commands_train_on_two_processes_with_models_of_ones_own(home: Path, tmp_path: Path, script: str) -> None:
     recipe: dict[str, Any] = {
         "trainer": {

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 import zoo
 from export import runtime
 from export.onnx.export import export_onnx
+from tests.every_model import EVERY_MODEL
 from tests.trainers import quiet_trainer
 from zoo import registry
 from zoo.contract.card import ModelCard
@@ -117,7 +118,11 @@ def test_a_panel_is_not_trained_as_a_whole() -> None:
             module("test_clip.panel")
 
 
-@pytest.mark.parametrize("model", [m for m in registry.list_models("test_*") if not m.endswith(".panel")])
+#: Trained weights are exported of one model of each kind; the graphs of all are compared with random weights elsewhere.
+EXPORTED = (CLIP, "test_clip_resnet.random", "test_multimodal_conv.fusion", "test_prompt_bert.random")
+
+
+@pytest.mark.parametrize("model", [model for model in EVERY_MODEL if model.id != "test_clip.panel"])
 def test_the_whole_road(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = _data(tmp_path / "data", _labels(model))
     arguments = _recipe(tmp_path, model, manifest)
@@ -142,11 +147,12 @@ def test_the_whole_road(model: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         eager = scorer.verdicts(images, texts)
     assert _difference(eager, predicted) < 1e-5
 
-    export_onnx(tmp_path / "release", tmp_path / "bundle")
-    with runtime.load(tmp_path / "bundle", threads=1) as scorer:
-        exported = scorer.verdicts(images, texts)
-    assert _difference(exported, eager) < 1e-4
-    assert [verdict.decision for verdict in exported] == [verdict.decision for verdict in eager]
+    if model in EXPORTED:
+        export_onnx(tmp_path / "release", tmp_path / "bundle")
+        with runtime.load(tmp_path / "bundle", threads=1) as scorer:
+            exported = scorer.verdicts(images, texts)
+        assert _difference(exported, eager) < 1e-4
+        assert [verdict.decision for verdict in exported] == [verdict.decision for verdict in eager]
 
 
 def test_a_resumed_run_is_as_long_as_a_straight_one_and_keeps_its_tokenizer(tmp_path: Path) -> None:

@@ -40,11 +40,14 @@ class TextInput:
     """Texts as the model reads them: at most `context_length` tokens of the release's tokenizer.json.
 
     With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
+    `languages` are those of the texts that the model learned from, by ISO 639-1: a text in another one is said to be
+    unseen. None means that any will do.
     """
 
     context_length: Annotated[int, Field(ge=3)]  # start, a token, end
     lowercase: bool = True
     deobfuscate: bool = False
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ("en",)
 
 
 @dataclass(frozen=True, config=schema.STRICT)

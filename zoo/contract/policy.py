@@ -18,14 +18,18 @@ from zoo.contract import schema
 from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadPolicyError, close_match
 
+Views = Literal["auto", "centre", "squash", "pad", "tiles"]
+Pool = Literal["max", "mean"]
+
 
 @dataclass(frozen=True, config=schema.STRICT)
 class OperatingPoint:
     """A threshold found on data: `metric` (fpr, tpr, precision) held at `target`, with what was measured.
 
     `bounds` is the interval around `measured` at `confidence`; `data_sha256` and `split` say which rows were measured.
-    All four are a record. `weights_sha256` and `views` would restrict where the threshold holds: this version does
-    not check them, so it refuses a policy that sets them.
+    All four are a record. `views` are those of the policy that it was found with: binding a policy with others to a
+    model warns, because more views flag more. `weights_sha256` would restrict where the threshold holds: this version
+    does not check it, so it refuses a policy that sets it.
     """
 
     metric: Literal["fpr", "tpr", "precision"]
@@ -39,13 +43,12 @@ class OperatingPoint:
     data_sha256: str = ""
     split: str = ""
     weights_sha256: str = ""
-    views: str = ""
+    views: Literal["", Views] = ""
 
     def __post_init__(self) -> None:
         schema.check_bounds(self.measured, self.bounds, self.confidence)
-        for name in ("weights_sha256", "views"):
-            if getattr(self, name):
-                raise ValueError(f'this safety-zoo does not check "{name}" of an operating point: leave it out')
+        if self.weights_sha256:
+            raise ValueError('this safety-zoo does not check "weights_sha256" of an operating point: leave it out')
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -86,9 +89,6 @@ class Category:
             if twice or any(not word.strip() for word in words):
                 raise ValueError(f'category "{self.name}" has empty or repeated {kind}: {twice or words}')
 
-
-Views = Literal["auto", "centre", "squash", "pad", "tiles"]
-Pool = Literal["max", "mean"]
 
 #: The share of an input that may go unseen where a policy does not say; 0 for every other cause. A tenth of a picture's
 #: area is what a centre crop leaves out of one that is 10:9. Where colours cannot be followed, viewers show the plain

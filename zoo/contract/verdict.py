@@ -14,9 +14,9 @@ Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
 #: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation, the
-#: film of a motion photo, what a damaged file does not show, colours that could not be followed, tokens of a long text,
-#: words that are not in the vocabulary.
-Cause = Literal["border", "frames", "film", "damaged", "colours", "tokens", "words"]
+#: film of a motion photo, what a damaged file does not show, what a transparent picture hides on white, colours that
+#: could not be followed, tokens of a long text, words that are not in the vocabulary, what is in another language.
+Cause = Literal["border", "frames", "film", "damaged", "hidden", "colours", "tokens", "words", "language"]
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -24,7 +24,8 @@ class Unseen:
     """How much of an input no model looked at: `amount` of `total`, or of an unknown total when that is None.
 
     A share has the total 1: `Unseen(0.41, 1)`; a count its own: `Unseen(5, 6)` for 5 of 6 frames. `tolerated` says
-    that the policy lets that much pass. `note` says more: what is amiss with a damaged file.
+    that the policy lets that much pass. `note` says more: what is amiss with a damaged file, which
+    language a text is in.
     """
 
     amount: float
@@ -42,19 +43,21 @@ class Unseen:
         return 1.0 if self.total is None else self.amount / self.total
 
     def __str__(self) -> str:
-        if self.note:
+        if self.note and self.total is None:
             return f"({self.note})"
+        note = f" ({self.note})" if self.note else ""
         if self.total == 1:
-            return f"{self.amount:.2g}"
-        return f"{self.amount:g}" + ("" if self.total is None else f" of {self.total:g}")
+            return f"{self.amount:.2g}{note}"
+        return f"{self.amount:g}" + ("" if self.total is None else f" of {self.total:g}") + note
 
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Place:
     """The part of an input that the model saw in one row: a `view` of a picture, a window of a text.
 
-    `box` is the view's left, top, right and bottom in pixels of the upright picture, `characters` the window's first
-    and last (exclusive) in the cleaned text. Each is None where the whole picture or text was given at once.
+    A transparent picture's view says on which ground it lies. `box` is the view's left, top, right and bottom in pixels
+    of the upright picture, `characters` the window's first and last (exclusive) in the text as it was given. Each is
+    None where the whole picture or text was given at once.
     """
 
     view: str = ""

@@ -7,6 +7,7 @@ trained on such texts asks for it in its card (`TextInput.deobfuscate`).
 from __future__ import annotations
 
 import re
+import unicodedata
 
 #: Latin letter to characters that look like it in most fonts and have no NFKC form that says so: Cyrillic, Greek,
 #: Armenian and Cherokee letters, small capitals, letters with a stroke (after Unicode Technical Standard 39).
@@ -35,8 +36,10 @@ _NUMBER = re.compile(
 )
 #: A run that may be leetspeak: letters, digits and the signs that replace letters. At its ends ! is punctuation.
 _RUN = re.compile(r"[\w$@](?:[\w$@!]*[\w$@])?")
-#: Three or more single letters, a space between each two.
-_SPACED = re.compile(r"(?<!\S)[^\W\d_](?: [^\W\d_]){2,}(?!\S)")
+#: Three or more single letters, spaces between each two.
+_SPACED = re.compile(r"(?<!\S)[^\W\d_](?: +[^\W\d_]){2,}(?!\S)")
+#: The most letters of a word that is put together: WordPiece makes one unknown token of longer ones.
+_LONGEST = 100
 
 
 def deobfuscate(text: str) -> str:
@@ -45,11 +48,25 @@ def deobfuscate(text: str) -> str:
     Look-alikes are folded to Latin letters in words that mix them with Latin ones, and everywhere in a text none of
     whose letters is of another script beyond look-alikes: Russian or Greek stays what it is. Digits and signs within a
     word are read as the letters they resemble, in lower case, except numbers with a unit ("2nd", "80s", "5pm").
+    Between spaced letters, wider gaps are those between words; elsewhere several spaces are one.
     """
     if not text.isascii():
         foreign = any(c.isalpha() and not c.isascii() and c not in CONFUSABLES for c in text)
         text = " ".join(_folded(word, foreign) for word in text.split(" "))
-    return _SPACED.sub(lambda run: _joined(run[0]), " ".join(map(_unleet, text.split(" "))))
+    text = _SPACED.sub(lambda run: _joined(run[0]), " ".join(map(_unleet, text.split(" "))))
+    return " ".join(text.split())
+
+
+def in_pieces(text: str, longest: int) -> str:
+    """The text with spaces within words of more characters than `longest`, accents counted apart."""
+
+    def cut(word: str) -> str:
+        if len(unicodedata.normalize("NFD", word)) <= longest:
+            return word
+        step = longest if word.isascii() else longest // 4
+        return " ".join(word[start : start + step] for start in range(0, len(word), step))
+
+    return re.sub(rf"[^\s!-/:-@\[-`{{-~]{{{longest // 4 + 1},}}", lambda word: cut(word[0]), text)
 
 
 def _folded(word: str, foreign: bool) -> str:
@@ -58,10 +75,15 @@ def _folded(word: str, foreign: bool) -> str:
 
 
 def _joined(spaced: str) -> str:
-    letters = spaced.replace(" ", "")
+    """The words of spaced letters: a gap is between two words where it is wider than the narrowest."""
+    narrow = min(map(len, re.findall(" +", spaced)))
+    return " ".join(_word(word.replace(" ", "")) for word in re.split(f" {{{narrow + 1},}}", spaced))
+
+
+def _word(letters: str) -> str:
     if len(letters) > 3 and letters[0] in "aAI":  # more likely "a dog" and "I run" than a word that begins so
-        return letters[0] + " " + letters[1:]
-    return letters
+        letters = letters[0] + " " + letters[1:]
+    return in_pieces(letters, _LONGEST)
 
 
 def _unleet(word: str) -> str:

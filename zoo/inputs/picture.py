@@ -15,11 +15,13 @@ from zoo.inputs.colour import Colours
 from zoo.inputs.containers import gif_blocks, jpeg_head
 from zoo.inputs.damage import Watch, damage_of
 from zoo.inputs.formats import is_jpeg, open_image, open_without_metadata, why_not
+from zoo.inputs.grounds import Grounds
 from zoo.inputs.pixels import (
     QUARTER_TURNS,
     TURNS,
     Lent,
     SampleFormat,
+    decode_into,
     decode_to_mapped,
     has_16_bit_key,
     in_colours_of_file,
@@ -43,21 +45,22 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits, need: int | None, *,
         stream = Watch(data) if watched and is_jpeg(data) else io.BytesIO(data)
         try:
             with open_image(stream, data) as image:
-                decoded = _still(image, data, limits, need, stream if isinstance(stream, Watch) else None)
+                watch = stream if isinstance(stream, Watch) else None
+                decoded = _still(image, data, limits, need, watch, watched=watched)
         except BadInputError:
             raise
         except Exception:
             opened = open_without_metadata(data)
             if opened is None:
                 raise
-            decoded = _still(*opened, limits, need)
+            decoded = _still(*opened, limits, need, watched=watched)
         return decoded if not watched else replace(decoded, notes=(*damage_of(data), *decoded.notes))
 
 
-def from_pillow(image: Image.Image, limits: ImageLimits) -> Decoded:
+def from_pillow(image: Image.Image, limits: ImageLimits, *, watched: bool) -> Decoded:
     """An image of Pillow's as it is now, with its profile and orientation; it is not changed."""
     with reasons("a Pillow image", b""):
-        return current(image, limits, None, ours=False)
+        return current(image, limits, None, ours=False, watched=watched)
 
 
 @contextmanager
@@ -85,11 +88,12 @@ def current(
     about: Image.Image | None = None,
     watch: Watch | None = None,
     ours: bool = True,
+    watched: bool = True,
 ) -> Decoded:
     """The frame at which an opened image stands. Raises BadDataError, and what Pillow raises.
 
     `data` is the file. `about` has the colours and the orientation where another image has the pixels. Only what is
-    `ours` is changed.
+    `ours` is changed. `watched` keeps what else a transparent picture shows.
     """
     about = about or image
     frames = _frames(about, data)
@@ -109,15 +113,18 @@ def current(
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
     image.load()
     turn = TURNS.get(orientation(about))
+    upright = size[::-1] if turn in QUARTER_TURNS else size
+    grounds = Grounds((-(-upright[0] // scale), -(-upright[1] // scale))) if watched else None
     if _is_plain(image) and reduction == 1:
         picture = image if ours and not image.readonly else image.copy()
         picture = picture if colours.same else colours.srgb(picture)
         picture = picture if turn is None else picture.transpose(turn)
     else:
-        picture = rendered(image, colours, samples, scale=reduction, turn=turn, lent=lent)
+        picture = rendered(image, colours, samples, scale=reduction, turn=turn, lent=lent, grounds=grounds)
     picture.info = {"frames": frames}  # the rest speaks of other colours, and of another orientation
     notes = (*(watch.causes() if watch else ()), *((colours.note,) if colours.note else ()))
-    return Decoded(picture, size[::-1] if turn in QUARTER_TURNS else size, scale, notes, frames)
+    more = (grounds.transparent, grounds.pictures()) if grounds else ()
+    return Decoded(picture, upright, scale, notes, frames, *more)
 
 
 def scale_for(size: tuple[int, int], need: int | None) -> int:
@@ -161,7 +168,13 @@ def rgba(data: bytes) -> Image.Image:
 
 
 def _still(
-    image: Image.Image, data: bytes, limits: ImageLimits, need: int | None, watch: Watch | None = None
+    image: Image.Image,
+    data: bytes,
+    limits: ImageLimits,
+    need: int | None,
+    watch: Watch | None = None,
+    *,
+    watched: bool,
 ) -> Decoded:
     """What a viewer shows of an opened file: its first frame, but for what a browser would not show."""
     hidden = getattr(image, "default_image", False)  # of an APNG
@@ -169,10 +182,10 @@ def _still(
     if image.format == "GIF" and image.tile[0].extents != (0, 0, *image.size):  # type: ignore[attr-defined]
         animation = gif_animation(data)  # Pillow fills what the frame leaves free with a colour of the palette
     if animation is None:
-        return current(image, limits, need, data=data, watch=watch)
+        return current(image, limits, need, data=data, watch=watch, watched=watched)
     check_pixels(animation.size, limits)
     _, canvas = next(composed(animation, (0,), rgba))
-    return current(canvas, limits, need, data=data, about=image)
+    return current(canvas, limits, need, data=data, about=image, watched=watched)
 
 
 def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: ImageLimits) -> int:
@@ -187,6 +200,8 @@ def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: Image
 
 def _lent(image: Image.Image, reduction: int) -> Lent | None:
     """Memory for an opened image that is large and will be converted."""
+    if image._im is not None:  # it is loaded: a JPEG XL
+        return None
     turned_by_pillow = image.format == "TIFF" and orientation(image) != 1
     if image.width * image.height < _SMALL or turned_by_pillow:
         return None
@@ -221,5 +236,5 @@ def _low_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
 def _canvas(image: Image.Image) -> Image.Image:
     """An image of Pillow's own memory that the opened image decodes into."""
     canvas = Image.new(image.mode, image.size, None)
-    image.im = canvas.im
+    decode_into(image, canvas)
     return canvas

@@ -11,6 +11,7 @@ from PIL import Image, JpegImagePlugin
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import Colours
+from zoo.inputs.grounds import Grounds, laid_on
 
 Box = tuple[int, int, int, int]
 
@@ -29,6 +30,8 @@ QUARTER_TURNS = (_Turn.TRANSPOSE, _Turn.ROTATE_270, _Turn.TRANSVERSE, _Turn.ROTA
 
 #: Pixels of a strip. Its copies in other modes take some 20 bytes a pixel in all.
 _STRIP = 500_000
+#: Formats whose plugins know where the data are only when they load them.
+_TILES_AT_LOAD = ("WEBP", "AVIF", "HEIF")
 #: Rows and columns of a block that is turned by 90 degrees: its rows become columns, and fill whole pages of memory.
 _TALL, _WIDE = 1024, 256
 
@@ -82,7 +85,7 @@ class Lent:
             memory = np.frombuffer(self._memory, np.uint8)
             self.canvas = Image.frombuffer(image.mode, image.size, memory, "raw", image.mode, 0, 1)
             self.canvas.readonly = 0
-            image.im = self.canvas.im
+            decode_into(image, self.canvas)
 
     def give_back(self, image: Image.Image, rows: int) -> None:
         """The first `rows` rows of the loaded image are not read again."""
@@ -101,8 +104,12 @@ def rendered(
     scale: int = 1,
     turn: _Turn | None = None,
     lent: Lent | None = None,
+    grounds: Grounds | None = None,
 ) -> Image.Image:
-    """A loaded image as a new RGB image: in sRGB, on white, reduced by a whole number, turned."""
+    """A loaded image as a new RGB image: in sRGB, on white, reduced by a whole number, turned.
+
+    `grounds` take what else a transparent picture shows.
+    """
     in_blocks = turn in QUARTER_TURNS and scale == 1
     across = _WIDE if in_blocks else image.width
     down = _TALL if in_blocks else max(1, _STRIP // image.width // scale) * scale
@@ -112,12 +119,15 @@ def rendered(
         bottom = min(top + down, image.height)
         for left in range(0, image.width, across):
             box = (left, top, min(left + across, image.width), bottom)
-            block = _on_white(image.crop(box), box, colours, samples)
-            block = block if scale == 1 else block.reduce(scale)
-            place = (left // scale, top // scale)
-            if turn is not None:
-                place, block = _turned(place, block.size, size, turn), block.transpose(turn)
-            result.paste(block, place)
+            for name, block in _layers(image.crop(box), box, colours, samples, grounds).items():
+                block = block if scale == 1 else block.reduce(scale)
+                place = (left // scale, top // scale)
+                if turn is not None:
+                    place, block = _turned(place, block.size, size, turn), block.transpose(turn)
+                if name and grounds is not None:
+                    grounds.paste(name, block, place)
+                else:
+                    result.paste(block, place)
         if lent is not None:
             lent.give_back(image, bottom)
     return result
@@ -138,14 +148,15 @@ def _turned(place: tuple[int, int], block: tuple[int, int], size: tuple[int, int
     }[turn]
 
 
-def _on_white(strip: Image.Image, box: Box, colours: Colours, samples: SampleFormat) -> Image.Image:
+def _layers(
+    strip: Image.Image, box: Box, colours: Colours, samples: SampleFormat, grounds: Grounds | None
+) -> dict[str, Image.Image]:
+    """A strip in sRGB, on white under the name "", and the layers of `grounds`."""
     strip, alpha = _eight_bits(strip, box, samples)
     strip = colours.srgb(strip)
     if alpha is None:
-        return strip
-    ground = Image.new("RGB", strip.size, "white")
-    ground.paste(strip, mask=alpha)
-    return ground
+        return {"": strip}
+    return {"": laid_on("white", strip, alpha)} | (grounds.layers(strip, alpha) if grounds else {})
 
 
 def _eight_bits(strip: Image.Image, box: Box, samples: SampleFormat) -> tuple[Image.Image, Image.Image | None]:
@@ -207,6 +218,16 @@ def has_16_bit_key(image: Image.Image) -> bool:
 def read_low_bytes(image: Image.Image) -> None:
     """Make an opened PNG with colours of 16 bits decode to their lower bytes."""
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+
+
+def decode_into(image: Image.Image, canvas: Image.Image) -> None:
+    """Make an opened image decode into the memory of a canvas. Raises BadDataError for a file without picture data.
+
+    Pillow says so itself only of an image without memory; of one that has some it leaves what is there.
+    """
+    if not image.tile and image.format not in _TILES_AT_LOAD:  # type: ignore[attr-defined]
+        raise BadDataError("the file ends before the data of its picture")
+    image.im = canvas.im
 
 
 def decode_to_mapped(image: Image.Image) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
@@ -34,6 +34,7 @@ class Decoded:
     said which size it needs, `image` is `scale` times smaller, and its last row and column cover what is left over.
     `notes` are short causes for which it may not show what was meant: those of `zoo.inputs.damage`, and
     `PROFILE_IGNORED` and `HDR_IGNORED` of `zoo.inputs.colour`. It is the first that is shown of `frames`, or of pages.
+    Through the share `transparent` of it the ground is seen; `grounds` hold the picture on others, by name.
     """
 
     image: Image.Image
@@ -41,6 +42,8 @@ class Decoded:
     scale: int = 1
     notes: tuple[str, ...] = ()
     frames: int = 1
+    transparent: float = 0.0
+    grounds: dict[str, Image.Image] = field(default_factory=dict)
 
 
 ImageSource: TypeAlias = (

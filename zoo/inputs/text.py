@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 
 import ftfy
 import numpy as np
@@ -19,7 +20,9 @@ from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_t
 from zoo.contract.card import TextInput
 from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.inputs.deobfuscate import deobfuscate
+from zoo.inputs.deobfuscate import deobfuscate, in_pieces
+from zoo.inputs.language import other_language
+from zoo.inputs.offsets import Offsets
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -47,41 +50,77 @@ class Tokens:
 class Windows(Tokens):
     """One text in B windows of T tokens. `unseen` says what of it is in none of them, or not in the vocabulary.
 
-    `characters` are the first and last (exclusive) of each window in the cleaned text.
+    `characters` are the first and last (exclusive) of each window in the text as it was given.
     """
 
     characters: list[tuple[int, int]]
     unseen: dict[Cause, Unseen]
 
 
-def clean(text: str) -> str:
+#: What cleaning leaves as it is, but for its spaces: ASCII without controls and HTML entities.
+_PLAIN = re.compile(r"[ -%'-~\t\n\r]*")
+#: Spaces that stand for a gap between lines, which is wider than others.
+_LINE = 4
+
+
+def clean(text: str, *, gaps: bool = False) -> str:
     """Return the text that a reader sees: repaired, NFKC, without invisible characters, single-spaced.
 
     Zero-width, bidirectional and other format and control characters split words for a tokenizer alone; of more than 30
     accents in a row the rest is left out. HTML entities are resolved twice and mojibake and curly quotes mended by
-    ftfy, as CLIP's reference tokenizer does. Raises BadInputError for what is not a text, or is longer than 100,000
-    characters.
+    ftfy, as CLIP's reference tokenizer does. With `gaps` there are as many spaces between words as there were. Raises
+    BadInputError for what is not a text, or is longer than 100,000 characters.
     """
     if not isinstance(text, str):
         raise BadArgumentError(f"a text must be a str, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
         raise BadDataError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
-    # NFKC comes last, when marks are bounded: ftfy's own normalisation would sort any number of them.
-    text = _unescape(_unescape(ftfy.fix_text(text, normalization=None)))
-    kept = []
-    marks = 0
-    for character in text:
+    if not _PLAIN.fullmatch(text):
+        # NFKC comes last, when marks are bounded: ftfy's own normalisation would sort any number of them.
+        text = _unescape(_unescape(ftfy.fix_text(text, normalization=None)))
+        text = _without_more_marks(text.translate(_SHOWN))
+        # NFKC comes last: before, a zero-width space between a letter and its accent would keep them apart.
+        text = unicodedata.normalize("NFKC", text)
+    if gaps:
+        return re.sub(r"[^\S ]+", " " * _LINE, text).strip(" ")
+    return " ".join(text.split())
+
+
+class _Shown(dict[int, int | str | None]):
+    """What `str.translate` makes of a character: nothing of an invisible one, a space of what separates."""
+
+    def __missing__(self, code: int) -> int | str | None:
+        shown = self._shown(code)
+        if len(self) < 65_536:  # Unicode has a million places
+            self[code] = shown
+        return shown
+
+    @staticmethod
+    def _shown(code: int) -> int | str | None:
+        character = chr(code)
         category = unicodedata.category(character)
         if category in ("Cf", "Cs") or character in _INVISIBLE:
-            continue  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
-        if 0xFE00 <= ord(character) <= 0xFE0F or 0xE0000 <= ord(character) <= 0xE0FFF:
-            continue  # variation selectors; the second block also reserves places for further invisible characters
+            return None  # format controls (zero-width, bidi), lone surrogates, and the invisible letters
+        if 0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF:
+            return None  # variation selectors; the second block also reserves places for further invisible characters
+        if character in "\t\n\r" or category in ("Zl", "Zp"):
+            return "\n"
+        return " " if category in ("Cc", "Zs") else code
+
+
+_SHOWN = _Shown()
+
+
+def _without_more_marks(text: str) -> str:
+    """The text without accents that follow MAX_MARKS others."""
+    if not any(map(unicodedata.combining, text)):
+        return text
+    kept, marks = [], 0
+    for character in text:
         marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks > MAX_MARKS:
-            continue
-        kept.append(" " if category in ("Cc", "Zl", "Zp", "Zs") else character)
-    # NFKC comes last: before, a zero-width space between a letter and its accent would keep them apart.
-    return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
+        if marks <= MAX_MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _unescape(text: str) -> str:
@@ -124,9 +163,11 @@ class TextCodec:
         # CLIP pools at the first end token and masks the rest, so the padding id cannot matter.
         tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=tokenizer.id_to_token(0))
         model = json.loads(tokenizer_json)["model"]
-        unknown = model.get("unk_token")
+        unknown, number = model.get("unk_token"), model.get("unk_id")
         #: The id of what is not in the vocabulary, -1 where there is no such token.
-        self._unknown = model.get("unk_id") or (-1 if unknown is None else tokenizer.token_to_id(unknown))
+        self._unknown = number if number is not None else -1 if unknown is None else tokenizer.token_to_id(unknown)
+        #: WordPiece makes one unknown token of longer words.
+        self._longest = model.get("max_input_chars_per_word")
         self._tokenizer, self.spec, self.json = tokenizer, spec, tokenizer_json
 
     @property
@@ -145,25 +186,32 @@ class TextCodec:
         """
         cleaned = self._cleaned(text)
         encodings = self._encodings([cleaned])
-        given, words = _content([encodings[0], *encodings[0].overflowing])
-        spans, seen = [(0, len(cleaned))], len(_content(encodings)[0])
-        if seen < len(given) and count > 1:
+        rest = encodings[0].overflowing
+        # The work is that of the windows: of what lies behind them only the number of tokens is asked.
+        tokens, places, words = _content([encodings[0], *rest[: count if count > 1 else 0]])
+        given = len(tokens) + sum(_length(part) for part in rest[count if count > 1 else 0 :])
+        seen, spans = _length(encodings[0]), [(0, len(text))]
+        if rest and count > 1:
             cuts = _cuts(words, seen, count)
-            seen = cuts[-1][1]
-            spans = [(given[first][1][0], given[last - 1][1][1]) for first, last in cuts]
-            encodings = self._encodings([cleaned[first:last] for first, last in spans])
-        tokens = self._tokens(encodings)
-        unseen: dict[Cause, Unseen] = {}
-        if seen < len(given):
-            unseen["tokens"] = Unseen(len(given) - seen, len(given))
-        if unknown := {word for (token, _), word in zip(given[:seen], words, strict=False) if token == self._unknown}:
-            unseen["words"] = Unseen(len(unknown), len(set(words)))
-        return Windows(tokens.ids, tokens.mask, spans, unseen)
+            seen, ends = cuts[-1][1], [(places[first][0], places[last - 1][1]) for first, last in cuts]
+            encodings = self._encodings([cleaned[first:last] for first, last in ends])
+            seen -= sum(_length(part) for part in encodings[-1].overflowing)  # a word that is cut may have more tokens
+            offsets = Offsets(text, cleaned, clean)
+            spans = [offsets.span(first, last) for first, last in ends]
+        framed = self._tokens(encodings)
+        unseen: dict[Cause, Unseen] = {"tokens": Unseen(given - seen, given)} if seen < given else {}
+        if unknown := {word for token, word in zip(tokens[:seen], words, strict=False) if token == self._unknown}:
+            unseen["words"] = Unseen(len(unknown), len(set(_content([encodings[0], *rest])[2])))
+        if language := other_language(cleaned, self.spec.languages):
+            unseen["language"] = language
+        return Windows(framed.ids, framed.mask, spans, unseen)
 
     def _cleaned(self, text: str) -> str:
-        cleaned = clean(text)
+        cleaned = clean(text, gaps=self.spec.deobfuscate)
         if self.spec.deobfuscate:
             cleaned = deobfuscate(cleaned)
+        if self._longest and len(cleaned) > self._longest:
+            cleaned = in_pieces(cleaned, self._longest)
         return cleaned.lower() if self.spec.lowercase else cleaned
 
     def _encodings(self, cleaned: list[str]) -> list[Encoding]:
@@ -178,17 +226,22 @@ class TextCodec:
         )
 
 
-def _content(parts: Sequence[Encoding]) -> tuple[list[tuple[int, tuple[int, int]]], list[int | None]]:
-    """The tokens of a text without those that frame it, each with its characters; and the word of each."""
-    kept = [
-        ((token, characters), word)
-        for part in parts
-        for token, characters, word, frame in zip(
-            part.ids, part.offsets, part.word_ids, part.special_tokens_mask, strict=True
-        )
-        if not frame
-    ]
-    return [token for token, _ in kept], [word for _, word in kept]
+def _content(parts: Sequence[Encoding]) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
+    """The tokens of a text without those that frame it; the characters of each, and its word."""
+    tokens: list[int] = []
+    places: list[tuple[int, int]] = []
+    words: list[int | None] = []
+    for part in parts:
+        inside = [not frame for frame in part.special_tokens_mask]
+        tokens += compress(part.ids, inside)
+        places += compress(part.offsets, inside)
+        words += compress(part.word_ids, inside)
+    return tokens, places, words
+
+
+def _length(part: Encoding) -> int:
+    """The number of tokens without those that frame them."""
+    return len(part.special_tokens_mask) - sum(part.special_tokens_mask)
 
 
 def _cuts(words: Sequence[int | None], room: int, count: int) -> list[tuple[int, int]]:
@@ -204,7 +257,10 @@ def _cuts(words: Sequence[int | None], room: int, count: int) -> list[tuple[int,
         last = at if at > first else last  # a word longer than a window is cut
         cuts.append((first, last))
         back = begins[min(bisect_left(begins, last - room // 4), len(begins) - 1)]
-        first = back if first < back <= last else last
+        if back >= last and at > first:
+            back = begins[bisect_left(begins, last) - 1]  # the last word, which is long
+        # Within a word that is cut, what a sign is made of may stand at the cut.
+        first = back if first < back < last else last - room // 4 if at <= first else last
     return cuts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -25,8 +25,12 @@ class View:
     @property
     def place(self) -> Place:
         """Its name and box, as verdicts hold it."""
+        return self.place_on("")
+
+    def place_on(self, ground: str) -> Place:
+        """The same, with the ground that a transparent picture lies on."""
         left, top, right, bottom = (round(edge) for edge in self.box)
-        return Place(self.name, (left, top, right, bottom))
+        return Place(f"{self.name} {ground}".strip(), (left, top, right, bottom))
 
     def cut(self, image: Image.Image | Decoded, spec: ImageInput) -> Pixels:
         """The `[size, size, 3]` uint8 of an upright RGB picture."""
@@ -48,9 +52,19 @@ def border(width: int, height: int, spec: ImageInput) -> float:
     return left_out if left_out > 1e-9 else 0.0  # the crop of a square is the square, but for rounding
 
 
-def unseen_of(picture: Decoded, left_out: float) -> dict[Cause, Unseen]:
-    """What no model looks at of a picture of whose area its views leave out a share in [0, 1]."""
+def shown_on(picture: Decoded, policy: PolicyFile) -> list[tuple[str, Decoded]]:
+    """A picture on all grounds on which it is to be judged, each with its name: "" where it covers the ground."""
+    if not picture.grounds or picture.transparent <= policy.tolerated("hidden"):
+        return [("", picture)]
+    others = [(name, replace(picture, image=image)) for name, image in picture.grounds.items()]
+    return [("on white", picture), *others]
+
+
+def unseen_of(picture: Decoded, left_out: float, grounds: int = 1) -> dict[Cause, Unseen]:
+    """What no model looks at of a picture, of whose area its views leave out a share, on so many grounds."""
     unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
+    if picture.transparent and grounds == 1:
+        unseen["hidden"] = Unseen(picture.transparent, 1)
     if picture.frames > 1:
         unseen["frames"] = Unseen(picture.frames - 1, picture.frames)
     damage = [note.removeprefix("damaged: ") for note in picture.notes if note in DAMAGE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import AnyPolicy, Policy, Pool
+from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy, Pool
 from zoo.contract.verdict import Cause, Decision, Place, Status, Unseen, Verdict
 from zoo.errors import BadArgumentError
+
+log = logging.getLogger("zoo.judging.base")
 
 Scores = NDArray[np.floating]
 #: What no model looked at of an item, by cause; None where that is not known.
@@ -103,3 +106,24 @@ class BaseJudge(ABC):
         if not beyond or decision != "safe":
             return decision, category, weighed, ""
         return "review", None, weighed, f"not looked at: {', '.join(beyond)}"
+
+
+def warn_of_views(card: ModelCard, policy: AnyPolicy) -> None:
+    """Warn of thresholds that were found with other views of pictures than the policy has, or with no one knows which.
+
+    The highest score of several views is above a threshold more often than that of one.
+    """
+    if card.image is None:
+        return
+    policies = [entry.policy for entry in policy.heads] if isinstance(policy, PanelPolicy) else [policy]
+    for category in (category for one in policies for category in one.categories):
+        point = category.threshold.operating_point if category.threshold else None
+        one_view = policy.views not in ("auto", "tiles")
+        if point is None or point.views == policy.views or (not point.views and one_view):
+            continue
+        log.warning(
+            'policy "%s": the threshold of "%s" was found with %s, and pictures are judged with `views: %s`: its %s '
+            "need not hold; find it again, and say so in `views:` of its operating point",
+            *(policy.name, category.name, f"`views: {point.views}`" if point.views else "views that it does not say"),
+            *(policy.views, point.metric),
+        )

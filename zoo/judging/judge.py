@@ -16,7 +16,7 @@ from zoo.contract.policy import AnyPolicy, PanelPolicy, Policy, Pool
 from zoo.contract.schema import repeated
 from zoo.contract.verdict import Decision, Place, Verdict
 from zoo.errors import BadPolicyError, close_match
-from zoo.judging.base import BaseJudge, Scores, Seen
+from zoo.judging.base import BaseJudge, Scores, Seen, warn_of_views
 
 log = logging.getLogger("zoo.judging.judge")
 
@@ -374,4 +374,5 @@ AnyJudge: TypeAlias = Judge | PanelJudge
 
 def bind(card: ModelCard, policy: AnyPolicy) -> AnyJudge:
     """The judge of a model and a policy. Raises BadPolicyError when they do not fit together."""
+    warn_of_views(card, policy)
     return PanelJudge(card, policy) if isinstance(policy, PanelPolicy) else Judge(card, policy)

@@ -21,7 +21,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceErro
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
 from zoo.inputs.text import TextCodec
-from zoo.inputs.views import plan, unseen_of
+from zoo.inputs.views import plan, shown_on, unseen_of
 from zoo.judging.judge import AnyJudge
 
 #: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
@@ -180,8 +180,11 @@ class Scorer:
             return [Place()], image_input.load(image, spec, self.limits)[None], {}
         picture = image_input.decode_for(image, spec, self.limits)
         views, left_out = plan(*picture.size, spec, self.judge.policy)
-        places = [view.place for view in views] if len(views) > 1 else [Place()]
-        return places, np.stack([view.cut(picture, spec) for view in views]), unseen_of(picture, left_out)
+        grounds = shown_on(picture, self.judge.policy)
+        rows = [(view, *ground) for ground in grounds for view in views]
+        places = [view.place_on(ground) for view, ground, _ in rows] if len(rows) > 1 else [Place()]
+        pixels = np.stack([view.cut(shown, spec) for view, _, shown in rows])
+        return places, pixels, unseen_of(picture, left_out, len(grounds))
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises.

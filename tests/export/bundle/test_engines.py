@@ -319,7 +319,7 @@ def _policies(base: Policy, count: int) -> list[Policy]:
     return found
 
 
-def test_a_hundred_policies_need_no_rebuild(
+def test_policies_need_no_rebuild(
     bundles: dict[str, Path], golden: dict[str, bytes], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Each verdict is that of the eager model with the same policy, and the engine stays loaded throughout."""
@@ -328,7 +328,7 @@ def test_a_hundred_policies_need_no_rebuild(
     images = list(golden.values())[:3]
     times = []
     with runtime.load(bundles[CLIP], threads=1, device="cpu") as scorer:
-        policies = _policies(release.policy, 100)
+        policies = _policies(release.policy, 30)
         for policy in policies[: len(release.policy.categories)]:
             scorer.with_policy(policy)  # from here on the phrases are embedded
         before = scorer.verdicts(images)
@@ -344,7 +344,7 @@ def test_a_hundred_policies_need_no_rebuild(
                     assert same_verdict(ours, theirs, 1e-4)
         assert scorer.verdicts(images) == before
     with capsys.disabled():
-        print(f"\n100 policy swaps, bank cached: median {np.median(times):.1f} ms, slowest {max(times):.1f} ms")
+        print(f"\n30 policy swaps, bank cached: median {np.median(times):.1f} ms, slowest {max(times):.1f} ms")
     # One of them against a bundle that was exported with it.
     write_release(release.model, policies[7], tmp_path / "release")
     export_onnx(tmp_path / "release", tmp_path / "bundle")

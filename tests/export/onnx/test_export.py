@@ -20,17 +20,17 @@ from export.bundle.store import read_bundle
 from export.onnx.export import export_onnx
 from export.onnx.graph import OPSET, contract
 from export.runtime.engine import open_best
+from tests.every_model import EVERY_MODEL
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import read_policy
 from zoo.errors import BadInputError, IncompatibleBundleError, UnknownModelError
 from zoo.files.held import hashes
 from zoo.files.writing import MANIFEST
 from zoo.models.served import text_banks
-from zoo.registry import list_models
 from zoo.release.store import load_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
-MODELS = list_models("test_*")
+MODELS = EVERY_MODEL
 MODEL = "onnx-fp32.onnx"
 
 
@@ -174,6 +174,6 @@ def test_exporting_leaves_the_model_and_its_attention_as_they_were() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_the_policy_of_the_bundle_is_that_of_the_release(bundles: dict[str, Path]) -> None:
-    for name in MODELS:
-        assert read_policy(bundles[name] / "policy.yaml") == load_release(name).policy
+@pytest.mark.parametrize("name", MODELS)
+def test_the_policy_of_the_bundle_is_that_of_the_release(bundles: dict[str, Path], name: str) -> None:
+    assert read_policy(bundles[name] / "policy.yaml") == load_release(name).policy

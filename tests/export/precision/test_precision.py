@@ -20,13 +20,14 @@ from export.precision.int8 import quantise_rows
 from export.precision.nodes import count_products, rounded_float32
 from export.runtime.onnx import OnnxEngine
 from export.verify.inputs import CALIBRATED, calibration, image_probes, text_probes
+from tests.every_model import EVERY_MODEL
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks
-from zoo.registry import list_models, model_card
+from zoo.registry import model_card
 from zoo.release.store import Release, load_release
 
-MODELS = list_models("test_*")
+MODELS = EVERY_MODEL
 CLIP, FUSION, CONV = "test_safeclip.random", "test_multimodal_nsfw.fusion", "test_clip_resnet.random"
 PROMPTS = "test_prompt_bert.random"
 #: What half precision would spoil.
@@ -86,7 +87,7 @@ def _check(release: Release, precision: Precision, path: Path, files: tuple[str,
 
 
 #: bfloat16 takes the same road: where it differs, in the operators of its opset, two models show it.
-HALF = [("fp16", name) for name in MODELS] + [("bf16", CLIP), ("bf16", CONV)]
+HALF = [("bf16", CLIP), ("bf16", CONV)] + [pytest.param("fp16", *model.values, marks=model.marks) for model in MODELS]
 
 
 @pytest.mark.parametrize(("precision", "name"), HALF)

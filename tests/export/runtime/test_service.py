@@ -125,7 +125,7 @@ def _ask(service: Service, requests: list[Any], wanted: list[Verdict], count: in
         return sum(pool.map(caller, range(threads)))
 
 
-def test_ten_thousand_mixed_requests_from_sixteen_threads(
+def test_thousands_of_mixed_requests_from_sixteen_threads(
     bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     requests = _requests()
@@ -140,13 +140,13 @@ def test_ten_thousand_mixed_requests_from_sixteen_threads(
         assert _ask(service, requests, wanted, 2_000, 16) == 2_000
         linux = sys.platform == "linux"
         before = _resident_mb() if linux else 0.0
-        assert _ask(service, requests, wanted, 8_000, 16) == 8_000
+        assert _ask(service, requests, wanted, 3_000, 16) == 3_000
         after = _resident_mb() if linux else 0.0
         health = service.health()
     with capsys.disabled():
-        print(f"\n10,000 requests, 16 threads: {before:.0f} MB after 2,000, {after:.0f} MB after all; {health}")
+        print(f"\n5,000 requests, 16 threads: {before:.0f} MB after 2,000, {after:.0f} MB after all; {health}")
     assert after - before < 5
-    assert (health.state, health.served, health.unjudged, health.waiting) == ("ready", 10_000, 1_000, 0)
+    assert (health.state, health.served, health.unjudged, health.waiting) == ("ready", 5_000, 500, 0)
     assert (health.overloads, health.engine_errors) == (0, 0)
     assert health.mean_batch > 1.5
     assert 0 < health.latency_ms["p50"] <= health.latency_ms["p90"] <= health.latency_ms["p99"]

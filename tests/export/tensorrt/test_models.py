@@ -15,8 +15,8 @@ from export.runtime.engine import obstacle, open_best
 from export.runtime.tensorrt import read_report
 from export.tensorrt.build import CAPABILITIES, PlanOptions, build
 from export.tensorrt.export import export_tensorrt, profiles_of
+from tests.every_model import EVERY_MODEL
 from zoo.errors import BadInputError, IncompatibleBundleError, TamperedFileError
-from zoo.registry import list_models
 
 pytestmark = [
     pytest.mark.tensorrt,
@@ -26,7 +26,7 @@ RTX = "tensorrt_rtx"
 CLIP, CONVOLUTIONS, TEXTS = "test_safeclip.random", "test_clip_resnet.random", "test_multimodal_nsfw.fusion"
 
 
-@pytest.mark.parametrize("name", list_models("test_*"))
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> None:
     bundle = read_bundle(bundles[name])
     engine = bundle.manifest.engine("onnx-fp32")

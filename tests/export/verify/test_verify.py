@@ -29,6 +29,7 @@ from export.verify.compare import BATCHES, SIZES, verify
 from export.verify.inputs import Inputs, golden_images, image_probes, text_probes
 from export.verify.report import MINIMUM, Check, ParityReport, difference
 from export.verify.threshold import placed_at_threshold
+from tests.every_model import EVERY_MODEL
 from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
@@ -37,14 +38,13 @@ from zoo.files.held import sha256
 from zoo.judging.judge import bind
 from zoo.judging.scorer import Feeds
 from zoo.metrics import auroc
-from zoo.registry import create_model, list_models, model_card
+from zoo.registry import create_model, model_card
 from zoo.release.store import load_release, write_release
 
 CLIP, NSFWJS = "test_safeclip.random", "test_nsfwjs.random"
 MODEL = "onnx-fp32.onnx"
 #: Those of full image size take their time.
-LARGE = [name for name in list_models("test_*") if (image := model_card(name).image) and image.size > 128]
-MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in list_models("test_*")]
+MODELS = EVERY_MODEL
 
 
 def _copy(bundles: dict[str, Path], name: str, folder: Path) -> Path:

@@ -1,0 +1,20 @@
+"""Every `test_*` model, as parameters of a test. Those that are alike are slow: `make test` runs one of each kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo.registry import list_models
+
+#: The panel holds the first four heads; the rest have the towers of other models.
+ALIKE = (
+    "test_laion_nsfw.random",
+    "test_multihead.random",
+    "test_q16.random",
+    "test_safety_checker.random",
+    "test_multimodal_nsfw.as_released",
+    "test_clip_mobilenet_v1.random",
+)
+EVERY_MODEL = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE), id=name) for name in list_models("test_*")
+]
