@@ -65,3 +65,38 @@ def test_the_card_says_which_languages_the_model_knows() -> None:
     greek = other_language("Собака бежит Ο σκύλος τρέχει", ["ru"])
     assert greek is not None
     assert (greek.note, str(greek)) == ("Greek", "0.52 (Greek)")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Zwei Hunde laufen über eine grüne Wiese im Park", "de"),
+        ("Les enfants jouent sur la plage avec un ballon", "fr"),
+        ("Los niños juegan en la playa con una pelota", "es"),
+        ("Dwa psy biegną po zielonej trawie w parku", "pl"),
+        (
+            "two dogs run over the green grass of a park " * 8 + "Les enfants jouent sur la plage avec un ballon " * 8,
+            "fr",
+        ),
+    ],
+)
+def test_other_languages_of_the_same_letters_are_unseen(text: str, language: str) -> None:
+    pytest.importorskip("py3langid")
+    unseen = other_language(text, ["en"])
+    assert unseen is not None
+    assert unseen.note == language
+    assert 0.3 < unseen.share <= (0.7 if text.startswith("two") else 1)
+    assert other_language(text, ["en", language]) is None
+
+
+def test_short_english_prompts_are_english() -> None:
+    pytest.importorskip("py3langid")
+    signs = [f"a {colour} {shape} on grass" for colour in ("red", "blue") for shape in ("octagon", "triangle")]
+    for text in [
+        *signs,
+        "two dogs",
+        "a knight by Zdzisław Beksiński, oil on canvas",
+        "8k, hdr, bokeh",
+        "x = [i for i in range(10)]",
+    ]:
+        assert other_language(text, ["en"]) is None, text

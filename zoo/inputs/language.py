@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 from zoo.contract.verdict import Unseen
 
@@ -41,18 +43,31 @@ _FEW, _FIFTH, _MANY = 4, 0.2, 24
 
 _WORD = re.compile(r"[^\W\d_]+")
 
+#: Words of one language in Latin letters that are evidence, how likely the detector must find it, and the model's own
+#: not; and how likely its own may be at most without words with accents.
+#: So none of 5,000 captions is taken for another language, and one of 2,375 prompts of image generators (a name).
+_WORDS, _LIKELY, _UNLIKELY, _NAMES = 3, 0.9, 0.05, 0.3
+#: A long text is looked at in parts of at most so many words: one may be in another language.
+_PART = 40
+_LONG_WORD = re.compile(r"[^\W\d_]{2,}")
+
 
 def other_language(text: str, languages: Sequence[str]) -> Unseen | None:
     """The share of a cleaned text that is in none of these languages, of which it names one; None without evidence.
 
-    `languages` are codes of ISO 639-1, none for a model of all languages. A short name or a sign of another script is
+    `languages` are codes of ISO 639-1, none for a model of all languages. Languages in the same letters are told apart
+    where the extra `language` (py3langid) is installed. A short name or a sign of another script is
     no evidence, nor is an alphabetic character that stands alone.
 
     >>> other_language("Собака бежит", ["en"])
     Unseen(amount=1.0, total=1, tolerated=False, note='Cyrillic')
     """
-    if not languages or text.isascii():
+    if not languages:
         return None
+    return (None if text.isascii() else _by_letters(text, languages)) or _by_words(text, languages)
+
+
+def _by_letters(text: str, languages: Sequence[str]) -> Unseen | None:
     own = {script for language in languages for script in _SCRIPTS.get(language, ("LATIN",))}
     weights: Counter[str] = Counter()
     alone: Counter[str] = Counter()
@@ -71,6 +86,41 @@ def other_language(text: str, languages: Sequence[str]) -> Unseen | None:
         return None
     name = foreign.most_common(1)[0][0]
     return Unseen(share, 1, note=name if name == "CJK" else name.title())
+
+
+def _by_words(text: str, languages: Sequence[str]) -> Unseen | None:
+    rank = _detector()
+    words = list(_LONG_WORD.finditer(text)) if rank else []
+    if rank is None or len(words) < _WORDS:
+        return None
+    count = -(-len(words) // _PART)
+    ends = [len(words) * part // count for part in range(count + 1)]
+    found: Counter[str] = Counter()
+    for first, last in pairwise(ends):
+        likely = dict(rank(text[words[first].start() : words[last - 1].end()]))
+        best = max(likely, key=likely.__getitem__)
+        if best in languages or likely[best] < _LIKELY or _share(likely, languages) > _UNLIKELY:
+            continue
+        # Names with accents say more of their language than the words around them.
+        plain = " ".join(word[0] for word in words[first:last] if word[0].isascii())
+        if not plain or _share(dict(rank(plain)), languages) < _NAMES:
+            found[best] += last - first
+    return Unseen(found.total() / len(words), 1, note=found.most_common(1)[0][0]) if found else None
+
+
+def _share(likely: dict[str, float], languages: Sequence[str]) -> float:
+    return max(likely.get(language, 0.0) for language in languages)
+
+
+@lru_cache(maxsize=1)
+def _detector() -> Callable[[str], Iterable[tuple[str, float]]] | None:
+    """What gives the languages of a text, each with its probability; None where the extra is not installed."""
+    try:
+        from py3langid import langid
+    except ImportError:
+        return None
+    ranker: Any = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    return ranker.rank  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=65_536)
