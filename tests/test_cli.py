@@ -270,8 +270,10 @@ def test_words_in_any_caption_make_an_item_unsafe(tmp_path: Path, capsys: pytest
 
 def test_one_split_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = _manifest(tmp_path)
-    assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest), "--split", "train"]) == 0
-    assert _figures(capsys.readouterr().out)["items"] == "1"
+    assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest), "--split", "test"]) == 0
+    assert _figures(capsys.readouterr().out)["items"] == "6"
+    assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest), "--split", "train"]) == 1
+    assert 'split train: no item is unsafe by the label "1"' in capsys.readouterr().err
     assert run(["evaluate", "--model", NSFWJS, "--data", str(manifest), "--split", "val"]) == 1
     assert 'no rows of the split "val"' in capsys.readouterr().err
     manifest.write_text("image\na.png\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from zoo.contract.policy import Category, OperatingPoint, Policy, Threshold, pan
 from zoo.contract.verdict import Place, Unseen, Verdict
 from zoo.errors import BadPolicyError
 from zoo.inputs import image as image_input
-from zoo.inputs.image import owned
+from zoo.inputs.image import ImageLimits, owned
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.judge import Judge, bind
 from zoo.judging.scorer import Feeds, Scorer
@@ -133,6 +134,89 @@ def test_later_frames_are_never_called_safe(form: str) -> None:
         verdict = scorer.verdict(stream.getvalue())
     assert (verdict.decision, verdict.category) == ("review", None)
     assert (verdict.unseen or {})["frames"].total in (2, 3)  # WebP and GIF join frames that are alike
+
+
+#: Formats with several frames, and how many: Pillow writes an MPO whose index is wrong from the fourth on.
+FRAMES = {"GIF": 7, "WEBP": 7, "PNG": 7, "AVIF": 7, "TIFF": 7, "MPO": 3}
+
+
+def _animation(form: str, flagged: int) -> bytes:
+    """Frames that differ, one of which bears the sign, half a second each where the format knows time."""
+    frames = []
+    for number in range(FRAMES[form]):
+        pixels = _signed(1, "left" if number == flagged else "none")
+        pixels[-20:, 10 * number : 10 * number + 10] = (0, 0, 255)
+        frames.append(Image.fromarray(pixels))
+    options: dict[str, Any] = {"duration": 500} if form in ("GIF", "WEBP", "PNG", "AVIF") else {}
+    options |= {"lossless": True} if form == "WEBP" else {}
+    stream = io.BytesIO()
+    frames[0].save(stream, form, save_all=True, append_images=frames[1:], **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", FRAMES)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_sign_in_any_frame_is_flagged_where_all_are_judged(form: str, share: float, tmp_path: Path) -> None:
+    flagged = round(share * (FRAMES[form] - 1))
+    data = _animation(form, flagged)
+    with _scorer(replace(POLICY, frames=7)) as scorer:
+        verdict, plain = scorer.verdicts([data, _animation(form, -1)])
+        (tmp_path / "file").write_bytes(data)
+        with (tmp_path / "file").open("rb") as stream:
+            found = [scorer.verdict(tmp_path / "file"), scorer.verdict(stream)]
+    assert (verdict.decision, verdict.unseen) == ("unsafe", {})
+    assert (plain.decision, plain.unseen) == ("safe", {})
+    assert verdict.place is not None
+    assert verdict.place.frame == flagged
+    if flagged and form not in ("TIFF", "MPO"):
+        assert verdict.place.seconds == pytest.approx(flagged / 2)
+    assert [replace(one, source="") for one in found] == [verdict, verdict]
+
+
+@pytest.mark.parametrize("form", [form for form, count in FRAMES.items() if count == 7])
+def test_some_frames_leave_the_others_unseen(form: str) -> None:
+    with _scorer(replace(POLICY, frames=3)) as scorer:  # 0, 3 and 6
+        flagged, missed = scorer.verdicts([_animation(form, 6), _animation(form, 2)])
+    assert (flagged.decision, missed.decision) == ("unsafe", "review")
+    assert missed.unseen is not None
+    assert (missed.unseen["frames"].amount, missed.unseen["frames"].total) == (4, 7)
+    with _scorer(replace(POLICY, frames=3, unseen={"frames": 0.6})) as scorer:
+        assert scorer.verdict(_animation(form, 2)).decision == "safe"
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_frames_that_are_broken_or_too_much_work_are_unseen(form: str) -> None:
+    data = _animation(form, FRAMES[form] - 1)
+    with _scorer(replace(POLICY, frames=7)) as scorer:
+        whole = scorer.verdict(data)
+        side = _signed(1, "none").shape[0]
+        scorer.limits = ImageLimits(max_pixels=side * side + 1)
+        assert scorer.verdict(data).decision == "review"
+        scorer.limits = ImageLimits()
+        cut = scorer.verdict(data[: -len(data) // 3])
+    assert whole.decision == "unsafe"
+    assert cut.decision in ("review", "unknown")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"xap\0<x hdrgm='http://ns.adobe.com/hdr-gain-map/1.0/'/>",
+        b"urn:iso:std:iso:ts:21496:-1\0",
+    ],
+)
+def test_a_gain_map_is_no_frame(name: bytes) -> None:
+    """Phones with a bright screen write a smaller picture behind a photo, which says how to brighten it."""
+    stream = io.BytesIO()
+    photo = Image.fromarray(_signed(1, "none"))
+    photo.save(stream, "MPO", save_all=True, append_images=[Image.new("L", (20, 20), 128)])
+    data = stream.getvalue()
+    second = data.rindex(b"\xff\xd8\xff") + 2
+    marked = data[:second] + b"\xff\xe2" + (len(name) + 2).to_bytes(2) + name + data[second:]
+    with _scorer() as scorer:
+        plain, verdict = scorer.verdicts([data, marked])
+    assert plain.unseen == {"frames": Unseen(1, 2)}
+    assert (verdict.decision, verdict.unseen) == ("safe", {})
 
 
 def _jpeg(place: str = "none") -> bytes:

@@ -103,8 +103,9 @@ class PolicyFile(schema.YamlData):
     `views` says how a picture is brought to the model's square: `centre` as the model's card says (CLIP crops the
     centre), `squash` without regard to the aspect ratio, `pad` with bars of the model's mean colour, `tiles` as
     overlapping squares of the short side along the long one, and `auto` as the card says where that leaves out no more
-    than the tolerated `border`, else as tiles. A picture has at most `max_views`; a text at most `windows`, which
-    overlap and begin and end at words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
+    than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation at most `frames`, the
+    first, the last and evenly spaced ones; a text at most `windows`, which overlap and begin and end at words. The most
+    severe of them decides (`pool` `max`), or their mean logit (`mean`).
 
     `unseen` holds the share of the input that may go unseen, by cause: by default that of `TOLERATED`, else 0. What has
     no share, as damage, counts as 1. An item with more is at best for `review`. `allow` tolerates everything, and
@@ -120,6 +121,7 @@ class PolicyFile(schema.YamlData):
     summary: str
     views: Views = field(default="auto", kw_only=True)
     max_views: PositiveInt = field(default=8, kw_only=True)
+    frames: PositiveInt = field(default=1, kw_only=True)
     windows: PositiveInt = field(default=1, kw_only=True)
     pool: Pool = field(default="max", kw_only=True)
     unseen: Literal["allow"] | dict[Cause, Annotated[float, Field(ge=0, le=1)]] = field(
@@ -135,12 +137,12 @@ class PolicyFile(schema.YamlData):
     @property
     def reading(self) -> dict[str, Any]:
         """How an input is read and what may go unseen: the fields that a panel has, and not its heads."""
-        return {name: getattr(self, name) for name in ("views", "max_views", "windows", "pool", "unseen")}
+        return {name: getattr(self, name) for name in _READING}
 
     @property
     def looks(self) -> tuple[object, ...]:
         """What decides which parts of an input a model is shown: policies alike in it may share what was read."""
-        return self.views, self.max_views, self.windows, self.tolerated("border")
+        return self.views, self.max_views, self.frames, self.windows, self.tolerated("border")
 
     def tolerated(self, cause: Cause) -> float:
         """The share in [0, 1] of an input that may go unseen for this cause."""
@@ -160,6 +162,7 @@ class PolicyFile(schema.YamlData):
 ADDED: dict[str, tuple[Any, ...]] = {
     "views": ("auto", ""),
     "max_views": (8,),
+    "frames": (1,),
     "windows": (1,),
     "pool": ("max",),
     "unseen": ({},),
@@ -274,7 +277,9 @@ class PanelPolicy(PolicyFile):
         raise BadPolicyError(f'policy "{self.name}" is for a panel (it has `heads:`): give the policy of one head')
 
 
-_DEFAULT_READING = {name: ADDED[name][0] for name in ("views", "max_views", "windows", "pool", "unseen")}
+#: The fields of `PolicyFile` that say how an input is read.
+_READING = ("views", "max_views", "frames", "windows", "pool", "unseen")
+_DEFAULT_READING = {name: ADDED[name][0] for name in _READING}
 
 
 def _changed(reading: dict[str, Any]) -> str:

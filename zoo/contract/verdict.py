@@ -53,16 +53,19 @@ class Unseen:
 
 @dataclass(frozen=True, config=schema.STRICT)
 class Place:
-    """The part of an input that the model saw in one row: a `view` of a picture, a window of a text.
+    """The part of an input that the model saw in one row: a `view` of a picture, a frame, a window of a text.
 
     A transparent picture's view says on which ground it lies. `box` is the view's left, top, right and bottom in pixels
-    of the upright picture, `characters` the window's first and last (exclusive) in the text as it was given. Each is
+    of the upright picture, `characters` the window's first and last (exclusive) in the text as it was given. `frame` is
+    the number of the frame or page, from 0, and `seconds` when it is first shown, where the file says that. Each is
     None where the whole picture or text was given at once.
     """
 
     view: str = ""
     box: tuple[int, int, int, int] | None = None
     characters: tuple[int, int] | None = None
+    frame: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, config=schema.STRICT)

@@ -32,6 +32,12 @@ class Part:
     start: float
     file: Callable[[], bytes]
 
+    @property
+    def area(self) -> int:
+        """How many pixels are decoded for it."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
 
 @dataclass(frozen=True)
 class Animation:
@@ -39,11 +45,6 @@ class Animation:
 
     size: tuple[int, int]
     parts: tuple[Part, ...]
-
-    @property
-    def work(self) -> int:
-        """Pixels to decode for all frames."""
-        return sum((right - left) * (bottom - top) for left, top, right, bottom in (part.box for part in self.parts))
 
 
 def composed(

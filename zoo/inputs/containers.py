@@ -128,6 +128,22 @@ def jpeg_head(data: bytes) -> JpegHead | None:
     return None
 
 
+def index_of_pictures(data: bytes) -> int | None:
+    """Where the index of a JPEG with several pictures (MPF) begins, from which it counts; None where it has none."""
+    places = (one.inside for one in jpeg_segments(data) if one.kind == b"\xe2")
+    return next((place + 4 for place in places if data[place : place + 4] == b"MPF\0"), None)
+
+
+#: What a gain map says of itself: Adobe's name space in XMP, or the name of ISO 21496-1.
+_GAIN_MAP = (b"http://ns.adobe.com/hdr-gain-map/", b"urn:iso:std:iso:ts:21496:-1")
+
+
+def is_gain_map(data: bytes, start: int) -> bool:
+    """Whether the JPEG that starts there, behind another, brightens that one on a screen of high dynamic range."""
+    segments = jpeg_segments(data, start + 2)
+    return any(name in data[one.inside : one.end] for one in segments for name in _GAIN_MAP)
+
+
 def gif_blocks(data: bytes) -> Iterator[Chunk]:
     """The blocks of a GIF that are whole: `,` a picture, `!` and its label an extension, `;` the end.
 

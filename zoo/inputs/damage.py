@@ -18,6 +18,7 @@ from zoo.inputs.containers import (
     boxes,
     checksum_holds,
     gif_blocks,
+    index_of_pictures,
     jpeg_head,
     jpeg_segments,
     png_chunks,
@@ -224,7 +225,7 @@ def _after_jpeg(data: bytes, end: int) -> str | None:
 
     Fill bytes are, and pictures that an index lists (MPF: `frames` gives them), and the trailer of Samsung's cameras.
     """
-    listed = any(segment.kind == b"\xe2" and data[segment.inside :][:4] == b"MPF\0" for segment in jpeg_segments(data))
+    listed = index_of_pictures(data) is not None
     while rest := data[end:].lstrip(b"\0\xff\r\n"):
         start = len(data) - len(rest) - 1  # lstrip took the first byte of a marker
         head = jpeg_head(data[start:]) if listed and rest[:2] == b"\xd8\xff" else None

@@ -5,6 +5,7 @@ Training, prediction and exported bundles all decode here, so that they see the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from zoo.contract.card import ImageInput
 from zoo.errors import BadInputError
 from zoo.inputs.formats import FORMATS, MORE_ENDINGS
-from zoo.inputs.picture import from_bytes, from_pillow
+from zoo.inputs.picture import Frame, from_bytes, from_pillow, later_frames
 from zoo.inputs.sources import (
     DEFAULT_LIMITS,
     Decoded,
@@ -35,6 +36,7 @@ __all__ = [
     "MORE_ENDINGS",
     "Box",
     "Decoded",
+    "Frame",
     "ImageLimits",
     "ImageSource",
     "Pixels",
@@ -43,6 +45,7 @@ __all__ = [
     "decode_for",
     "decode_with_notes",
     "fit",
+    "frames_for",
     "load",
     "needed",
     "own_box",
@@ -126,6 +129,16 @@ def decode_for(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFA
     Raises what `decode` raises.
     """
     return _decoded(source, limits, needed(spec), watched=True)
+
+
+def frames_for(source: ImageSource, spec: ImageInput, limits: ImageLimits, count: int) -> Iterator[Frame]:
+    """The frames of an animation, or pages, after the first that `decode_for` gives, of `count` in all.
+
+    The last is among them, the others are evenly spaced. Pixels, and pictures that were decoded already, have none.
+    """
+    if isinstance(source, (Decoded, Image.Image)) or is_pixels(source):
+        return iter(())
+    return later_frames(read(source, limits)[0], limits, needed(spec), count)
 
 
 def needed(spec: ImageInput) -> int | None:

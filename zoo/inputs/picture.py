@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.animation import apng_animation, composed, gif_animation
 from zoo.inputs.colour import Colours
-from zoo.inputs.containers import gif_blocks, jpeg_head
+from zoo.inputs.containers import gif_blocks, index_of_pictures, is_gain_map, jpeg_head
 from zoo.inputs.damage import Watch, damage_of
 from zoo.inputs.formats import is_jpeg, open_image, open_without_metadata, why_not
 from zoo.inputs.grounds import Grounds
@@ -37,6 +41,18 @@ _ORIENTATION = 0x0112
 BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
 #: Up to so many pixels it does not pay to care for memory.
 _SMALL = 2_000_000
+log = logging.getLogger("zoo.inputs.picture")
+
+
+class Frame(NamedTuple):
+    """A frame or page: its number from 0, and when it is first shown, in seconds, where the file says that.
+
+    `number` is None for a picture that is the only one.
+    """
+
+    number: int | None
+    seconds: float | None
+    picture: Decoded
 
 
 def from_bytes(data: bytes, name: str, limits: ImageLimits, need: int | None, *, watched: bool) -> Decoded:
@@ -55,6 +71,42 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits, need: int | None, *,
                 raise
             decoded = _still(*opened, limits, need, watched=watched)
         return decoded if not watched else replace(decoded, notes=(*damage_of(data), *decoded.notes))
+
+
+def later_frames(data: bytes, limits: ImageLimits, need: int | None, count: int) -> Iterator[Frame]:
+    """The frames after the first of `count` that are evenly spaced, with the last one; each is decoded when asked for.
+
+    They end before the first that is broken, or for which more pixels than the limit would be decoded on the way.
+    """
+    try:
+        with open_image(io.BytesIO(data), data) as image:
+            yield from _later_frames(image, data, limits, need, count)
+    except Exception as problem:  # whoever asks counts what did not come
+        log.info("a later frame cannot be read: %s", problem)
+
+
+def _later_frames(
+    image: Image.Image, data: bytes, limits: ImageLimits, need: int | None, count: int
+) -> Iterator[Frame]:
+    animation = {"GIF": gif_animation, "PNG": apng_animation}.get(image.format or "", lambda _: None)(data)
+    if animation is not None:
+        reached = sum(work <= limits.max_pixels for work in accumulate(part.area for part in animation.parts))
+        chosen = _spread(reached, count)[1:]
+        for number, canvas in composed(animation, chosen, rgba) if chosen else ():
+            picture = current(canvas, limits, need, data=data, about=image)
+            yield Frame(number, animation.parts[number].start, picture)
+        return
+    shown = _shown(image, data)
+    for number in _spread(min(len(shown), limits.max_pixels // (image.width * image.height)), count)[1:]:
+        image.seek(shown[number])
+        picture = current(image, limits, need, data=data, ours=False)
+        stamp = image.info.get("timestamp")  # in milliseconds, of WebP and AVIF
+        yield Frame(number, None if stamp is None else stamp / 1000, picture)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers from 0 to `total` - 1, evenly spaced, with the first and the last."""
+    return [round(place) for place in np.linspace(0, total - 1, min(count, total))]
 
 
 def from_pillow(image: Image.Image, limits: ImageLimits, *, watched: bool) -> Decoded:
@@ -96,7 +148,7 @@ def current(
     `ours` is changed. `watched` keeps what else a transparent picture shows.
     """
     about = about or image
-    frames = _frames(about, data)
+    frames = len(_shown(about, data))
     size, scale = image.size, scale_for(image.size, need)
     jpeg = image if ours and isinstance(image, JpegImagePlugin.JpegImageFile) else None
     check_pixels(size, limits, image.format, _scale_in_decoder(image, data, scale, limits) if jpeg else 1)
@@ -211,12 +263,18 @@ def _lent(image: Image.Image, reduction: int) -> Lent | None:
     return Lent(image)
 
 
-def _frames(image: Image.Image, data: bytes) -> int:
-    """How many frames or pages an opened file has; an animation of unknown length has two."""
+def _shown(image: Image.Image, data: bytes) -> Sequence[int]:
+    """Pillow's numbers of the frames or pages of an opened file; an animation of unknown length has two.
+
+    A default image that browsers never show is none, and neither is the gain map of a photo with high dynamic range.
+    """
     if image.format == "GIF" and data:  # Pillow would read the first one again
-        return sum(block.kind == b"," for block in gif_blocks(data))
+        return range(sum(block.kind == b"," for block in gif_blocks(data)))
     frames: int = getattr(image, "n_frames", 1 + bool(getattr(image, "is_animated", False)))
-    return frames - bool(getattr(image, "default_image", False) and frames > 1)
+    if image.format == "MPO" and (index := index_of_pictures(data)):
+        starts = [index + entry["DataOffset"] for entry in image.mpinfo[0xB002]]  # type: ignore[attr-defined]
+        return [0, *(n for n, start in enumerate(starts[:frames]) if n and not is_gain_map(data, start))]
+    return range(int(getattr(image, "default_image", False) and frames > 1), frames)
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -19,7 +20,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.verdict import Cause, Place, Unseen, Verdict
 from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceError
 from zoo.inputs import image as image_input
-from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource
+from zoo.inputs.image import DEFAULT_LIMITS, Frame, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
 from zoo.inputs.views import plan, shown_on, unseen_of
 from zoo.judging.judge import AnyJudge
@@ -172,19 +173,33 @@ class Scorer:
         return Ready(source, None, rows, windows.ids[window], windows.mask[window], places, unseen)
 
     def _views(self, image: ImageSource | None) -> tuple[list[Place], NDArray[np.uint8] | None, dict[Cause, Unseen]]:
-        """The views of a picture, as `[V, size, size, 3]`, and what they leave out."""
+        """The views of a picture and of its frames, as `[V, size, size, 3]`, and what they leave out."""
         spec = self.card.image
         if image is None or spec is None:
             return [Place()], None, {}
         if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
             return [Place()], image_input.load(image, spec, self.limits)[None], {}
+        policy = self.judge.policy
+        if policy.frames > 1:
+            image = image_input.owned(image, self.limits)  # a stream is read once
         picture = image_input.decode_for(image, spec, self.limits)
-        views, left_out = plan(*picture.size, spec, self.judge.policy)
-        grounds = shown_on(picture, self.judge.policy)
-        rows = [(view, *ground) for ground in grounds for view in views]
-        places = [view.place_on(ground) for view, ground, _ in rows] if len(rows) > 1 else [Place()]
-        pixels = np.stack([view.cut(shown, spec) for view, _, shown in rows])
-        return places, pixels, unseen_of(picture, left_out, len(grounds))
+        frames = image_input.frames_for(image, spec, self.limits, policy.frames) if picture.frames > 1 else iter(())
+        places, pixels, unseen, judged = list[Place](), list[Pixels](), dict[Cause, Unseen](), 0
+        first = Frame(0 if picture.frames > 1 else None, None, picture)
+        for number, seconds, shown in chain([first], frames):
+            views, left_out = plan(*shown.size, spec, policy)
+            grounds = shown_on(shown, policy)
+            for ground, laid in grounds:
+                pixels += [view.cut(laid, spec) for view in views]
+                places += [replace(view.place_on(ground), frame=number, seconds=seconds) for view in views]
+            for cause, one in unseen_of(shown, left_out, len(grounds)).items():
+                if cause not in unseen or one.share > unseen[cause].share:
+                    unseen[cause] = one
+            judged += 1
+        unseen.pop("frames", None)
+        if judged < picture.frames:
+            unseen["frames"] = Unseen(picture.frames - judged, picture.frames)
+        return places if len(places) > 1 else [Place()], np.stack(pixels), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises.

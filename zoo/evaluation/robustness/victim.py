@@ -136,7 +136,9 @@ def read_items(
     lost = {"unlabelled": 0, "unreadable": 0, "missing_input": 0}
     details: dict[str, str] = {}
     # Attacks change what the model reads at once: the card's own view on white, and the text that fits.
-    with model_scorer(victim.model, replace(victim.policy, views="centre", windows=1, unseen="allow")) as scorer:
+    with model_scorer(
+        victim.model, replace(victim.policy, views="centre", frames=1, windows=1, unseen="allow")
+    ) as scorer:
         for group in track(groups, "Reading items", transient=True):
             row, names = group[0], tuple(dict.fromkeys(name for one in group for name in one.labels))
             label = _class(names, row, card) if labelling is None else labelling.label(group)
