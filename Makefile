@@ -12,8 +12,8 @@ TEST_EXTRAS ?= dev,tensorrt-rtx
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
-# Files share exported bundles, so each goes to one process whole.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# Files share exported bundles, so each goes to one process whole; in the order of their names, the last ones are short.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What trains and what is exported. The whole road of three kinds of model is enough, and graphs in half precision do not
 # depend on rounding: all of them would take minutes.
 ROUNDED := -k "not half_precision_keeps and (not whole_road or test_safeclip or test_clip_resnet or test_multimodal_conv)" \
