@@ -171,6 +171,7 @@ def test_scales_are_found_on_other_inputs_than_those_that_are_verified(
         assert not {row.text for row in rows} & set(text_probes(Check().count))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_terminated_leaves_a_mark_and_no_graph(tmp_path: Path) -> None:
     scratch, store = tmp_path / "scratch", Store(tmp_path / "cells")
     scratch.mkdir()
@@ -213,6 +214,7 @@ def test_tensorrt_builds_what_it_reads_and_names_the_node_that_it_does_not(tmp_p
     assert "(QuantizeLinear)" in shown(refused)
 
 
+@pytest.mark.slow
 def test_the_trained_weights_of_a_release_have_a_row_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -435,6 +435,7 @@ def test_half_precision_is_judged_in_float32(setup: Setup, dtype: torch.dtype) -
         assert torch.equal(guard.detector(features.cls), scores)
 
 
+@pytest.mark.slow
 def test_a_compiled_model(setup: Setup) -> None:
     inputs = setup.inputs([setup.red, setup.green], [PROMPT, SHORT])
     eager = setup.guard()

@@ -290,6 +290,7 @@ def test_policies_and_panels_that_do_not_fit(members: dict[str, Path], tmp_path:
     assert read_policy(tmp_path / "policy.yaml") == panel.policy
 
 
+@pytest.mark.slow
 def test_a_panel_from_command_line_to_bundle(
     members: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

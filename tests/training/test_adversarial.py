@@ -284,6 +284,7 @@ def _robust_accuracy(module: Classification, data: ManifestData, eps: float) -> 
     return float(torch.cat(right).mean())
 
 
+@pytest.mark.slow
 def test_adversarial_training_hardens_where_plain_training_does_not(tmp_path: Path) -> None:
     manifest = str(_fields(tmp_path))
     eps = 16 / 255

@@ -152,6 +152,7 @@ def test_an_unknown_model_is_refused_before_anything_is_written(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_untrained_architecture_is_exported_with_other_hyperparameters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
