@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from export.runtime.answer import Answer, Request
+from export.runtime.request import FutureVerdict, Request
 from export.runtime.scorer import load
 from zoo.contract.policy import AnyPolicy
 from zoo.contract.verdict import Verdict
@@ -184,7 +184,7 @@ class Service(AbstractContextManager["Service"]):
     def _submit(self, image: ImageSource | None, text: str | None) -> Future[Verdict]:
         if image is not None:
             check_source(image)
-        answer = Answer(self._callbacks)
+        answer = FutureVerdict(self._callbacks)
         if dead := self._dead():
             raise ServiceError(dead)
         with self._lock:
@@ -277,7 +277,7 @@ class Service(AbstractContextManager["Service"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decode(self, answer: Answer, image: ImageSource | None, text: str | None) -> None:
+    def _decode(self, answer: FutureVerdict, image: ImageSource | None, text: str | None) -> None:
         try:
             if self._ended:
                 raise ServiceError(_DEAD)
@@ -316,7 +316,7 @@ class Service(AbstractContextManager["Service"]):
             while batch := self._next_batch():
                 gone = [read.answer for read in batch if self._dropping or read.answer.cancelled()]
                 self._settle(gone, [ClosedError(_CLOSED) for _ in gone])
-                present, parts = self.scorer, dict[Scorer, dict[Answer, Ready]]()
+                present, parts = self.scorer, dict[Scorer, dict[FutureVerdict, Ready]]()
                 for answer, item, scorer, _ in batch:
                     if answer not in gone:
                         alike = scorer.judge.policy.looks == present.judge.policy.looks
@@ -369,7 +369,7 @@ class Service(AbstractContextManager["Service"]):
             self._judged += len(items)
         return verdicts
 
-    def _settle(self, answers: Sequence[Answer], outcomes: Sequence[Verdict | ZooError]) -> None:
+    def _settle(self, answers: Sequence[FutureVerdict], outcomes: Sequence[Verdict | ZooError]) -> None:
         """Give each answer unless it was cancelled. Its place is free before its caller wakes and asks again."""
         now = time.perf_counter()
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]

@@ -27,7 +27,7 @@ def _uncovered(width: int, height: int, spec: ImageInput, policy: Policy) -> tup
     views, said = plan(width, height, spec, policy)
     shown = np.zeros((height, width), dtype=bool)
     for view in views:
-        left, top, right, bottom = view.place.box or (0, 0, width, height)
+        left, top, right, bottom = view.place().box or (0, 0, width, height)
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         shown[top:bottom, left:right] = True
@@ -86,5 +86,5 @@ def test_a_tile_is_what_its_box_shows(interpolation: Any) -> None:
     spec = replace(SQUASH, interpolation=interpolation)
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 100, 3), dtype=np.uint8))
     for view in plan(100, 40, spec, _policy(views="tiles"))[0]:
-        alone = fit(picture.crop(view.place.box), spec)
+        alone = fit(picture.crop(view.place().box), spec)
         assert np.abs(view.cut(picture, spec).astype(int) - alone).max() <= (24 if interpolation == "bicubic" else 2)

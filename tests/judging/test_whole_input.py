@@ -361,7 +361,7 @@ def test_a_part_without_an_answer_leaves_the_item_unknown_unless_another_blocks(
     judge = Judge(_card(), POLICY)
     nan = float("nan")
     rows = np.array([[0.1, 0.9], [nan, 0.5], [0.9, 0.1], [nan, 0.5]])
-    places = [[view.place for view in _views()]] * 2
+    places = [[view.place() for view in _views()]] * 2
     unknown, unsafe = judge.verdicts(rows, places=places)
     assert (unknown.status, unknown.decision) == ("invalid_scores", "unknown")
     assert (unsafe.decision, unsafe.place) == ("unsafe", places[0][0])

@@ -87,10 +87,10 @@ def _of_webp(data: bytes) -> Iterator[str]:
 
 def _of_boxes(data: bytes) -> Iterator[str]:
     found = list(boxes(data))
+    second = next((box.start for box in found[1:] if box.kind == b"ftyp"), len(data))
     if not found:
         yield SIZES
-    elif data[found[-1].end :].strip(b"\0") or any(box.kind == b"ftyp" for box in found[1:]):
-        second = next((box.start for box in found[1:] if box.kind == b"ftyp"), len(data))
+    elif data[found[-1].end :].strip(b"\0") or second < len(data):
         yield FILM if _is_film(data, second) else BYTES_AFTER_END
 
 

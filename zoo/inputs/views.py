@@ -22,15 +22,10 @@ class View:
     box: Box
     pad: bool = False
 
-    @property
-    def place(self) -> Place:
-        """Its name and box, as verdicts hold it."""
-        return self.place_on("")
-
-    def place_on(self, ground: str) -> Place:
-        """The same, with the ground that a transparent picture lies on."""
+    def place(self, ground: str = "", frame: int | None = None, seconds: float | None = None) -> Place:
+        """Its name and box, as verdicts hold it, with the ground that a transparent picture lies on, and the frame."""
         left, top, right, bottom = (round(edge) for edge in self.box)
-        return Place(f"{self.name} {ground}".strip(), (left, top, right, bottom))
+        return Place(f"{self.name} {ground}".strip(), (left, top, right, bottom), frame=frame, seconds=seconds)
 
     def cut(self, image: Image.Image | Decoded, spec: ImageInput) -> Pixels:
         """The `[size, size, 3]` uint8 of an upright RGB picture."""

@@ -22,7 +22,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceErro
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, Frame, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
-from zoo.inputs.views import plan, shown_on, unseen_of
+from zoo.inputs.views import View, plan, shown_on, unseen_of
 from zoo.judging.judge import AnyJudge
 
 #: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
@@ -184,14 +184,15 @@ class Scorer:
             image = image_input.owned(image, self.limits)  # a stream is read once
         picture = image_input.decode_for(image, spec, self.limits)
         frames = image_input.frames_for(image, spec, self.limits, policy.frames) if picture.frames > 1 else iter(())
-        places, pixels, unseen, judged = list[Place](), list[Pixels](), dict[Cause, Unseen](), 0
+        rows: list[tuple[View, tuple[str, int | None, float | None]]] = []
+        pixels, unseen, judged = list[Pixels](), dict[Cause, Unseen](), 0
         first = Frame(0 if picture.frames > 1 else None, None, picture)
         for number, seconds, shown in chain([first], frames):
             views, left_out = plan(*shown.size, spec, policy)
             grounds = shown_on(shown, policy)
             for ground, laid in grounds:
                 pixels += [view.cut(laid, spec) for view in views]
-                places += [replace(view.place_on(ground), frame=number, seconds=seconds) for view in views]
+                rows += [(view, (ground, number, seconds)) for view in views]
             for cause, one in unseen_of(shown, left_out, len(grounds)).items():
                 if cause not in unseen or one.share > unseen[cause].share:
                     unseen[cause] = one
@@ -199,7 +200,9 @@ class Scorer:
         unseen.pop("frames", None)
         if judged < picture.frames:
             unseen["frames"] = Unseen(picture.frames - judged, picture.frames)
-        return places if len(places) > 1 else [Place()], np.stack(pixels), unseen
+        if len(rows) == 1:
+            return [Place()], np.stack(pixels), unseen
+        return [view.place(*where) for view, where in rows], np.stack(pixels), unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises.

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -475,8 +475,8 @@ def test_a_callback_that_blocks_costs_nobody_else_and_may_close_the_service(gate
     assert late.wait(PATIENCE)
 
 
-def _end_thread(service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that waits at the gate ends after the batch that it holds."""
+def _end_thread(service: Service, gate: Gate, busy: Future[Verdict], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that waits at the gate ends after the batch that it holds, which is still answered."""
 
     def die() -> list[Any]:
         raise MemoryError
@@ -484,6 +484,8 @@ def _end_thread(service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(service, "_next_batch", die)
     gate.open.set()
+    assert busy.result(PATIENCE).status == "ok"
+    service._thread.join(PATIENCE)
 
 
 def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
@@ -493,11 +495,9 @@ def test_a_dead_engine_thread_is_seen_and_nobody_waits_for_it(
     service = Service(scorer)
     busy = gate.hold(service, PICTURE)
     waiting = service.submit(PICTURE)
-    _end_thread(service, gate, monkeypatch)
-    assert busy.result(PATIENCE).status == "ok"
+    _end_thread(service, gate, busy, monkeypatch)
     with pytest.raises(ServiceError, match="has ended"):
         waiting.result(PATIENCE)
-    service._thread.join(PATIENCE)
     health = service.health()
     assert (health.state, health.ready) == ("dead", False)
     assert "has ended" in health.last_error
@@ -522,9 +522,7 @@ def test_a_request_that_is_being_read_when_the_engine_thread_ends_is_refused(
     monkeypatch.setattr(scorer, "prepare", slow)
     late = service.submit(PICTURE)
     assert reading.wait(PATIENCE)
-    _end_thread(service, gate, monkeypatch)
-    assert busy.result(PATIENCE).status == "ok"
-    service._thread.join(PATIENCE)
+    _end_thread(service, gate, busy, monkeypatch)
     go_on.set()
     with pytest.raises(ServiceError, match="has ended"):
         late.result(PATIENCE)

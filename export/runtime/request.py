@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from zoo.contract.verdict import Verdict
 from zoo.judging.scorer import Ready, Scorer
 
-log = logging.getLogger("export.runtime.answer")
+log = logging.getLogger("export.runtime.request")
 
 
-class Answer(Future[Verdict]):
+class FutureVerdict(Future[Verdict]):
     """A future whose callbacks run on threads of their own: one that blocks or exits costs no other caller."""
 
     def __init__(self, callbacks: Executor) -> None:
@@ -36,7 +36,7 @@ class Answer(Future[Verdict]):
 class Request(NamedTuple):
     """A request that was read: what is to be judged, by which scorer it was prepared, and when."""
 
-    answer: Answer
+    answer: FutureVerdict
     item: Ready
     scorer: Scorer
     since: float
