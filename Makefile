@@ -27,13 +27,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "safety-zoo needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-# Stamps, so that a second call installs nothing.
+# Stamps, so that a second call installs nothing. Python compiles what it imports; all of torch would take two minutes.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 $(VENV)/.installed-$(EXTRA): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA)]'
+	$(PIP) --editable '.[$(EXTRA)]'
 	touch $@
 
 $(VENV)/.installed-test-$(TEST_EXTRAS): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]'
+	$(PIP) --editable '.[$(TEST_EXTRAS)]'
 	touch $@
 
 quickstart: $(VENV)/.installed-$(EXTRA)
