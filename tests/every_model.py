@@ -1,4 +1,4 @@
-"""Every `test_*` model, as parameters of a test. Those that are alike are slow: `make test` runs one of each kind."""
+"""Every `test_*` model, as parameters of a test. Those that are alike are slow: `make test` leaves them out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ ALIKE = (
     "test_multimodal_nsfw.as_released",
     "test_clip_mobilenet_v1.random",
 )
+#: Two towers with the phrases of a policy, convolutions and a fusion of both inputs, texts alone, a classifier.
+KINDS = ("test_safeclip.random", "test_multimodal_conv.fusion", "test_prompt_bert.random", "test_nsfwjs.random")
 EVERY_MODEL = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE), id=name) for name in list_models("test_*")
+]
+#: For what takes many seconds a model.
+OF_EACH_KIND = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS), id=name) for name in list_models("test_*")
 ]

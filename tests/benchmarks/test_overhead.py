@@ -11,7 +11,9 @@ from tests.benchmarks import overhead
 from tests.benchmarks.common import answered
 
 
-@pytest.mark.parametrize("name", ["test_safeclip.random", "test_multimodal_nsfw.fusion"])
+@pytest.mark.parametrize(
+    "name", ["test_safeclip.random", pytest.param("test_multimodal_nsfw.fusion", marks=pytest.mark.slow)]
+)
 def test_each_road_is_timed_against_the_session(
     bundles: dict[str, Path], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

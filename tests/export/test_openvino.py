@@ -22,7 +22,7 @@ from export.triton import export_triton
 from export.verify.compare import verify
 from export.verify.report import Check
 from tests.benchmarks.matrix.drawn import draw_inputs
-from tests.every_model import EVERY_MODEL
+from tests.every_model import OF_EACH_KIND
 from tests.verdicts import same_verdict
 from zoo.cli import run
 from zoo.contract.policy import Policy
@@ -49,7 +49,7 @@ def _open(bundle: Bundle, name: str) -> OpenVINOEngine:
     return found
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_every_model_passes_the_verification_in_float32(tmp_path: Path, name: str) -> None:
     (engine,) = export_openvino(name, tmp_path / "bundle", check=Check()).engines
     assert engine.verification is not None

@@ -20,7 +20,7 @@ from export.precision.int8 import quantise_rows
 from export.precision.nodes import count_products, rounded_float32
 from export.runtime.onnx import OnnxEngine
 from export.verify.inputs import CALIBRATED, calibration, image_probes, text_probes
-from tests.every_model import EVERY_MODEL
+from tests.every_model import EVERY_MODEL, OF_EACH_KIND
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks
@@ -87,7 +87,9 @@ def _check(release: Release, precision: Precision, path: Path, files: tuple[str,
 
 
 #: bfloat16 takes the same road: where it differs, in the operators of its opset, two models show it.
-HALF = [("bf16", CLIP), ("bf16", CONV)] + [pytest.param("fp16", *model.values, marks=model.marks) for model in MODELS]
+HALF = [("bf16", CLIP), ("bf16", CONV)] + [
+    pytest.param("fp16", *model.values, marks=model.marks) for model in OF_EACH_KIND
+]
 
 
 @pytest.mark.parametrize(("precision", "name"), HALF)
