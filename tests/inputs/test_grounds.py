@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.inputs.files import encoded
-from zoo.inputs import grounds
-from zoo.inputs.grounds import BARE, ON_BLACK
+from zoo.inputs import pixels
 from zoo.inputs.image import decode, decode_with_notes
+from zoo.inputs.pixels import BARE, ON_BLACK
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
 
@@ -31,7 +31,7 @@ def test_a_picture_lies_on_black_and_on_white() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
 def test_a_picture_without_transparency_has_one_ground(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounds.Grounds, "layers", None)  # it is not asked
+    monkeypatch.setattr(pixels.Grounds, "layers", None)  # it is not asked
     decoded = decode_with_notes(Image.fromarray(PHOTO).convert(mode))
     assert (decoded.grounds, decoded.transparent) == ({}, 0)
 
@@ -76,6 +76,6 @@ def test_a_large_picture_is_reduced_on_every_ground(monkeypatch: pytest.MonkeyPa
     assert decoded.scale == 8
     assert {image.size for image in (decoded.image, *decoded.grounds.values())} == {(128, 96)}
     assert np.array_equal(np.asarray(decoded.grounds[BARE]), PHOTO)
-    monkeypatch.setattr(grounds, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(pixels, "_MOST_PIXELS", 1000)
     decoded = decode_with_notes(encoded(large), need=24)
     assert (decoded.grounds, decoded.transparent) == ({}, 1.0)

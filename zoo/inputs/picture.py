@@ -19,10 +19,10 @@ from zoo.inputs.colour import Colours
 from zoo.inputs.containers import gif_blocks, index_of_pictures, is_gain_map, jpeg_head
 from zoo.inputs.damage import Watch, damage_of
 from zoo.inputs.formats import is_jpeg, open_image, open_without_metadata, why_not
-from zoo.inputs.grounds import Grounds
 from zoo.inputs.pixels import (
     QUARTER_TURNS,
     TURNS,
+    Grounds,
     Lent,
     SampleFormat,
     decode_into,
