@@ -38,6 +38,7 @@ USES = {
     "jxl": "import zoo.inputs.image; from pylibjxl.pillow_plugin import JxlImageFile",
     "language": "import zoo.inputs.language; from py3langid import langid",
     "sign": "import export.bundle.store; from cryptography.hazmat.primitives.asymmetric import ed25519",
+    "video": "import zoo.inputs.video, av; av.codec.Codec('h264')",
     "tensorboard": "import lightning.pytorch.loggers as loggers; loggers.TensorBoardLogger('logs')",
 }
 Environment = Callable[[str], Path]

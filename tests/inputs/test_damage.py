@@ -207,7 +207,7 @@ def test_real_photos_have_no_notes(shared: Path) -> None:
 
 
 def test_causes_are_distinct_words() -> None:
-    assert len(set(DAMAGE)) == len(DAMAGE) == 5
+    assert len(set(DAMAGE)) == len(DAMAGE) == 6
     assert all(cause.startswith("damaged: ") for cause in DAMAGE)
 
 

@@ -1,4 +1,4 @@
-"""`zoo score`: judge images and texts, a table for people or JSON lines for programs."""
+"""`zoo score`: judge images, videos and texts, a table for people or JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "score", _score)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image and video files")
     add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
     text = "prompt; one for all images, or one for each; repeatable"
     parser.add_argument("--text", action="append", metavar="TEXT", help=text)
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _score(options: argparse.Namespace) -> int:
-    """Judge images and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
+    """Judge images, videos and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
 
     zoo score --model releases/signs a.jpg b.png --json
     """

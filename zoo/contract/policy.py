@@ -103,9 +103,13 @@ class PolicyFile(schema.YamlData):
     `views` says how a picture is brought to the model's square: `centre` as the model's card says (CLIP crops the
     centre), `squash` without regard to the aspect ratio, `pad` with bars of the model's mean colour, `tiles` as
     overlapping squares of the short side along the long one, and `auto` as the card says where that leaves out no more
-    than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation at most `frames`, the
-    first, the last and evenly spaced ones; a text at most `windows`, which overlap and begin and end at words. The most
-    severe of them decides (`pool` `max`), or their mean logit (`mean`).
+    than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation or video at most
+    `frames`, the first, the last and evenly spaced ones; a text at most `windows`, which overlap and begin and end at
+    words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
+
+    `frames_per_second` and `scenes` say which frames of a video are enough: one at each so many-th of a second, one
+    where the picture changes as a whole, or both; with the first and the last. Where `frames` holds them all, the
+    frames between are told and tolerated, unless `unseen` has a share for `frames`.
 
     `unseen` holds the share of the input that may go unseen, by cause: by default that of `TOLERATED`, else 0. What has
     no share, as damage, counts as 1. An item with more is at best for `review`. `allow` tolerates everything, and
@@ -122,11 +126,18 @@ class PolicyFile(schema.YamlData):
     views: Views = field(default="auto", kw_only=True)
     max_views: PositiveInt = field(default=8, kw_only=True)
     frames: PositiveInt = field(default=1, kw_only=True)
+    frames_per_second: Annotated[float, Field(gt=0, le=1000)] | None = field(default=None, kw_only=True)
+    scenes: bool = field(default=False, kw_only=True)
     windows: PositiveInt = field(default=1, kw_only=True)
     pool: Pool = field(default="max", kw_only=True)
     unseen: Literal["allow"] | dict[Cause, Annotated[float, Field(ge=0, le=1)]] = field(
         default_factory=dict, kw_only=True
     )
+
+    def __post_init__(self) -> None:
+        if self.frames == 1 and (self.frames_per_second or self.scenes):
+            asked = "scenes" if self.scenes else f"frames_per_second: {self.frames_per_second:g}"
+            raise ValueError(f"{asked} with frames: 1 has one frame judged: say how many at most, as frames: 64")
 
     @property
     def id(self) -> str:
@@ -142,15 +153,23 @@ class PolicyFile(schema.YamlData):
     @property
     def looks(self) -> tuple[object, ...]:
         """What decides which parts of an input a model is shown: policies alike in it may share what was read."""
-        return self.views, self.max_views, self.frames, self.windows, self.tolerated("border")
+        chosen = self.frames, self.frames_per_second, self.scenes
+        return self.views, self.max_views, *chosen, self.windows, self.tolerated("border")
 
     def tolerated(self, cause: Cause) -> float:
         """The share in [0, 1] of an input that may go unseen for this cause."""
         return 1.0 if self.unseen == "allow" else self.unseen.get(cause, TOLERATED.get(cause, 0.0))
 
     def weigh(self, unseen: Mapping[Cause, Unseen]) -> dict[Cause, Unseen]:
-        """What is unseen, each marked whether it is tolerated."""
-        return {cause: replace(one, tolerated=one.share <= self.tolerated(cause)) for cause, one in unseen.items()}
+        """What is unseen, each marked whether it is tolerated.
+
+        What comes marked stays so where the policy has no share of its own for its cause.
+        """
+        own = self.unseen if isinstance(self.unseen, dict) else {}
+        return {
+            cause: replace(one, tolerated=one.share <= self.tolerated(cause) or (one.tolerated and cause not in own))
+            for cause, one in unseen.items()
+        }
 
     def to_yaml(self) -> str:
         """The text of a `policy.yaml` that is read back to an equal policy."""
@@ -163,6 +182,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "views": ("auto", ""),
     "max_views": (8,),
     "frames": (1,),
+    "frames_per_second": (None,),
+    "scenes": (False,),
     "windows": (1,),
     "pool": ("max",),
     "unseen": ({},),
@@ -208,6 +229,7 @@ class Policy(PolicyFile):
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if twice := schema.repeated(category.name for category in self.categories):
             raise ValueError(f"categories named more than once: {twice}")
         for kind in ("descriptors", "labels"):
@@ -262,6 +284,7 @@ class PanelPolicy(PolicyFile):
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         twice = schema.repeated(entry.head for entry in self.heads)
         if twice or not self.heads:
             raise ValueError(f"a panel policy names each head once, got {twice}")
@@ -278,7 +301,7 @@ class PanelPolicy(PolicyFile):
 
 
 #: The fields of `PolicyFile` that say how an input is read.
-_READING = ("views", "max_views", "frames", "windows", "pool", "unseen")
+_READING = ("views", "max_views", "frames", "frames_per_second", "scenes", "windows", "pool", "unseen")
 _DEFAULT_READING = {name: ADDED[name][0] for name in _READING}
 
 

@@ -1,4 +1,4 @@
-"""From the colours of a file to sRGB: ICC profiles, PNG's gAMA, cHRM and cICP, the colour box of AVIF and HEIC.
+"""From the colours of a file to sRGB: ICC profiles, PNG's gAMA, cHRM and cICP, the colour box of AVIF and HEIC, video.
 
 LittleCMS converts (Pillow's ImageCms), so that pixels are what a viewer with colour management shows. What is sRGB
 already, to two levels, is left alone.
@@ -12,13 +12,16 @@ from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageCms
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFilter
 
 from zoo.inputs.containers import png_chunks
 
 #: Notes on colours that could not be followed.
 PROFILE_IGNORED = "profile ignored"
 HDR_IGNORED = "high dynamic range ignored"
+#: The note on a video of high dynamic range: its colours are those of a screen without it.
+HDR_MAPPED = "high dynamic range mapped by BT.2390"
 
 #: A larger profile is not read; those of printers take up to 3 MB.
 MOST_BYTES = 4_000_000
@@ -43,6 +46,9 @@ _PRIMARIES = {
 #: Curves that are powers, by number. Those of video (1, 6, 14, 15) are shown as sRGB's, as in browsers.
 _POWERS = {4: 2.2, 5: 2.8, 8: 1.0}
 _HDR = (16, 18)  # PQ and HLG
+#: Primaries of video that are followed: BT.2020's and P3's. Those of BT.601 and NTSC lie near sRGB's, and players show
+#: them as they are.
+_WIDE = (9, 11, 12)
 
 
 class Colours:
@@ -165,10 +171,7 @@ _SRGB_CURVE = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
 @lru_cache(maxsize=8)
 def _made(primaries: tuple[float, ...], power: float | None) -> bytes:
     """An ICC profile of primaries and white `(x, y)` and a curve: a power, or sRGB's for None."""
-    pairs = zip(primaries[::2], primaries[1::2], strict=True)
-    red, green, blue, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in pairs)
-    colours = np.stack([red, green, blue], axis=1)
-    colours = colours * np.linalg.solve(colours, white)
+    colours, white = _to_xyz(primaries)
     cones = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
     adapted = np.linalg.solve(_BRADFORD, cones @ _BRADFORD @ colours)
     kind, numbers = (0, (power,)) if power is not None else _SRGB_CURVE
@@ -178,6 +181,14 @@ def _made(primaries: tuple[float, ...], power: float | None) -> bytes:
     }
     tags |= {"wtpt": b"XYZ \0\0\0\0" + b"".join(map(_fixed, _D50)), "rTRC": curve, "gTRC": curve, "bTRC": curve}
     return _icc(tags)
+
+
+def _to_xyz(primaries: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What takes linear RGB of primaries and white `(x, y)` to XYZ, `[3, 3]`, and their white in XYZ."""
+    pairs = zip(primaries[::2], primaries[1::2], strict=True)
+    red, green, blue, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in pairs)
+    colours = np.stack([red, green, blue], axis=1)
+    return colours * np.linalg.solve(colours, white), white
 
 
 def _fixed(number: float) -> bytes:
@@ -194,3 +205,57 @@ def _icc(tags: dict[str, bytes]) -> bytes:
     size = first + len(body)
     head = struct.pack(">I4xI", size, 0x04200000) + b"mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
     return head + b"".join(map(_fixed, _D50)) + bytes(48) + table + body
+
+
+def profile_of_video(primaries: int) -> bytes | None:
+    """The profile of a video's colours, by the number of its primaries; None for what is shown as sRGB."""
+    return _made(_PRIMARIES[primaries], None) if primaries in _WIDE else None
+
+
+#: In cd/m2: the brightest that BT.2390 expects of a film, and the white of a screen of common brightness (BT.2408).
+_PEAK, _WHITE = 1000.0, 203.0
+
+
+@lru_cache(maxsize=4)
+def hdr_to_srgb(curve: int, primaries: int) -> ImageFilter.Color3DLUT | None:
+    """What makes sRGB of the 8-bit codes of PQ and HLG, by the tone curve (EETF) of BT.2390; None for other curves."""
+    if curve not in _HDR:
+        return None
+    steps = np.linspace(0, 1, 33)
+    codes = np.stack(np.meshgrid(steps, steps, steps, indexing="ij")[::-1], axis=-1)  # red changes first
+    light = _pq_light(codes) if curve == 16 else _hlg_light(codes)
+    shown = _pq_light(_eetf(_pq_code(light))) / _WHITE
+    to_srgb = np.linalg.solve(_to_xyz(_SRGB)[0], _to_xyz(_PRIMARIES.get(primaries, _PRIMARIES[9]))[0])
+    linear = (shown @ to_srgb.T).clip(0, 1)
+    table = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return ImageFilter.Color3DLUT(len(steps), table.ravel().tolist())
+
+
+def _pq_light(codes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Codes of PQ in [0, 1] as light in cd/m2 (BT.2100)."""
+    root = codes ** (32 / 2523)
+    light = np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)
+    return np.asarray(10_000 * light ** (8192 / 1305))
+
+
+def _pq_code(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    power = (light / 10_000) ** (1305 / 8192)
+    return np.asarray(((107 / 128 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32))
+
+
+def _hlg_light(codes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Codes of HLG in [0, 1] as the light of a screen that reaches `_PEAK`, in cd/m2 (BT.2100)."""
+    scene = np.where(codes <= 0.5, codes**2 / 3, (np.exp((codes - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+    bright = scene @ np.array([0.2627, 0.6780, 0.0593])
+    return np.asarray(_PEAK * scene * bright[..., None] ** 0.2)
+
+
+def _eetf(codes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Codes of PQ up to `_PEAK` as those up to `_WHITE`: dark ones stay, bright ones are bent (BT.2390, 5.4.1)."""
+    peak, white = _pq_code(np.array([_PEAK, _WHITE]))
+    most = white / peak
+    knee = 1.5 * most - 0.5
+    given = (codes / peak).clip(0, 1)
+    t = (given - knee) / (1 - knee)
+    bent = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * most
+    return np.asarray(np.where(given < knee, given, bent) * peak)

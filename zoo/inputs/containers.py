@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+#: How Matroska and WebM begin.
+EBML = b"\x1a\x45\xdf\xa3"
 
 
 @dataclass(frozen=True)

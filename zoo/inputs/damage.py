@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 import re
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from PIL import Image, JpegImagePlugin
 
 from zoo.inputs.containers import (
+    EBML,
     PNG_START,
     boxes,
     checksum_holds,
@@ -31,9 +34,10 @@ BYTES_AFTER_END = "damaged: bytes after the end"
 CHECKSUM = "damaged: png checksum"
 SIZES = "damaged: sizes do not fit"
 JPEG_DATA = "damaged: jpeg data do not fit the picture"
+BROKEN = "damaged: frames that cannot be decoded"
 #: Not damage: a film that a phone's camera puts behind the picture, and that viewers show on demand.
 FILM = "film of a motion photo"
-DAMAGE = (END_MISSING, BYTES_AFTER_END, CHECKSUM, SIZES, JPEG_DATA)
+DAMAGE = (END_MISSING, BYTES_AFTER_END, CHECKSUM, SIZES, JPEG_DATA, BROKEN)
 
 #: Chunks of a PNG whose damage changes no pixel, but for those of its colours.
 _COLOURS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP")
@@ -54,6 +58,49 @@ def damage_of(data: bytes) -> tuple[str, ...]:
     else:
         return ()
     return tuple(dict.fromkeys(causes))
+
+
+def damage_of_video(file: BinaryIO) -> tuple[str, ...]:
+    """The causes that the outermost boxes of an MP4 show, or the elements of a WebM; only their heads are read."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    end_of = _element_end if file.read(4) == EBML else _box_end
+    end = 0
+    while end < size:
+        file.seek(end)
+        head, start = file.read(16), end
+        if not head.strip(b"\0"):  # padding
+            return ()
+        end = end_of(head, start, size)
+        if end <= start:
+            return (BYTES_AFTER_END,)
+    return (END_MISSING,) if end > size else ()
+
+
+#: The boxes of an MP4 that hold most of it: a file that is cut ends in one of them.
+_LARGE = (b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid", b"meta")
+
+
+def _box_end(head: bytes, start: int, size: int) -> int:
+    """Where a box of an MP4 ends that starts so; `start` for what is none."""
+    length, kind = int.from_bytes(head[:4]), head[4:8]
+    if length == 1:
+        length = int.from_bytes(head[8:16])
+    if len(kind) < 4 or 0 < length < 8:
+        return start
+    end = start + length if length else size
+    return end if end <= size or kind in _LARGE else start
+
+
+def _element_end(head: bytes, start: int, size: int) -> int:
+    """Where an outermost element of a WebM ends: its name, the length of its content, and the content."""
+    name = 9 - head[0].bit_length()
+    if head[:name] not in (EBML, b"\x18\x53\x80\x67", b"\xec") or len(head) <= name:  # a segment, a gap
+        return start
+    length = 9 - head[name].bit_length()
+    content = int.from_bytes(head[name : name + length]) & (1 << 7 * length) - 1
+    unknown = content == (1 << 7 * length) - 1  # of a live recording
+    return size if unknown else start + name + length + content
 
 
 def _of_length(said: int, data: bytes) -> Iterator[str]:

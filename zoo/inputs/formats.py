@@ -1,4 +1,7 @@
-"""Opens image files of the formats that are read; leaves out metadata that a reader stumbles over. No pixels yet."""
+"""Opens image files of the formats that are read; leaves out metadata that a reader stumbles over. No pixels yet.
+
+What is a video is told here, too: `zoo.inputs.video` opens those.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import re
 import zlib
 from collections.abc import Callable
 from importlib import import_module
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, JpegImagePlugin
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import MOST_BYTES
-from zoo.inputs.containers import PNG_START, Chunk, checksum_holds, jpeg_segments, png_chunks
+from zoo.inputs.containers import EBML, PNG_START, Chunk, checksum_holds, jpeg_segments, png_chunks
 
 #: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
 #: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
@@ -24,6 +27,10 @@ MORE_ENDINGS = ("heic", "heif", "hif", "jxl")
 #: Brands of an ISO file whose pictures are coded as HEVC.
 _HEVC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+#: Brands of ISO files that hold pictures, or sequences of them: AVIF, HEIF of any coding, JPEG XL, a camera's raw file.
+_PICTURES = (*_HEVC, b"avif", b"avis", b"mif1", b"mif2", b"msf1", b"miaf", b"jpeg", b"jpgs", b"jxl ", b"crx ")
+#: The first box of a QuickTime file that has no brand.
+_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
 #: The entry of EXIF or XMP in the list of items of an AVIF or HEIC.
@@ -51,11 +58,31 @@ def _is_heic(data: bytes) -> bool:
     return b"avif" not in brands and any(brand in brands for brand in _HEVC)
 
 
+def demuxer(head: bytes) -> str | None:
+    """FFmpeg's name of what reads a video that begins so (4 KB are enough): "mov", "matroska"; None for no video.
+
+    >>> demuxer(b"\\0\\0\\0\\x18ftypmp42\\0\\0\\0\\0mp42isom"), demuxer(b"\\0\\0\\0\\x14ftypavif\\0\\0\\0\\0mif1")
+    ('mov', None)
+    """
+    if head.startswith(EBML):
+        return "matroska"
+    if head[4:8] in _BOXES:
+        return "mov"
+    words = head[8 : int.from_bytes(head[:4])]  # the brand, its version, and compatible brands, of four bytes each
+    brands = [words[place : place + 4] for place in range(0, len(words), 4)]
+    return "mov" if head[4:8] == b"ftyp" and not any(brand in _PICTURES for brand in brands) else None
+
+
 def _by_extra(extra: str, modules: tuple[str, ...], name: str) -> Callable[[BinaryIO], Image.Image]:
     """The class of a package that opens a format; it is not registered with Pillow. Raises BadDataError without one."""
+    return getattr(module_of_extra(extra, *modules), name)  # type: ignore[no-any-return]
+
+
+def module_of_extra(extra: str, *modules: str) -> Any:
+    """The first of these modules that can be imported. Raises BadDataError, which names the extra, without one."""
     for module in modules:
         try:
-            return getattr(import_module(module), name)  # type: ignore[no-any-return]
+            return import_module(module)
         except ImportError:
             continue
     raise BadDataError(f'a file that the extra "{extra}" reads: pip install "safety-zoo[{extra}]"')
@@ -74,7 +101,7 @@ def why_not(data: bytes) -> str:
         guess = "it looks like text"
     else:
         guess = f"it starts with {data[:8].hex(' ')}"
-    return f"not an image ({guess}); readable are {', '.join(FORMATS)}, and HEIC and JPEG XL by extras"
+    return f"not an image ({guess}); readable are {', '.join(FORMATS)}, and HEIC, JPEG XL and video by extras"
 
 
 def open_without_metadata(data: bytes) -> tuple[Image.Image, bytes] | None:

@@ -5,13 +5,15 @@ Training, prediction and exported bundles all decode here, so that they see the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from zoo.contract.card import ImageInput
+from zoo.contract.policy import PolicyFile
+from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadInputError
 from zoo.inputs.formats import FORMATS, MORE_ENDINGS
 from zoo.inputs.picture import Frame, from_bytes, from_pillow, later_frames
@@ -28,6 +30,7 @@ from zoo.inputs.sources import (
     read,
     source_name,
 )
+from zoo.inputs.video import Film, Video, video_at, video_in
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -68,9 +71,9 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, need: i
     or a torch tensor `[3, H, W]`; arrays and tensors are uint8, or floats in [0, 1]. A `Decoded` is taken as it is.
 
     EXIF orientation and colour profiles are honoured; transparency is laid on white, as a browser shows it; of 16 bits
-    the higher 8 count; of an animation the first frame counts, and `info["frames"]` says how many there are. With
-    `need`, a picture whose short side is at least 8 times that many pixels comes at a half, a quarter or an eighth of
-    its size, and keeps 4 times `need`.
+    the higher 8 count; of an animation or video the first frame counts, and `info["frames"]` says how many there are.
+    With `need`, a picture whose short side is at least 8 times that many pixels comes at a half, a quarter or an eighth
+    of its size, and keeps 4 times `need`.
 
     Raises BadInputError, naming the source and the reason, and BadTypeError for a source of another type.
 
@@ -131,14 +134,38 @@ def decode_for(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFA
     return _decoded(source, limits, needed(spec), watched=True)
 
 
-def frames_for(source: ImageSource, spec: ImageInput, limits: ImageLimits, count: int) -> Iterator[Frame]:
-    """The frames of an animation, or pages, after the first that `decode_for` gives, of `count` in all.
+class Stills:
+    """A picture, or the frames of an animation, or pages; afterwards `unseen` says what no model looked at."""
 
-    The last is among them, the others are evenly spaced. Pixels, and pictures that were decoded already, have none.
+    def __init__(self, first: Decoded, later: Iterable[Frame] = ()) -> None:
+        """The frames after the first are decoded when they are asked for."""
+        self.frames, self._first, self._later = first.frames, first, later
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Each frame, once."""
+        yield Frame(0 if self.frames > 1 else None, None, self._first)
+        yield from self._later
+
+    def unseen(self, judged: int) -> dict[Cause, Unseen]:
+        """What is unseen after so many frames were judged."""
+        return {"frames": Unseen(self.frames - judged, self.frames)} if judged < self.frames else {}
+
+
+def frames_for(source: ImageSource, spec: ImageInput, limits: ImageLimits, policy: PolicyFile) -> Stills | Film:
+    """The frames that a policy asks for: as `decode_for` gives the first, and more of an animation, pages, or a video.
+
+    Pixels, and pictures that were decoded already, have one. Raises what `decode` raises, for a video when it is
+    iterated.
     """
+    check_source(source)
     if isinstance(source, (Decoded, Image.Image)) or is_pixels(source):
-        return iter(())
-    return later_frames(read(source, limits)[0], limits, needed(spec), count)
+        return Stills(decode_for(source, spec, limits))
+    file = _file(source, limits)
+    if isinstance(file, Video):
+        return file.film(limits, needed(spec), policy)
+    first = from_bytes(*file, limits, needed(spec), watched=True)
+    more = policy.frames > 1 and first.frames > 1
+    return Stills(first, later_frames(file[0], limits, needed(spec), policy.frames) if more else ())
 
 
 def needed(spec: ImageInput) -> int | None:
@@ -169,8 +196,18 @@ def _decoded(source: ImageSource, limits: ImageLimits, need: int | None, *, watc
         return Decoded(image, image.size)
     if isinstance(source, Image.Image):
         return from_pillow(source, limits, watched=watched)
+    file = _file(source, limits)
+    if isinstance(file, Video):
+        return file.first(limits, need)
+    return from_bytes(*file, limits, need, watched=watched)
+
+
+def _file(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str] | Video:
+    """The bytes of a picture's file, and its name; or a video, of which a path is not read whole."""
+    if video := video_at(source):
+        return video
     data, name = read(source, limits)
-    return from_bytes(data, name, limits, need, watched=watched)
+    return video_in(data, name) or (data, name)
 
 
 def own_box(width: int, height: int, spec: ImageInput) -> Box:

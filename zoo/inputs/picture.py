@@ -35,7 +35,8 @@ from zoo.inputs.pixels import (
 )
 from zoo.inputs.sources import Decoded, ImageLimits
 
-_ORIENTATION = 0x0112
+#: EXIF's number of the orientation.
+ORIENTATION = 0x0112
 #: What decoding takes, where it is more than 4 bytes a pixel: Pillow's decoder of WebP holds two canvases and two
 #: copies of the picture, that of AVIF its planes and two copies.
 BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
@@ -91,20 +92,20 @@ def _later_frames(
     animation = {"GIF": gif_animation, "PNG": apng_animation}.get(image.format or "", lambda _: None)(data)
     if animation is not None:
         reached = sum(work <= limits.max_pixels for work in accumulate(part.area for part in animation.parts))
-        chosen = _spread(reached, count)[1:]
+        chosen = spread(reached, count)[1:]
         for number, canvas in composed(animation, chosen, rgba) if chosen else ():
             picture = current(canvas, limits, need, data=data, about=image)
             yield Frame(number, animation.parts[number].start, picture)
         return
     shown = _shown(image, data)
-    for number in _spread(min(len(shown), limits.max_pixels // (image.width * image.height)), count)[1:]:
+    for number in spread(min(len(shown), limits.max_pixels // (image.width * image.height)), count)[1:]:
         image.seek(shown[number])
         picture = current(image, limits, need, data=data, ours=False)
         stamp = image.info.get("timestamp")  # in milliseconds, of WebP and AVIF
         yield Frame(number, None if stamp is None else stamp / 1000, picture)
 
 
-def _spread(total: int, count: int) -> list[int]:
+def spread(total: int, count: int) -> list[int]:
     """At most `count` numbers from 0 to `total` - 1, evenly spaced, with the first and the last."""
     return [round(place) for place in np.linspace(0, total - 1, min(count, total))]
 
@@ -188,7 +189,7 @@ def scale_for(size: tuple[int, int], need: int | None) -> int:
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 where there is none, and where EXIF is broken: a viewer turns nothing then."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:
         return 1
     return value if isinstance(value, int) else 1

@@ -75,6 +75,9 @@ class ImageLimits:
     `max_bytes` bounds a file, `max_pixels` what is decoded of it. Where a JPEG is decoded at a smaller scale, because
     the caller says which size it needs, `max_header_pixels` bounds the size that its header gives.
 
+    Of a video `max_pixels` bounds one frame, and `max_video_pixels` all that are decoded: an hour of 1920 x 1080 at 30
+    frames a second by default. `max_bytes` bounds its bytes or stream, and no path: it is read piece by piece.
+
     Decoding takes about 4 bytes a pixel, 256 MB with the defaults. It takes more where the decoder does: WebP 16 bytes
     (libwebp's decoder of animations holds two canvases), AVIF 10 (libavif's planes and its copy), progressive JPEG 2 to
     6 more (libjpeg's coefficients of the whole picture), TIFF that Pillow turns upright 8.
@@ -83,6 +86,7 @@ class ImageLimits:
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 64_000_000
     max_header_pixels: int = 256_000_000
+    max_video_pixels: int = 224_000_000_000
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -135,7 +139,7 @@ def read(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str]:
     if is_bytes(source):
         data, name = bytes(source), f"{len(source)} bytes"
     elif isinstance(source, (str, os.PathLike)):
-        data, name = _read_path(source, limits), source_name(source)
+        data, name = _read_path(source, limits.max_bytes + 1), source_name(source)
     else:
         data, name = _read_stream(source, limits)
     if not data:
@@ -145,7 +149,12 @@ def read(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str]:
     return data, name
 
 
-def _read_path(source: str | os.PathLike[str], limits: ImageLimits) -> bytes:
+def head_of(source: ImageSource) -> bytes:
+    """The first 4 KB of a file that is given by its path; empty for every other source. Raises what `read` raises."""
+    return _read_path(source, 4096) if isinstance(source, (str, os.PathLike)) else b""
+
+
+def _read_path(source: str | os.PathLike[str], most: int) -> bytes:
     path, name = Path(source), source_name(source)
     try:
         if path.is_dir():
@@ -153,7 +162,7 @@ def _read_path(source: str | os.PathLike[str], limits: ImageLimits) -> bytes:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
             raise BadDataError(f"{name}: is not a regular file, expected an image file")
         with path.open("rb") as stream:
-            return stream.read(limits.max_bytes + 1)
+            return stream.read(most)
     except FileNotFoundError:
         raise BadDataError(f"{name}: no such file") from None
     except BadInputError:

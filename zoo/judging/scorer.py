@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -20,7 +19,7 @@ from zoo.contract.card import ModelCard
 from zoo.contract.verdict import Cause, Place, Unseen, Verdict
 from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceError
 from zoo.inputs import image as image_input
-from zoo.inputs.image import DEFAULT_LIMITS, Frame, ImageLimits, ImageSource, Pixels
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
 from zoo.inputs.views import View, plan, shown_on, unseen_of
 from zoo.judging.judge import AnyJudge
@@ -180,14 +179,10 @@ class Scorer:
         if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
             return [Place()], image_input.load(image, spec, self.limits)[None], {}
         policy = self.judge.policy
-        if policy.frames > 1:
-            image = image_input.owned(image, self.limits)  # a stream is read once
-        picture = image_input.decode_for(image, spec, self.limits)
-        frames = image_input.frames_for(image, spec, self.limits, policy.frames) if picture.frames > 1 else iter(())
         rows: list[tuple[View, tuple[str, int | None, float | None]]] = []
         pixels, unseen, judged = list[Pixels](), dict[Cause, Unseen](), 0
-        first = Frame(0 if picture.frames > 1 else None, None, picture)
-        for number, seconds, shown in chain([first], frames):
+        frames = image_input.frames_for(image, spec, self.limits, policy)
+        for number, seconds, shown in frames:
             views, left_out = plan(*shown.size, spec, policy)
             grounds = shown_on(shown, policy)
             for ground, laid in grounds:
@@ -197,9 +192,8 @@ class Scorer:
                 if cause not in unseen or one.share > unseen[cause].share:
                     unseen[cause] = one
             judged += 1
-        unseen.pop("frames", None)
-        if judged < picture.frames:
-            unseen["frames"] = Unseen(picture.frames - judged, picture.frames)
+        unseen.pop("frames", None)  # of the first one
+        unseen |= frames.unseen(judged)
         if len(rows) == 1:
             return [Place()], np.stack(pixels), unseen
         return [view.place(*where) for view, where in rows], np.stack(pixels), unseen

@@ -1,0 +1,357 @@
+"""The frames of a video as people see them: decoded in order, one at a time, each with its own time.
+
+PyAV decodes, an extra that is imported with the first video. Nothing seeks, and nothing is computed from a rate: what a
+container says of the number and the rate of its frames is wrong in too many files.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from zoo.contract.policy import PolicyFile
+from zoo.contract.verdict import Cause, Unseen
+from zoo.errors import BadDataError, BadInputError
+from zoo.inputs.colour import HDR_MAPPED, hdr_to_srgb, profile_of_video
+from zoo.inputs.damage import BROKEN, END_MISSING, damage_of_video
+from zoo.inputs.formats import demuxer, module_of_extra
+from zoo.inputs.picture import ORIENTATION, Frame, check_pixels, current, spread
+from zoo.inputs.sources import Decoded, ImageLimits, ImageSource, head_of, source_name
+
+#: Numbers of ITU-T H.273 for the matrix that makes YUV of RGB, as swscale takes them. 2 says nothing.
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_BT709, _BT601, _SAYS_NOTHING = 1, 5, 2
+#: Video of so many rows or more is BT.709 where it does not say, as in browsers.
+_HD = 720
+_LIMITED, _FULL = 1, 2
+#: The note on colours of a matrix that swscale does not know.
+_MATRIX_IGNORED = "colour matrix ignored"
+#: EXIF's orientations, by what a display matrix makes of the axes: to the right, and downwards.
+_ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+#: Two frames are of two scenes where more than this share of a grid of so many squares a side differs by more levels.
+_OTHER_SCENE, _GRID, _LEVELS = 0.25, 32, 32
+#: Bytes that are read from a file at a time.
+_BUFFER = 1 << 18
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that is read piece by piece: `open` gives its file, `kind` is FFmpeg's name of its container."""
+
+    name: str
+    kind: str
+    open: Callable[[], BinaryIO]
+
+    def first(self, limits: ImageLimits, need: int | None) -> Decoded:
+        """The first of its `frames`, as `decode` gives a picture. Raises BadDataError with the name and the reason."""
+        film = Film(self, limits, need, None)
+        ((_, _, picture),) = film
+        picture.image.info["frames"] = film.frames
+        return replace(picture, frames=film.frames, notes=(*film.damage, *picture.notes))
+
+    def film(self, limits: ImageLimits, need: int | None, policy: PolicyFile) -> Film:
+        """The frames that a policy asks for."""
+        return Film(self, limits, need, policy)
+
+
+def video_at(source: ImageSource) -> Video | None:
+    """The video at a path, of which the beginning is read; None for pictures, and for sources of other kinds."""
+    if not isinstance(source, (str, os.PathLike)) or (kind := demuxer(head_of(source))) is None:
+        return None
+    return Video(source_name(source), kind, lambda: open(source, "rb"))
+
+
+def video_in(data: bytes, name: str) -> Video | None:
+    """The video that the bytes of a file are; None for pictures."""
+    kind = demuxer(data[:4096])
+    return None if kind is None else Video(name, kind, lambda: io.BytesIO(data))
+
+
+class Film:
+    """The frames of a video that a policy asks for, once; afterwards `unseen` says what no model looked at.
+
+    Raises BadDataError where not even the first can be decoded. What cannot be read later is left out and told.
+    """
+
+    def __init__(self, video: Video, limits: ImageLimits, need: int | None, policy: PolicyFile | None) -> None:
+        """Without a policy it is the first frame alone."""
+        self.frames = 0
+        self.damage: tuple[str, ...] = ()
+        self._video, self._limits, self._need = video, limits, need
+        self._policy = policy if policy is not None and policy.frames > 1 else None
+        self._choice = _Choice((), 1.0, None)
+        self._packets = self._elsewhere = 0
+        self._stopped = False
+        self._reached, self._length, self._said = 0.0, 0.0, 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Each frame when it is asked for: there is one in memory at a time, beside those that the decoder needs."""
+        judged = 0
+        try:
+            with _reasons(self._video.name):
+                self._av = module_of_extra("video", "av")
+                self._look_ahead()
+                for number, seconds, frame in self._chosen():
+                    yield Frame(number, seconds, picture_of(frame, self._limits, self._need))
+                    judged += 1
+                if not judged:
+                    raise BadDataError("broken or truncated video: none of its frames can be decoded")
+        except BadDataError:
+            if not judged:
+                raise
+            self._note(BROKEN)
+
+    def unseen(self, judged: int) -> dict[Cause, Unseen]:
+        """What no model looked at, after so many frames were judged; tolerated where the policy asks for no more."""
+        unseen: dict[Cause, Unseen] = {}
+        if judged < self.frames:
+            note = "in several tracks" if self._elsewhere else ""
+            if self._stopped and self._policy is not None:
+                note = f"read up to {self._reached:.3g} of {self._length:.3g} s (`max_video_pixels`)"
+            enough = self._choice.enough and not note
+            unseen["frames"] = Unseen(self.frames - judged, self.frames, enough, note)
+        if self.damage:
+            causes = ", ".join(note.removeprefix("damaged: ") for note in self.damage)
+            unseen["damaged"] = Unseen(1, note=f"{causes}; read up to {self._reached:.3g} of {self._length:.3g} s")
+        return unseen
+
+    def _note(self, cause: str) -> None:
+        self.damage = (*self.damage, *{cause}.difference(self.damage))
+
+    def _look_ahead(self) -> None:
+        """Look for damage, and at the times of all frames where the policy asks for some of them by their time."""
+        with self._video.open() as file:
+            for cause in damage_of_video(file):
+                self._note(cause)
+        policy = self._policy
+        if policy is None or (policy.scenes and not policy.frames_per_second):
+            self._choice = _Choice((), 1.0, policy)
+            return
+        with self._track() as (container, stream):
+            packets = self._read(container, stream)
+            times = array("q", (one.pts for one in packets if one is not None and _is_shown(one, stream)))
+            self._choice = _Choice(sorted(times), float(1 / stream.time_base), policy)
+
+    def _chosen(self) -> Iterator[tuple[int, float | None, Any]]:
+        """The frames that are judged, with number and time; the last one, too, where none came as late as was said."""
+        left: tuple[int, float | None, Any] | None = None
+        pixels = 0
+        with self._track() as (container, stream):
+            for number, frame in enumerate(self._decoded(container, stream)):
+                pixels += frame.width * frame.height
+                self._stopped = self._policy is None or pixels > self._limits.max_video_pixels
+                # Not `frame.time`: what the decoder held to the end comes without a time base.
+                seconds = None if frame.pts is None else float(frame.pts * stream.time_base)
+                self._reached = seconds or self._reached
+                left = (number, seconds, frame)
+                if self._choice.takes(frame):
+                    yield left
+                    left = None
+            if left is not None and self._choice.wants_last:
+                yield left
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """All frames in the order in which they are shown. Once `_stopped`, what is left is only counted."""
+        decoded = 0
+        for packet in self._read(container, stream):
+            if self._stopped or (packet is not None and packet.stream.index != stream.index):
+                continue
+            try:
+                frames = stream.codec_context.decode(packet)  # None gives what the decoder still holds
+            except self._av.error.FFmpegError:
+                self._note(BROKEN)
+                continue
+            for frame in frames:
+                if self._stopped:
+                    break
+                if frame.is_corrupt:
+                    self._note(BROKEN)
+                decoded += 1
+                yield frame
+        said = self._said if END_MISSING in self.damage else 0
+        sure = not self._stopped and not self.damage  # a packet may hold no frame that is shown
+        self.frames = self._elsewhere + (decoded if sure else max(decoded, self._packets, said))
+
+    def _read(self, container: Any, stream: Any) -> Iterator[Any]:
+        """All packets of the tracks that hold a film, up to the first that cannot be read; None is the end."""
+        self._packets = self._elsewhere = 0
+        try:
+            for packet in container.demux(self._tracks(container)):
+                if packet.size:
+                    self._packets += _is_shown(packet, stream)
+                    self._elsewhere += packet.stream.index != stream.index
+                    yield packet
+        except self._av.error.FFmpegError:
+            self._note(BROKEN)
+        yield None
+
+    def _tracks(self, container: Any) -> list[Any]:
+        cover = self._av.stream.Disposition.attached_pic
+        return [track for track in container.streams.video if not track.disposition & cover]
+
+    @contextmanager
+    def _track(self) -> Iterator[tuple[Any, Any]]:
+        """The opened file, and the track that a player shows. No frame is decoded."""
+        open_av, kind = self._av.open, self._video.kind
+        with self._video.open() as file, open_av(file, "r", kind, metadata_errors="replace", buffer_size=_BUFFER) as av:
+            best, tracks = av.streams.best("video"), self._tracks(av)
+            if not tracks:
+                kinds = ", ".join(sorted({track.type for track in av.streams})) or "nothing"
+                raise BadDataError(f"no video track: the file holds {kinds}")
+            stream = next((track for track in tracks if best is not None and track.index == best.index), tracks[0])
+            check_pixels((stream.codec_context.width, stream.codec_context.height), self._limits)
+            stream.thread_type = "AUTO"
+            self._said, self._length = stream.frames, _seconds(av, stream)
+            yield av, stream
+
+
+def _is_shown(packet: Any, stream: Any) -> bool:
+    """Whether a packet has a time and is of the track, and no edit list cuts it away."""
+    return packet.stream.index == stream.index and packet.pts is not None and not packet.is_discard
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    """How long a track is said to be."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / 1_000_000
+
+
+class _Choice:
+    """Tells frame by frame which are judged. `enough` says whether these are all that the policy asks for."""
+
+    def __init__(self, times: Sequence[int], second: float, policy: PolicyFile | None) -> None:
+        """`times` of all frames, of which so many are a `second`, where some are chosen by them."""
+        self.enough = policy is not None and bool(policy.scenes or policy.frames_per_second)
+        self._due = deque([-math.inf])
+        self._scenes, self._spare = policy is not None and policy.scenes, 0
+        self._seen: NDArray[np.int16] | None = None
+        if policy is None:
+            return
+        if times:
+            asked = _asked(times, second, policy.frames_per_second)
+            self.enough &= len(asked) <= policy.frames
+            self._due = deque(times[asked[place]] for place in spread(len(asked), policy.frames))
+        self._spare = policy.frames - max(len(self._due), 2)
+        self._by_scenes_alone = not times
+
+    @property
+    def wants_last(self) -> bool:
+        """Whether the last frame is still to come when all are decoded."""
+        return bool(self._due) or self._by_scenes_alone
+
+    def takes(self, frame: Any) -> bool:
+        """Whether this frame is judged; they come in order."""
+        due = bool(self._due) and (frame.pts is None or frame.pts >= self._due[0])
+        while self._due and frame.pts is not None and frame.pts >= self._due[0]:
+            self._due.popleft()
+        if not self._scenes:
+            return due
+        grid = _grid(frame)
+        if not due and self._is_other_scene(grid):
+            due, self._spare, self.enough = self._spare > 0, max(self._spare - 1, 0), self.enough and self._spare > 0
+        if due:
+            self._seen = grid
+        return due
+
+    def _is_other_scene(self, grid: NDArray[np.int16]) -> bool:
+        """Whether the picture differs as a whole from the last one that was judged."""
+        return self._seen is None or (np.abs(grid - self._seen).max(axis=2) > _LEVELS).mean() > _OTHER_SCENE
+
+
+def _asked(times: Sequence[int], second: float, rate: float | None) -> list[int]:
+    """The numbers of the frames that a rate asks for: the first at or after each of its moments, and the last."""
+    if rate is None:
+        return list(range(len(times)))
+    asked, start, due = list[int](), times[0], float(times[0])
+    for number, time in enumerate(times):
+        if time >= due:
+            asked.append(number)
+            due = start + (math.floor((time - start) * rate / second) + 1) * second / rate
+    return asked if asked[-1] == len(times) - 1 else [*asked, len(times) - 1]
+
+
+def _grid(frame: Any) -> NDArray[np.int16]:
+    """The mean colours `[32, 32, 3]` of a frame."""
+    small = frame.reformat(width=_GRID, height=_GRID, format="rgb24", interpolation="AREA")
+    return np.asarray(small.to_ndarray(), dtype=np.int16)
+
+
+def picture_of(frame: Any, limits: ImageLimits, need: int | None) -> Decoded:
+    """A decoded frame as people see it: upright, in sRGB, on white. Raises BadDataError for too many pixels."""
+    check_pixels((frame.width, frame.height), limits)
+    clear = any(component.is_alpha for component in frame.format.components)
+    matrix = _matrix(frame)
+    shown = frame.reformat(
+        format="rgba" if clear else "rgb24",
+        src_colorspace=_BT601 if matrix is None else matrix,
+        src_color_range=_FULL if _is_full(frame) else _LIMITED,
+        dst_color_range=_FULL,
+    )
+    image = Image.fromarray(shown.to_ndarray())
+    exif = Image.Exif()
+    exif[ORIENTATION] = _orientation(frame)
+    image.info["exif"] = exif.tobytes()
+    to_srgb = hdr_to_srgb(frame.color_trc, frame.color_primaries)
+    profile = profile_of_video(frame.color_primaries)
+    if profile is not None and to_srgb is None:
+        image.info["icc_profile"] = profile
+    decoded = current(image, limits, need)
+    notes = (*decoded.notes, *([_MATRIX_IGNORED] if matrix is None else []), *([HDR_MAPPED] if to_srgb else []))
+    mapped = decoded.image.filter(to_srgb) if to_srgb else decoded.image
+    return replace(decoded, image=mapped, notes=notes)
+
+
+def _matrix(frame: Any) -> int | None:
+    """The matrix that makes RGB of a frame's YUV, as it says, or as browsers guess; None for one that is not known."""
+    if frame.colorspace == _SAYS_NOTHING or frame.format.is_rgb:
+        return _BT709 if frame.height >= _HD else _BT601
+    return _MATRICES.get(frame.colorspace)
+
+
+def _is_full(frame: Any) -> bool:
+    """Whether black is 0 and white is 255; of YUV that does not say so it is 16 to 235."""
+    return bool(frame.color_range == _FULL or frame.format.is_rgb or frame.format.name.startswith("yuvj"))
+
+
+def _orientation(frame: Any) -> int:
+    """The EXIF orientation of a frame, by its display matrix; angles between are rounded to a quarter turn."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+            upright = abs(a) + abs(d) >= abs(b) + abs(c)
+            axes = (a, 0, 0, d) if upright else (0, b, c, 0)
+            return _ORIENTATIONS.get(tuple((number > 0) - (number < 0) for number in axes), 1)  # type: ignore[arg-type]
+    return 1
+
+
+@contextmanager
+def _reasons(name: str) -> Iterator[None]:
+    """Whatever goes wrong ends as a BadDataError that begins with the name of the file."""
+    try:
+        yield
+    except BadInputError as problem:
+        raise BadDataError(f"{name}: {problem}") from None
+    except Exception as problem:  # FFmpeg's errors are of many classes, and those of a file that went away
+        why = getattr(problem, "strerror", None) or problem
+        raise BadDataError(f"{name}: broken or truncated video: {why}") from None
