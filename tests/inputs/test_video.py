@@ -196,6 +196,17 @@ def test_of_a_file_that_is_cut_what_is_left_is_read_and_said(form: str, tmp_path
     assert END_MISSING in decode_with_notes(path).notes
 
 
+def test_what_a_reader_passes_over_without_an_error_is_missed_at_the_end() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, *SIZE[::-1], 3), np.uint8)
+    data = video(list(noise), "webm", "libvpx", options={"g": "5"})
+    holed = data[: len(data) // 2] + bytes(len(data) // 4) + data[len(data) * 3 // 4 :]
+    for policy in (POLICY, ALL):
+        frames, read = film(holed, policy)
+        assert 0 < len(frames) < 40
+        assert END_MISSING in read.damage or BROKEN in read.damage
+    assert film(data, POLICY)[1].damage == ()
+
+
 @pytest.mark.parametrize("form", ["mp4", "webm"])
 def test_bytes_after_the_end_are_told_and_padding_is_none(form: str) -> None:
     data = video([plain()] * 3, form, "libx264" if form == "mp4" else "libvpx-vp9")
@@ -309,6 +320,20 @@ def test_at_a_rate_the_first_frame_of_each_moment_is_judged_and_the_last() -> No
     frames, read = film(data, replace(POLICY, frames=4))
     assert [frame.number for frame in frames] == [0, 8, 15, 23]
     assert not read.unseen(4)["frames"].tolerated
+
+
+@pytest.mark.parametrize("options", [{"bf": "3"}, {"bf": "8", "b-adapt": "0"}, {"g": "6", "bf": "2"}])
+def test_frames_that_no_other_needs_are_left_out_and_the_others_are_the_same(options: dict[str, str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    data = video([np.roll(noise, n, axis=1)[:48, :64] for n in range(40)], options=options)
+    every, _ = film(data)
+    some, read = film(data, replace(ALL, frames_per_second=3.0))
+    assert (len(every), read.frames) == (40, 40)
+    assert [frame.number for frame in some] == [0, 4, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 39]
+    for frame in some:
+        same = every[frame.number or 0]
+        assert frame.seconds == same.seconds
+        assert np.array_equal(np.asarray(frame.picture.image), np.asarray(same.picture.image))
 
 
 def test_a_slow_rate_of_uneven_frames_asks_for_what_is_there() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from array import array
+import re
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ _ORIENTATIONS = {
 }
 #: Two frames are of two scenes where more than this share of a grid of so many squares a side differs by more levels.
 _OTHER_SCENE, _GRID, _LEVELS = 0.25, 32, 32
+#: The end of a file is missing where the last frame would be shown longer than the longest before, by this factor.
+_LAST = 1.5
 #: Bytes that are read from a file at a time.
 _BUFFER = 1 << 18
 
@@ -99,7 +102,7 @@ class Film:
         self.damage: tuple[str, ...] = ()
         self._video, self._limits, self._need = video, limits, need
         self._policy = policy if policy is not None and policy.frames > 1 else None
-        self._choice = _Choice((), 1.0, None)
+        self._choice = _Choice(None)
         self._packets = self._elsewhere = 0
         self._stopped = False
         self._reached, self._length, self._said = 0.0, 0.0, 0
@@ -127,13 +130,18 @@ class Film:
         if judged < self.frames:
             note = "in several tracks" if self._elsewhere else ""
             if self._stopped and self._policy is not None:
-                note = f"read up to {self._reached:.3g} of {self._length:.3g} s (`max_video_pixels`)"
+                note = f"{self._progress} (`max_video_pixels`)"
             enough = self._choice.enough and not note
             unseen["frames"] = Unseen(self.frames - judged, self.frames, enough, note)
         if self.damage:
             causes = ", ".join(note.removeprefix("damaged: ") for note in self.damage)
-            unseen["damaged"] = Unseen(1, note=f"{causes}; read up to {self._reached:.3g} of {self._length:.3g} s")
+            unseen["damaged"] = Unseen(1, note=f"{causes}; {self._progress}")
         return unseen
+
+    @property
+    def _progress(self) -> str:
+        whole = f" of {self._length:.3g}" if self._length else ""
+        return f"read up to {self._reached:.3g}{whole} s"
 
     def _note(self, cause: str) -> None:
         self.damage = (*self.damage, *{cause}.difference(self.damage))
@@ -145,19 +153,19 @@ class Film:
                 self._note(cause)
         policy = self._policy
         if policy is None or (policy.scenes and not policy.frames_per_second):
-            self._choice = _Choice((), 1.0, policy)
+            self._choice = _Choice(policy)
             return
         with self._track() as (container, stream):
             packets = self._read(container, stream)
-            times = array("q", (one.pts for one in packets if one is not None and _is_shown(one, stream)))
-            self._choice = _Choice(sorted(times), float(1 / stream.time_base), policy)
+            times = sorted(packet.pts for packet in packets if packet is not None and _is_shown(packet, stream))
+            self._choice = _Choice(policy, times, float(1 / stream.time_base))
 
     def _chosen(self) -> Iterator[tuple[int, float | None, Any]]:
         """The frames that are judged, with number and time; the last one, too, where none came as late as was said."""
         left: tuple[int, float | None, Any] | None = None
         pixels = 0
         with self._track() as (container, stream):
-            for number, frame in enumerate(self._decoded(container, stream)):
+            for number, frame in self._decoded(container, stream):
                 pixels += frame.width * frame.height
                 self._stopped = self._policy is None or pixels > self._limits.max_video_pixels
                 # Not `frame.time`: what the decoder held to the end comes without a time base.
@@ -170,14 +178,18 @@ class Film:
             if left is not None and self._choice.wants_last:
                 yield left
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
-        """All frames in the order in which they are shown. Once `_stopped`, what is left is only counted."""
-        decoded = 0
+    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+        """All frames that are needed, with their numbers, in order. Once `_stopped`, what is left is only counted."""
+        decoded, decoder = 0, stream.codec_context
+        # H.264 says for certain which frames no other is decoded by: they are left out where they are not judged.
+        planned = self._choice.planned if decoder.name == "h264" else None
         for packet in self._read(container, stream):
             if self._stopped or (packet is not None and packet.stream.index != stream.index):
                 continue
+            if planned is not None and packet is not None:
+                decoder.skip_frame = "DEFAULT" if packet.pts in planned else "NONREF"
             try:
-                frames = stream.codec_context.decode(packet)  # None gives what the decoder still holds
+                frames = decoder.decode(packet)  # None gives what the decoder still holds
             except self._av.error.FFmpegError:
                 self._note(BROKEN)
                 continue
@@ -187,22 +199,31 @@ class Film:
                 if frame.is_corrupt:
                     self._note(BROKEN)
                 decoded += 1
-                yield frame
+                yield decoded - 1 if planned is None else bisect_left(self._choice.times, frame.pts), frame
         said = self._said if END_MISSING in self.damage else 0
-        sure = not self._stopped and not self.damage  # a packet may hold no frame that is shown
+        sure = not self._stopped and not self.damage and planned is None  # a packet may hold no frame that is shown
         self.frames = self._elsewhere + (decoded if sure else max(decoded, self._packets, said))
 
     def _read(self, container: Any, stream: Any) -> Iterator[Any]:
         """All packets of the tracks that hold a film, up to the first that cannot be read; None is the end."""
-        self._packets = self._elsewhere = 0
+        self._packets = self._elsewhere = end = gap = 0
+        before: int | None = None
         try:
             for packet in container.demux(self._tracks(container)):
-                if packet.size:
-                    self._packets += _is_shown(packet, stream)
-                    self._elsewhere += packet.stream.index != stream.index
-                    yield packet
+                if not packet.size:
+                    continue
+                if _is_shown(packet, stream):
+                    self._packets += 1
+                    end, gap = max(end, packet.pts + (packet.duration or 0)), max(gap, packet.duration or 0)
+                    gap = gap if before is None or packet.dts is None else max(gap, packet.dts - before)
+                    before = packet.dts
+                self._elsewhere += packet.stream.index != stream.index
+                yield packet
         except self._av.error.FFmpegError:
             self._note(BROKEN)
+        # A reader of WebM passes over what it cannot read without an error. The last frame may be shown for longer.
+        if (end + _LAST * gap) * stream.time_base < self._length:
+            self._note(END_MISSING)
         yield None
 
     def _tracks(self, container: Any) -> list[Any]:
@@ -231,34 +252,43 @@ def _is_shown(packet: Any, stream: Any) -> bool:
 
 
 def _seconds(container: Any, stream: Any) -> float:
-    """How long a track is said to be."""
+    """How long a track is said to be, in seconds; 0 where only the length of all tracks is known."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / 1_000_000
+    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # a tag of Matroska
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    return (container.duration or 0) / 1_000_000 if len(container.streams) == 1 else 0.0
 
 
 class _Choice:
     """Tells frame by frame which are judged. `enough` says whether these are all that the policy asks for."""
 
-    def __init__(self, times: Sequence[int], second: float, policy: PolicyFile | None) -> None:
-        """`times` of all frames, of which so many are a `second`, where some are chosen by them."""
-        self.enough = policy is not None and bool(policy.scenes or policy.frames_per_second)
-        self._due = deque([-math.inf])
+    def __init__(self, policy: PolicyFile | None, times: Sequence[int] | None = None, second: float = 1.0) -> None:
+        """`times` of all frames, so many of them a `second`, where some are chosen by them.
+
+        Without a policy it is the first frame.
+        """
+        self.times = times or ()
+        self.enough = policy is not None and bool(policy.scenes or policy.frames_per_second) and times != []
+        self._due, self._to_end = deque([-math.inf]), not times
         self._scenes, self._spare = policy is not None and policy.scenes, 0
         self._seen: NDArray[np.int16] | None = None
-        if policy is None:
-            return
-        if times:
+        if policy is not None and times:
             asked = _asked(times, second, policy.frames_per_second)
             self.enough &= len(asked) <= policy.frames
             self._due = deque(times[asked[place]] for place in spread(len(asked), policy.frames))
-        self._spare = policy.frames - max(len(self._due), 2)
-        self._by_scenes_alone = not times
+        if policy is not None:
+            self._spare = policy.frames - max(len(self._due), 2)
+
+    @property
+    def planned(self) -> frozenset[float] | None:
+        """The times of the frames that will be taken, where that is known beforehand, and these are not all."""
+        return None if self._scenes or len(self._due) >= len(self.times) else frozenset(self._due)
 
     @property
     def wants_last(self) -> bool:
         """Whether the last frame is still to come when all are decoded."""
-        return bool(self._due) or self._by_scenes_alone
+        return bool(self._due) or self._to_end
 
     def takes(self, frame: Any) -> bool:
         """Whether this frame is judged; they come in order."""
@@ -293,7 +323,7 @@ def _asked(times: Sequence[int], second: float, rate: float | None) -> list[int]
 
 def _grid(frame: Any) -> NDArray[np.int16]:
     """The mean colours `[32, 32, 3]` of a frame."""
-    small = frame.reformat(width=_GRID, height=_GRID, format="rgb24", interpolation="AREA")
+    small = frame.reformat(width=_GRID, height=_GRID, format="rgb24", interpolation="AREA", threads=1)
     return np.asarray(small.to_ndarray(), dtype=np.int16)
 
 
