@@ -20,16 +20,17 @@ from tests.benchmarks.common import add_rounds, add_sizes, answered, parser
 from zoo.judging.scorer import Feeds, Scorer, feeds
 
 
-class _Timed:
+class Timed:
     """An engine that adds up the time it takes, so that the rest of a call is known from that same call."""
 
     def __init__(self, engine: RunningEngine) -> None:
-        self.engine, self.seconds = engine, 0.0
+        self.engine, self.seconds, self.cpu, self.rows = engine, 0.0, 0.0, 0
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         scores = self.engine(feeds)
-        self.seconds += time.perf_counter() - start
+        self.seconds, self.cpu = self.seconds + time.perf_counter() - start, self.cpu + time.process_time() - cpu
+        self.rows += len(scores)
         return scores
 
 
@@ -45,7 +46,7 @@ def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int, 
     """
     check_figures(batches, threads, rounds)
     scorer = load(folder, device="cpu", engine=engine, threads=threads, batch_size=max(batches))
-    timed = _Timed(scorer.engine)
+    timed = Timed(scorer.engine)
     lines = [f"{scorer.card.name}, {scorer.engine.spec.name}, {threads} threads, {rounds} rounds in turn", ""]
     lines += ["| batch | road | engine alone ms | road ms | added, round by round | outside the engine ms | share |"]
     lines += ["|---" * 7 + "|"]
@@ -57,7 +58,7 @@ def bench_overhead(folder: Path, batches: list[int], threads: int, rounds: int, 
     return "\n".join(lines)
 
 
-def _rounds(service: Service, timed: _Timed, batch: int, rounds: int) -> dict[str, NDArray[np.float64]]:
+def _rounds(service: Service, timed: Timed, batch: int, rounds: int) -> dict[str, NDArray[np.float64]]:
     """Seconds `[rounds]` of each road, and under `NAME outside` those that it spent outside the engine."""
     scorer = service.scorer
     images, texts = _items(scorer, batch)

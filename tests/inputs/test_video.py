@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +356,21 @@ def test_scenes_are_where_the_picture_changes_as_a_whole() -> None:
     assert [frame.number for frame in frames] == [0, 4, 7, 10, 12, 13]
     still, _ = film(video([signed(n, None) for n in range(9)]), replace(ALL, scenes=True))
     assert [frame.number for frame in still] == [0, 8]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read there")
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    path = tmp_path / "long.mp4"
+    frames = [plain((n, 255 - n, 128), (640, 360)) for n in range(128)]
+    path.write_bytes(video(frames, codec="mpeg4", rate=25))
+    del frames
+    early = late = 0
+    for frame in frames_for(path, SPEC, DEFAULT_LIMITS, ALL):
+        if (frame.number or 0) < 40:
+            early = max(early, held())
+        late = max(late, held())
+    assert frame.number == 127
+    assert late - early < 20_000_000, "each of 88 more frames takes a megabyte"
