@@ -106,6 +106,7 @@ def _parse_benchmark(module: str, args: list[str]) -> None:
 
 def _bind(args: list[str]) -> None:
     """Bind a training command. A recipe that was copied to `mine` is the shipped one."""
+    from zoo.cli import with_configs
     from zoo.training.cli import RecipeCheck, _cli
 
-    _cli(RecipeCheck, [re.sub(r"^mine/", f"{REPOSITORY}/", word) for word in args])
+    _cli(RecipeCheck, with_configs([re.sub(r"^mine/", f"{REPOSITORY}/", word) for word in args]))

@@ -204,7 +204,12 @@ def test_the_search_through_imports_finds_torch_where_it_is() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import export.runtime", "import zoo.cli; zoo.cli.build_parser()", "import zoo; zoo.list_models(); zoo.Policy"],
+    [
+        "import export.runtime",
+        "import zoo.cli; zoo.cli.build_parser()",
+        "import zoo; zoo.list_models(); zoo.Policy",
+        "import zoo.cli; assert zoo.cli.run(['fit', '--config', 'none.yaml']) == 1",
+    ],
 )
 def test_no_torch_in_a_fresh_interpreter(code: str) -> None:
     check = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & {set(HEAVY)}))"

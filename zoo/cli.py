@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterable
 
 import zoo
+from zoo.assets import find_asset, shipped
 from zoo.commands import data, evaluate, guard, models, recipes, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
-from zoo.errors import BadArgumentError, close_match, refusal
+from zoo.contract.schema import read_yaml
+from zoo.errors import BadInputError, close_match, refusal
 from zoo.registry import import_models, load_plugins
 
 TRAINING = {
@@ -87,12 +89,14 @@ def run(args: list[str]) -> int:
     if "" in modules:
         print("zoo: --import needs the name of a module, such as --import my_models", file=sys.stderr)
         return 2
+    trains = bool(words) and words[0] in TRAINING
     try:
+        words = with_configs(words) if trains else words
         import_own(modules)
-    except BadArgumentError as problem:
+    except BadInputError as problem:
         print(f"zoo: {problem}", file=sys.stderr)
         return 1
-    if words and words[0] in TRAINING:
+    if trains:
         from zoo.training import cli as training
 
         training.run(words)
@@ -128,6 +132,26 @@ def own_modules(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             modules.append(rest.pop(0) if rest and not rest[0].startswith("-") else "")
     return modules, words + rest
+
+
+def with_configs(words: list[str]) -> list[str]:
+    """The words of a training command, each value of `--config` as a path: a recipe or fragment may be named (`gpu`).
+
+    So a recipe that is missing, or is no YAML, is refused before torch is imported. Raises BadInputError.
+    """
+    return [_config(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
+def _config(before: str, word: str) -> str:
+    option, sign, value = word.partition("=")
+    if option in ("-c", "--config") and sign:
+        return f"{option}={_config(option, value)}"
+    # jsonargparse also takes the text of a configuration itself.
+    if before not in ("-c", "--config") or ":" in word:
+        return word
+    path = find_asset(word, "trainer" if word in shipped("trainer") else "recipe")
+    read_yaml(path)  # refuses a key that stands there twice, and quotes no line, as jsonargparse would
+    return str(path)
 
 
 def import_own(modules: Iterable[str]) -> None:

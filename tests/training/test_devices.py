@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.trainers import quiet_trainer
-from tests.training.devices import CLIP, ROWS, THREAT, prepare, run, tasks
+from tests.training import precisions
+from tests.training.devices import CLIP, FUSION, NAMES, ROWS, THREAT, prepare, run, tasks
 from zoo import cli
 from zoo.errors import BadInputError
 from zoo.training import Classification, Contrastive, ManifestData, QuestionData, RobustTower
@@ -91,6 +92,58 @@ def test_half_precision_runs_everywhere_with_nearly_the_same_ranking(folder: Pat
         for name in one:
             if name.endswith("/auroc"):
                 assert half[name] == pytest.approx(one[name], abs=0.02), (task, name)
+
+
+@pytest.mark.slow
+def test_a_fit_in_half_precision_ranks_as_one_in_float32(tmp_path: Path) -> None:
+    precisions.prepare(tmp_path / "work")
+    for task in precisions.variants(tmp_path / "work"):
+        whole, *halves = [precisions.area(tmp_path / "work", task, one) for one in precisions.PRECISIONS]
+        assert halves == pytest.approx([whole] * 2, abs=0.02), task
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_step_is_too_small_for_half_precision(home: Path, task: str) -> None:
+    """Steps of 1e-5 are below half of the last digit of most weights in bfloat16."""
+
+    def flat(weights: Iterable[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([one.detach().flatten().clone() for one in weights])
+
+    def moves(precision: Any) -> torch.Tensor:
+        stepped: list[torch.Tensor] = []
+
+        class Watch(lightning.Callback):
+            def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+                stepped.append(flat(one for group in trainer.optimizers[0].param_groups for one in group["params"]))
+                used = flat(one for one in pl_module.parameters() if one.requires_grad)
+                assert torch.equal(stepped[-1].to(used.dtype).sort().values, used.sort().values)
+
+            on_train_start = on_train_end = keep
+
+        lightning.seed_everything(0, verbose=False)
+        module = tasks(home)[task]()
+        module.lr = 1e-5  # type: ignore[assignment]
+        kind: Any = QuestionData if task == "VisionLanguage" else ManifestData
+        data = kind(str(home / f"{'questions' if kind is QuestionData else 'manifest'}.csv"), batch_size=4)
+        trainer = quiet_trainer(1, precision=precision, limit_train_batches=4, limit_val_batches=0, callbacks=[Watch()])
+        trainer.fit(module, data)
+        return stepped[1] - stepped[0]
+
+    whole, half = moves("32-true"), moves("bf16-true")
+    share = float(whole @ half / (whole @ whole))
+    assert 0.5 < share < 1.5
+
+
+def test_the_loss_counts_every_row_in_half_precision() -> None:
+    """A mean that is summed up in bfloat16 stays at 256 rows."""
+    means, parts = [], 600
+    for precision in (torch.float32, torch.bfloat16):
+        module = Classification(FUSION, label_names=NAMES)
+        for number in range(parts):
+            module.to(precision).mean_loss.update(torch.tensor(1.0 if number < parts / 2 else 3.0))
+        means.append(module.mean_loss.finish())
+        assert module.mean_loss.finish() is None
+    assert means == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -197,11 +250,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("cut", ["epoch's end", "within an epoch"])
+@pytest.mark.parametrize(
+    ("task", "cut", "precision"),
+    [
+        *((task, cut, "32-true") for task in TASKS for cut in ("epoch's end", "within an epoch")),
+        ("RobustTower", "within an epoch", "bf16-true"),
+    ],
+)
 @pytest.mark.usefixtures("one_thread")
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
-    home: Path, tmp_path: Path, task: str, cut: str
+    home: Path, tmp_path: Path, task: str, cut: str, precision: Any
 ) -> None:
     def fit(resume: Path | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         lightning.seed_everything(7 if resume else 0, verbose=False)  # what a run is resumed with must not matter
@@ -210,7 +268,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
         else:
             data = ManifestData(str(home / "manifest.csv"), batch_size=4, flip=True)
         module = tasks(home)[task]()
-        trainer = quiet_trainer(3, num_sanity_val_steps=0, **options)
+        trainer = quiet_trainer(3, num_sanity_val_steps=0, precision=precision, gradient_clip_val=1.0, **options)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         return {name: value.clone() for name, value in module.state_dict().items()}, figures

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo.assets import assets_root, find_asset, shipped
 from zoo.commands.common import Commands, add_command, add_flag, add_list, list_shipped
+from zoo.contract.schema import read_yaml
 from zoo.errors import BadArgumentError, close_match
 from zoo.files.writing import write_file
 
@@ -68,6 +69,8 @@ def _check(options: argparse.Namespace) -> int:
     zoo recipes check quickstart mine/recipes/mine.yaml
     """
     paths = [find_asset(name, "recipe") for name in options.files]
+    for path in paths:
+        read_yaml(path)  # refuses a key that stands there twice
     from zoo.training.cli import check
 
     for path in paths:

@@ -11,7 +11,6 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.text.target import input_embedding
@@ -21,7 +20,7 @@ from zoo.errors import BadArgumentError
 from zoo.training.base import Trainable
 from zoo.training.classification import Classification
 from zoo.training.data import Batch
-from zoo.training.ranking import UnsafeRanking
+from zoo.training.ranking import Mean, UnsafeRanking
 
 Method = Literal["pgd", "trades", "fast"]
 Generators: TypeAlias = Sequence[torch.Generator]
@@ -90,12 +89,12 @@ class Adversarial(Classification):
         self.val_threat = self.threat and training_threat(
             {"norm": self.threat.norm, "eps": self.threat.eps, "steps": val_attack_steps}
         )
-        self.robust_accuracy, self.robust_ranking = MeanMetric(), UnsafeRanking()
+        self.robust_accuracy, self.robust_ranking = Mean(), UnsafeRanking()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` rows, attacked first."""
         target = self._target(batch)
-        attacked = torch.rand(len(target)) >= self.clean_share
+        attacked = _draws(len(target)) >= self.clean_share
         batch, edited = self._edited(batch, target, attacked)
         inputs = self._inputs(batch, drop=True)
         threat = None if self.threat is None else scaled(self.threat, warm_share(self, self.eps_warmup))
@@ -270,11 +269,15 @@ def row_generators(lines: Sequence[int], device: torch.device | str = "cpu") -> 
     return [torch.Generator(device).manual_seed(line) for line in lines]
 
 
-def _draws(count: int, generators: Generators | None) -> Tensor:
-    """Numbers `[count]` in [0, 1): from torch's own stream, or each from a generator of its own."""
+def _draws(count: int, generators: Generators | None = None) -> Tensor:
+    """Numbers `[count]` float32 in [0, 1): from torch's own stream, or each from a generator of its own.
+
+    In `bf16-true` torch would draw one of 256 numbers.
+    """
     if generators is None:
-        return torch.rand(count)
-    return torch.tensor([float(torch.rand((), generator=generator)) for generator in generators])
+        return torch.rand(count, dtype=torch.float32)
+    drawn = [float(torch.rand((), generator=one, dtype=torch.float32)) for one in generators]
+    return torch.tensor(drawn, dtype=torch.float32)
 
 
 def rows_of(batch: Batch, rows: list[int]) -> Batch:

@@ -7,24 +7,24 @@ import io
 import json
 import logging
 import math
-from collections import defaultdict
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 import zoo
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard, Training
 from zoo.contract.policy import Policy
 from zoo.contract.verdict import Unseen
-from zoo.errors import BadArgumentError, BadDataError, close_match
+from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.writing import told, write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
 from zoo.judging.base import Seen
@@ -35,11 +35,14 @@ from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.data import Batch, ManifestData
+from zoo.training.optimizer import MASTERS_KEY, Masters, parameter_groups, warm_cosine
 from zoo.training.order import gathered, processes
-from zoo.training.random_states import RANDOM_KEY, random_states, restore_random_states
-from zoo.training.ranking import UnsafeRanking
+from zoo.training.ranking import Mean, UnsafeRanking
 
 log = logging.getLogger("zoo.training")
+
+#: Where a checkpoint keeps the states of the streams of random numbers, those of each process.
+RANDOM_KEY = "safety_zoo_random"
 
 
 class Trainable(lightning.LightningModule):
@@ -70,6 +73,7 @@ class Trainable(lightning.LightningModule):
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.lr_factors = lr_factors or {}
         self._random_states: list[dict[str, Any]] = []
+        self._masters, self._kept_masters = Masters({}, {}), dict[str, Tensor]()
         self._has_weights, self._one_kind = False, set[str]()
         self.register_load_state_dict_post_hook(Trainable._take_weights)  # type: ignore[no-untyped-call]
 
@@ -94,19 +98,23 @@ class Trainable(lightning.LightningModule):
         Where time alone ends the training (`max_epochs: -1`), the number of steps is not known: the warm-up takes that
         share of one epoch, and the rate stays.
         """
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
-        total = float(self.trainer.estimated_stepping_batches)
-        endless = math.isinf(total)
-        warm = max(1, round(self.steps_of(self.warmup)))
+        named = {name.partition(".")[2]: parameter for name, parameter in self.named_parameters()}
+        trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        self._masters, self._kept_masters = Masters(trained, self._kept_masters), {}
+        groups = parameter_groups(named, self._masters, self.lr, self.weight_decay, self.lr_factors)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        optimizer.register_step_post_hook(self._masters.give_weights)
+        schedule = warm_cosine(
+            max(1, round(self.steps_of(self.warmup))), float(self.trainer.estimated_stepping_batches)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
+        }
 
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            if endless:
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer see the gradients where it steps on copies."""
+        self._masters.take_gradients()
 
     def steps_of(self, share: float) -> float:
         """How many steps a share of the training is; of one epoch where time alone ends it."""
@@ -123,15 +131,18 @@ class Trainable(lightning.LightningModule):
         super().backward(loss, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the random number streams of all processes."""
+        """Add the states of all streams of random numbers, and the float32 copies of weights if there are any."""
+        if self._masters.copies:
+            checkpoint[MASTERS_KEY] = dict(self._masters.copies)
         buffer = io.BytesIO()  # torch's own form: its collectives cannot send a tensor inside other data
         torch.save(random_states(), buffer)
         every = gathered([buffer.getvalue()])
         checkpoint[RANDOM_KEY] = [torch.load(io.BytesIO(one), weights_only=True) for one in every]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep those states until training goes on."""
+        """Keep those states and copies until training goes on."""
         self._random_states = checkpoint.get(RANDOM_KEY, [])
+        self._kept_masters = checkpoint.get(MASTERS_KEY, {})
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the run that is resumed. From here on the weights are trained ones."""
@@ -157,23 +168,6 @@ class Trainable(lightning.LightningModule):
             raise BadArgumentError(
                 f"{task.value}: the weights are random; name the checkpoint to judge by in `ckpt_path`"
             )
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters by learning rate (the longest prefix in `lr_factors` counts) and weight decay."""
-        named = {name.partition(".")[2]: parameter for name, parameter in self.named_parameters()}
-        for prefix in self.lr_factors:
-            if not any(name.startswith(prefix) for name in named):
-                parts = {name.rsplit(".", depth)[0] for name in named for depth in (1, 2, 3)}
-                raise BadArgumentError(f'lr_factors: no parameter begins with "{prefix}"' + close_match(prefix, parts))
-        groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
-        for name, parameter in named.items():
-            if parameter.requires_grad:
-                prefix = max((p for p in self.lr_factors if name.startswith(p)), key=len, default="")
-                groups[self.lr_factors.get(prefix, 1.0), parameter.ndim >= 2].append(parameter)
-        return [
-            {"params": parameters, "lr": self.lr * factor, "weight_decay": self.weight_decay if matrix else 0.0}
-            for (factor, matrix), parameters in groups.items()
-        ]
 
     @property
     def stage(self) -> str:
@@ -295,12 +289,11 @@ class Base(Trainable):
         """Output scores `[B, N]` of a batch, in evaluation mode."""
         raise TypeError(f"{type(self).__name__} must define scores()")
 
-    def log_means(self, **means: MeanMetric) -> None:
+    def log_means(self, **means: Mean) -> None:
         """Log means of an evaluation over all batches of all processes, and start them again."""
         for name, mean in means.items():
-            value = mean.compute()
-            mean.reset()
-            if not value.isnan():  # nothing was added to it
+            value = mean.finish()
+            if value is not None:
                 self.log(f"{self.stage}/{name}", value, prog_bar=True)
 
     def log_ranking(self, ranking: UnsafeRanking, prefix: str = "", names: Sequence[str] = ("auroc", "auprc")) -> None:
@@ -385,3 +378,21 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
         name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
     )
     return start
+
+
+def random_states() -> dict[str, Any]:
+    """The state of each stream of random numbers, in types that a checkpoint without pickle may hold."""
+    name, keys, *rest = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "numpy": [name, torch.tensor(keys), *rest], "python": random.getstate()}
+    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Go on with the streams of `random_states`; with those of GPUs where there are as many as there were."""
+    torch.set_rng_state(states["torch"].cpu())
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy(), *rest))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])

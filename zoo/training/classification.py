@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError, close_match
@@ -19,7 +18,7 @@ from zoo.release.imports import read_clip
 from zoo.training.base import Base
 from zoo.training.data import Batch
 from zoo.training.freeze import checkpoint_gradients, freeze_norms, freeze_parts
-from zoo.training.ranking import UnsafeRanking
+from zoo.training.ranking import Mean, UnsafeRanking
 
 
 class Classification(Base):
@@ -91,7 +90,7 @@ class Classification(Base):
         self.image_dropout, self.text_dropout = image_dropout, text_dropout
         blocking = {c.name: c.labels or (c.name,) for c in self.policy.categories if c.action != "allow"}
         self._unsafe = {label for labels in blocking.values() for label in labels}
-        self.mean_loss, self.ranking = MeanMetric(), UnsafeRanking()
+        self.mean_loss, self.ranking = Mean(), UnsafeRanking()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which adapters the weights have, so that a release can merge them."""
@@ -143,7 +142,7 @@ class Classification(Base):
             if kind in card.requires and not there.all():
                 raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
         if drop:
-            chance = torch.rand(count, device=self.device)
+            chance = torch.rand(count, device=self.device, dtype=torch.float32)
             both = image_there & text_there
             image_there = image_there & ~(both & (chance < self.image_dropout))
             text_there = text_there & ~(both & (chance > 1 - self.text_dropout))
@@ -171,7 +170,7 @@ class Classification(Base):
             if self._label(name) not in labels:
                 raise BadDataError(f'the manifest has a label "{name}"' + close_match(self._label(name), labels))
         if self.model.card.score == "sigmoid":
-            hot = torch.tensor([[float(label in map(self._label, row)) for label in labels] for row in rows])
+            hot = torch.tensor([[label in map(self._label, row) for label in labels] for row in rows]).float()
             known = [[row is None or label in map(self._label, row) for label in labels] for row in judged]
             return hot.masked_fill(~torch.tensor(known), torch.nan).to(self.device)
         wrong = next((row for row in rows if len(row) != 1), None)
@@ -232,11 +231,11 @@ class Criterion(nn.Module):
 
     def _weight(self, target: Tensor) -> Tensor:
         """The factor of each label `[L]`."""
-        return torch.tensor(self.factors, device=target.device)
+        return torch.tensor(self.factors, device=target.device, dtype=torch.float32)
 
     def _exclusive(self, logits: Tensor, target: Tensor) -> Tensor:
         log_p = logits.log_softmax(dim=1)
-        wanted = F.one_hot(target, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
+        wanted = F.one_hot(target, logits.shape[1]).float() * (1 - self.smoothing) + self.smoothing / logits.shape[1]
         terms = -wanted * self._weight(target) * log_p
         if self.gamma:
             terms = terms * _power(1 - log_p.exp(), self.gamma)

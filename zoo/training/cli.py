@@ -20,8 +20,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from zoo.assets import find_asset, shipped
-from zoo.contract import schema
 from zoo.errors import close_match, quoted, refusal
 from zoo.files.writing import set_aside, write_file
 from zoo.release.checkpoint import check_checkpoint
@@ -164,7 +162,6 @@ def check(recipe: Path) -> dict[str, str]:
 
 
 def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
-    args = [_config(before, word) for before, word in zip(["", *args], args, strict=False)]
     names = ZooCLI.subcommands()
     return kind(
         model_class=lightning.LightningModule,
@@ -181,19 +178,6 @@ def _cli(kind: type[ZooCLI], args: list[str]) -> ZooCLI:
         load_from_checkpoint_support=False,
         args=args,  # sys.argv stays as it is: with several devices Lightning starts it again for each
     )
-
-
-def _config(before: str, word: str) -> str:
-    """The value of a `--config` as a path, where it names a recipe or a fragment (`quickstart`, `gpu`)."""
-    option, sign, value = word.partition("=")
-    if option in ("-c", "--config") and sign:
-        return f"{option}={_config(option, value)}"
-    # jsonargparse also takes the text of a configuration itself.
-    if before not in ("-c", "--config") or ":" in word:
-        return word
-    path = find_asset(word, "trainer" if word in shipped("trainer") else "recipe")
-    schema.read_yaml(path)  # refuses a key that stands there twice, and quotes no line, as jsonargparse would
-    return str(path)
 
 
 def _recipe(args: list[str]) -> str:

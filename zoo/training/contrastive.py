@@ -80,6 +80,14 @@ class Contrastive(Base):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Embed the policy's phrases, by averaged weights if there are any: at the epoch's end they are gone again."""
+        self._phrases = (self.model.scale() * self.bank()).float().cpu()
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_start()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the embeddings; the figures come from all of them together."""
         groups = batch["group"].tolist()
@@ -109,8 +117,7 @@ class Contrastive(Base):
         figures = dict(recall_at_k((text @ image.transpose(0, 1)).round(decimals=5), owner))
         labelled = ~unsafe.isnan()
         if labelled.any():
-            scale, bank = self.model.scale().float().cpu(), self.bank().float().cpu()
-            scores = (scale * image @ bank.transpose(0, 1)).softmax(dim=-1)
+            scores = (image @ self._phrases.transpose(0, 1)).softmax(dim=-1)
             kinds = unsafe[labelled].int().tolist()
             area = auroc(self.unsafe_score(scores).cpu()[labelled].tolist(), kinds)
             self.warn_of_one_kind(set(kinds))

@@ -1,4 +1,4 @@
-"""AUROC and average precision of an evaluation, over all batches and processes."""
+"""AUROC, average precision and means of an evaluation, over all batches and processes."""
 
 from __future__ import annotations
 
@@ -34,3 +34,25 @@ class UnsafeRanking:
         scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
         figures = {"auroc": auroc(scores, labels), "auprc": average_precision(scores, labels)} if pairs else {}
         return {prefix + name: value for name, value in figures.items() if name in names and value is not None}
+
+
+class Mean:
+    """The mean of an evaluation, over all batches and processes.
+
+    A metric of torchmetrics becomes bfloat16 with its module in `bf16-true`, in which 256 and 1 are 256. This one sums
+    numbers of Python.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.weight = 0.0, 0.0
+
+    def update(self, values: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add values of any shape, each with the same weight."""
+        self.total += float(values.float().sum() * weight)
+        self.weight += float(values.numel() * weight)
+
+    def finish(self) -> float | None:
+        """The mean, None where nothing was added; starts again."""
+        totals, weights = zip(*gathered([(self.total, self.weight)]), strict=True)
+        self.total, self.weight = 0.0, 0.0
+        return sum(totals) / sum(weights) if sum(weights) else None

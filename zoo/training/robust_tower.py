@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from zoo.adversary.image.target import evaluation_mode
 from zoo.adversary.threat import ImagePart
@@ -21,7 +20,7 @@ from zoo.training.adversarial import Generators, row_generators, rows_of, spaced
 from zoo.training.base import Base
 from zoo.training.data import Batch, ManifestData
 from zoo.training.freeze import freeze_parts
-from zoo.training.ranking import UnsafeRanking
+from zoo.training.ranking import Mean, UnsafeRanking
 
 log = logging.getLogger("zoo.training")
 
@@ -97,7 +96,7 @@ class RobustTower(Base):
         # In a list, so that it is not a submodule: a checkpoint need not hold what the release holds.
         self._original = [copy.deepcopy(self.model.image_tower).requires_grad_(False).eval()]
         self._bank: Tensor | None = None
-        self.clean_loss, self.robust_loss = MeanMetric(), MeanMetric()
+        self.clean_loss, self.robust_loss = Mean(), Mean()
         self.ranking, self.robust_ranking = UnsafeRanking(), UnsafeRanking()
 
     def setup(self, stage: str) -> None:
@@ -177,7 +176,7 @@ class RobustTower(Base):
         with evaluation_mode(self.model.image_tower):
             return perturb_pixels(lambda moved: loss_of(moved) * len(pixels), pixels, threat, generators)
 
-    def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: MeanMetric, ranking: UnsafeRanking) -> None:
+    def _collect(self, batch: Batch, clean: Tensor, pixels: Tensor, mean: Mean, ranking: UnsafeRanking) -> None:
         """Add the loss of pixels that replace clean ones, and the policy's ranking of them."""
         with torch.no_grad():
             mean.update(self._loss_of(clean, batch)(pixels), weight=len(pixels))
