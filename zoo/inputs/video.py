@@ -28,6 +28,7 @@ from zoo.inputs.colour import HDR_MAPPED, hdr_to_srgb, profile_of_video
 from zoo.inputs.damage import BROKEN, END_MISSING, damage_of_video
 from zoo.inputs.formats import demuxer, module_of_extra
 from zoo.inputs.picture import ORIENTATION, Frame, check_pixels, current, spread
+from zoo.inputs.pixels import ORIENTATIONS
 from zoo.inputs.sources import Decoded, ImageLimits, ImageSource, head_of, source_name
 
 #: Numbers of ITU-T H.273 for the matrix that makes YUV of RGB, as swscale takes them. 2 says nothing.
@@ -38,19 +39,10 @@ _HD = 720
 _LIMITED, _FULL = 1, 2
 #: The note on colours of a matrix that swscale does not know.
 _MATRIX_IGNORED = "colour matrix ignored"
-#: EXIF's orientations, by what a display matrix makes of the axes: to the right, and downwards.
-_ORIENTATIONS = {
-    (1, 0, 0, 1): 1,
-    (-1, 0, 0, 1): 2,
-    (-1, 0, 0, -1): 3,
-    (1, 0, 0, -1): 4,
-    (0, 1, 1, 0): 5,
-    (0, 1, -1, 0): 6,
-    (0, -1, -1, 0): 7,
-    (0, -1, 1, 0): 8,
-}
 #: Two frames are of two scenes where more than this share of a grid of so many squares a side differs by more levels.
 _OTHER_SCENE, _GRID, _LEVELS = 0.25, 32, 32
+#: Decoders that give transparency.
+_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 #: The end of a file is missing where the last frame would be shown longer than the longest before, by this factor.
 _LAST = 1.5
 #: Bytes that are read from a file at a time.
@@ -180,7 +172,7 @@ class Film:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
         """All frames that are needed, with their numbers, in order. Once `_stopped`, what is left is only counted."""
-        decoded, decoder = 0, stream.codec_context
+        decoded, decoder = 0, self._decoder(stream)
         # H.264 says for certain which frames no other is decoded by: they are left out where they are not judged.
         planned = self._choice.planned if decoder.name == "h264" else None
         for packet in self._read(container, stream):
@@ -200,9 +192,20 @@ class Film:
                     self._note(BROKEN)
                 decoded += 1
                 yield decoded - 1 if planned is None else bisect_left(self._choice.times, frame.pts), frame
+        lost = decoded < self._packets if planned is None else self._choice.missed
+        if lost and not self._stopped:  # a decoder drops without an error what lacks the frames that it needs
+            self._note(BROKEN)
         said = self._said if END_MISSING in self.damage else 0
-        sure = not self._stopped and not self.damage and planned is None  # a packet may hold no frame that is shown
-        self.frames = self._elsewhere + (decoded if sure else max(decoded, self._packets, said))
+        self.frames = self._elsewhere + max(decoded, self._packets, said)
+
+    def _decoder(self, stream: Any) -> Any:
+        """The decoder of a track: that of FFmpeg, which leaves out the transparency of VP8 and VP9, or libvpx."""
+        own = stream.codec_context
+        if own.name not in _LIBVPX or stream.metadata.get("alpha_mode") != "1":
+            return own
+        decoder = self._av.CodecContext.create(_LIBVPX[own.name], "r")
+        decoder.extradata = own.extradata
+        return decoder
 
     def _read(self, container: Any, stream: Any) -> Iterator[Any]:
         """All packets of the tracks that hold a film, up to the first that cannot be read; None is the end."""
@@ -233,22 +236,25 @@ class Film:
     @contextmanager
     def _track(self) -> Iterator[tuple[Any, Any]]:
         """The opened file, and the track that a player shows. No frame is decoded."""
-        open_av, kind = self._av.open, self._video.kind
-        with self._video.open() as file, open_av(file, "r", kind, metadata_errors="replace", buffer_size=_BUFFER) as av:
+        bound = {"max_pixels": str(self._limits.max_pixels)}  # in FFmpeg, too: a frame may be larger than was said
+        how: dict[str, Any] = {"metadata_errors": "replace", "buffer_size": _BUFFER, "options": bound}
+        with self._video.open() as file, self._av.open(file, "r", self._video.kind, **how) as av:
             best, tracks = av.streams.best("video"), self._tracks(av)
             if not tracks:
                 kinds = ", ".join(sorted({track.type for track in av.streams})) or "nothing"
                 raise BadDataError(f"no video track: the file holds {kinds}")
             stream = next((track for track in tracks if best is not None and track.index == best.index), tracks[0])
             check_pixels((stream.codec_context.width, stream.codec_context.height), self._limits)
-            stream.thread_type = "AUTO"
+            stream.thread_type, stream.codec_context.options = "AUTO", bound
             self._said, self._length = stream.frames, _seconds(av, stream)
             yield av, stream
 
 
 def _is_shown(packet: Any, stream: Any) -> bool:
-    """Whether a packet has a time and is of the track, and no edit list cuts it away."""
-    return packet.stream.index == stream.index and packet.pts is not None and not packet.is_discard
+    """Whether a packet is of the track, has a time, and holds a frame that is shown: by no edit list cut away."""
+    if packet.stream.index != stream.index or packet.pts is None or packet.is_discard:
+        return False
+    return bool(stream.codec_context.name != "vp8" or memoryview(packet)[0] & 0x10)  # the others are for reference
 
 
 def _seconds(container: Any, stream: Any) -> float:
@@ -270,7 +276,7 @@ class _Choice:
         """
         self.times = times or ()
         self.enough = policy is not None and bool(policy.scenes or policy.frames_per_second) and times != []
-        self._due, self._to_end = deque([-math.inf]), not times
+        self._due, self._to_end, self._missed = deque([-math.inf]), not times, False
         self._scenes, self._spare = policy is not None and policy.scenes, 0
         self._seen: NDArray[np.int16] | None = None
         if policy is not None and times:
@@ -286,6 +292,11 @@ class _Choice:
         return None if self._scenes or len(self._due) >= len(self.times) else frozenset(self._due)
 
     @property
+    def missed(self) -> bool:
+        """Whether a frame that was planned did not come, after all that came."""
+        return self._missed or bool(self._due)
+
+    @property
     def wants_last(self) -> bool:
         """Whether the last frame is still to come when all are decoded."""
         return bool(self._due) or self._to_end
@@ -294,7 +305,7 @@ class _Choice:
         """Whether this frame is judged; they come in order."""
         due = bool(self._due) and (frame.pts is None or frame.pts >= self._due[0])
         while self._due and frame.pts is not None and frame.pts >= self._due[0]:
-            self._due.popleft()
+            self._missed |= self._due.popleft() not in (frame.pts, -math.inf)
         if not self._scenes:
             return due
         grid = _grid(frame)
@@ -371,7 +382,7 @@ def _orientation(frame: Any) -> int:
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
             upright = abs(a) + abs(d) >= abs(b) + abs(c)
             axes = (a, 0, 0, d) if upright else (0, b, c, 0)
-            return _ORIENTATIONS.get(tuple((number > 0) - (number < 0) for number in axes), 1)  # type: ignore[arg-type]
+            return ORIENTATIONS.get(tuple((number > 0) - (number < 0) for number in axes), 1)  # type: ignore[arg-type]
     return 1
 
 
