@@ -205,9 +205,9 @@ class Service(AbstractContextManager["Service"]):
 
         No waiting request is lost, and every verdict names the policy that it was judged by. A request that was read
         already is judged by the old scorer if the new policy shows a model other parts of an input (`views`,
-        `max_views`, `frames`, `windows`, or the border that may go unseen). The old scorer is not closed, because the
-        two may share their engine. Raises BadArgumentError for a scorer of another model, because waiting requests were
-        prepared for this one.
+        `max_views`, `frames` and which of a video, `windows`, or the border that may go unseen). The old scorer is not
+        closed, because the two may share their engine. Raises BadArgumentError for a scorer of another model, because
+        waiting requests were prepared for this one.
         """
         if not scorer.same_model(self.scorer):
             raise BadArgumentError(

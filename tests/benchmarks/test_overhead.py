@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import overhead
+from tests.benchmarks import overhead, video
 from tests.benchmarks.common import answered
 
 
@@ -37,3 +37,20 @@ def test_figures_that_mean_nothing_are_refused(bundles: dict[str, Path], capsys:
     with pytest.raises(SystemExit):
         overhead.main([])
     assert "the following arguments are required: bundle" in capsys.readouterr().err
+
+
+def test_what_decoding_a_video_takes_is_told(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = pytest.importorskip("tests.inputs.videos")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(made.video([made.signed(number, None) for number in range(10)]))
+    options = ["--clip", str(clip), "--rates", "2,5", "--threads", "1", "--rounds", "1"]
+    assert video.main([str(bundles["test_safeclip.random"]), *options]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+    views = 2  # of a frame that is 4:3
+    assert [(row[0], int(row[1])) for row in rows] == [("2", 3 * views), ("5", 6 * views)]
+    for _, _, whole, outside, share, cpu, beside, _ in rows:
+        assert 0 <= float(outside) <= float(whole)
+        assert 0 <= float(beside) <= float(cpu)
+        assert 0 < float(share.removesuffix("%")) < 100

@@ -24,7 +24,7 @@ SIZE, RATE, SECONDS = (1280, 720), 30, 10
 
 
 def write_clip(path: Path) -> None:
-    """Ten seconds of 720p H.264, five scenes of rough surfaces that move, with grain: some 3 Mbit/s."""
+    """Ten seconds of 720p H.264, five scenes of rough surfaces that move, with grain: 1.5 Mbit/s."""
     av: Any = import_module("av")
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:

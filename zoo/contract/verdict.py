@@ -13,9 +13,10 @@ Status = Literal["ok", "unreadable", "missing_input", "invalid_scores"]
 Decision = Literal["safe", "review", "unsafe", "unknown"]
 
 
-#: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation, the
-#: film of a motion photo, what a damaged file does not show, what a transparent picture hides on white, colours that
-#: could not be followed, tokens of a long text, words that are not in the vocabulary, what is in another language.
+#: What a model may not have looked at: the border that a view of a picture leaves out, frames of an animation or
+#: video, the film of a motion photo, what a damaged file does not show, what a transparent picture hides on white,
+#: colours that could not be followed, tokens of a long text, words that are not in the vocabulary, what is in another
+#: language.
 Cause = Literal["border", "frames", "film", "damaged", "hidden", "colours", "tokens", "words", "language"]
 
 
