@@ -15,7 +15,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from tests.trainers import quiet_trainer
 from tests.training import precisions
@@ -132,6 +132,27 @@ def test_no_step_is_too_small_for_half_precision(home: Path, task: str) -> None:
     whole, half = moves("32-true"), moves("bf16-true")
     share = float(whole @ half / (whole @ whole))
     assert 0.5 < share < 1.5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_validation_judges_by_averaged_weights_and_changes_no_bit_of_them(
+    home: Path, tmp_path: Path, precision: Any
+) -> None:
+    saved: list[dict[str, torch.Tensor]] = []
+    for validated in (0.0, 1.0):
+        lightning.seed_everything(0, verbose=False)
+        module, data = tasks(home)["Contrastive"](), ManifestData(str(home / "manifest.csv"), batch_size=4)
+        module.lr = 3e-2  # type: ignore[assignment]
+        options = {"limit_val_batches": validated, "num_sanity_val_steps": 0, "precision": precision}
+        trainer = quiet_trainer(3, callbacks=[EMAWeightAveraging(decay=0.95)], **options)
+        trainer.fit(module, data)
+        trainer.save_checkpoint(tmp_path / "average.ckpt")
+        saved.append(torch.load(tmp_path / "average.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+    again = quiet_trainer(precision=precision).validate(module, data, tmp_path / "average.ckpt", verbose=False)
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in again[0]}
+    assert again[0] == pytest.approx(figures, abs=1e-6)
+    assert "val/auroc" in figures
 
 
 def test_the_loss_counts_every_row_in_half_precision() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 from transformers import AutoProcessor, CLIPConfig, LlavaForConditionalGeneration
 
@@ -133,6 +134,12 @@ def test_what_cannot_become_a_llava_is_refused(home: Path) -> None:
     assert isinstance(shallow, DualEncoder)
     with pytest.raises(BadInputError, match="carries 0 of 2 layers; a LLaVA reads number 1"):
         build_tiny_llava(shallow, tiny_llava_processor(shallow, tokenizer), **SIZES)
+
+
+def test_averages_of_a_model_that_is_not_built_yet_are_refused(home: Path, tmp_path: Path) -> None:
+    module = VisionLanguage(str(tmp_path / "lvlm"), clip=str(home / "release"), language=SIZES)
+    with pytest.raises(BadInputError, match="WeightAveraging copies a model before this one is built"):
+        quiet_trainer(callbacks=[EMAWeightAveraging()]).fit(module, _data(home))
 
 
 def test_kept_features_are_those_that_the_model_computes(trained: Path, home: Path) -> None:

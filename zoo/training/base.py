@@ -7,14 +7,13 @@ import io
 import json
 import logging
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,15 +33,13 @@ from zoo.models.base import ZooModel, check_finite
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
+from zoo.training.callbacks import WholeAverages
 from zoo.training.data import Batch, ManifestData
 from zoo.training.optimizer import MASTERS_KEY, Masters, parameter_groups, warm_cosine
-from zoo.training.order import gathered, processes
+from zoo.training.order import RANDOM_KEY, gathered, processes, random_states, restore_random_states
 from zoo.training.ranking import Mean, UnsafeRanking
 
 log = logging.getLogger("zoo.training")
-
-#: Where a checkpoint keeps the states of the streams of random numbers, those of each process.
-RANDOM_KEY = "safety_zoo_random"
 
 
 class Trainable(lightning.LightningModule):
@@ -111,6 +108,10 @@ class Trainable(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
         }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What keeps averaged weights whole."""
+        return [WholeAverages()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer see the gradients where it steps on copies."""
@@ -378,21 +379,3 @@ def _begun(start: ZooModel, name: str) -> ZooModel:
         name=name, summary=wanted.summary, limits=wanted.limits, text=text, measurements=(), files={}
     )
     return start
-
-
-def random_states() -> dict[str, Any]:
-    """The state of each stream of random numbers, in types that a checkpoint without pickle may hold."""
-    name, keys, *rest = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "numpy": [name, torch.tensor(keys), *rest], "python": random.getstate()}
-    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Go on with the streams of `random_states`; with those of GPUs where there are as many as there were."""
-    torch.set_rng_state(states["torch"].cpu())
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy(), *rest))
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if len(states.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])

@@ -1,8 +1,9 @@
-"""Splits, which rows each process takes in each epoch, and what all processes have collected, put together."""
+"""Splits, which rows each process takes in each epoch, what a run is resumed with, and what all processes collected."""
 
 from __future__ import annotations
 
 import logging
+import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,6 +25,8 @@ from zoo.files.writing import told
 log = logging.getLogger("zoo.data")
 
 T = TypeVar("T")
+#: Where a checkpoint keeps the states of the streams of random numbers, those of each process.
+RANDOM_KEY = "safety_zoo_random"
 #: The order of an epoch's items, drawn from a generator.
 Draw = Callable[[Generator], Sequence[int]]
 
@@ -193,3 +196,21 @@ def gathered(parts: Sequence[T]) -> list[T]:
     every: list[Any] = [None] * processes()
     dist.all_gather_object(every, list(parts))
     return [one for part in every for one in part]
+
+
+def random_states() -> dict[str, Any]:
+    """The state of each stream of random numbers, in types that a checkpoint without pickle may hold."""
+    name, keys, *rest = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "numpy": [name, torch.tensor(keys), *rest], "python": random.getstate()}
+    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Go on with the streams of `random_states`; with those of GPUs where there are as many as there were."""
+    torch.set_rng_state(states["torch"].cpu())
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy(), *rest))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states.get("cuda", ())])

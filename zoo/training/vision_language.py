@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from rich.progress import track
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -113,6 +114,9 @@ class VisionLanguage(Trainable):
         super().setup(stage)
         if self.lvlm is not None:
             return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if stage == "fit" and any(isinstance(one, WeightAveraging) for one in callbacks):
+            raise BadArgumentError("WeightAveraging copies a model before this one is built: leave it out")
         if stage == "fit" and self.out.exists() and not self.overwrite and any(self.out.iterdir()):
             raise BadArgumentError(f"{self.out}: exists and is not empty; name another out, or set overwrite")
         data = getattr(self.trainer, "datamodule", None)
