@@ -236,7 +236,10 @@ def test_what_a_reader_passes_over_without_an_error_is_missed_at_the_end() -> No
         frames, read = film(holed, policy)
         assert 0 < len(frames) < 40
         assert END_MISSING in read.damage or BROKEN in read.damage
-    assert film(data, POLICY)[1].damage == ()
+    assert data.count(b"00:00:04.000") == 1
+    for policy in (POLICY, ALL):
+        assert film(data, policy)[1].damage == ()
+        assert film(data.replace(b"00:00:04.000", b"00:00:04.300"), policy)[1].damage == (END_MISSING,)
 
 
 @pytest.mark.parametrize("form", ["mp4", "webm"])
