@@ -15,7 +15,7 @@ from zoo.contract.card import ImageInput
 from zoo.contract.policy import PolicyFile
 from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadInputError
-from zoo.inputs.formats import FORMATS, MORE_ENDINGS
+from zoo.inputs.formats import FORMATS, MORE_ENDINGS, demuxer
 from zoo.inputs.picture import Frame, from_bytes, from_pillow, later_frames
 from zoo.inputs.sources import (
     DEFAULT_LIMITS,
@@ -30,7 +30,7 @@ from zoo.inputs.sources import (
     read,
     source_name,
 )
-from zoo.inputs.video import Film, Video, video_at, video_in
+from zoo.inputs.video import Film, Video, video_of
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -204,10 +204,8 @@ def _decoded(source: ImageSource, limits: ImageLimits, need: int | None, *, watc
 
 def _file(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str] | Video:
     """The bytes of a picture's file, and its name; or a video, of which a path is not read whole."""
-    if video := video_at(source):
-        return video
-    data, name = read(source, limits)
-    return video_in(data, name) or (data, name)
+    data, name = read(source, limits, demuxer)
+    return video_of(source, data, name) or (data, name)
 
 
 def own_box(width: int, height: int, spec: ImageInput) -> Box:

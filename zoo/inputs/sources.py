@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
@@ -130,16 +131,21 @@ def copied(source: ImageSource, limits: ImageLimits) -> ImageSource:
     return bytes(source) if is_bytes(source) else _read_stream(source, limits)[0]
 
 
-def read(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str]:
+def read(
+    source: ImageSource, limits: ImageLimits, in_pieces: Callable[[bytes], object] = lambda head: None
+) -> tuple[bytes, str]:
     """The bytes of a file, given by path, as a stream or as they are, and its name in messages.
 
-    A stream is read from where it stands, and not closed. Raises BadInputError, BadTypeError.
+    Of a path the first 4 KB are all where they say (`in_pieces`) that the file is not to be held in memory. A stream is
+    read from where it stands, and not closed. Raises BadInputError, BadTypeError.
     """
     check_source(source)
     if is_bytes(source):
         data, name = bytes(source), f"{len(source)} bytes"
     elif isinstance(source, (str, os.PathLike)):
-        data, name = _read_path(source, limits.max_bytes + 1), source_name(source)
+        data, name = _read_path(source, limits.max_bytes + 1, in_pieces), source_name(source)
+        if in_pieces(data[:_HEAD]):
+            return data, name
     else:
         data, name = _read_stream(source, limits)
     if not data:
@@ -149,12 +155,11 @@ def read(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str]:
     return data, name
 
 
-def head_of(source: ImageSource) -> bytes:
-    """The first 4 KB of a file that is given by its path; empty for every other source. Raises what `read` raises."""
-    return _read_path(source, 4096) if isinstance(source, (str, os.PathLike)) else b""
+#: Bytes of a file that tell what it is.
+_HEAD = 4096
 
 
-def _read_path(source: str | os.PathLike[str], most: int) -> bytes:
+def _read_path(source: str | os.PathLike[str], most: int, in_pieces: Callable[[bytes], object]) -> bytes:
     path, name = Path(source), source_name(source)
     try:
         if path.is_dir():
@@ -162,6 +167,9 @@ def _read_path(source: str | os.PathLike[str], most: int) -> bytes:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
             raise BadDataError(f"{name}: is not a regular file, expected an image file")
         with path.open("rb") as stream:
+            if len(head := stream.read(_HEAD)) < _HEAD or in_pieces(head):
+                return head
+            stream.seek(0)
             return stream.read(most)
     except FileNotFoundError:
         raise BadDataError(f"{name}: no such file") from None

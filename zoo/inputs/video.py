@@ -29,7 +29,7 @@ from zoo.inputs.damage import BROKEN, END_MISSING, damage_of_video
 from zoo.inputs.formats import demuxer, module_of_extra
 from zoo.inputs.picture import ORIENTATION, Frame, check_pixels, current, spread
 from zoo.inputs.pixels import ORIENTATIONS
-from zoo.inputs.sources import Decoded, ImageLimits, ImageSource, head_of, source_name
+from zoo.inputs.sources import Decoded, ImageLimits, ImageSource
 
 #: Numbers of ITU-T H.273 for the matrix that makes YUV of RGB, as swscale takes them. 2 says nothing.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
@@ -69,17 +69,12 @@ class Video:
         return Film(self, limits, need, policy)
 
 
-def video_at(source: ImageSource) -> Video | None:
-    """The video at a path, of which the beginning is read; None for pictures, and for sources of other kinds."""
-    if not isinstance(source, (str, os.PathLike)) or (kind := demuxer(head_of(source))) is None:
+def video_of(source: ImageSource, data: bytes, name: str) -> Video | None:
+    """The video that a source is, of which these are the bytes, or of a path the first; None for a picture."""
+    if (kind := demuxer(data[:4096])) is None:
         return None
-    return Video(source_name(source), kind, lambda: open(source, "rb"))
-
-
-def video_in(data: bytes, name: str) -> Video | None:
-    """The video that the bytes of a file are; None for pictures."""
-    kind = demuxer(data[:4096])
-    return None if kind is None else Video(name, kind, lambda: io.BytesIO(data))
+    path = source if isinstance(source, (str, os.PathLike)) else None
+    return Video(name, kind, lambda: io.BytesIO(data) if path is None else open(path, "rb"))
 
 
 class Film:
