@@ -104,7 +104,7 @@ class _Pair:
         engine, self.device = _open(bundle, spec, device)
         self.engine = engine.with_banks(text_banks(bundle, engine, bundle.judge))
         card = reference.model.card
-        self.inputs = Inputs(card, reference.model.codec() if card.reads_text else None, check)
+        self.inputs = Inputs(card, reference.model.codec() if card.reads_text else None, check, self.judge.policy)
 
     def run(self, feeds: Feeds) -> Answers:
         """Logits and scores of the engine for one batch. Raises _EngineFailedError with the reason when it raises."""
@@ -171,7 +171,7 @@ def _check_batches(pair: _Pair, report: ParityReport) -> None:
 def _check_values(pair: _Pair, report: ParityReport) -> None:
     parts, names, labels, base = [], [], [], pair.inputs.base
     for batch in track(pair.inputs, "Comparing", total=len(pair.inputs), transient=True):
-        parts.append((*pair.ours(batch.feeds), *pair.eager(batch.feeds)))
+        parts += [(*pair.ours(part), *pair.eager(part)) for part in _parts(batch.feeds, BATCH)]
         names += batch.names
         labels.append(batch.labels)
     report.inputs = len(names)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,12 @@ from PIL import Image, ImageDraw
 
 from export.verify.report import Check
 from zoo.contract.card import ImageInput, ModelCard
+from zoo.contract.policy import PolicyFile
 from zoo.data.manifest import need_label, read_manifest
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import ImageSource, Pixels, load, source_name
 from zoo.inputs.text import TextCodec
+from zoo.inputs.views import shown
 from zoo.judging.scorer import Feeds, Ready, feeds
 
 
@@ -76,7 +78,7 @@ def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None
     """
     probes: list[tuple[str, Pixels]] = []
     if folder is not None and spec is not None:
-        probes = list(islice(photos(folder, spec), count))
+        probes = [(source_name(path), pixels) for path, pixels in islice(photos(folder, spec), count)]
         if not probes:
             raise BadDataError(f"{folder}: holds no readable image")
     drawn = drawn_images(count - len(probes), spec.size if spec else 1)
@@ -90,13 +92,13 @@ def drawn_images(count: int, size: int) -> list[Pixels]:
     return [_draw(rng, size, number) for number in range(count)]
 
 
-def photos(folder: Path, spec: ImageInput) -> Iterator[tuple[str, Pixels]]:
+def photos(folder: Path, spec: ImageInput) -> Iterator[tuple[Path, Pixels]]:
     """Path and pixels `[size, size, 3]` uint8 of each image of a folder. Raises BadInputError if there is none."""
     if not folder.is_dir():
         raise BadArgumentError(f"{folder}: no such folder of images")
     for path in sorted(folder.rglob("*")):
         with suppress(BadInputError):  # not every file of a folder is an image
-            yield source_name(path), load(path, spec)
+            yield path, load(path, spec)
 
 
 def text_probes(count: int, offset: int = 0) -> list[str]:
@@ -126,7 +128,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class NamedFeeds:
-    """Feeds of up to 32 inputs, their names, and their labels: 1 unsafe, 0 safe, -1 not known."""
+    """Feeds of some inputs, their names, and their labels: 1 unsafe, 0 safe, -1 not known."""
 
     feeds: Feeds
     names: list[str]
@@ -134,16 +136,25 @@ class NamedFeeds:
 
 
 class Inputs:
-    """All inputs of a check for one model, as batches of feeds."""
+    """All inputs of a check for one model, as batches of feeds of 32 and more.
 
-    def __init__(self, card: ModelCard, codec: TextCodec | None, check: Check) -> None:
-        self.card, self.codec = card, codec
+    An image is compared as the card says and, if the policy shows more of it (tiles, frames, other grounds), in each of
+    these views too. Its label belongs to the first.
+    """
+
+    def __init__(
+        self, card: ModelCard, codec: TextCodec | None, check: Check, policy: PolicyFile | None = None
+    ) -> None:
+        self.card, self.codec, self.policy = card, codec, policy
         self.texts = read_lines(check.texts) if check.texts else []
         pixels, names = image_probes(check.count, card.image, check.images)
         self.base = NamedFeeds(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
         golden = golden_images().items() if card.image else ()
-        self.others = [_Item(f"golden {name}", data, None) for name, data in golden]
+        self.others = [_Item(f"golden {name}", data, None, views="own") for name, data in golden]
         self.others += _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
+        if policy is not None and check.images is not None and card.image is not None:
+            paths = (path for path, _ in islice(photos(check.images, card.image), check.count))
+            self.others += [_Item(source_name(path), path, None, views="further") for path in paths]
 
     def feeds(self, pixels: Pixels, *, gaps: bool = False, texts: list[str] | None = None) -> Feeds:
         """The feeds of images `[B, H, W, 3]`: texts are given, or those of the file, or drawn.
@@ -164,7 +175,8 @@ class Inputs:
         return feeds
 
     def __len__(self) -> int:
-        return len(self.base.names) + len(self.others)
+        """The number of batches."""
+        return -(-len(self.base.names) // BATCH) - (-len(self.others) // BATCH)
 
     def __iter__(self) -> Iterator[NamedFeeds]:
         for start in range(0, len(self.base.names), BATCH):
@@ -172,28 +184,48 @@ class Inputs:
             feeds = {name: value[rows] for name, value in self.base.feeds.items()}
             yield NamedFeeds(feeds, self.base.names[rows], self.base.labels[rows])
         for start in range(0, len(self.others), BATCH):
-            yield self._load(self.others[start : start + BATCH], start)
+            # A file that cannot be read stops the check: what was not compared is not verified.
+            items = [row for item in self.others[start : start + BATCH] for row in self._rows(item)]
+            if items:  # further views of pictures may be none
+                yield self._named(items, start)
 
-    def _load(self, items: list[_Item], offset: int) -> NamedFeeds:
-        spec = self.card.image
-        side = spec.size if spec else 1
-        blank = np.zeros((side, side, 3), dtype=np.uint8)
-        # A file that cannot be read stops the check: what was not compared is not verified.
-        pixels = [blank if item.image is None or spec is None else load(item.image, spec) for item in items]
-        drawn = text_probes(len(items), offset + 7)
-        texts = [item.text if item.text is not None else words for item, words in zip(items, drawn, strict=True)]
-        feeds = self.feeds(np.stack(pixels), texts=texts)
+    def _named(self, rows: list[tuple[_Item, Pixels]], offset: int) -> NamedFeeds:
+        drawn = text_probes(len(rows), offset + 7)
+        texts = [item.text if item.text is not None else words for (item, _), words in zip(rows, drawn, strict=True)]
+        feeds = self.feeds(np.stack([pixels for _, pixels in rows]), texts=texts)
         if "image_present" in feeds:
-            feeds["image_present"] = np.array([item.image is not None for item in items])
-        return NamedFeeds(feeds, [item.name for item in items], np.array([item.label for item in items]))
+            feeds["image_present"] = np.array([item.image is not None for item, _ in rows])
+        return NamedFeeds(feeds, [item.name for item, _ in rows], np.array([item.label for item, _ in rows]))
+
+    def _rows(self, item: _Item) -> Iterator[tuple[_Item, Pixels]]:
+        """An item as the card says, then each other view that the policy shows of it, as an item of its own."""
+        spec = self.card.image
+        if item.image is None or spec is None:
+            side = spec.size if spec else 1
+            yield item, np.zeros((side, side, 3), dtype=np.uint8)
+            return
+        own = load(item.image, spec)
+        if item.views != "further":
+            yield item, own
+        policy = self.policy
+        if item.views == "own" or policy is None:
+            return
+        rows = shown(item.image, spec, policy)
+        for place, pixels in zip(rows.places, rows.pixels, strict=True):
+            if not np.array_equal(pixels, own):
+                frame = "" if place.frame is None else f", frame {place.frame}"
+                yield replace(item, name=f"{item.name}{frame}, {place.view or policy.views}", label=-1), pixels
 
 
 @dataclass(frozen=True)
 class _Item:
+    """`views`: as the card says, those that the policy shows beside that, or all of them."""
+
     name: str
     image: ImageSource | None
     text: str | None
     label: int = -1
+    views: Literal["own", "further", "all"] = "all"
 
 
 def _listed(path: Path | None, positive: str | None) -> list[_Item]:

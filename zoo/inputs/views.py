@@ -1,4 +1,4 @@
-"""Which squares of a picture a model is shown, and how much of the picture they leave out. No torch."""
+"""What a model is shown of a picture, of its frames and on which grounds, and what that leaves out. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from zoo.contract.card import ImageInput
 from zoo.contract.policy import PolicyFile
 from zoo.contract.verdict import Cause, Place, Unseen
 from zoo.inputs.damage import DAMAGE, FILM
-from zoo.inputs.image import Box, Decoded, Pixels, own_box, resize
+from zoo.inputs.image import (
+    DEFAULT_LIMITS,
+    Box,
+    Decoded,
+    ImageLimits,
+    ImageSource,
+    Pixels,
+    frames_for,
+    load,
+    own_box,
+    resize,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,44 @@ class View:
         pixels[:] = np.round(255 * np.array(spec.mean).clip(0, 1))
         pixels[top : top + height, left : left + width] = resize(image, spec, (width, height), self.box)
         return pixels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a model is shown of an image, a row for each view: `pixels` uint8 `[R, size, size, 3]`.
+
+    `places` names the rows; the place of the only one of a picture is empty. `unseen` is what no row shows.
+    """
+
+    places: tuple[Place, ...]
+    pixels: Pixels
+    unseen: dict[Cause, Unseen]
+
+
+def shown(image: ImageSource, spec: ImageInput, policy: PolicyFile, limits: ImageLimits = DEFAULT_LIMITS) -> Shown:
+    """All that a policy wants to be shown of an image, for a model that reads `spec`. Raises what `decode` raises.
+
+    Pixels `[size, size, 3]` are what the model reads, whatever the policy says.
+    """
+    if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
+        return Shown((Place(),), load(image, spec, limits)[None], {})
+    rows: list[tuple[View, tuple[str, int | None, float | None]]] = []
+    pixels, unseen, judged = list[Pixels](), dict[Cause, Unseen](), 0
+    frames = frames_for(image, spec, limits, policy)
+    for number, seconds, picture in frames:
+        views, left_out = plan(*picture.size, spec, policy)
+        grounds = shown_on(picture, policy)
+        for ground, laid in grounds:
+            pixels += [view.cut(laid, spec) for view in views]
+            rows += [(view, (ground, number, seconds)) for view in views]
+        for cause, one in unseen_of(picture, left_out, len(grounds)).items():
+            if cause not in unseen or one.share > unseen[cause].share:
+                unseen[cause] = one
+        judged += 1
+    unseen.pop("frames", None)  # of the first one
+    unseen |= frames.unseen(judged)
+    places = tuple(view.place(*where) for view, where in rows) if len(rows) > 1 else (Place(),)
+    return Shown(places, np.stack(pixels), unseen)
 
 
 def border(width: int, height: int, spec: ImageInput) -> float:

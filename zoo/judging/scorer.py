@@ -21,7 +21,7 @@ from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceErro
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
 from zoo.inputs.text import TextCodec
-from zoo.inputs.views import View, plan, shown_on, unseen_of
+from zoo.inputs.views import shown
 from zoo.judging.judge import AnyJudge
 
 #: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
@@ -156,47 +156,26 @@ class Scorer:
             detail = f"{self.card.name} needs {what}, which was not given"
             return Ready(source, self.judge.unjudged("missing_input", detail, source))
         try:
-            views, pixels, unseen = self._views(image)
+            places, pixels, unseen = self._shown(image)
             if text is None or self._codec is None:
-                return Ready(source, None, pixels, places=tuple(views), unseen=unseen)
+                return Ready(source, None, pixels, places=places, unseen=unseen)
             windows = self._codec.windows(text, self.judge.policy.windows)
         except BadInputError as problem:
             return Ready(source, self.judge.unjudged("unreadable", str(problem), source))
         unseen |= windows.unseen
-        if len(views) == len(windows.ids) == 1:
-            return Ready(source, None, pixels, windows.ids, windows.mask, tuple(views), unseen)
-        view, window = (index.ravel() for index in np.indices((len(views), len(windows.ids))))
+        if len(places) == len(windows.ids) == 1:
+            return Ready(source, None, pixels, windows.ids, windows.mask, places, unseen)
+        view, window = (index.ravel() for index in np.indices((len(places), len(windows.ids))))
         spans = windows.characters if len(windows.ids) > 1 else [None]
-        places = tuple(replace(views[v], characters=spans[w]) for v, w in zip(view, window, strict=True))
+        places = tuple(replace(places[v], characters=spans[w]) for v, w in zip(view, window, strict=True))
         rows = None if pixels is None else pixels[view]
         return Ready(source, None, rows, windows.ids[window], windows.mask[window], places, unseen)
 
-    def _views(self, image: ImageSource | None) -> tuple[list[Place], NDArray[np.uint8] | None, dict[Cause, Unseen]]:
-        """The views of a picture and of its frames, as `[V, size, size, 3]`, and what they leave out."""
-        spec = self.card.image
-        if image is None or spec is None:
-            return [Place()], None, {}
-        if isinstance(image, np.ndarray) and image.shape == (spec.size, spec.size, 3):
-            return [Place()], image_input.load(image, spec, self.limits)[None], {}
-        policy = self.judge.policy
-        rows: list[tuple[View, tuple[str, int | None, float | None]]] = []
-        pixels, unseen, judged = list[Pixels](), dict[Cause, Unseen](), 0
-        frames = image_input.frames_for(image, spec, self.limits, policy)
-        for number, seconds, shown in frames:
-            views, left_out = plan(*shown.size, spec, policy)
-            grounds = shown_on(shown, policy)
-            for ground, laid in grounds:
-                pixels += [view.cut(laid, spec) for view in views]
-                rows += [(view, (ground, number, seconds)) for view in views]
-            for cause, one in unseen_of(shown, left_out, len(grounds)).items():
-                if cause not in unseen or one.share > unseen[cause].share:
-                    unseen[cause] = one
-            judged += 1
-        unseen.pop("frames", None)  # of the first one
-        unseen |= frames.unseen(judged)
-        if len(rows) == 1:
-            return [Place()], np.stack(pixels), unseen
-        return [view.place(*where) for view, where in rows], np.stack(pixels), unseen
+    def _shown(self, image: ImageSource | None) -> tuple[tuple[Place, ...], Pixels | None, dict[Cause, Unseen]]:
+        if image is None or self.card.image is None:
+            return (Place(),), None, {}
+        rows = shown(image, self.card.image, self.judge.policy, self.limits)
+        return rows.places, rows.pixels, rows.unseen
 
     def judge_ready(self, items: Sequence[Ready]) -> list[Verdict]:
         """Judge prepared items with one call of the engine, in order. Raises what the engine raises.

@@ -32,7 +32,7 @@ from export.verify.threshold import placed_at_threshold
 from tests.every_model import EVERY_MODEL
 from zoo.cli import run
 from zoo.contract.card import ModelCard
-from zoo.contract.policy import Policy
+from zoo.contract.policy import Policy, read_policy
 from zoo.errors import BadCardError, BadInputError, IncompatibleBundleError, ParityError, TamperedFileError
 from zoo.files.held import sha256
 from zoo.judging.judge import bind
@@ -306,6 +306,39 @@ def test_photos_are_used_beside_the_drawn_ones(
         image_probes(3, spec, photos)
     with pytest.raises(BadInputError, match="no such folder"):
         image_probes(3, spec, tmp_path / "none")
+
+
+def test_each_view_that_the_policy_shows_is_compared(
+    bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    long, still = tmp_path / "photos/long.png", tmp_path / "photos/square.png"
+    Image.effect_noise((96, 32), 60).save(long)
+    Image.effect_noise((32, 32), 60).save(still)
+    (tmp_path / "many.gif").write_bytes(golden["animated.gif"])
+    (tmp_path / "manifest.csv").write_text("image,label\nmany.gif,1\nphotos/long.png,0\n", encoding="utf-8")
+    check = Check(images=tmp_path / "photos", data=tmp_path / "manifest.csv")
+    card = ModelCard.read(bundles[CLIP] / "card.json")
+    policy = dataclasses.replace(read_policy("quickstart"), views="tiles", frames=2)
+    inputs = Inputs(card, None, check, policy)
+    batches = list(inputs)
+    assert len(batches) == len(inputs)
+    found = {name: (batch, row) for batch in batches for row, name in enumerate(batch.names)}
+    tiles = [f"{long}, tile {number} of 3" for number in (1, 3)]  # the second is the centre, which the card says
+    assert {str(long), str(still), *tiles, f"{tmp_path / 'many.gif'}, frame 1, tile 1 of 1"} <= set(found)
+    assert f"{still}, centre" not in found
+    labels = {name: int(batch.labels[row]) for name, (batch, row) in found.items()}
+    assert [labels[str(tmp_path / "many.gif")], labels[f"{tmp_path / 'many.gif'}, frame 1, tile 1 of 1"]] == [1, -1]
+    batch, row = found[tiles[0]]
+    assert np.array_equal(batch.feeds["image"][row], np.asarray(Image.open(long).convert("RGB"))[:, :32])
+    plain = {name for batch in Inputs(card, None, check) for name in batch.names}
+    assert plain == {name for name in found if ", " not in name.rpartition("/")[2]}
+
+    bundle = _copy(bundles, CLIP, tmp_path)
+    use_policy(bundle, policy)
+    report = _verify(bundle, check)
+    report.raise_if_failed()
+    assert report.inputs == sum(len(batch.names) for batch in batches)
 
 
 def test_probes_are_the_same_each_time_and_texts_of_all_lengths() -> None:
