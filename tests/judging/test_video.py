@@ -21,7 +21,7 @@ from zoo.errors import BadPolicyError
 FORMS = {"mp4": "libx264", "mov": "mpeg4", "webm": "libvpx-vp9"}
 AT_TWO = replace(POLICY, frames=20, frames_per_second=2.0)
 COUNT = 20
-CLASSIFIER = "test_nsfwjs.random"
+CLIP = "test_safeclip.random"
 
 
 def _clip(form: str, flagged: int | None) -> bytes:
@@ -112,19 +112,25 @@ def test_zoo_score_judges_a_clip_from_end_to_end(
     clip, broken, path = (tmp_path / name for name in ("clip.mp4", "broken.webm", "policy.yaml"))
     clip.write_bytes(_clip("mp4", None))
     broken.write_bytes(_clip("webm", None)[:60])
-    bundle = str(bundles[CLASSIFIER])
+    bundle = str(bundles[CLIP])
+    plain = yaml.safe_load((bundles[CLIP] / "policy.yaml").read_text(encoding="utf-8")) | {"rule": "each"}
 
-    def score(model: str, threshold: float, *more: Path, **reading: object) -> tuple[int, list[Verdict]]:
-        policy = {"schema_version": 2, "name": "any", "version": "1", "summary": "", **reading}
-        policy["categories"] = [{"name": "porn", "action": "block", "threshold": {"value": threshold}}]
-        path.write_text(yaml.safe_dump(policy), encoding="utf-8")
-        status = run(["score", "--model", model, "--policy", str(path), str(clip), *map(str, more), "--json"])
+    def score(threshold: float, *more: Path, **reading: object) -> tuple[int, list[Verdict]]:
+        limit = {"threshold": {"value": threshold}}
+        categories = [one | (limit if one["threshold"] else {}) for one in plain["categories"]]
+        path.write_text(yaml.safe_dump(plain | reading | {"categories": categories}), encoding="utf-8")
+        status = run(["score", "--model", bundle, "--policy", str(path), str(clip), *map(str, more), "--json"])
         return status, [Verdict.from_dict(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
 
-    assert score(bundle, 1.0)[0] == 4
-    assert score(bundle, 0.0)[0] == 3
-    assert score(bundle, 0.0, broken)[0] == 4
-    status, (whole,) = score(bundle, 1.0, frames=9, frames_per_second=3)
+    assert score(1.0)[0] == 4
+    assert score(0.0)[0] == 3
+    assert score(0.0, broken)[0] == 4
+    status, (whole,) = score(1.0, frames=9, frames_per_second=3)
     assert (status, whole.decision) == (0, "safe")
-    _, (eager,) = score(CLASSIFIER, 1.0, frames=9, frames_per_second=3)
-    assert (eager.decision, eager.unseen, eager.place is None) == ("safe", whole.unseen, whole.place is None)
+    assert run(["score", "--model", bundle, "--policy", str(path), str(clip)]) == 0
+    assert "frame" not in capsys.readouterr().out
+    status, (flagged,) = score(0.0, frames=9, frames_per_second=3)
+    assert (status, flagged.place is not None) == (3, True)
+    assert run(["score", "--model", bundle, "--policy", str(path), str(clip)]) == 3
+    moment = flagged.place and f"frame {flagged.place.frame} at {flagged.place.seconds:.2f} s"
+    assert f"{moment}" in " ".join(capsys.readouterr().out.split())

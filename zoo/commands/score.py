@@ -62,6 +62,14 @@ def _text_name(number: int, texts: list[str] | None) -> str:
     return f"text {number + 1}, {len((texts or [''])[number])} characters"
 
 
+def _moment(verdict: Verdict) -> str:
+    """Which frame of an animation or video was flagged, and when it is shown; empty for other verdicts."""
+    place = verdict.place
+    if place is None or place.frame is None or not verdict.is_flagged:
+        return ""
+    return f"frame {place.frame}" + ("" if place.seconds is None else f" at {place.seconds:.2f} s")
+
+
 def exit_status(verdicts: list[Verdict]) -> int:
     """4 when anything could not be judged, or not enough of it, else 3 when anything is flagged, else 0."""
     if any(not (verdict.is_safe or verdict.is_flagged) for verdict in verdicts):
@@ -89,6 +97,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | Non
             note = "heads disagree: " + ", ".join(f"{name} {head.decision}" for name, head in verdict.heads.items())
         if verdict.status != "ok":
             note = f"{verdict.status}: {note}"
+        note = ", ".join(part for part in (_moment(verdict), note) if part)
         score = f"{verdict.scores[verdict.category]:.3f}" if verdict.category else ""
         # Text(): square brackets in a file name or a prompt are not markup.
         decision = Text(verdict.decision, colours[verdict.decision])
