@@ -12,12 +12,15 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+import zoo
 from export import runtime
 from export.bundle.manifest import Engine, Shapes
 from export.bundle.store import read_bundle
 from export.tensorrt.package import PlanReport
 from export.triton import export_triton, pbtxt
+from export.verify.inputs import encoded
 from tests.every_model import EVERY_MODEL
 from zoo.assets import find_asset
 from zoo.cli import run
@@ -128,6 +131,31 @@ def test_a_client_reaches_the_verdicts_of_the_runtime(
     with runtime.load(bundles[name], threads=1) as scorer, _client(export_triton(bundles[name], tmp_path)) as client:
         texts: list[str | None] | None = ["a red sign"] * len(images) if scorer.card.reads_text else None
         assert client.verdicts(images, texts) == scorer.verdicts(images, texts)
+
+
+def test_views_frames_and_grounds_end_in_the_same_verdict_everywhere(
+    bundles: dict[str, Path], golden: dict[str, bytes], tmp_path: Path
+) -> None:
+    policy = dataclasses.replace(Policy.read(find_asset(OTHER)), views="tiles", frames=3)
+    noise = [Image.effect_noise((96, 40), 40 + 20 * number).convert("RGB") for number in range(5)]
+    clear = noise[0].copy()
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    pictures = [encoded(noise[0], "PNG"), encoded(clear, "PNG"), golden["animated.gif"]]
+    pictures += [encoded(noise[0], kind, save_all=True, append_images=noise[1:]) for kind in ("GIF", "WEBP", "TIFF")]
+    with zoo.load_scorer(CLIP, policy) as scorer:
+        eager = scorer.verdicts(pictures)
+    with (
+        runtime.load(bundles[CLIP], policy, threads=1) as scorer,
+        runtime.Service(scorer) as service,
+        _client(export_triton(bundles[CLIP], tmp_path, policy=policy)) as client,
+    ):
+        served = [service.submit(picture).result() for picture in pictures]
+        for found in (scorer.verdicts(pictures), served, client.verdicts(pictures)):
+            for one, other in zip(found, eager, strict=True):
+                assert one.scores == pytest.approx(other.scores, abs=1e-5)
+                assert (one.decision, one.place, one.unseen) == (other.decision, other.place, other.unseen)
+    assert [bool(verdict.unseen) for verdict in eager] == [False, False, False, True, True, True]
+    assert all(verdict.place for verdict in eager)
 
 
 def test_another_policy_is_written_into_the_model(
