@@ -304,6 +304,25 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut(
     assert figures == others
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_workers_and_gradients_that_wait_for_others_go_on_where_a_run_was_cut(home: Path, tmp_path: Path) -> None:
+    class Save(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+            if trainer.fit_loop.epoch_loop.total_batch_idx == 6:  # the third of four of a step
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+    def fit(resume: Path | None, *callbacks: lightning.Callback) -> dict[str, torch.Tensor]:
+        lightning.seed_everything(7 if resume else 0, verbose=False)
+        module = tasks(home)["Contrastive"]()
+        data = ManifestData(str(home / "manifest.csv"), batch_size=4, flip=True, num_workers=1)
+        options: dict[str, Any] = {"accumulate_grad_batches": 4, "limit_val_batches": 0, "callbacks": list(callbacks)}
+        quiet_trainer(2, **options).fit(module, data, ckpt_path=resume, weights_only=True)
+        return dict(module.state_dict())
+
+    whole, again = fit(None, Save()), fit(tmp_path / "cut.ckpt")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
 def test_time_alone_may_end_the_training(home: Path) -> None:
     module = Contrastive("test_safeclip.random", init_from=str(home / "release"))
     trainer = quiet_trainer(-1, max_time={"seconds": 2}, num_sanity_val_steps=0, limit_val_batches=0)

@@ -35,7 +35,14 @@ from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.callbacks import WholeAverages
 from zoo.training.data import Batch, ManifestData
-from zoo.training.optimizer import MASTERS_KEY, Masters, parameter_groups, warm_cosine
+from zoo.training.optimizer import (
+    GRADIENTS_KEY,
+    MASTERS_KEY,
+    Masters,
+    parameter_groups,
+    waiting_gradients,
+    warm_cosine,
+)
 from zoo.training.order import RANDOM_KEY, gathered, processes, random_states, restore_random_states
 from zoo.training.ranking import Mean, UnsafeRanking
 
@@ -71,6 +78,7 @@ class Trainable(lightning.LightningModule):
         self.lr_factors = lr_factors or {}
         self._random_states: list[dict[str, Any]] = []
         self._masters, self._kept_masters = Masters({}, {}), dict[str, Tensor]()
+        self._gradients: dict[str, Tensor] = {}
         self._has_weights, self._one_kind = False, set[str]()
         self.register_load_state_dict_post_hook(Trainable._take_weights)  # type: ignore[no-untyped-call]
 
@@ -132,16 +140,19 @@ class Trainable(lightning.LightningModule):
         super().backward(loss, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of all streams of random numbers, and the float32 copies of weights if there are any."""
+        """Add the states of the streams of random numbers, float32 copies of weights and gradients that wait."""
         if self._masters.copies:
             checkpoint[MASTERS_KEY] = dict(self._masters.copies)
+        if waiting := waiting_gradients(self):
+            checkpoint[GRADIENTS_KEY] = waiting
         buffer = io.BytesIO()  # torch's own form: its collectives cannot send a tensor inside other data
         torch.save(random_states(), buffer)
         every = gathered([buffer.getvalue()])
         checkpoint[RANDOM_KEY] = [torch.load(io.BytesIO(one), weights_only=True) for one in every]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep those states and copies until training goes on."""
+        """Keep all of that until training goes on."""
+        self._gradients = checkpoint.get(GRADIENTS_KEY, {})
         self._random_states = checkpoint.get(RANDOM_KEY, [])
         self._kept_masters = checkpoint.get(MASTERS_KEY, {})
 
@@ -151,6 +162,10 @@ class Trainable(lightning.LightningModule):
             same = len(self._random_states) == processes()
             restore_random_states(self._random_states[self.global_rank if same else 0])
             self._random_states = []
+        for name, parameter in self.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter)
+        self._gradients = {}
         self._has_weights = True
 
     def on_validation_start(self) -> None:

@@ -7,13 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from zoo.errors import BadArgumentError, close_match
 
 #: Where a checkpoint keeps the float32 copies of weights in half precision.
 MASTERS_KEY = "safety_zoo_masters"
+#: Where it keeps gradients of batches that wait for others before a step.
+GRADIENTS_KEY = "safety_zoo_gradients"
 
 
 class Masters:
@@ -49,6 +53,17 @@ class Masters:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.copies[name])
             self.copies[name].grad = None
+
+
+def waiting_gradients(module: lightning.LightningModule) -> dict[str, Tensor]:
+    """The gradients by parameter where some batches wait for others before a step, the mean of all processes."""
+    trainer = module.trainer
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    waits = done % trainer.accumulate_grad_batches > 0 and done < trainer.num_training_batches
+    if trainer.state.fn != TrainerFn.FITTING or not waits:
+        return {}
+    known = {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
+    return {name: trainer.strategy.reduce(one.clone(), reduce_op="mean") for name, one in known.items()}
 
 
 def parameter_groups(

@@ -162,11 +162,18 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
         self.order_seed = int(state_dict["order_seed"])
 
 
+class _Unhurried(DataLoader[Any]):
+    """Draws nothing before a batch is wanted: Lightning lets workers begin before it knows where a run goes on."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 def loader(
     dataset: Dataset[T], order: EpochOrder, collate: Callable[[list[T]], Any], num_workers: int = 0
 ) -> DataLoader[Any]:
     """Batches of a dataset that is indexed by what `order` yields; a drawn order leaves out the last, smaller batch."""
-    return DataLoader(
+    return _Unhurried(
         dataset,
         batch_size=order.batch_size,
         sampler=order,
