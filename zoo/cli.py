@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import zoo
 from zoo.assets import find_asset, shipped
-from zoo.commands import data, evaluate, guard, models, recipes, release, robustness, score
+from zoo.commands import data, evaluate, models, recipes, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
 from zoo.contract.schema import read_yaml
 from zoo.errors import BadInputError, close_match, refusal
@@ -30,8 +30,7 @@ COMMANDS = {
     "data": data,
     **dict.fromkeys(("release", "import", "panel"), release),
     "score": score,
-    "evaluate": evaluate,
-    "guard": guard,
+    **dict.fromkeys(("evaluate", "guard"), evaluate),
     **dict.fromkeys(("attacks", "leaderboard"), robustness),
 }
 

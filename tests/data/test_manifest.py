@@ -13,8 +13,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from zoo.data.copies import fingerprint
 from zoo.data.manifest import Row, Split, read_manifest
-from zoo.data.splits import assign_splits, fingerprint
+from zoo.data.splits import assign_splits
 from zoo.errors import BadDataError, BadInputError
 from zoo.evaluation.labelling import Labelling
 

@@ -82,7 +82,7 @@ def test_evaluate_judges_the_rows_that_training_did_not_see(
     assert run([*arguments, *asked]) == 0
     out = capsys.readouterr().out
     assert f"items                    {len(lines)}\n" in out
-    assert "60 rows name no split and get the one of training (copies-2, seed 5, shares (0.6, 0.2, 0.2))" in out
+    assert "60 rows name no split and get the one of training (copies-3, seed 5, shares (0.6, 0.2, 0.2))" in out
     assert f"test {len(lines)}" in out
     rows = read_rows(manifest, None, {}, "test", model=str(release), say=lambda _: None)
     assert [row.line for row in rows] == lines

@@ -80,7 +80,7 @@ class SplitRule:
     val and test. `zoo.data.splits` computes the same splits again for an evaluation.
     """
 
-    rule: str = "copies-2"
+    rule: str = "copies-3"
     seed: int = 0
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
 

@@ -10,15 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
-from scipy.ndimage import gaussian_filter
 
 from zoo.contract.card import ImageInput, SplitRule
+from zoo.data.copies import copies, fingerprint, image_draws
 from zoo.data.manifest import SPLITS, Row, Split
 from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.image import Decoded, decode_for
@@ -31,15 +28,8 @@ _WORD = re.compile(r"\w+")
 Fractions = tuple[float, float, float]
 #: Splits whose shares miss by more than this are warned of.
 _MISS = 0.05
-#: Side of the grey thumbnail that images are compared by.
-_SIDE = 24
-#: Two images are copies if their thumbnails differ by less than this share of the contrast once a small shift, stretch
-#: and change of brightness and contrast are undone, and by less than the second before that; in grey levels at least.
-_COPY, _UNALIGNED, _FLOOR = 0.16, 0.45, 0.5
 #: Where no model is given, images are decoded for the one that most are: a large picture is decoded at a smaller scale.
 _USUAL = ImageInput(224, "shortest_edge_crop", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-#: Images compared at once with eight times as many: smaller products leave threads waiting for each other.
-_BLOCK = 512
 
 
 def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: Fractions, seed: int) -> list[Split]:
@@ -56,10 +46,10 @@ def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: 
     if all(row.split for row in rows):  # to compare the pictures would take seconds, and change nothing
         return [row.split for row in rows if row.split]
     group = groups_of(rows, prints)
-    cells = _cells(prints)
+    images = image_draws(prints, int(2**32 * draw("images", seed)))
     named = _strictest((leader, row.split) for leader, row in zip(group, rows, strict=True) if row.split is not None)
-    contents = [_content(row, cells) for row in rows]
-    drawn = _strictest(zip(group, (_drawn(content, seed, fractions) for content in contents), strict=True))
+    numbers = [_number(row, images, seed) for row in rows]
+    drawn = _strictest(zip(group, (_split_at(number, fractions) for number in numbers), strict=True))
     splits = [row.split or named.get(one) or drawn[one] for one, row in zip(group, rows, strict=True)]
     left = [index for index, leader in enumerate(group) if leader not in named]
     _warn_of_shares([rows[i] for i in left], [splits[i] for i in left], [group[i] for i in left], fractions)
@@ -72,7 +62,10 @@ def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool) -> list[Sp
     Raises BadInputError for a rule of another version.
     """
     if rule.rule != SplitRule().rule:
-        raise BadDataError(f'the card names the split rule "{rule.rule}", this version knows "{SplitRule().rule}"')
+        raise BadDataError(
+            f'the card names the split rule "{rule.rule}", this version knows "{SplitRule().rule}" and cannot tell '
+            "which rows training saw: fill the column split of the manifest, train again, or judge all with --split all"
+        )
     paths = sorted({row.image for row in rows if row.image is not None}) if images else []
     return assign_splits(rows, fingerprints(paths)[0], rule.shares, rule.seed)
 
@@ -89,19 +82,15 @@ def hashed_splits(
     `founders` are texts that no text before them resembles. A later text may join the groups of two: then all take the
     last of train, val and test that the founders draw, so that texts which are added move none towards train.
     """
-    drawn = _strictest((groups[index], _drawn(texts[index], seed, fractions)) for index in {*groups, *founders})
+    drawn = _strictest(
+        (groups[index], _split_at(draw(texts[index], seed), fractions)) for index in {*groups, *founders}
+    )
     return [drawn[group] for group in groups]
 
 
 def groups_of(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> list[int]:
     """The group of each row, named by its first member; see `assign_splits`."""
     return joined(len(rows), _equal_rows(rows, prints))
-
-
-def fingerprint(image: Image.Image) -> bytes:
-    """The basis for comparing images: a grey thumbnail of 24 x 24 bytes and one of 4 x 4 RGB colours."""
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return small.convert("L").tobytes() + small.reduce(_SIDE // 4).convert("RGB").tobytes()
 
 
 def fingerprints(
@@ -133,9 +122,9 @@ def draw(key: str, seed: int) -> float:
     return int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def _drawn(key: str, seed: int, fractions: Fractions) -> Split:
+def _split_at(number: float, fractions: Fractions) -> Split:
     cuts = np.cumsum(fractions) / sum(fractions)
-    return SPLITS[min(int(np.searchsorted(cuts, draw(key, seed), "right")), 2)]
+    return SPLITS[min(int(np.searchsorted(cuts, number, "right")), 2)]
 
 
 def _strictest(splits: Iterable[tuple[int, Split]]) -> dict[int, Split]:
@@ -170,9 +159,11 @@ def _place(row: Row) -> str:
         return f"unreadable:{row.text}"
 
 
-def _content(row: Row, cells: Mapping[Path, str]) -> str:
-    """What a row draws its split by: its image, the name of a file that was not looked at, or its text."""
-    return _place(row) if row.image is None else cells.get(row.image, f"file:{row.image.name}")
+def _number(row: Row, images: Mapping[Path, float], seed: int) -> float:
+    """What a row draws: by its image, the name of a file that was not looked at, or its text."""
+    if row.image is not None and row.image in images:
+        return images[row.image]
+    return draw(_place(row) if row.image is None else f"file:{row.image.name}", seed)
 
 
 def _equal_rows(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> Iterator[tuple[int, int]]:
@@ -185,89 +176,8 @@ def _equal_rows(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> Iterator[t
             yield index, of_print.setdefault(prints[row.image], index)
     if of_print:
         known = sorted(of_print)
-        for one, other in _copies(known):
+        for one, other in copies(known):
             yield of_print[known[one]], of_print[known[other]]
-
-
-def _thumbnails(prints: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Grey `[N, 24, 24]` and colours `[N, 16, 3]` in [0, 255]."""
-    content = np.frombuffer(b"".join(prints), np.uint8).reshape(len(prints), -1).astype(np.float32)
-    return content[:, : _SIDE**2].reshape(-1, _SIDE, _SIDE), content[:, _SIDE**2 :].reshape(-1, 16, 3)
-
-
-def _cells(prints: Mapping[Path, bytes]) -> dict[Path, str]:
-    """Five numbers in [0, 32) for each image, which most of its copies share and hardly another image does.
-
-    A cross-polytope hash (Andoni et al. 2015, arXiv 1509.02897) of the details: which of 16 random directions they lie
-    along most, five times. Copies that drew by themselves would all need to draw train to stay in it.
-    """
-    if not prints:
-        return {}
-    grey = _thumbnails(list(prints.values()))[0].astype(np.float64)
-    fine = gaussian_filter(grey, (0, 0.6, 0.6)) - gaussian_filter(grey, (0, 2, 2), mode="nearest")
-    # Margins and lines of text, which all pages have, are the means of columns and rows.
-    fine -= fine.mean(1, keepdims=True) + fine.mean(2, keepdims=True) - fine.mean((1, 2), keepdims=True)
-    fine = fine.reshape(len(fine), -1)
-    fine = (fine / (fine.std(1, keepdims=True) + 1e-3)).clip(-2, 2)
-    # RandomState's numbers are the same in all versions of numpy; rounded, an image without details is all zero.
-    along = np.round(fine @ np.random.RandomState(0).standard_normal((_SIDE * _SIDE, 5 * 16)), 6).reshape(-1, 5, 16)
-    most = np.abs(along).argmax(2)
-    signs = np.take_along_axis(along, most[..., None], 2)[..., 0] > 0
-    return {path: f"image:{cell}" for path, cell in zip(prints, (2 * most + signs).tolist(), strict=True)}
-
-
-def _copies(prints: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Pairs of copies among sorted, distinct prints. How two compare does not depend on the others.
-
-    The distance is the tangent distance (Simard et al. 1993): what a shift, a stretch and a change of brightness and
-    contrast explain, to first order, is taken out.
-    """
-    grey, colours = _thumbnails(prints)
-    mean = grey.mean((1, 2))
-    order = np.argsort(mean, kind="stable")
-    grey, colours, mean = grey[order], colours[order], mean[order]
-    contrast = grey.std((1, 2))
-    hue = (4 * (colours - colours.mean(2, keepdims=True))).reshape(len(grey), -1)
-    points = np.concatenate([(grey - 128).reshape(len(grey), -1), hue], axis=1) / _SIDE
-    # Means of 4 x 4 cells of the grey are no farther apart than all: what is far by these needs no closer look.
-    coarse = (grey - 128).reshape(len(grey), 6, 4, 6, 4).mean((2, 4)).reshape(len(grey), -1) * 4 / _SIDE
-    wide, square = (coarse**2).sum(1), (points**2).sum(1)
-    for start in range(0, len(grey), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        reach = mean[rows][-1] + max(_FLOOR, _UNALIGNED * float(contrast[rows].max()))
-        last = int(np.searchsorted(mean, reach, "right"))  # the means of copies differ by no more than the copies
-        for begin in range(start, last, 8 * _BLOCK):
-            columns = slice(begin, min(begin + 8 * _BLOCK, last))
-            limit = np.minimum(contrast[rows, None], contrast[columns])
-            near = wide[rows, None] + wide[columns] - 2 * coarse[rows] @ coarse[columns].T
-            close = near <= np.maximum(_FLOOR, _UNALIGNED * limit) ** 2
-            close &= np.arange(len(close))[:, None] + start < np.arange(close.shape[1]) + begin
-            i, j = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
-            if not len(i):
-                continue
-            one, other, limit = rows.start + i, columns.start + j, limit[np.ix_(i, j)]
-            apart = square[one, None] + square[other] - 2 * points[one] @ points[other].T
-            close = close[np.ix_(i, j)] & (apart <= np.maximum(_FLOOR, _UNALIGNED * limit) ** 2)
-            i, j = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
-            if len(i):
-                some, one, other = np.ix_(i, j), one[i], other[j]
-                rest = apart[some] - _explained(grey[one], points[one], points[other])
-                a, b = (close[some] & (rest <= np.maximum(_FLOOR, _COPY * limit[some]) ** 2)).nonzero()
-                yield from zip(order[one[a]].tolist(), order[other[b]].tolist(), strict=True)
-
-
-def _explained(grey: NDArray[Any], points: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """How much of the squared distance of `points` `[A, D]` from `others` `[B, D]` their tangents explain `[A, B]`."""
-    down, across = np.gradient(grey, axis=(1, 2))
-    place = np.linspace(-1, 1, _SIDE, dtype=np.float32)
-    ways = np.stack([across, down, across * place, down * place[:, None], np.ones_like(grey)], axis=1) / _SIDE
-    flat = np.zeros((len(grey), 6, points.shape[1]))
-    flat[:, :5, : _SIDE * _SIDE] = ways.reshape(len(grey), 5, -1)
-    flat[:, 5] = points
-    gram = flat @ flat.swapaxes(1, 2) + 1e-3 * np.eye(6)  # an image of one colour has no tangents
-    basis = np.linalg.solve(np.linalg.cholesky(gram), flat).astype(np.float32)
-    own = np.einsum("akd,ad->ka", basis, points)
-    return np.asarray(np.sum([(basis[:, k] @ others.T - own[k][:, None]) ** 2 for k in range(6)], axis=0))
 
 
 def _warn_of_shares(rows: Sequence[Row], splits: Sequence[Split], group: Sequence[int], fractions: Fractions) -> None:
