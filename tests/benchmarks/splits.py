@@ -1,4 +1,7 @@
-"""How well splits keep their shares, and which copies share a group: `python -m tests.benchmarks.splits [SHARED]`."""
+"""How well splits keep their shares, and which copies share a group.
+
+`python -m tests.benchmarks.splits [SHARED [KIND]]`
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from zoo.data.splits import assign_splits, groups_of
 COPIES = 150
 
 
-def main(shared: Path) -> None:
+def main(shared: Path, only: str = "") -> None:
     """Print a table row for each kind of images; photos and MNIST are read from the folder of shared data."""
     digits = next(array for array in np.load(shared / "mnist" / "test.npz").values() if array.ndim == 3)
     photos = sorted((shared / "flickr8k_small").rglob("*.jpg"))[:3000]
@@ -41,6 +44,8 @@ def main(shared: Path) -> None:
     )
     print("| --- " * 11 + "|")
     for name, make in made.items():
+        if only and only != name:
+            continue
         images = make()
         rows, prints = rows_of(images)
         start = time.perf_counter()
@@ -70,4 +75,4 @@ def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data"), *sys.argv[2:3])

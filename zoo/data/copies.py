@@ -20,7 +20,7 @@ _SIDE = 64
 _COPY, _UNALIGNED, _FLOOR = 0.16, 0.6, 2.0
 #: The share for images of which one may have been made of the other by leaving out pixels, and for tiny ones, of which
 #: neither was: MNIST's ones are that similar.
-_SHRUNK, _TINY = 0.25, 0.08
+_SHRUNK, _TINY = 0.25, 0.1
 #: The shorter side from which images are compared at 32 x 32 and at 64 x 64: below it they have no such details.
 _LEVELS = (30, 90)
 #: And if each window of this side is alike at least so much, whatever small shift of its own is undone, and the windows
