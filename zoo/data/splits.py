@@ -56,8 +56,10 @@ def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: 
     return splits
 
 
-def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool) -> list[Split]:
+def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool, spec: ImageInput | None = None) -> list[Split]:
     """The split that training used for each of these rows, by the rule in the card; with `images` it looked at them.
+
+    `spec` is what the model reads: training decoded large pictures at a scale that just suffices for it.
 
     Raises BadInputError for a rule of another version.
     """
@@ -67,7 +69,7 @@ def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool) -> list[Sp
             "which rows training saw: fill the column split of the manifest, train again, or judge all with --split all"
         )
     paths = sorted({row.image for row in rows if row.image is not None}) if images else []
-    return assign_splits(rows, fingerprints(paths)[0], rule.shares, rule.seed)
+    return assign_splits(rows, fingerprints(paths, spec)[0], rule.shares, rule.seed)
 
 
 def hashed_splits(
