@@ -1,30 +1,34 @@
-"""How well splits keep their shares, and which copies share a group.
-
-`python -m tests.benchmarks.splits [SHARED [KIND]]`
-"""
+"""How well splits keep their shares, and which copies share a group, on photos, digits and drawn kinds of images."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.benchmarks.common import answered, parser
 from tests.data import test_splits as kinds
 from tests.data.test_splits import TENTHS, half, half_recompressed, quarter, recompressed, rows_of
 from zoo.data.manifest import SPLITS
 from zoo.data.splits import assign_splits, groups_of
+from zoo.errors import BadArgumentError
 
 COPIES = 150
 
 
-def main(shared: Path, only: str = "") -> None:
-    """Print a table row for each kind of images; photos and MNIST are read from the folder of shared data."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table row for each kind of images."""
+    options = parser("tests.benchmarks.splits", __doc__ or "", "../shared/data --kind MNIST")
+    options.add_argument("data", type=Path, help="a folder that holds flickr8k_small/**/*.jpg and mnist/test.npz")
+    options.add_argument("--kind", help="this row alone, as the table names it")
+    given = options.parse_args(arguments)
+    shared, only = given.data, given.kind
     digits = next(array for array in np.load(shared / "mnist" / "test.npz").values() if array.ndim == 3)
     photos = sorted((shared / "flickr8k_small").rglob("*.jpg"))[:3000]
     made: dict[str, Callable[[], list[Image.Image]]] = {
@@ -38,6 +42,8 @@ def main(shared: Path, only: str = "") -> None:
         "MNIST": lambda: [Image.fromarray(pixels).convert("RGB") for pixels in digits[:3000]],
         "digits of scikit-learn": partial(kinds.make_digits, 1797),
     }
+    if only is not None and only not in made:
+        raise BadArgumentError(f'`kind`: no row is called "{only}"; known: {", ".join(made)}')
     changes = (recompressed, half, half_recompressed, quarter, _crop)
     print(
         "| images | train | val | test | largest group | seconds | JPEG 50 | half | half, JPEG 60 | quarter | cropped |"
@@ -55,6 +61,7 @@ def main(shared: Path, only: str = "") -> None:
         largest = max(Counter(groups_of(rows, prints)).values())
         apart = " | ".join(_apart(images[:COPIES], change) for change in changes)
         print(f"| {len(images)} {name} | {shares} | {largest} | {seconds:.1f} | {apart} |", flush=True)
+    return 0
 
 
 def _apart(images: list[Image.Image], change: Callable[..., Image.Image]) -> str:
@@ -75,4 +82,4 @@ def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data"), *sys.argv[2:3])
+    sys.exit(answered(main))
