@@ -76,14 +76,22 @@ def image_probes(count: int, spec: ImageInput | None, folder: Path | None = None
     With a name for each: the path of a photo, the number of a drawn image. Raises BadInputError for a folder without a
     readable image.
     """
-    probes: list[tuple[str, Pixels]] = []
+    return _named_pixels(_photos_first(count, spec, folder))
+
+
+def _photos_first(count: int, spec: ImageInput | None, folder: Path | None) -> list[tuple[Path | str, Pixels]]:
+    """The path of each photo, or the name of a drawn image, and its pixels; see `image_probes`."""
+    probes: list[tuple[Path | str, Pixels]] = []
     if folder is not None and spec is not None:
-        probes = [(source_name(path), pixels) for path, pixels in islice(photos(folder, spec), count)]
+        probes += islice(photos(folder, spec), count)
         if not probes:
             raise BadDataError(f"{folder}: holds no readable image")
     drawn = drawn_images(count - len(probes), spec.size if spec else 1)
-    probes += [(f"drawn {number}", pixels) for number, pixels in enumerate(drawn)]
-    return np.stack([pixels for _, pixels in probes]), [name for name, _ in probes]
+    return probes + [(f"drawn {number}", pixels) for number, pixels in enumerate(drawn)]
+
+
+def _named_pixels(probes: list[tuple[Path | str, Pixels]]) -> tuple[Pixels, list[str]]:
+    return np.stack([pixels for _, pixels in probes]), [source_name(path) for path, _ in probes]
 
 
 def drawn_images(count: int, size: int) -> list[Pixels]:
@@ -147,13 +155,14 @@ class Inputs:
     ) -> None:
         self.card, self.codec, self.policy = card, codec, policy
         self.texts = read_lines(check.texts) if check.texts else []
-        pixels, names = image_probes(check.count, card.image, check.images)
+        probes = _photos_first(check.count, card.image, check.images)
+        pixels, names = _named_pixels(probes)
         self.base = NamedFeeds(self.feeds(pixels, gaps=True), names, np.full(len(names), -1))
         golden = golden_images().items() if card.image else ()
         self.others = [_Item(f"golden {name}", data, None, views="own") for name, data in golden]
         self.others += _listed(check.adversarial, None) + _listed(check.data, check.positive_label)
-        if policy is not None and check.images is not None and card.image is not None:
-            paths = (path for path, _ in islice(photos(check.images, card.image), check.count))
+        if policy is not None:
+            paths = [path for path, _ in probes if isinstance(path, Path)]
             self.others += [_Item(source_name(path), path, None, views="further") for path in paths]
 
     def feeds(self, pixels: Pixels, *, gaps: bool = False, texts: list[str] | None = None) -> Feeds:
