@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.contract.test_card import CARD
 from zoo.contract.card import ModelCard, SplitRule, Training
 from zoo.data.copies import fingerprint
 from zoo.data.manifest import SPLITS, Row, Split
@@ -302,12 +303,10 @@ def test_the_rule_travels_in_the_card_and_gives_the_same_splits(tmp_path: Path) 
         image.save(paths[-1])
     rows = [Row(number, path, f"text {number}", (), None) for number, path in enumerate(paths)]
     prints = {path: fingerprint(Image.open(path).convert("RGB")) for path in paths}
-    assert apply_rule(rows, rule, images=True) == assign_splits(rows, prints, rule.shares, 3)
-    assert apply_rule(rows, rule, images=False) == assign_splits(rows, {}, rule.shares, 3)
+    assert apply_rule(rows, rule, CARD.image) == assign_splits(rows, prints, rule.shares, 3)
+    assert apply_rule(rows, rule, None) == assign_splits(rows, {}, rule.shares, 3)
     with pytest.raises(BadInputError, match='the split rule "bits-1", this version knows "copies-3"'):
-        apply_rule(rows, SplitRule("bits-1"), images=False)
-    from tests.contract.test_card import CARD
-
+        apply_rule(rows, SplitRule("bits-1"), None)
     card = CARD.replace(training=Training(split=rule))
     assert ModelCard.from_dict(card.to_dict(), "card").training.split == rule
     old = card.to_dict()

@@ -56,10 +56,11 @@ def assign_splits(rows: Sequence[Row], prints: Mapping[Path, bytes], fractions: 
     return splits
 
 
-def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool, spec: ImageInput | None = None) -> list[Split]:
-    """The split that training used for each of these rows, by the rule in the card; with `images` it looked at them.
+def apply_rule(rows: Sequence[Row], rule: SplitRule, spec: ImageInput | None) -> list[Split]:
+    """The split that training used for each of these rows, by the rule in the card.
 
-    `spec` is what the model reads: training decoded large pictures at a scale that just suffices for it.
+    `spec` is what the model reads: training decoded large pictures at a scale that just suffices for it, and looked at
+    none for a model that reads none.
 
     Raises BadInputError for a rule of another version.
     """
@@ -68,7 +69,7 @@ def apply_rule(rows: Sequence[Row], rule: SplitRule, *, images: bool, spec: Imag
             f'the card names the split rule "{rule.rule}", this version knows "{SplitRule().rule}" and cannot tell '
             "which rows training saw: fill the column split of the manifest, train again, or judge all with --split all"
         )
-    paths = sorted({row.image for row in rows if row.image is not None}) if images else []
+    paths = sorted({row.image for row in rows if row.image is not None}) if spec else []
     return assign_splits(rows, fingerprints(paths, spec)[0], rule.shares, rule.seed)
 
 

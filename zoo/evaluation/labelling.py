@@ -107,7 +107,7 @@ def with_splits(rows: list[Row], cards: Sequence[ModelCard], data: Path, say: Ca
     ruled = {card.training.split: card for card in every if card.training.split is not None}
     if not ruled or all(row.split is not None for row in rows):
         return rows
-    by_rule = [apply_rule(rows, rule, images=card.image is not None, spec=card.image) for rule, card in ruled.items()]
+    by_rule = [apply_rule(rows, rule, card.image) for rule, card in ruled.items()]
     placed = [
         dataclasses.replace(row, split=row.split or min(splits, key=SPLITS.index))
         for row, *splits in zip(rows, *by_rule, strict=True)
