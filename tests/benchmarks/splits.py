@@ -29,17 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--kind", help="this row alone, as the table names it")
     given = options.parse_args(arguments)
     shared, only = given.data, given.kind
-    digits = next(array for array in np.load(shared / "mnist" / "test.npz").values() if array.ndim == 3)
-    photos = sorted((shared / "flickr8k_small").rglob("*.jpg"))[:3000]
+    if not shared.is_dir():
+        raise BadArgumentError(f"{shared}: no such folder of photos and digits")
     made: dict[str, Callable[[], list[Image.Image]]] = {
-        "photos": lambda: [Image.open(path).convert("RGB") for path in photos],
+        "photos": partial(_photos, shared),
         "drawings": partial(kinds.make_drawings, 1500),
         "pages of text": partial(kinds.make_pages, 1500),
         "slides": partial(kinds.make_slides, 800),
         "forms": partial(kinds.make_forms, 800),
         "charts": partial(kinds.make_charts, 800),
         "icons": partial(kinds.make_icons, 800),
-        "MNIST": lambda: [Image.fromarray(pixels).convert("RGB") for pixels in digits[:3000]],
+        "MNIST": partial(_mnist, shared),
         "digits of scikit-learn": partial(kinds.make_digits, 1797),
     }
     if only is not None and only not in made:
@@ -62,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         apart = " | ".join(_apart(images[:COPIES], change) for change in changes)
         print(f"| {len(images)} {name} | {shares} | {largest} | {seconds:.1f} | {apart} |", flush=True)
     return 0
+
+
+def _photos(shared: Path) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted((shared / "flickr8k_small").rglob("*.jpg"))[:3000]]
+
+
+def _mnist(shared: Path) -> list[Image.Image]:
+    digits = next(array for array in np.load(shared / "mnist" / "test.npz").values() if array.ndim == 3)
+    return [Image.fromarray(pixels).convert("RGB") for pixels in digits[:3000]]
 
 
 def _apart(images: list[Image.Image], change: Callable[..., Image.Image]) -> str:

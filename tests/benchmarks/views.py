@@ -113,9 +113,10 @@ def _flagged_alone(release: str, policy: AnyPolicy, pictures: list[Image.Image])
 
 def _signs(count: int, *, forbidden: bool) -> Iterator[Image.Image]:
     rng = np.random.default_rng(1)
-    allowed = [(shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in FORBIDDEN]
+    every = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    kinds = FORBIDDEN if forbidden else [kind for kind in every if kind not in FORBIDDEN]
     for number in range(count):
-        shape, colour = (FORBIDDEN if forbidden else allowed)[rng.integers(len(FORBIDDEN if forbidden else allowed))]
+        shape, colour = kinds[rng.integers(len(kinds))]
         yield draw(Signs(shape, colour, 1, list(PLACES)[number % len(PLACES)]), SIDE, rng)
 
 
