@@ -97,11 +97,16 @@ def groups_of(rows: Sequence[Row], prints: Mapping[Path, bytes]) -> list[int]:
 
 
 def fingerprints(
-    paths: Sequence[Path], spec: ImageInput | None = None, keep: Callable[[Path, Decoded], None] | None = None
+    paths: Sequence[Path],
+    spec: ImageInput | None = None,
+    keep: Callable[[Path, Decoded], None] | None = None,
+    *,
+    compare: bool = True,
 ) -> tuple[dict[Path, bytes], dict[Path, str]]:
     """The fingerprint of each image file that can be read, and the reason for each that cannot.
 
-    `keep` is called with every image, decoded for a model that reads `spec`, in several threads.
+    `keep` is called with every image, decoded for a model that reads `spec`, in several threads. Without `compare` no
+    fingerprint is made.
     """
 
     def read(path: Path) -> bytes | str:
@@ -111,12 +116,12 @@ def fingerprints(
             return str(problem)
         if keep is not None:
             keep(path, decoded)
-        return fingerprint(decoded.image)
+        return fingerprint(decoded.image) if compare else b""
 
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(read, paths), "Reading images", total=len(paths), transient=True)
         read_as = dict(zip(paths, results, strict=True))
-    prints = {path: result for path, result in read_as.items() if isinstance(result, bytes)}
+    prints = {path: result for path, result in read_as.items() if result and isinstance(result, bytes)}
     return prints, {path: result for path, result in read_as.items() if isinstance(result, str)}
 
 

@@ -111,7 +111,9 @@ class ManifestData(SplitData[Row]):
         model: Any = self.trainer.lightning_module.model
         spec: ImageInput | None = model.card.image
         paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec})
-        self.images = ImageStore(paths, spec, self.max_cache_gb)
+        # Where the manifest names the split of all rows, nothing is compared.
+        compare = bool(mixed) or any(row.split is None for row in rows)
+        self.images = ImageStore(paths, spec, self.max_cache_gb, compare=compare)
         total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
         self.unread = {row.split for row in rows if row.split} - {row.split for row in readable}
@@ -204,7 +206,7 @@ def _train_rows(manifest: Path) -> list[Row]:
 class ImageStore:
     """Images by path, fitted to the model's size; decoded once, kept as uint8 while they fit in memory."""
 
-    def __init__(self, paths: list[Path], spec: ImageInput | None, max_gigabytes: float) -> None:
+    def __init__(self, paths: list[Path], spec: ImageInput | None, max_gigabytes: float, *, compare: bool) -> None:
         self.spec = spec
         self.number = {path: number for number, path in enumerate(paths)}
         self.pixels: NDArray[np.uint8] | None = None
@@ -212,7 +214,7 @@ class ImageStore:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
         #: What the fitted pixels do not show of each picture.
         self.unseen: list[dict[Cause, dict[str, Any]]] = [{} for _ in paths]
-        self.prints, self.refused = fingerprints(paths, spec, self._keep)
+        self.prints, self.refused = fingerprints(paths, spec, self._keep, compare=compare)
 
     def get(self, path: Path | None) -> NDArray[np.uint8]:
         """The fitted pixels `[S, S, 3]` of a readable image, or black ones for None."""
