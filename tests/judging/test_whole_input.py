@@ -68,7 +68,7 @@ def _border(verdict: Verdict) -> tuple[float, bool]:
     return unseen.share, unseen.tolerated
 
 
-@pytest.mark.parametrize("ratio", [1.5, 2, 3, 4, 7])
+@pytest.mark.parametrize("ratio", [1.5, 2, 3, 4, 6.5])
 @pytest.mark.parametrize("place", ["left", "right", "corner"])
 @pytest.mark.parametrize("upright", [False, True])
 def test_a_sign_at_the_border_is_found_and_never_called_safe(ratio: float, place: str, upright: bool) -> None:
@@ -84,6 +84,24 @@ def test_a_sign_at_the_border_is_found_and_never_called_safe(ratio: float, place
     assert (verdict.status, verdict.decision, verdict.is_safe) == ("ok", "review", False)
     assert _border(verdict) == pytest.approx((1 - 1 / ratio, False), abs=0.02)
     assert "border" in verdict.detail
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2, 3, 4])
+def test_no_seam_cuts_a_sign_of_a_fifth_of_the_short_side(ratio: float) -> None:
+    """The model knows the sign whole, and not the half of it."""
+    side, pictures = 12, []
+    for left in range(round(64 * ratio) - side):
+        picture = _signed(ratio, "none")
+        picture[20 : 20 + side, left : left + side] = (220, 20, 20)
+        pictures.append(picture)
+
+    def whole(feeds: Feeds) -> NDArray[np.float32]:
+        red = (feeds["image"][..., 0] > 150).sum(axis=(1, 2)) == side * side
+        return np.stack([red, ~red], axis=1).astype(np.float32)
+
+    judge = Judge(replace(_card(), image=replace(SPEC, size=64)), POLICY)
+    with Scorer(judge, None, whole, batch_size=64) as scorer:
+        assert all(verdict.decision == "unsafe" for verdict in scorer.verdicts(pictures))
 
 
 def test_a_picture_that_was_seen_whole_is_safe_and_its_margin_is_tolerated() -> None:
@@ -306,7 +324,7 @@ def test_transparency_is_seen_in_every_tile_and_turned_as_the_picture_is() -> No
     with _scorer() as scorer:
         verdict = scorer.verdict(stream.getvalue())
     assert verdict.decision == "unsafe"
-    assert verdict.place == Place("tile 3 of 3 without transparency", (0, 128, 64, 192))
+    assert verdict.place == Place("tile 4 of 4 without transparency", (0, 128, 64, 192))
 
 
 @pytest.mark.parametrize("words", [1, 8, 80, 500, 5000])
@@ -370,7 +388,7 @@ def test_a_part_without_an_answer_leaves_the_item_unknown_unless_another_blocks(
 def _views() -> list[Any]:
     from zoo.inputs.views import plan
 
-    return plan(60, 30, SPEC, POLICY)[0]
+    return plan(45, 30, SPEC, POLICY)[0]
 
 
 def test_a_panel_reads_as_its_heads_do_or_refuses() -> None:

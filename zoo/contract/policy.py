@@ -102,10 +102,10 @@ class PolicyFile(schema.YamlData):
 
     `views` says how a picture is brought to the model's square: `centre` as the model's card says (CLIP crops the
     centre), `squash` without regard to the aspect ratio, `pad` with bars of the model's mean colour, `tiles` as
-    overlapping squares of the short side along the long one, and `auto` as the card says where that leaves out no more
-    than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation or video at most
-    `frames`, the first, the last and evenly spaced ones; a text at most `windows`, which overlap and begin and end at
-    words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
+    squares of the short side along the long one that overlap by a fifth of it, and `auto` as the card says where that
+    leaves out no more than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation or
+    video at most `frames`, the first, the last and evenly spaced ones; a text at most `windows`, which overlap and
+    begin and end at words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
 
     `frames_per_second` and `scenes` say which frames of a video are enough: one at each so many-th of a second, one
     where the picture changes as a whole, or both; with the first and the last. Where `frames` holds them all, the

@@ -24,6 +24,10 @@ from zoo.inputs.image import (
     resize,
 )
 
+#: The share of the short side by which tiles overlap at least: what is no larger lies whole in one of them, wherever it
+#: is. With a fifth, 4:3 and 16:9 still take two tiles; with a quarter, 16:9 would take three.
+OVERLAP = 0.2
+
 
 @dataclass(frozen=True)
 class View:
@@ -118,7 +122,10 @@ def unseen_of(picture: Decoded, left_out: float, grounds: int = 1) -> dict[Cause
 
 
 def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple[list[View], float]:
-    """The views of a picture of this size under a policy, and the share of its area that none of them shows.
+    """The views of a picture of this size under a policy, and the share of its area that they leave out.
+
+    Tiles are the fewest that overlap by `OVERLAP`. Where `max_views` allows fewer, they are spread over it, and
+    the share is of what so many cannot cover with that overlap: what lies on their seams is not seen whole.
 
     >>> from zoo.registry import model_card
     >>> from zoo.contract.policy import read_policy
@@ -133,10 +140,11 @@ def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple
     if policy.views == "centre" or (policy.views == "auto" and left_out <= policy.tolerated("border")):
         return [View("centre", own_box(width, height, spec))], left_out
     short, long = sorted((width, height))
-    needed = -(-long // short)
+    step = short - int(OVERLAP * short)
+    needed = 1 - (short - long) // step
     count = min(needed, policy.max_views)
     starts = np.linspace(0, long - short, count).round() if count > 1 else [(long - short) // 2]
     squares = [(float(start), 0.0, float(start + short), float(short)) for start in starts]
     boxes = squares if width >= height else [(top, left, bottom, right) for left, top, right, bottom in squares]
     views = [View(f"tile {number} of {count}", box) for number, box in enumerate(boxes, 1)]
-    return views, 0.0 if count == needed else 1 - count * short / long
+    return views, max(0.0, 1 - (short + (count - 1) * step) / long)

@@ -313,7 +313,7 @@ def test_each_view_that_the_policy_shows_is_compared(
 ) -> None:
     (tmp_path / "photos").mkdir()
     long, still = tmp_path / "photos/long.png", tmp_path / "photos/square.png"
-    Image.effect_noise((96, 32), 60).save(long)
+    Image.effect_noise((80, 32), 60).save(long)
     Image.effect_noise((32, 32), 60).save(still)
     (tmp_path / "many.gif").write_bytes(golden["animated.gif"])
     (tmp_path / "manifest.csv").write_text("image,label\nmany.gif,1\nphotos/long.png,0\n", encoding="utf-8")
