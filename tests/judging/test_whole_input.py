@@ -96,7 +96,7 @@ def test_no_seam_cuts_a_sign_of_a_fifth_of_the_short_side(ratio: float) -> None:
         pictures.append(picture)
 
     def whole(feeds: Feeds) -> NDArray[np.float32]:
-        red = (feeds["image"][..., 0] > 150).sum(axis=(1, 2)) == side * side
+        red = (feeds["image"][..., 0].astype(int) > 150).sum(axis=(1, 2)) == side * side
         return np.stack([red, ~red], axis=1).astype(np.float32)
 
     judge = Judge(replace(_card(), image=replace(SPEC, size=64)), POLICY)
