@@ -36,6 +36,7 @@ USES = {
     "peers": "from sklearn.linear_model import LogisticRegression",
     "heic": "import zoo.inputs.image; from pi_heif.as_plugin import HeifImageFile",
     "jxl": "import zoo.inputs.image; from pylibjxl.pillow_plugin import JxlImageFile",
+    "fast": "import zoo.inputs.image; assert zoo.inputs.image.resizer().startswith('cykooz')",
     "language": "import zoo.inputs.language; from py3langid import langid",
     "sign": "import export.bundle.store; from cryptography.hazmat.primitives.asymmetric import ed25519",
     "video": "import zoo.inputs.video, av; av.codec.Codec('h264')",

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.benchmarks import overhead, video
+from tests.benchmarks import overhead, pictures, video
 from tests.benchmarks.common import answered
 
 
@@ -54,3 +55,16 @@ def test_what_decoding_a_video_takes_is_told(
         assert 0 <= float(outside) <= float(whole)
         assert 0 <= float(beside) <= float(cpu)
         assert 0 < float(share.removesuffix("%")) < 100
+
+
+def test_pictures_are_prepared_by_both_resizers(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").save(tmp_path / "a.jpg")
+    words = ["--bundle", str(bundles["test_safeclip.random"]), "--count", "1", "--verdicts", "1", "--rounds", "1"]
+    assert pictures.main([str(tmp_path), *words]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| all tiles |") == len(pictures.SHAPES)
+    assert "0 of 1 verdicts of mosaics differ" in printed
+    assert "three tiles" in printed
+    assert answered(pictures.main, [str(tmp_path / "none")]) == 1

@@ -288,7 +288,7 @@ def test_a_report_reads_itself_back(tmp_path: Path) -> None:
     path = report.write(tmp_path / "new")
     assert path == tmp_path / "new" / "a_b.json"
     assert _Counted.from_dict(schema.read_json(path)) == report
-    assert set(report.versions) == {"safety_zoo", "torch", "transformers", "python", "machine"}
+    assert set(report.versions) == {"safety_zoo", "torch", "transformers", "resizer", "python", "machine"}
 
 
 def test_measurements_reach_the_card_of_the_same_weights_alone(tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from zoo.contract.card import ImageInput
-from zoo.inputs.image import Pixels, decode, fit
+from zoo.inputs import image as images
+from zoo.inputs.image import Pixels, decode, fit, resizer
 from zoo.models.base import Normalise, Resize
 from zoo.registry import list_models, model_entry
 
@@ -79,6 +85,53 @@ def test_torch_equals_pillow_on_photos(spec: ImageInput, shared: Path) -> None:
     for path in sorted((shared / "flickr8k_small" / "images").glob("*.jpg"))[:12]:
         image = decode(path)
         assert np.abs(_by_torch(image, spec) - fit(image, spec)).max() <= 1.1, path.name
+
+
+@pytest.fixture
+def chosen_anew() -> Iterator[None]:
+    images._one_pass.cache_clear()
+    yield
+    images._one_pass.cache_clear()
+
+
+#: The last three are those of which Pillow 13 resizes the height first; the third is no larger than what is made of it.
+SHRUNK = [(1024, 768), (640, 401), (97, 150), (333, 1001), (360, 640), (240, 3000)]
+
+
+@pytest.mark.parametrize("size", SHRUNK, ids=str)
+@pytest.mark.parametrize("how", ["bicubic", "bilinear"])
+def test_the_extra_shrinks_detail_as_pillow_does(
+    how: Any, size: tuple[int, int], chosen_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cykooz_resizer", reason='the extra "fast" is not installed')
+    assert resizer().startswith("cykooz-resizer ")
+    rng = np.random.default_rng(0)
+    detailed = np.asarray(_drawn(*size)) * 0.5 + rng.integers(0, 128, (size[1], size[0], 3))
+    image = Image.fromarray(detailed.astype(np.uint8))
+    side = float(min(size))
+    ways = [ImageInput(97, resize, how, (0.0,) * 3, (1.0,) * 3) for resize in ("shortest_edge_crop", "squash")]
+    width, height = size
+    boxes = [(0.0, 0.0, side, side), (width - side, height - side, width, height), (1.5, 2.25, side, side)]
+
+    def made() -> list[Pixels]:
+        return [fit(image, spec) for spec in ways] + [images.resize(image, ways[0], (97, 60), box) for box in boxes]
+
+    found = made()
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    images._one_pass.cache_clear()
+    assert resizer() == f"pillow {PIL.__version__}"
+    for pixels, wanted in zip(found, made(), strict=True):
+        assert np.abs(pixels.astype(int) - wanted).max() <= 1
+
+
+def test_an_extra_that_does_not_fit_pillow_is_not_used(
+    chosen_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = pytest.importorskip("cykooz_resizer", reason='the extra "fast" is not installed')
+    monkeypatch.setattr(fast.Resizer, "resize_pil", lambda self, source, result, options: None)
+    with caplog.at_level(logging.WARNING):
+        assert resizer().startswith("pillow ")
+    assert "its pixels differ" in caplog.text
 
 
 def test_align_corners_is_tensorflows() -> None:

@@ -17,16 +17,18 @@ import zoo
 from zoo.contract import schema
 from zoo.contract.card import Measurement, ModelCard
 from zoo.errors import BadCardError
+from zoo.inputs.image import resizer
 from zoo.metrics import Estimate
 from zoo.release.store import CARD, write_card
 
 
 def versions() -> dict[str, str]:
-    """The versions that figures depend on: this package, torch, transformers, Python, and the kind of machine."""
+    """What figures depend on: this package, torch, transformers, what shrinks pictures, Python, the kind of machine."""
     return {
         "safety_zoo": zoo.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "resizer": resizer(),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

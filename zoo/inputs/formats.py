@@ -68,9 +68,11 @@ def demuxer(head: bytes) -> str | None:
         return "matroska"
     if head[4:8] in _BOXES:
         return "mov"
+    if head[4:8] != b"ftyp":
+        return None
     words = head[8 : int.from_bytes(head[:4])]  # the brand, its version, and compatible brands, of four bytes each
     brands = [words[place : place + 4] for place in range(0, len(words), 4)]
-    return "mov" if head[4:8] == b"ftyp" and not any(brand in _PICTURES for brand in brands) else None
+    return None if any(brand in _PICTURES for brand in brands) else "mov"
 
 
 def _by_extra(extra: str, modules: tuple[str, ...], name: str) -> Callable[[BinaryIO], Image.Image]:
