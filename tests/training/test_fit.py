@@ -392,9 +392,10 @@ def test_init_from_starts_with_the_weights_and_tokenizer_of_a_release(tmp_path: 
 
 
 def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> None:
-    """Phrases, pooling and temperature: predictions, `val/auroc` and the scorer rank by the same scores."""
+    """Phrases, pooling and temperature, views and frames: predictions, `val/auroc` and the scorer rank alike."""
     manifest = _data(tmp_path / "data", ("1", "0"))
     policy = dataclasses.replace(Policy.read(Path("configs/policy/safeclip.yaml")), temperature=4.0, pooling="mean")
+    policy = dataclasses.replace(policy, frames=2)
     (tmp_path / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
     module = Contrastive(CLIP, policy=str(tmp_path / "policy.yaml"))
     trainer = quiet_trainer(num_sanity_val_steps=0, default_root_dir=tmp_path)
@@ -409,8 +410,12 @@ def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> Non
     (figures,) = trainer.validate(module, ManifestData(str(manifest), batch_size=4), verbose=False)
     assert figures["val/auroc"] == pytest.approx(wanted)
     test_rows = [row for row in csv.DictReader(manifest.open(encoding="utf-8")) if row["split"] == "test"]
-    with (manifest.parent / test_rows[0]["image"]).open("ab") as stream:
+    damaged, long, many = (manifest.parent / row["image"] for row in test_rows[:3])
+    with damaged.open("ab") as stream:
         stream.write(b"more")
+    Image.effect_noise((40, 120), 60).save(long)
+    frames = [Image.effect_noise((40, 40), 10 * number) for number in range(1, 4)]
+    frames[0].save(many, "GIF", save_all=True, append_images=frames[1:])
     batches = trainer.predict(module, ManifestData(str(manifest), batch_size=4))
     assert batches is not None
     predicted = [Verdict.from_dict(row) for batch in batches for row in batch]
@@ -419,5 +424,6 @@ def test_a_policy_judges_in_training_as_the_scorer_judges(tmp_path: Path) -> Non
     for ours, theirs in zip(predicted, judged, strict=True):
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
         assert (ours.decision, ours.unseen) == (theirs.decision, theirs.unseen)
-    assert "damaged" in (predicted[0].unseen or {})
+    assert [list(verdict.unseen or {}) for verdict in predicted[:4]] == [["damaged"], [], ["frames"], []]
+    assert [verdict.place is not None for verdict in predicted[:4]] == [False, True, True, False]
     assert module.bank().norm(dim=1) == pytest.approx(0.25)  # unit norm over the temperature

@@ -22,14 +22,14 @@ import zoo
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard, Training
 from zoo.contract.policy import Policy
-from zoo.contract.verdict import Unseen
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.writing import told, write_file
 from zoo.inputs.text import TextCodec, train_tokenizer
-from zoo.judging.base import Seen
 from zoo.judging.judge import Judge
+from zoo.judging.scorer import Scorer
 from zoo.keys import refuse_unsigned
 from zoo.models.base import ZooModel, check_finite
+from zoo.models.served import ServedRun, text_banks
 from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
@@ -267,29 +267,34 @@ class Base(Trainable):
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Verdicts of a batch as plain data, with the manifest line of each as its source."""
-        scores = self.scores(batch).float().cpu().numpy()
-        sources = [f"line {line}" for line in batch["lines"]]
-        left_out = batch["unseen"] if "unseen" in batch else [{} for _ in scores]
-        unseen: list[Seen] = [{cause: Unseen(**one) for cause, one in parts.items()} for parts in left_out]
-        if self.model.card.reads_text and self._codec is not None and "texts" in batch:
-            read = [self._codec.windows(text or "").unseen for text in batch["texts"]]
-            unseen = [{**(seen or {}), **more} for seen, more in zip(unseen, read, strict=True)]
-        verdicts = [verdict.to_dict() for verdict in self.judge.verdicts(scores, sources, unseen)]
+        """Verdicts of a batch as plain data, as a scorer gives them, with the manifest line of each as its source.
+
+        Raises BadDataError for a row without an input that the model requires.
+        """
+        card, texts = self.model.card, batch.get("texts") or [None] * len(batch["lines"])
+        for kind, what, given in (("image", "an image", batch["images"]), ("text", "a text", texts)):
+            if kind in card.requires and None in given:
+                raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
+        judged = self._scorer.verdicts(batch["images"] if card.image else None, texts if card.reads_text else None)
+        named = zip(batch["lines"], judged, strict=True)
+        verdicts = [dataclasses.replace(verdict, source=f"line {line}").to_dict() for line, verdict in named]
         self._predicted += zip(batch["lines"], verdicts, strict=True)
         return verdicts
 
     def on_predict_start(self) -> None:
-        """Start an empty list of verdicts. Raises BadDataError for weights of NaN or infinity."""
+        """Make the scorer, no weight changes from here on. Raises BadDataError for weights of NaN or infinity."""
         super().on_predict_start()
         check_finite(self.model, "predict")
         self._predicted: list[tuple[int, dict[str, Any]]] = []
+        engine = ServedRun(self.model, text_banks(self.model, self.judge))
+        self._scorer = Scorer(self.judge, self._codec, engine)
 
     def on_predict_end(self) -> None:
         """Write the verdicts of all processes to `predictions.jsonl` in the log directory, in the manifest's order.
 
         Raises BadDataError, after that, if no row could be judged.
         """
+        self._scorer.close()
         path = Path(self.trainer.log_dir or ".") / "predictions.jsonl"  # log_dir is asked of all processes at once
         predicted = sorted(gathered(self._predicted), key=lambda one: one[0])
         if self.trainer.is_global_zero:
@@ -300,10 +305,6 @@ class Base(Trainable):
             raise BadDataError(
                 f"none of {len(predicted)} rows could be judged; the first: {first['source']}: {first['detail']}"
             )
-
-    def scores(self, batch: Batch) -> Tensor:
-        """Output scores `[B, N]` of a batch, in evaluation mode."""
-        raise TypeError(f"{type(self).__name__} must define scores()")
 
     def log_means(self, **means: Mean) -> None:
         """Log means of an evaluation over all batches of all processes, and start them again."""

@@ -117,10 +117,6 @@ class Classification(Base):
         self.log_means(loss=self.mean_loss)
         self.log_ranking(self.ranking)
 
-    def scores(self, batch: Batch) -> Tensor:
-        """Scores `[B, L]` of the labels."""
-        return self._scores(self.model(*self._inputs(batch, drop=False)))
-
     def _scores(self, logits: Tensor) -> Tensor:
         logits = logits.float()  # a softmax in bfloat16 does not add up to 1
         return logits.softmax(dim=-1) if self.model.card.score == "softmax" else logits.sigmoid()

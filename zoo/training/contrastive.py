@@ -126,19 +126,9 @@ class Contrastive(Base):
         self.log_dict({f"{self.stage}/{key}": value for key, value in figures.items()})
         self.log(f"{self.stage}/r1", figures["text_to_image_r1"], prog_bar=True, logger=False)
 
-    def scores(self, batch: Batch) -> Tensor:
-        """Scores `[B, P]` of the policy's phrases, during prediction."""
-        logits: Tensor = self.model(self.pixels(batch), self._bank)
-        return logits.softmax(dim=-1)
-
     def bank(self) -> Tensor:
         """The policy's text bank `[P, D]` by the present weights."""
         return policy_bank(self.policy, self.model.embed_phrases)
-
-    def on_predict_start(self) -> None:
-        """Embed the policy's phrases once: no weight changes during prediction."""
-        super().on_predict_start()
-        self._bank = self.bank()
 
     def _embed_images(self, batch: Batch) -> Tensor:
         encode = self.model.encode_image if self.locked is None else self.locked.embed

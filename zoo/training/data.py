@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,13 +17,11 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.contract.card import ImageInput, SplitRule
-from zoo.contract.verdict import Cause
 from zoo.data.manifest import Row, Split, read_manifest
 from zoo.data.splits import fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.inputs.image import Decoded, fit, load
 from zoo.inputs.text import clean
-from zoo.inputs.views import border, unseen_of
 from zoo.training.order import Draw, EpochOrder, SplitData, drawn_item, loader, shuffled
 
 log = logging.getLogger("zoo.data")
@@ -35,8 +32,8 @@ class Batch(TypedDict, total=False):
 
     `pixels` float32 `[B, 3, S, S]` in [0, 1], `image_present` bool `[B]`; `texts` None where missing; `labels` the
     label names of each row, `judged` those that were looked for in it (None: all of them); `lines` manifest lines;
-    `group` int64 `[B]`: rows of one number show one image; `unseen` what `pixels` do not show of each, as plain
-    data of `Unseen`.
+    `group` int64 `[B]`: rows of one number show one image. A batch to predict has `images`, the paths, in place of
+    `pixels`: the policy says what is shown of them.
     """
 
     pixels: Tensor
@@ -46,7 +43,7 @@ class Batch(TypedDict, total=False):
     judged: list[tuple[str, ...] | None]
     lines: list[int]
     group: Tensor
-    unseen: list[dict[Cause, dict[str, Any]]]
+    images: list[Path | None]
 
 
 class ManifestData(SplitData[Row]):
@@ -155,8 +152,10 @@ class ManifestData(SplitData[Row]):
         return self._loader(items, EpochOrder(len(items), self.trainer, self.batch_size))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The rows of `test_dataloader`."""
-        return self.test_dataloader()
+        """The rows of `test_dataloader`, with the paths of their images."""
+        items = [[row] for row in self.items(self.tested)]
+        order = EpochOrder(len(items), self.trainer, self.batch_size)
+        return loader(_Rows(items, self.images), order, _listed, self.num_workers)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make pixels of the bytes on the device, and in training a random view of them."""
@@ -212,8 +211,6 @@ class ImageStore:
         self.pixels: NDArray[np.uint8] | None = None
         if spec is not None and len(paths) * 3 * spec.size**2 <= max_gigabytes * 1e9:
             self.pixels = np.empty((len(paths), spec.size, spec.size, 3), dtype=np.uint8)
-        #: What the fitted pixels do not show of each picture.
-        self.unseen: list[dict[Cause, dict[str, Any]]] = [{} for _ in paths]
         self.prints, self.refused = fingerprints(paths, spec, self._keep, compare=compare)
 
     def get(self, path: Path | None) -> NDArray[np.uint8]:
@@ -227,10 +224,6 @@ class ImageStore:
         return load(path, self.spec)
 
     def _keep(self, path: Path, image: Decoded) -> None:
-        if self.spec is not None:
-            unseen = unseen_of(image, border(*image.size, self.spec))
-            # Lightning refuses to move a batch that holds frozen dataclasses.
-            self.unseen[self.number[path]] = {cause: asdict(one) for cause, one in unseen.items()}
         if self.pixels is not None and self.spec is not None:
             self.pixels[self.number[path]] = fit(image, self.spec)
 
@@ -251,16 +244,25 @@ class _Rows(Dataset[Row]):
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """A batch of rows; its images are `image`, uint8 `[B, S, S, 3]`."""
-        batch: dict[str, Any] = {"labels": [row.labels for row in rows], "lines": [row.line for row in rows]}
-        batch["judged"] = [row.judged for row in rows]
+        batch = _described(rows)
         if number := self.images.number:
             batch["image"] = torch.from_numpy(np.stack([self.images.get(row.image) for row in rows]))
             batch["image_present"] = torch.tensor([row.image is not None for row in rows])
-            batch["unseen"] = [self.images.unseen[number[row.image]] if row.image else {} for row in rows]
             batch["group"] = torch.tensor([number[row.image] if row.image else -row.line for row in rows])
-        if any(row.text for row in rows):
-            batch["texts"] = [row.text for row in rows]
         return batch
+
+
+def _listed(rows: list[Row]) -> dict[str, Any]:
+    """A batch of rows with the paths of their images, of which nothing is read."""
+    return _described(rows) | {"images": [row.image for row in rows]}
+
+
+def _described(rows: list[Row]) -> dict[str, Any]:
+    batch: dict[str, Any] = {"labels": [row.labels for row in rows], "lines": [row.line for row in rows]}
+    batch["judged"] = [row.judged for row in rows]
+    if any(row.text for row in rows):
+        batch["texts"] = [row.text for row in rows]
+    return batch
 
 
 class RandomView(nn.Module):

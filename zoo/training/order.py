@@ -147,7 +147,12 @@ class SplitData(lightning.LightningDataModule, Generic[T]):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test split in order, every row, or the validation split if the manifest has no test rows."""
-        return self.evaluation_dataloader("test" if self.by_split["test"] or "test" in self.unread else "val")
+        return self.evaluation_dataloader(self.tested)
+
+    @property
+    def tested(self) -> Split:
+        """The split that is tested and predicted."""
+        return "test" if self.by_split["test"] or "test" in self.unread else "val"
 
     @abstractmethod
     def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:

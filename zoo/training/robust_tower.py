@@ -138,11 +138,6 @@ class RobustTower(Base):
         self.log_ranking(self.ranking, names=["auroc"])
         self.log_ranking(self.robust_ranking, "robust_", ["auroc"])
 
-    def scores(self, batch: Batch) -> Tensor:
-        """Scores `[B, P]` of the policy's phrases."""
-        logits: Tensor = self.model(self.pixels(batch), self.bank())
-        return logits.float().softmax(dim=-1)
-
     def bank(self) -> Tensor:
         """The policy's phrases `[P, D]` over its temperature, embedded once: the text tower does not change."""
         if self._bank is None:
