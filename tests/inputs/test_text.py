@@ -6,6 +6,7 @@ import json
 import unicodedata
 from typing import Any
 
+import ftfy
 import numpy as np
 import pytest
 
@@ -86,6 +87,29 @@ def test_accents_that_people_write_stay() -> None:
 @pytest.mark.parametrize("digits", ["9" * 48_000, "0" * 40_000 + "65", "0" * 5_000 + "9" * 5_000])
 def test_an_entity_of_thousands_of_digits_is_a_character(digits: str) -> None:
     assert clean(f"a&#{digits};b") == ("aAb" if digits.endswith("65") else "a\ufffdb")
+
+
+@pytest.mark.parametrize("layer", ["amp;", "#38;", "AMP;", "ａｍｐ；", "ａｍｐ；".encode().decode("latin-1")])
+def test_entities_within_each_other_take_few_passes(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass for each of n layers takes n * n steps."""
+    passes = []
+    once = ftfy.fixes.unescape_html
+
+    def noted(text: str) -> str:
+        passes.append(text)
+        return once(text)
+
+    monkeypatch.setattr("zoo.inputs.text.unescape_html", noted)
+    monkeypatch.setattr(ftfy.fixes, "unescape_html", noted)
+    assert clean("&" + layer * 5_000 + "lt;").count(";") > 4_900
+    assert 1 < len(passes) < 12
+    assert clean("&" + layer * 4 + "lt; &Atilde;&copy;") == "< é"
+
+
+def test_ligatures_that_stand_for_many_letters_are_bounded() -> None:
+    assert len(clean("\ufdfa" * 5_000).replace(" ", "")) == 75_000
+    with pytest.raises(BadDataError, match="text of 288,000 characters, the limit is 100,000"):
+        clean("\ufdfa" * 16_000)
 
 
 def _codec(length: int = 24, **options: Any) -> TextCodec:

@@ -14,6 +14,7 @@ from itertools import compress
 
 import ftfy
 import numpy as np
+from ftfy.fixes import unescape_html
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -31,6 +32,9 @@ MAX_CHARACTERS = 100_000
 
 #: Accents in a row that are kept, as in Unicode's stream-safe format (UAX 15): to sort n of them takes n * n steps.
 MAX_MARKS = 30
+
+#: Layers of HTML entities, as in "&amp;amp;lt;", that are taken off: ftfy would take off thousands, each in a pass.
+_LAYERS = 8
 
 #: Unicode's default-ignorable characters, apart from format controls: invisible letters and marks, reserved places.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0") | frozenset(
@@ -67,23 +71,44 @@ def clean(text: str, *, gaps: bool = False) -> str:
     """Return the text that a reader sees: repaired, NFKC, without invisible characters, single-spaced.
 
     Zero-width, bidirectional and other format and control characters split words for a tokenizer alone; of more than 30
-    accents in a row the rest is left out. HTML entities are resolved twice and mojibake and curly quotes mended by
-    ftfy, as CLIP's reference tokenizer does. With `gaps` there are as many spaces between words as there were. Raises
-    BadInputError for what is not a text, or is longer than 100,000 characters.
+    accents in a row the rest is left out. Entities are resolved and mojibake and
+    curly quotes mended by ftfy, as CLIP's reference tokenizer does. With `gaps` there are as many spaces between words
+    as there were. Raises BadInputError for what is not a text, or is longer than 100,000 characters, as it was given
+    or with its ligatures written out.
     """
     if not isinstance(text, str):
         raise BadArgumentError(f"a text must be a str, got {type(text).__name__}")
-    if len(text) > MAX_CHARACTERS:
-        raise BadDataError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
+    _bound(text)
     if not _PLAIN.fullmatch(text):
-        # NFKC comes last, when marks are bounded: ftfy's own normalisation would sort any number of them.
-        text = _unescape(_unescape(ftfy.fix_text(text, normalization=None)))
+        text = _unescape(_unescape(_repaired(text)))
         text = _without_more_marks(text.translate(_SHOWN))
         # NFKC comes last: before, a zero-width space between a letter and its accent would keep them apart.
         text = unicodedata.normalize("NFKC", text)
+        _bound(text)  # one ligature can stand for 18 letters
     if gaps:
         return re.sub(r"[^\S ]+", " " * _LINE, text).strip(" ")
     return " ".join(text.split())
+
+
+def _bound(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise BadDataError(f"text of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}")
+
+
+def _repaired(text: str) -> str:
+    """What ftfy makes of a text, but of at most `_LAYERS` layers of entities, and without its normalisation.
+
+    That would sort any number of accents in a row.
+    """
+    tag = text.find("<")  # from the line of a tag on, ftfy takes entities for what they say
+    begin = text.rfind("\n", 0, tag) + 1 if tag >= 0 else len(text)
+    head, rest = text[:begin], text[begin:]
+    for _ in range(_LAYERS):
+        before = head
+        head = ftfy.fix_text(unescape_html(head), normalization=None, unescape_html=False)
+        if "&" not in head or head == before:
+            break
+    return head + ftfy.fix_text(rest, normalization=None, unescape_html=False)
 
 
 class _Shown(dict[int, int | str | None]):
