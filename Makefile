@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --
 # What trains and what is exported, of models of three kinds: a CLIP, convolutions, and both inputs together. Graphs in half
 # precision do not depend on rounding.
 ROUNDED := -k "not (half_precision_keeps or nsfw or bert or panel or regnet)" \
-  tests/training --ignore tests/training/test_cli.py --ignore tests/training/test_devices.py $(addprefix tests/export/,onnx precision verify)
+  tests/training $(patsubst %,--ignore tests/training/test_%.py,cli devices half_precision resume) $(addprefix tests/export/,onnx precision verify)
 export HF_HUB_OFFLINE ?= 1  # neither target downloads anything but packages
 
 .PHONY: quickstart test test-slow clean
@@ -52,8 +52,9 @@ quickstart: $(VENV)/.installed-$(EXTRA)
 test: $(VENV)/.installed-test-$(TEST_EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(PYTEST) -m "not slow"
+	@# Types are checked while tests run: of two cores, starts and builds leave some of one idle.
+	$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; $(PYTEST) -m "not slow"; tests=$$?; \
+	  wait $$types; types=$$?; cat $(VENV)/mypy.log; exit $$((tests | types))
 	@# Training and export once more, rounded as a processor without wide vectors rounds: no result may hang on that.
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow" $(ROUNDED)
 

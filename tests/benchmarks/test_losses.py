@@ -64,7 +64,7 @@ def test_damage_is_seen(tmp_path: Path) -> None:
 
 
 def test_broken_inputs_are_refused_or_read(traced_once: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mutate(200, seed=1) == 0, capsys.readouterr().out
+    assert mutate(100, seed=1) == 0, capsys.readouterr().out
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == 11
     assert all(row.endswith("| none |") for row in rows)

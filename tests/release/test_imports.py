@@ -182,7 +182,7 @@ def test_a_release_of_ours_serves_as_tower(towers: dict[str, Path], tmp_path: Pa
 # What a file of a head may not be
 
 
-@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("legacy", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pickle_is_refused_with_the_line_that_converts_it(
     legacy: bool, towers: dict[str, Path], tmp_path: Path
 ) -> None:

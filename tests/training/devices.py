@@ -39,6 +39,7 @@ from zoo.training import (
 )
 from zoo.training.order import gathered
 
+TASKS = ("Contrastive", "Classification", "Adversarial", "RobustTower", "VisionLanguage")
 CLIP, FUSION = "test_safeclip.random", "test_multimodal_nsfw.fusion"
 NAMES = {"1": "unsafe", "0": "safe"}
 POLICY = {
@@ -130,7 +131,8 @@ def run(folder: Path, devices: int, precision: Any = "32-true") -> None:
         trainer.fit(module, data(batch=8 // devices))
         first = folder / f"{name}.ckpt"
         if not first.exists():  # trained until it ranks well: what rounding changes must not matter
-            learnt = _trainer(1, precision, logger=False, max_epochs=1 if name == "VisionLanguage" else 12)
+            epochs = {"VisionLanguage": 1, "Adversarial": 6}.get(name, 12)
+            learnt = _trainer(1, precision, logger=False, max_epochs=epochs)
             learnt.fit(build(), data())
             learnt.save_checkpoint(first)
         logger = CSVLogger(out, name=name, version="v")

@@ -21,7 +21,6 @@ from sklearn.metrics import roc_auc_score
 import zoo
 from export import runtime
 from export.onnx.export import export_onnx
-from tests.every_model import OF_EACH_KIND
 from tests.trainers import quiet_trainer
 from zoo import registry
 from zoo.contract.card import ModelCard
@@ -122,7 +121,15 @@ def test_a_panel_is_not_trained_as_a_whole() -> None:
 EXPORTED = (CLIP, "test_clip_resnet.random", "test_multimodal_conv.fusion", "test_prompt_bert.random")
 
 
-@pytest.mark.parametrize("model", [model for model in OF_EACH_KIND if model.id != "test_clip.panel"])
+#: Towers with the phrases of a policy, and convolutions fused with texts; the other models are of fewer parts.
+ROADS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in (CLIP, "test_multimodal_conv.fusion")))
+    for name in registry.list_models("test_*")
+    if name != "test_clip.panel"
+]
+
+
+@pytest.mark.parametrize("model", ROADS)
 def test_the_whole_road(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = _data(tmp_path / "data", _labels(model))
     arguments = _recipe(tmp_path, model, manifest)

@@ -20,11 +20,11 @@ from export.precision.int8 import quantise_rows
 from export.precision.nodes import count_products, rounded_float32
 from export.runtime.onnx import OnnxEngine
 from export.verify.inputs import CALIBRATED, calibration, image_probes, text_probes
-from tests.every_model import EVERY_MODEL, OF_EACH_KIND
+from tests.every_model import EVERY_MODEL
 from zoo.errors import BadInputError
 from zoo.judging.scorer import Feeds
 from zoo.models.served import ServedRun, text_banks
-from zoo.registry import model_card
+from zoo.registry import list_models, model_card
 from zoo.release.store import Release, load_release
 
 MODELS = EVERY_MODEL
@@ -86,9 +86,14 @@ def _check(release: Release, precision: Precision, path: Path, files: tuple[str,
     assert np.abs(engine(feeds) - eager(feeds)).max() < TOLERANCE[precision]
 
 
-#: bfloat16 takes the same road: where it differs, in the operators of its opset, two models show it.
-HALF = [("bf16", CLIP), ("bf16", CONV)] + [
-    pytest.param("fp16", *model.values, marks=model.marks) for model in OF_EACH_KIND
+#: Each is a graph of its own, which takes long to trace: a model with convolutions, texts and both inputs in float16, a
+#: tower in bfloat16, which differs in the operators of its opset.
+FAST = [("bf16", CLIP), ("fp16", "test_multimodal_conv.fusion")]
+HALF = FAST + [
+    pytest.param(precision, name, marks=pytest.mark.slow)
+    for precision, names in {"bf16": [CONV], "fp16": list_models("test_*")}.items()
+    for name in names
+    if (precision, name) not in FAST
 ]
 
 

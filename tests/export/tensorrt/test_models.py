@@ -37,7 +37,10 @@ def test_every_model_builds_in_float32(bundles: dict[str, Path], name: str) -> N
     assert set(built.report.profiles) == {spec.name for spec in bundle.manifest.inputs}
 
 
-@pytest.mark.parametrize(("name", "precision"), [(CONVOLUTIONS, "fp16"), (TEXTS, "fp16"), (CLIP, "bf16")])
+SLOW_TEXTS = pytest.param(TEXTS, "fp16", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "precision"), [(CONVOLUTIONS, "fp16"), SLOW_TEXTS, (CLIP, "bf16")])
 def test_half_precision_is_in_the_finished_engine(tmp_path: Path, name: str, precision: Precision) -> None:
     manifest = export_tensorrt(name, tmp_path / "bundle", precision=precision, plan=PlanOptions(package=RTX))
     (engine,) = manifest.engines
