@@ -106,10 +106,11 @@ def refusal(problem: BaseException | None) -> str | None:
 def quoted(value: object) -> str:
     """A value of somebody's data for a message: a short name in quotes; of what may be a text its length alone.
 
-    Messages end up in logs, and prompts and captions are nobody's business there.
+    Invisible characters stand as escapes. Messages end up in logs, where prompts and captions are nobody's business.
     """
     text = str(value)
-    return f'"{text}"' if _is_name(text) else f"a text of {len(text):,} characters"
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return f'"{shown}"' if _is_name(shown) else f"a text of {len(text):,} characters"
 
 
 def _is_name(text: str) -> bool:

@@ -17,7 +17,16 @@ from export.bundle.rebuild import policy_command, rebuild, rebuild_all
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
-from zoo.errors import BadCardError, BadDataError, IncompatibleBundleError, MissingDependencyError, TamperedFileError
+from zoo.errors import (
+    BadArgumentError,
+    BadCardError,
+    BadDataError,
+    IncompatibleBundleError,
+    MissingDependencyError,
+    TamperedFileError,
+    ZooError,
+    near_match,
+)
 from zoo.files.held import HeldFiles, is_bundle, sha256
 from zoo.files.writing import MANIFEST, edited_directory, new_file, write_file
 from zoo.judging.judge import AnyJudge, bind
@@ -67,10 +76,22 @@ def read_bundle(
     return Bundle(folder, manifest, card, read_policy(folder / POLICY, files.read(POLICY)), files)
 
 
+def _not_a_bundle(folder: Path) -> ZooError:
+    if folder.is_file():
+        return BadArgumentError(
+            f"{folder}: is a file, and a bundle is a directory (made by `zoo export onnx`); give that"
+        )
+    if not folder.is_dir():
+        near = near_match(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
+        return BadArgumentError(f"{folder}: no such directory{near}; a bundle is one on this machine")
+    release = f"; export this release: zoo export onnx --model {folder} --out DIR" if (folder / CARD).is_file() else ""
+    return BadDataError(f"{folder}: holds no {MANIFEST}, so it is not a bundle (made by `zoo export onnx`){release}")
+
+
 def read_manifest(folder: Path, *, public_key: str | Path | None = None, to_judge: bool = True) -> Manifest:
     """The manifest of a bundle, without a check of its other files. Raises as `read_bundle` does."""
     if not is_bundle(folder):
-        raise BadDataError(f"{folder}: holds no {MANIFEST}, so it is not a bundle (made by `zoo export onnx`)")
+        raise _not_a_bundle(folder)
     content = (folder / MANIFEST).read_bytes()
     if to_judge:
         check_signature(folder / MANIFEST, public_key, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from export.bundle.store import read_bundle, use_policy
@@ -53,7 +54,8 @@ def _embed(options: argparse.Namespace) -> int:
         shapes = [tuple(bank.shape) for bank in text_banks(model, bind(model.card, policy))]
     rows = ", ".join(f"{rows} phrases of {width} numbers" for rows, width in shapes) or "no phrases to embed"
     try:
-        place = f"kept in {cache_folder() / 'text_banks'}"
+        folder = cache_folder() / "text_banks"
+        place = f"kept in {folder}" if os.access(folder, os.W_OK | os.X_OK) else f"not kept: {folder} cannot be written"
     except RuntimeError as problem:
         place = f"not kept: {problem}"
     print(f"{policy.id}: {rows}, {place}")

@@ -77,6 +77,8 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
         ("image,capton", "a.jpg,x", {"text": "caption"}, 'no column "caption"; did you mean "capton"'),
         ("image,text", "a.jpg,x", {"txt": "text"}, 'no role "txt"; did you mean "text"'),
         ("imge,label", "a.jpg,1", None, 'neither a column "image" nor "text"; did you mean "imge"'),
+        ("image;label", "a.jpg;1", None, 'neither a column "image" nor "text"; fields are separated by commas'),
+        ("label|text", "1|x", None, "fields are separated by commas, in .tsv by tabs"),
         ("text,split", "x,tset", None, 'line 2: split "tset"; did you mean "test"'),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -157,10 +158,13 @@ def test_the_label_is_looked_for_in_training_and_verification_too(tmp_path: Path
     need_label([], "1", manifest)
 
 
-@pytest.mark.parametrize(("label", "other"), [("1", "1.0"), ("1", "True"), ("1.0", "1"), ("dogs", "Dogs")])
+@pytest.mark.parametrize(
+    ("label", "other"), [("1", "1.0"), ("1", "True"), ("1.0", "1"), ("dogs", "Dogs"), ("1", "1\u200b"), ("1", "\uff11")]
+)
 def test_a_label_in_two_spellings_is_refused(label: str, other: str) -> None:
     rows = [Row(number, None, "x", (name,), None) for number, name in enumerate([label, other, "cats", other])]
-    message = rf'the label "{label}" \(1 rows\) also stands as "{other}" \(2 rows\)'
+    shown = re.escape(ascii(other)[1:-1] if other == "1\u200b" else other)
+    message = rf'the label "{label}" \(1 rows\) also stands as "{shown}" \(2 rows\)'
     with pytest.raises(BadDataError, match=message):
         need_label(rows, label, "data.csv")
     need_label(rows, "cats", "data.csv")
@@ -263,9 +267,10 @@ def test_retrieval_needs_rows_of_both_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["validate", "test", "predict"])
 def test_random_weights_are_not_judged_by(tmp_path: Path, task: str) -> None:
     manifest = _manifest(tmp_path, 24, split="train")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    lines[9:] = [line.replace(",train", ",val" if number < 8 else ",test") for number, line in enumerate(lines[9:])]
+    manifest.write_text("\n".join(lines), encoding="utf-8")
     data = ManifestData(str(manifest), batch_size=4)
-    every = lambda: data.evaluation_dataloader("train")  # noqa: E731
-    data.val_dataloader = data.test_dataloader = data.predict_dataloader = every  # type: ignore[method-assign]
     trainer = quiet_trainer(1, default_root_dir=tmp_path / "logs", num_sanity_val_steps=0)
     with pytest.raises(BadInputError, match=f"{task}: the weights are random"):
         getattr(trainer, task)(Classification(FUSION), data)
@@ -278,6 +283,9 @@ def test_random_weights_are_not_judged_by(tmp_path: Path, task: str) -> None:
         Classification(FUSION), data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
     )
     assert again == wanted
+    if task == "predict":
+        with pytest.raises(BadInputError, match="predict: the batches name no images"):
+            trainer.predict(module, data.evaluation_dataloader("test"))
 
 
 @pytest.mark.parametrize(

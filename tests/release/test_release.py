@@ -335,6 +335,14 @@ def test_a_pickle_or_a_foreign_checkpoint_is_refused(changes: dict[str, Any], na
     assert not (tmp_path / "r").exists()
 
 
+def test_a_folder_is_called_by_what_it_is(tmp_path: Path) -> None:
+    for name, kind in ((None, "a folder"), ("card.json", "a release"), ("manifest.json", "a bundle")):
+        if name:
+            (tmp_path / name).touch()
+        with pytest.raises(BadInputError, match=f": is {kind}; give the checkpoint of a training"):
+            release_checkpoint(tmp_path, tmp_path / "r")
+
+
 @pytest.mark.parametrize("content", [b"", b"image,label\na.jpg,1\n", None])
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"

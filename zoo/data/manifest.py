@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +66,9 @@ def read_manifest(path: Path, image_root: Path | None = None, columns: Mapping[s
         if column not in names.values() and column.casefold() in set(names) - set(columns):
             raise BadDataError(f'{path}: the column "{column}" is not read: call it "{column.casefold()}"')
     if names["image"] not in records[0] and names["text"] not in records[0]:
-        raise BadDataError(f'{path}: has neither a column "image" nor "text"' + near_match("image", records[0]))
+        parts = {part.strip() for part in re.split(r"[;|\t,]", next(iter(records[0])))} & set(names.values())
+        hint = "; fields are separated by commas, in .tsv by tabs" if parts else near_match("image", records[0])
+        raise BadDataError(f'{path}: has neither a column "image" nor "text"{hint}')
     root = image_root or path.parent
     return [_row(path, line, record, names, root) for line, record in lines.items()]
 
@@ -90,19 +94,20 @@ def need_label(rows: Sequence[Row], label: str, data: Path | str) -> None:
     other = next((name for name in counts if name != label and _alike(name) == _alike(label)), None)
     if label in counts and other is not None:
         raise BadDataError(
-            f'{data}: the label "{label}" ({counts[label]} rows) also stands as "{other}" ({counts[other]} rows), '
-            "which would count as another one: write it in one way"
+            f"{data}: the label {quoted(label)} ({counts[label]} rows) also stands as {quoted(other)} "
+            f"({counts[other]} rows), which would count as another one: write it in one way"
         )
     if not counts or label in counts or any(label in (row.judged or ()) for row in rows):
         return
     names = ", ".join(f"{quoted(name)} ({count} rows)" for name, count in counts.most_common(8))
     more = ", ..." if len(counts) > 8 else ""
-    raise BadDataError(f'{data}: no item is unsafe by the label "{label}"; the labels are {names}{more}')
+    raise BadDataError(f"{data}: no item is unsafe by the label {quoted(label)}; the labels are {names}{more}")
 
 
 def _alike(label: str) -> str:
-    """The same for spellings of one label: `Dogs` and `dogs`; `1`, `1.0` and `True`."""
-    plain = {"true": "1", "false": "0"}.get(label.casefold(), label.casefold())
+    """The same for spellings of one label: `Dogs` and `dogs`; `1`, `1.0` and `True`; with or without what is unseen."""
+    shown = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) not in ("Cc", "Cf"))
+    plain = {"true": "1", "false": "0"}.get(shown.casefold(), shown.casefold())
     try:
         return f"{float(plain):g}"
     except ValueError:

@@ -11,9 +11,10 @@ import torch
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.files.held import is_bundle
 from zoo.models.lora import merge_adapters
 from zoo.registry import build
-from zoo.release.store import write_release
+from zoo.release.store import CARD, write_release
 
 #: The key of what the zoo adds to Lightning's checkpoints, all plain data: card, policy, tokenizer, and the options of
 #: low-rank adapters if it has any.
@@ -55,6 +56,9 @@ def check_checkpoint(path: Path) -> None:
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
+    if checkpoint.is_dir():
+        kind = "a bundle" if is_bundle(checkpoint) else "a release" if (checkpoint / CARD).is_file() else "a folder"
+        raise BadArgumentError(f"{checkpoint}: is {kind}; give the checkpoint of a training, a file that ends in .ckpt")
     if not checkpoint.is_file():
         raise BadArgumentError(f"{checkpoint}: no such checkpoint file")
     check_checkpoint(checkpoint)

@@ -269,8 +269,11 @@ class Base(Trainable):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Verdicts of a batch as plain data, as a scorer gives them, with the manifest line of each as its source.
 
-        Raises BadDataError for a row without an input that the model requires.
+        Raises BadDataError for a row without an input that the model requires, BadArgumentError for batches of another
+        loader than `ManifestData.predict_dataloader`.
         """
+        if "images" not in batch:
+            raise BadArgumentError("predict: the batches name no images; give those of ManifestData.predict_dataloader")
         card, texts = self.model.card, batch.get("texts") or [None] * len(batch["lines"])
         for kind, what, given in (("image", "an image", batch["images"]), ("text", "a text", texts)):
             if kind in card.requires and None in given:

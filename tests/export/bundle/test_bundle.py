@@ -158,8 +158,20 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(bundle: Path, bundles: 
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"holds no manifest\.json, so it is not a bundle"):
+    with pytest.raises(
+        BadInputError, match=r"holds no manifest\.json, so it is not a bundle \(made by `zoo export onnx`\)$"
+    ):
         read_bundle(tmp_path)
+    (tmp_path / "card.json").touch()
+    with pytest.raises(BadInputError, match=r"export this release: zoo export onnx --model .* --out DIR"):
+        read_bundle(tmp_path)
+    with pytest.raises(BadInputError, match=r"card\.json: is a file, and a bundle is a directory"):
+        read_bundle(tmp_path / "card.json")
+    (tmp_path / "signs").mkdir()
+    with pytest.raises(BadInputError, match=r"sings: no such directory; did you mean \"signs\"\?"):
+        read_bundle(tmp_path / "sings")
+    with pytest.raises(BadInputError, match="hf-hub:a/b: no such directory; a bundle is one on this machine"):
+        read_bundle(Path("hf-hub:a/b"))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"{}"])

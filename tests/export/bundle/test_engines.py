@@ -387,6 +387,10 @@ def test_a_policy_is_embedded_by_a_command(
         assert run(["policy", "embed", "configs/policy/dogs.yaml", "--model", model]) == 0
         assert "phrases of 16 numbers, kept in" in capsys.readouterr().out
     assert len(list((tmp_path / "text_banks").glob("*.npy"))) == 2
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAFETY_ZOO_CACHE", str(tmp_path / "file"))
+    assert run(["policy", "embed", "configs/policy/dogs.yaml", "--model", CLIP]) == 0
+    assert f"not kept: {tmp_path / 'file' / 'text_banks'} cannot be written" in capsys.readouterr().out
 
 
 def _graph(kind: int, *nodes: onnx.NodeProto, weights: tuple[TensorProto, ...] = ()) -> onnx.ModelProto:
