@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.benchmarks import overhead, pictures, video
+from tests.benchmarks import memory, overhead, pictures, video
 from tests.benchmarks.common import answered
 
 
@@ -68,3 +68,11 @@ def test_pictures_are_prepared_by_both_resizers(
     assert "0 of 1 verdicts of mosaics differ" in printed
     assert "three tiles" in printed
     assert answered(pictures.main, [str(tmp_path / "none")]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
+def test_the_memory_of_a_format_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main(["--size", "2304", "1728", "--only", "PNG, palette"]) == 0
+    name, _, peak, _, decoded = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert (name, decoded) == ("PNG, palette", "1152 x 864")
+    assert 4 < float(peak) < 60  # the picture that is made, and what it is made of

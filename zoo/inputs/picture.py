@@ -25,6 +25,7 @@ from zoo.inputs.pixels import (
     Grounds,
     Lent,
     SampleFormat,
+    avif_reduced,
     decode_into,
     decode_to_mapped,
     has_16_bit_key,
@@ -42,6 +43,8 @@ ORIENTATION = 0x0112
 BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
 #: Up to so many pixels it does not pay to care for memory.
 _SMALL = 2_000_000
+#: An AVIF that takes more bytes is decoded in another way, where there is one.
+_MUCH = 300_000_000
 log = logging.getLogger("zoo.inputs.picture")
 
 
@@ -164,6 +167,9 @@ def current(
     lent = _lent(image, reduction) if ours else None
     if watch and jpeg:
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
+    reduced = _avif_reduced(image, data, scale) if ours and image is about else None
+    if reduced is not None:
+        image, reduction = reduced, 1
     image.load()
     turn = TURNS.get(orientation(about))
     upright = size[::-1] if turn in QUARTER_TURNS else size
@@ -242,12 +248,17 @@ def _still(
 
 
 def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: ImageLimits) -> int:
-    """By how much the decoder itself reduces: of a JPEG in several scans it holds the whole picture all the same."""
+    """By how much the decoder itself reduces: of a JPEG in several scans it holds the whole picture all the same.
+
+    That is allowed where its coefficients, of two bytes, take no more than a whole picture of the limits.
+    """
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return 1
     if scale > 1 and image.width * image.height > limits.max_pixels:
         head = jpeg_head(data)
-        return 1 if head is None or head.in_several_scans else scale
+        areas = [layer[1] * layer[2] for layer in image.layer]
+        held = 2 * image.width * image.height * sum(areas) / max(areas)
+        return 1 if head is None or (head.in_several_scans and held > 4 * limits.max_pixels) else scale
     return scale
 
 
@@ -276,6 +287,13 @@ def _shown(image: Image.Image, data: bytes) -> Sequence[int]:
         starts = [index + entry["DataOffset"] for entry in image.mpinfo[0xB002]]  # type: ignore[attr-defined]
         return [0, *(n for n, start in enumerate(starts[:frames]) if n and not is_gain_map(data, start))]
     return range(int(getattr(image, "default_image", False) and frames > 1), frames)
+
+
+def _avif_reduced(image: Image.Image, data: bytes, scale: int) -> Image.Image | None:
+    """The reduced picture of an opened AVIF for which Pillow's decoder would take too much memory."""
+    too_much = image.width * image.height * BYTES_A_PIXEL["AVIF"] > _MUCH
+    plain = image.format == "AVIF" and image.mode in ("RGB", "L") and len(_shown(image, data)) == 1
+    return avif_reduced(data, image.size, scale) if plain and too_much and scale > 1 else None
 
 
 def _is_plain(image: Image.Image) -> bool:
