@@ -72,7 +72,7 @@ def test_pictures_are_prepared_by_both_resizers(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
 def test_the_memory_of_a_format_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert memory.main(["--size", "2304", "1728", "--only", "PNG, palette"]) == 0
+    assert memory.main(["--size", "2304", "1792", "--only", "PNG, palette"]) == 0
     name, _, peak, _, decoded = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
-    assert (name, decoded) == ("PNG, palette", "1152 x 864")
+    assert (name, decoded) == ("PNG, palette", "1152 x 896")
     assert 4 < float(peak) < 60  # the picture that is made, and what it is made of
