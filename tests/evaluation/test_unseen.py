@@ -313,3 +313,13 @@ def test_rows_that_are_split_by_another_rule_than_in_training_are_warned_of(
         checkpoint = manifest.parent / "last.ckpt"
         quiet_trainer(1).validate(Classification(FUSION), data, ckpt_path=checkpoint, weights_only=True)
         assert ("in training by SplitRule" in caplog.text) is (seed == 6)
+
+
+def test_what_is_for_review_because_it_was_not_seen_whole_is_told_apart(tmp_path: Path) -> None:
+    still, *later = [Image.effect_noise((48, 48), 10 * number) for number in range(1, 4)]
+    still.save(tmp_path / "still.png")
+    still.save(tmp_path / "many.gif", save_all=True, append_images=later)
+    rows = [Row(2, tmp_path / "still.png", None, ("0",), None), Row(3, tmp_path / "many.gif", None, ("0",), None)]
+    figures = evaluate(CLIP, rows, Labelling()).figures
+    assert (figures["flagged_share"], figures["unseen_share"], figures["fpr"]) == (0.5, 0.5, 0.5)
+    assert "unseen_share" not in evaluate(CLIP, rows[:1], Labelling()).figures

@@ -109,8 +109,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge each item once (an image with several captions is one item) and compare with its label.
 
-    Figures: `auroc` of the policy's unsafe score, `tpr` and `fpr` of its decisions, counts. Raises as
-    `load_scorer`; unreadable items are counted, never left out silently.
+    Figures: `auroc` of the policy's unsafe score, `tpr` and `fpr` of its decisions, counts; `unseen_share` is of the
+    judged items, for review because of what is unseen alone, which count as flagged. Raises as `load_scorer`;
+    unreadable items are counted, never left out silently.
     """
     with load_scorer(model, policy) as scorer:
         items = items_of(rows, by_image=not scorer.card.reads_text)
@@ -185,6 +186,8 @@ def _figures(verdicts: list[Verdict], labels: list[int | None], scores: list[flo
     figures: dict[str, float | int] = {"items": len(verdicts), "unjudged": len(verdicts) - judged}
     if judged:
         figures["flagged_share"] = flagged / judged
+    if unseen := sum(v.decision == "review" and v.category is None for v in verdicts):
+        figures["unseen_share"] = unseen / judged
     if counted.positives + counted.negatives:
         figures |= {"positives": counted.positives, "negatives": counted.negatives}
     split = [verdict.disagreement for verdict in verdicts if verdict.disagreement is not None]
