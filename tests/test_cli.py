@@ -179,7 +179,7 @@ def test_one_text_goes_with_every_image_or_each_with_its_own(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", NSFWJS], "nothing to judge: name image files, or give --text"),
+        (["--model", NSFWJS], "nothing to judge: name image files or folders, or give --text"),
         (["--model", NSFWJS, "a.jpg", "--text", "a dog"], "judges images only, so the text would be ignored"),
         (["--model", FUSION, "a.jpg", "b.jpg", "c.jpg", "--text", "a", "--text", "b"], "3 images and 2 texts"),
         (["--model", NSFWJS, "a.jpg", "--policy", "configs/policy/unsaef.yaml"], 'mean "configs/policy/unsafe.yaml"'),

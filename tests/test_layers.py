@@ -266,6 +266,10 @@ MAY_WRITE = {
     ("export.triton", "mkdir"): _PART,
     ("export.make", "unlink"): "from the folder of a whole: the engine that is built again",
     ("export.bundle.manifest", "unlink"): "the signature of the manifest that was just replaced",
+    **dict.fromkeys(
+        [("zoo.files.resume", call) for call in ("open", "mkdir", "truncate", "unlink")],
+        "lines beside a file that takes its place as a whole at the end",
+    ),
     ("export.runtime.onnx", "mkdir"): "onnxruntime keeps TensorRT's engines there",
 }
 

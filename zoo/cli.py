@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import zoo
 from zoo.assets import find_asset, shipped
-from zoo.commands import data, evaluate, models, recipes, release, robustness, score
+from zoo.commands import catalogue, data, evaluate, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
 from zoo.contract.schema import read_yaml
 from zoo.errors import BadInputError, close_match, refusal
@@ -25,8 +25,7 @@ TRAINING = {
 
 #: The module of each command: of a command that is known, its parser alone is built.
 COMMANDS = {
-    **dict.fromkeys(("list", "show"), models),
-    **dict.fromkeys(("recipes", "threats", "budgets"), recipes),
+    **dict.fromkeys(("list", "show", "recipes", "threats", "budgets"), catalogue),
     "data": data,
     **dict.fromkeys(("release", "import", "panel"), release),
     "score": score,

@@ -86,6 +86,23 @@ def register_model(
     return decorate
 
 
+#: A classifier of images, made here.
+_USUAL: dict[str, Any] = {
+    "task": "classification",
+    "image": None,
+    "text": None,
+    "labels": (),
+    "requires": ("image",),
+    "licence": "Apache-2.0",
+    "source": "safety-zoo",
+}
+
+
+def register(name: str, *, builder: str, policy: str, pretrained: str | None = None, **card: Any) -> None:
+    """Register a model by its builder and the fields of its card, as far as they are not the usual ones."""
+    register_model(ModelCard(name=name, **_USUAL | card), builder=builder, policy=policy, pretrained=pretrained)
+
+
 def list_models(pattern: str = "*", *, tag: str | None = None, task: str | None = None) -> list[str]:
     """Names that match a wildcard pattern, sorted; `tag` and `task` narrow the list.
 

@@ -1,65 +1,220 @@
-"""`zoo score`: judge images, videos and texts, a table for people or JSON lines for programs."""
+"""`zoo score`: judge images, videos and texts, a table for people, JSON lines for programs, a file for many."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from zoo.commands.common import Commands, add_command, add_flag
+from zoo.commands.common import Commands, add_command, add_flag, add_flags, renamed
 from zoo.contract.verdict import Verdict
+from zoo.data.listing import Item, Listing, list_items
+from zoo.data.manifest import pyarrow_for, write_rows
 from zoo.errors import BadArgumentError
+from zoo.files.resume import kept_lines
+from zoo.files.writing import new_file, refuse_input
 from zoo.judging.scorer import Scorer
 from zoo.release.store import load_scorer
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
+#: The columns of a table of verdicts; a score of each category follows.
+COLUMNS = ("source", "status", "decision", "category", "score", "detail", "unseen", "place", "model", "policy")
 
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "score", _score)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image and video files")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="image or video; folder, with all folders in it; 'pattern/**/*.jpg'; list of paths (.txt, .lst), from the "
+        "current folder on; manifest of images and texts (.csv, .tsv, .jsonl, .parquet); - for paths on standard input",
+    )
     add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
-    text = "prompt; one for all images, or one for each; repeatable"
+    text = "prompt; one for all images, or one for each; repeatable; - for one on each line of standard input"
     parser.add_argument("--text", action="append", metavar="TEXT", help=text)
     add_flag(parser, "--policy", "it judges in place of the model's own")
+    add_flags(parser, "--columns", "--image-root")
     add_flag(parser, "--json", "one object a line, in place of the table")
+    add_flag(parser, "--out", "verdicts as .jsonl, .csv or .parquet; a run that was cut goes on", metavar="FILE")
+    add_flag(parser, "--overwrite")
     parser.add_argument("--verbose", action="store_true", help="say which engine runs and why, on standard error")
 
 
 def _score(options: argparse.Namespace) -> int:
     """Judge images, videos and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
 
-    zoo score --model releases/signs a.jpg b.png --json
+    zoo score --model releases/signs photos/ extra.jpg --out verdicts.csv
     """
-    images, texts = options.images or None, options.text
-    if images is None and texts is None:
-        raise BadArgumentError("nothing to judge: name image files, or give --text")
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if images and texts and len(texts) == 1:
-        texts = texts * len(images)
-    progress = Progress(console=Console(stderr=True), transient=True, disable=options.json)
-    with load_scorer(options.model, options.policy) as scorer, progress:
+    _check_out(options)
+    listing = _listing(options)
+    if options.out is not None:
+        refuse_input(options.out, *(item.image for item in listing.items if item.image), *options.inputs)
+    with load_scorer(options.model, options.policy) as scorer:
         if options.verbose:
             print(scorer.why, file=sys.stderr)
-        task = progress.add_task("Judging", total=len(images or texts or ()))
-        verdicts: list[Verdict] = []
-        for batch in scorer.stream(images, texts):
-            verdicts += batch
-            progress.advance(task, len(batch))
-            if options.json:
-                for verdict in batch:
-                    print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
-        if not options.json:
-            _print_table(scorer, verdicts, texts)
-    return exit_status(verdicts)
+        items = _read_by(scorer, listing.items)
+        counts: Counter[str] = Counter()
+        if options.out is not None:
+            verdicts = _written(scorer, items, options.out)
+        elif options.json:
+            verdicts = _printed(scorer, items)
+        else:
+            found = [verdict for batch in _judged(scorer, items) for verdict in batch]
+            _print_table(scorer, found, [item.text for item in items])
+            verdicts = iter(found)
+        status = exit_status(_counted(verdicts, counts))
+    if options.out is not None or listing.passed_over:
+        _print_summary(counts, listing, options.out)
+    return status
 
 
-def _text_name(number: int, texts: list[str] | None) -> str:
+def _check_out(options: argparse.Namespace) -> None:
+    if options.out is None:
+        return
+    if options.json:
+        raise BadArgumentError("--json prints verdicts and --out writes them: give one of them")
+    if options.out.suffix.lower() not in (".jsonl", ".csv", ".parquet"):
+        raise BadArgumentError(f"--out {options.out}: verdicts are written as .jsonl, .csv or .parquet")
+    if options.out.suffix.lower() == ".parquet":
+        pyarrow_for(options.out)
+    if options.out.exists() and not options.overwrite:
+        raise BadArgumentError(f"--out {options.out}: exists; --overwrite replaces it")
+
+
+def _listing(options: argparse.Namespace) -> Listing:
+    """What the positions and `--text` name together."""
+    texts: list[str] | None = options.text
+    stdin = [*options.inputs, *(texts or ())].count("-")
+    if stdin > 1:
+        raise BadArgumentError("- stands for standard input, which can be read once")
+    lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer) if stdin else iter(())
+    if texts == ["-"]:
+        texts = [line.rstrip("\r\n") for line in lines if line.strip()]
+    if not options.inputs and not texts:
+        raise BadArgumentError("nothing to judge: name image files or folders, or give --text")
+    listing = list_items(options.inputs, lines, columns=renamed(options.columns), image_root=options.image_root)
+    if not texts:
+        return listing
+    items = listing.items or tuple(Item(None, None, "") for _ in texts)
+    if any(item.text is not None for item in items):
+        raise BadArgumentError("--text: the manifest has texts of its own; give one or the other")
+    if len(texts) == 1:
+        texts = texts * len(items)
+    if len(texts) != len(items):
+        raise BadArgumentError(f"{len(items)} images and {len(texts)} texts: image i is judged with text i")
+    paired = zip(items, texts, strict=True)
+    return replace(listing, items=tuple(replace(item, text=text) for item, text in paired))
+
+
+def _read_by(scorer: Scorer, items: Sequence[Item]) -> Sequence[Item]:
+    """The items without what this model never reads in rows of a manifest, which is said on standard error."""
+    for kind, reads in (("image", scorer.card.image is not None), ("text", scorer.card.reads_text)):
+        rows = 0 if reads else sum(item.row and getattr(item, kind) is not None for item in items)
+        if rows:
+            print(f"{scorer.card.name} reads no {kind}: those of {rows} rows are not judged", file=sys.stderr)
+            without: dict[str, Any] = {kind: None}
+            items = [replace(item, **without) if item.row else item for item in items]
+    return items
+
+
+def _judged(scorer: Scorer, items: Sequence[Item], done: int = 0) -> Iterator[list[Verdict]]:
+    """The verdicts of the items that are not done, a batch at a time, with a bar of progress on standard error."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    left = iter(items[done:])
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Judging", total=len(items), completed=done)
+        images, texts = ([getattr(item, kind) for item in items[done:]] for kind in ("image", "text"))
+        if images:
+            for batch in scorer.stream(images, texts):
+                yield [replace(one, source=item.source or one.source) for one, item in zip(batch, left, strict=False)]
+                progress.advance(task, len(batch))
+
+
+def _printed(scorer: Scorer, items: Sequence[Item]) -> Iterator[Verdict]:
+    for batch in _judged(scorer, items):
+        for verdict in batch:
+            print(_line(verdict), flush=True)
+            yield verdict
+
+
+def _line(verdict: Verdict) -> str:
+    """A verdict as JSON; bytes of a path that are no UTF-8 are escaped."""
+    return json.dumps(verdict.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def _written(scorer: Scorer, items: Sequence[Item], out: Path) -> Iterator[Verdict]:
+    """Write the verdicts; those that an earlier run with the same model, policy and items left are taken over."""
+    listed = hashlib.sha256(repr(items).encode(errors="surrogateescape"))
+    setting = {
+        "model": scorer.card.name,
+        "weights": str(getattr(scorer.engine, "weights", "")),
+        "policy": scorer.judge.policy_id,
+        "number of items": len(items),
+        "list of items": listed.hexdigest(),
+    }
+    with kept_lines(out, setting) as kept:
+        if kept.done:
+            print(f"{kept.done} of {len(items)} items were judged by a run before this one", file=sys.stderr)
+        for batch in _judged(scorer, items, kept.done):
+            kept.add([_line(verdict) for verdict in batch])
+        if out.suffix.lower() == ".jsonl":
+            with new_file(out) as stream:
+                stream.writelines(f"{line}\n" for line in kept)
+        else:
+            categories = dict.fromkeys(name for line in kept for name in json.loads(line)["scores"])
+            columns = (*COLUMNS, *(f"score of {name}" for name in categories))
+            write_rows(out, columns, (_cells(Verdict.from_dict(json.loads(line)), categories) for line in kept))
+        yield from (Verdict.from_dict(json.loads(line)) for line in kept)
+
+
+def _cells(verdict: Verdict, categories: Iterable[str]) -> list[str | float | None]:
+    """A verdict as a row of `COLUMNS` and scores; None where it has no score."""
+    source = os.fsencode(verdict.source).decode("utf-8", "replace")
+    score = verdict.scores[verdict.category] if verdict.category else None
+    unseen = ", ".join(f"{cause} {one}" for cause, one in (verdict.unseen or {}).items())
+    place = json.dumps(verdict.to_dict()["place"]) if verdict.place else ""
+    told = (source, verdict.status, verdict.decision, verdict.category or "", score, verdict.detail, unseen, place)
+    return [*told, verdict.model, verdict.policy, *map(verdict.scores.get, categories)]
+
+
+def _counted(verdicts: Iterable[Verdict], counts: Counter[str]) -> Iterator[Verdict]:
+    for verdict in verdicts:
+        counts[_outcome(verdict)] += 1
+        yield verdict
+
+
+def _outcome(verdict: Verdict) -> str:
+    """What the summary calls a verdict: its decision, or why there is none."""
+    if verdict.status != "ok":
+        return verdict.status
+    return verdict.decision if verdict.is_safe or verdict.is_flagged else "review for what was unseen"
+
+
+def _print_summary(counts: Counter[str], listing: Listing, out: Path | None) -> None:
+    """How many items came out how, and which files were left out, on standard error."""
+    total = f"{sum(counts.values())} items: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    print(total + (f"; written to {out}" if out else ""), file=sys.stderr)
+    if listing.passed_over:
+        named = ", ".join(listing.passed_over[:3]) + (", ..." if len(listing.passed_over) > 3 else "")
+        print(
+            f"{len(listing.passed_over)} files are no pictures or videos and were not judged: {named}", file=sys.stderr
+        )
+
+
+def _text_name(number: int, texts: Sequence[str | None]) -> str:
     """What a text is called: what is printed ends up in logs, where prompts have no place."""
-    return f"text {number + 1}, {len((texts or [''])[number])} characters"
+    return f"text {number + 1}, {len(texts[number] or '')} characters"
 
 
 def _moment(verdict: Verdict) -> str:
@@ -70,14 +225,16 @@ def _moment(verdict: Verdict) -> str:
     return f"frame {place.frame}" + ("" if place.seconds is None else f" at {place.seconds:.2f} s")
 
 
-def exit_status(verdicts: list[Verdict]) -> int:
+def exit_status(verdicts: Iterable[Verdict]) -> int:
     """4 when anything could not be judged, or not enough of it, else 3 when anything is flagged, else 0."""
-    if any(not (verdict.is_safe or verdict.is_flagged) for verdict in verdicts):
-        return EXIT_UNJUDGED
-    return EXIT_UNSAFE if any(verdict.is_flagged for verdict in verdicts) else 0
+    status = 0
+    for verdict in verdicts:
+        judged = verdict.is_safe or verdict.is_flagged
+        status = max(status, EXIT_UNJUDGED if not judged else EXIT_UNSAFE if verdict.is_flagged else 0)
+    return status
 
 
-def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: list[str] | None) -> None:
+def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: Sequence[str | None]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

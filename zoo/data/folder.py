@@ -8,18 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from zoo.data.manifest import SAME_SPLIT, SPLITS, Row, Split, write_records
 from zoo.data.splits import assign_splits, fingerprints
 from zoo.errors import BadArgumentError, BadDataError
-from zoo.inputs.image import FORMATS, MORE_ENDINGS
+from zoo.inputs.formats import PICTURE_ENDINGS
 
 #: Path, class and split of a file.
 _File = tuple[Path, str, Split | None]
-#: The endings of the formats that can be read, in lower case with the dot.
-_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-_SUFFIXES |= {f".{ending}" for ending in MORE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES
+    return path.suffix.lower() in PICTURE_ENDINGS
 
 
 def _check_classes(root: Path, files: list[_File], images: list[_File]) -> None:

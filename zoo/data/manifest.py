@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zoo.contract import schema
 from zoo.errors import BadArgumentError, BadDataError, MissingDependencyError, close_match, near_match, quoted
@@ -115,7 +115,7 @@ def _alike(label: str) -> str:
 
 
 def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, and create its folder if it does not exist.
+    """Write a manifest of CSV, and create its folder if it does not exist.
 
     Raises BadArgumentError if another file lies there, which does not begin with these columns.
     """
@@ -125,8 +125,22 @@ def write_records(path: Path, columns: Sequence[str], rows: Iterable[Sequence[ob
                 raise BadArgumentError(
                     f"{path}: exists, and is not what this writes ({','.join(columns)}); name another, or remove it"
                 )
-    with new_file(path, newline="") as table:
-        csv.writer(table).writerows([columns, *rows])
+    write_rows(path, columns, rows)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a file of CSV or, by its ending, of Parquet, in which columns that begin with "score" hold numbers."""
+    if path.suffix.lower() != ".parquet":
+        with new_file(path, newline="") as table:
+            csv.writer(table).writerows(itertools.chain([columns], rows))
+        return
+    pyarrow, left = pyarrow_for(path), iter(rows)
+    kinds = [(name, pyarrow.float64() if name.startswith("score") else pyarrow.string()) for name in columns]
+    with new_file(path, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, pyarrow.schema(kinds)) as writer:
+        while part := list(itertools.islice(left, 10_000)):
+            fields = zip(kinds, zip(*part, strict=True), strict=True)
+            arrays = [pyarrow.array(values, kind) for (_, kind), values in fields]
+            writer.write_batch(pyarrow.record_batch(arrays, schema=writer.schema))
 
 
 def _row(path: Path, line: int, record: Mapping[str, str], names: Mapping[str, str], root: Path) -> Row:
@@ -229,7 +243,7 @@ def _within(head: list[str], tail: list[str], header: list[str]) -> Iterator[tup
     for fields, step in ((head, -1), (tail, 1)):
         if len(fields) == len(header) and not any(field.startswith(" ") for field in fields):
             pairs = list(zip(header, (field.rstrip("\r\n") for field in fields), strict=True))[::step]
-            yield from takewhile(lambda pair: '"' not in pair[1], pairs)
+            yield from itertools.takewhile(lambda pair: '"' not in pair[1], pairs)
 
 
 def _same_kind(value: str, other: str) -> bool:
@@ -267,11 +281,17 @@ def _json_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, dict[st
         yield number, {name: _flat(value.get(name)) for name in columns}
 
 
-def _read_parquet(path: Path) -> list[dict[str, str]]:
+def pyarrow_for(path: Path) -> Any:
+    """The module that reads and writes Parquet. Raises MissingDependencyError, naming the file, without it."""
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingDependencyError(f"{path}: reading Parquet takes pip install 'safety-zoo[parquet]'") from None
+        raise MissingDependencyError(f"{path}: Parquet takes pip install 'safety-zoo[parquet]'") from None
+    return pyarrow
+
+
+def _read_parquet(path: Path) -> list[dict[str, str]]:
+    pyarrow = pyarrow_for(path)
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.lib.ArrowException) as problem:

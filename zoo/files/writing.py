@@ -55,7 +55,7 @@ def new_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     partial = _beside(target, _PARTIAL)
     try:
         with _named(path, partial), partial.open(mode.replace("w", "x"), **options) as stream:
-            _lock(stream.fileno())
+            lock(stream.fileno())
             if target.exists():
                 shutil.copymode(target, partial)
             yield stream
@@ -301,7 +301,9 @@ def _new_folder(out: Path, target: Path) -> Iterator[Path]:
     try:
         with _named(out, work):
             work.mkdir()
-            held = _lock(os.open(work, os.O_RDONLY)) if fcntl else None
+            held = os.open(work, os.O_RDONLY) if fcntl else None
+            if held is not None:
+                lock(held)
             if target.exists():
                 shutil.copymode(target, work)
             yield work
@@ -353,11 +355,16 @@ def _clean(target: Path) -> None:
                     os.close(held)
 
 
-def _lock(descriptor: int) -> int:
+def lock(descriptor: int) -> bool:
+    """Lock an open file for this process; False where another one has it. A file system without locks has no others."""
     if fcntl is not None:
-        with suppress(OSError):  # a file system without locks
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def _sync_all(folder: Path) -> None:

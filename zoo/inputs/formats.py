@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import MOST_BYTES
@@ -21,11 +21,17 @@ from zoo.inputs.containers import EBML, PNG_START, Chunk, checksum_holds, jpeg_s
 #: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
 #: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: Endings of the names of files that packages of their own read, without the dot: HEIC and JPEG XL.
-MORE_ENDINGS = ("heic", "heif", "hif", "jxl")
+#: Endings of the names of pictures and of videos that are read, in lower case with the dot; those of HEIC and JPEG XL,
+#: and of videos, by extras.
+PICTURE_ENDINGS = frozenset(
+    {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    | {".heic", ".heif", ".hif", ".jxl"}
+)
+VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv"})
 
 #: Brands of an ISO file whose pictures are coded as HEVC.
 _HEVC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_STARTS = (b"\xff\xd8\xff", PNG_START, b"GIF8")
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 #: Brands of ISO files that hold pictures, or sequences of them: AVIF, HEIF of any coding, JPEG XL, a camera's raw file.
 _PICTURES = (*_HEVC, b"avif", b"avis", b"mif1", b"mif2", b"msf1", b"miaf", b"jpeg", b"jpgs", b"jxl ", b"crx ")
@@ -51,6 +57,25 @@ def open_image(stream: BinaryIO, data: bytes) -> Image.Image:
     if data.startswith(_JXL):
         return _by_extra("jxl", ("pylibjxl.pillow_plugin",), "JxlImageFile")(stream)
     return Image.open(stream, formats=FORMATS)
+
+
+def is_media(path: str) -> bool:
+    """Whether a file begins as a picture or a video that is read, whatever it is called; also one that cannot be read.
+
+    What cannot be opened is to be judged, so that its verdict says why.
+    """
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(4096)
+            if demuxer(head) is not None or _is_heic(head) or head.startswith((*_JXL, *_STARTS)):
+                return True
+            stream.seek(0)
+            with Image.open(stream, formats=FORMATS):
+                return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:
+        return True
 
 
 def _is_heic(data: bytes) -> bool:

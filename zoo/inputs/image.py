@@ -21,7 +21,7 @@ from zoo.contract.card import ImageInput
 from zoo.contract.policy import PolicyFile
 from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadInputError
-from zoo.inputs.formats import FORMATS, MORE_ENDINGS, demuxer
+from zoo.inputs.formats import FORMATS, demuxer
 from zoo.inputs.picture import Frame, from_bytes, from_pillow, later_frames
 from zoo.inputs.sources import (
     DEFAULT_LIMITS,
@@ -42,7 +42,6 @@ __all__ = [
     "DEFAULT_LIMITS",
     "FORMATS",
     "LARGEST",
-    "MORE_ENDINGS",
     "Box",
     "Decoded",
     "Frame",

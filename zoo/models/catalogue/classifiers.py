@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from zoo.contract.card import ImageInput, TextInput
-from zoo.models.catalogue.base import register
 from zoo.models.catalogue.clip import MINILM
+from zoo.registry import register
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.contract.card import TEXT, VISION, ImageInput, TextInput
-from zoo.models.catalogue.base import register
+from zoo.registry import register
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.contract.card import ImageInput, panel_card
-from zoo.models.catalogue.base import register
 from zoo.models.catalogue.clip import VIT_B16, VIT_B32, VIT_L14, ClipSize, clip_image
 from zoo.models.upstream import UPSTREAM
-from zoo.registry import model_card, register_model
+from zoo.registry import model_card, register, register_model
 
 register(
     "nsfwjs_mobilenet_v2.gantman",

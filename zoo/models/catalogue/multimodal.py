@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.contract.card import ImageInput, TextInput
-from zoo.models.catalogue.base import register
 from zoo.models.catalogue.clip import MINILM, TINY, VIT_B32, ClipSize, clip_image
+from zoo.registry import register
 
 #: The fields that the cards of one tag share, for all towers.
 _FUSION: dict[str, Any] = {
