@@ -176,6 +176,8 @@ def test_an_option_of_callbacks_is_matched_with_the_arguments_of_the_last(
         ({"model__init_args__model": "test_safeclip.randon"}, 'did you mean "test_safeclip.random"'),
         ({"model__init_args__policy": "configs/policy/quickstar.yaml"}, "configs/policy/quickstart.yaml"),
         ({}, "none.csv: no such manifest file"),
+        ({"trainer__strategy": "ddb"}, "an invalid strategy name: `strategy='ddb'`"),
+        ({"trainer__devices": "-7"}, "`devices` selected with `CPUAccelerator` should be an int > 0"),
     ],
 )
 def test_what_the_zoo_refuses_ends_with_status_1(

@@ -10,11 +10,14 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from tests.trainers import quiet_trainer
 from tests.training import precisions
 from tests.training.devices import FUSION, NAMES, TASKS, prepare, tasks
+from zoo.errors import BadArgumentError
 from zoo.training import Classification, Contrastive, ManifestData, QuestionData
+from zoo.training.optimizer import Masters
 
 
 @pytest.mark.slow
@@ -76,6 +79,16 @@ def test_validation_judges_by_averaged_weights_and_changes_no_bit_of_them(
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in again[0]}
     assert again[0] == pytest.approx(figures, abs=1e-6)
     assert "val/auroc" in figures
+
+
+def test_strategies_that_shard_weights_are_refused_in_half_precision() -> None:
+    weights = {"weight": torch.ones(2, 2)}
+    copied = Masters({name: one.bfloat16() for name, one in weights.items()}, {})
+    with pytest.raises(BadArgumentError, match="not by FSDPStrategy: take the precision bf16-mixed or 32-true"):
+        copied.check(FSDPStrategy())
+    copied.check(DDPStrategy())
+    copied.check(SingleDeviceStrategy())
+    Masters(weights, {}).check(FSDPStrategy())
 
 
 def test_the_loss_counts_every_row_in_half_precision() -> None:

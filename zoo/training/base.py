@@ -106,6 +106,7 @@ class Trainable(lightning.LightningModule):
         named = {name.partition(".")[2]: parameter for name, parameter in self.named_parameters()}
         trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         self._masters, self._kept_masters = Masters(trained, self._kept_masters), {}
+        self._masters.check(self.trainer.strategy)
         groups = parameter_groups(named, self._masters, self.lr, self.weight_decay, self.lr_factors)
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         optimizer.register_step_post_hook(self._masters.give_weights)

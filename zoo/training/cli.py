@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -145,10 +146,25 @@ def _misconfigured(problem: Exception) -> str | None:
     """What Lightning says of a configuration that cannot work, such as a figure to monitor that is never logged."""
     message = str(problem)
     known = isinstance(problem, (MisconfigurationException, FileNotFoundError))  # of a checkpoint that is not there
+    known |= isinstance(problem, (ValueError, TypeError)) and _raised_in(problem).startswith(_OF_ARGUMENTS)
     if known or message.startswith("Early stopping conditioned on metric"):
         ranked = "auroc" in message or "auprc" in message
         return message + (" No ranking is logged where the rows have labels of one class only." if ranked else "")
     return None
+
+
+#: Where Lightning refuses a strategy, an accelerator or a number of devices, by a plain ValueError or TypeError.
+_OF_ARGUMENTS = (
+    "lightning.pytorch.trainer.connectors.",
+    "lightning.pytorch.accelerators.",
+    "lightning.fabric.accelerators.",
+)
+
+
+def _raised_in(problem: Exception) -> str:
+    """The module that raised it."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(problem.__traceback__)]
+    return names[-1] if names else ""
 
 
 def check(recipe: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -37,6 +38,17 @@ class Masters:
             name: kept.get(name, one).detach().to(one.device, torch.float32, copy=True)
             for name, one in self.parameters.items()
         }
+
+    def check(self, strategy: Strategy) -> None:
+        """Raise BadArgumentError if there are copies, and the strategy shards weights or has an optimizer of its own.
+
+        Copies of one shard would be kept in the checkpoint for all, and DeepSpeed would step on no weight.
+        """
+        if self.copies and not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise BadArgumentError(
+                f"weights in half precision (bf16-true) are trained on one device or by ddp, not by "
+                f"{type(strategy).__name__}: take the precision bf16-mixed or 32-true, or the strategy ddp"
+            )
 
     @torch.no_grad()
     def take_gradients(self, *_: object) -> None:
