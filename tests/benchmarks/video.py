@@ -43,7 +43,9 @@ def write_clip(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def bench_video(folder: Path, clip: Path | None, rates: Sequence[float], threads: int, rounds: int) -> str:
+def bench_video(
+    folder: Path, clip: Path | None, rates: Sequence[float], threads: int, rounds: int, engine: str = ""
+) -> str:
     """Time a bundle on a clip, by default `write_clip`, at each rate in turns. Raises what `load` raises."""
     with tempfile.TemporaryDirectory() as scratch:
         if clip is None:
@@ -54,7 +56,7 @@ def bench_video(folder: Path, clip: Path | None, rates: Sequence[float], threads
         lines += ["|---" * 8 + "|"]
         found: dict[float, list[tuple[float, float, float, float]]] = {rate: [] for rate in rates}
         rows = {}
-        with load(folder, device="cpu", threads=threads) as loaded:
+        with load(folder, engine=engine or None, device="cpu", threads=threads) as loaded:
             scorer: Scorer = loaded  # which takes any engine
             scorer.engine = timed = Timed(loaded.engine)
             policy = scorer.judge.policy
@@ -83,10 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("bundle", type=Path, help="bundle directory of a model that reads images")
     options.add_argument("--clip", type=Path, help="video to judge (default: ten seconds of 720p that are made)")
     options.add_argument("--rates", type=_rates, default=[2.0], help="frames a second (default: 2)")
+    options.add_argument("--engine", default="", help="one of the bundle's engines (default: the fastest)")
     options.add_argument("--threads", type=int, default=2, help="threads of the engine (default: 2)")
     add_rounds(options, 5)
     given = options.parse_args(arguments)
-    print(bench_video(given.bundle, given.clip, given.rates, given.threads, given.rounds))
+    print(bench_video(given.bundle, given.clip, given.rates, given.threads, given.rounds, given.engine))
     return 0
 
 
