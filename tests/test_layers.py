@@ -108,6 +108,40 @@ def test_a_module_of_export_imports_only_from_its_layer_and_below(name: str) -> 
     assert not above, f"{name} reaches up to {sorted(above)}"
 
 
+#: What Windows does not have: modules, and functions of os, signal and socket.
+POSIX_MODULES = {"crypt", "curses", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_NAMES = {
+    *("os.fork", "os.geteuid", "os.getuid", "os.posix_fallocate", "os.register_at_fork", "os.sched_getaffinity"),
+    *("os.O_DIRECTORY", "os.O_NOFOLLOW", "os.O_NONBLOCK", "os.sysconf", "os.uname", "signal.SIGKILL", "socket.AF_UNIX"),
+}
+
+
+def _posix(source: str) -> set[str]:
+    """What a module takes of POSIX when it is imported, but for what it tries."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, (ast.Try, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if isinstance(node, ast.Import):
+            found.update({alias.name for alias in node.names} & POSIX_MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            found.update({str(node.module)} & POSIX_MODULES)
+        elif isinstance(node, ast.Attribute):
+            found.update({ast.unparse(node)} & POSIX_NAMES)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def test_nothing_of_posix_is_needed_to_import_a_module() -> None:
+    assert {name: needs for name, path in MODULES.items() if (needs := _posix(path.read_text(encoding="utf-8")))} == {}
+    assert _posix("import fcntl\nclass A:\n    cores = os.sched_getaffinity(0)") == {"fcntl", "os.sched_getaffinity"}
+    assert _posix("try:\n    import fcntl\nexcept ImportError:\n    pass\ndef f():\n    os.fork()") == set()
+
+
 def test_what_serves_sees_plain_data_judging_and_inputs_alone() -> None:
     serving = [name for name in MODULES if name.startswith(("export.runtime", "export.bundle"))]
     seen = {module for name in serving for module in _imports(name)}

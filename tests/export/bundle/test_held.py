@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,28 @@ from export.onnx.export import export_onnx
 from export.precision import nodes
 from export.runtime.engine import open_best
 from zoo.errors import IncompatibleBundleError, TamperedFileError
-from zoo.files.held import HeldFiles
+from zoo.files.held import HeldFiles, sha256
 
 CLIP = "test_safeclip.random"
 FP32 = "onnx-fp32.onnx"
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+
+
+def test_a_file_is_hashed_and_used_without_a_copy_in_memory(tmp_path: Path) -> None:
+    size = 32_000_000
+    with (tmp_path / "weights").open("wb") as stream:
+        stream.truncate(size)
+    digest = sha256(tmp_path / "weights")
+    tracemalloc.start()
+    try:
+        held = HeldFiles(tmp_path, {"weights": digest})
+        with held.content("weights") as content, held.place("weights") as place:
+            assert content[size - 1] == 0
+            assert Path(os.fsdecode(place)).stat().st_size == size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.05 * size
 
 
 @pytest.fixture
