@@ -14,7 +14,8 @@ from tests.inputs import profiles
 from tests.inputs.heic import HEIC, heic
 from tests.inputs.test_colour import by_littlecms, drawn
 from zoo.errors import BadDataError
-from zoo.inputs.image import ImageLimits, decode, decode_with_notes
+from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, decode, decode_with_notes
+from zoo.inputs.picture import later_frames
 from zoo.judging.scorer import Scorer
 from zoo.release.store import load_scorer
 
@@ -71,7 +72,11 @@ class TestHeic:
         assert np.abs(colours(image, (8, 8), (8, 24)) - [[255, 0, 0], [0, 0, 255]]).max() <= 6
 
     def test_the_primary_picture_counts(self) -> None:
-        assert np.abs(colours(decode(heic("second_is_primary")), (8, 8)) - [255, 0, 0]).max() <= 6
+        first = decode_with_notes(heic("second_is_primary"))
+        assert first.frames == 2
+        assert np.abs(colours(first.image, (8, 8)) - [255, 0, 0]).max() <= 6
+        (other,) = later_frames(heic("second_is_primary"), DEFAULT_LIMITS, None, 2)
+        assert np.abs(colours(other.picture.image, (8, 8)) - [0, 255, 0]).max() <= 6
 
     def test_transparency_is_laid_on_white(self) -> None:
         assert np.abs(colours(decode(heic("alpha")), (2, 8), (13, 8)) - [[255, 0, 0], [255, 255, 255]]).max() <= 6

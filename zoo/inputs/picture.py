@@ -278,7 +278,8 @@ def _lent(image: Image.Image, reduction: int) -> Lent | None:
 def _shown(image: Image.Image, data: bytes) -> Sequence[int]:
     """Pillow's numbers of the frames or pages of an opened file; an animation of unknown length has two.
 
-    A default image that browsers never show is none, and neither is the gain map of a photo with high dynamic range.
+    The primary picture of a HEIC is the first. A default image that browsers never show is none, and neither is the
+    gain map of a photo with high dynamic range.
     """
     if image.format == "GIF" and data:  # Pillow would read the first one again
         return range(sum(block.kind == b"," for block in gif_blocks(data)))
@@ -286,6 +287,9 @@ def _shown(image: Image.Image, data: bytes) -> Sequence[int]:
     if image.format == "MPO" and (index := index_of_pictures(data)):
         starts = [index + entry["DataOffset"] for entry in image.mpinfo[0xB002]]  # type: ignore[attr-defined]
         return [0, *(n for n, start in enumerate(starts[:frames]) if n and not is_gain_map(data, start))]
+    if image.format == "HEIF" and frames > 1:
+        primary: int = image._heif_file.primary_index  # type: ignore[attr-defined]
+        return [primary, *(number for number in range(frames) if number != primary)]
     return range(int(getattr(image, "default_image", False) and frames > 1), frames)
 
 
