@@ -487,6 +487,17 @@ def test_the_commit_of_a_clip_on_the_hub_is_in_the_card(clip_folder: Path, hub: 
         published_clip("hf-hub:someone/clip", with_text=True)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(
+    name: str, written: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (written, bundles[NAME]):
+        monkeypatch.chdir(folder)
+        for take in (load_release, load_scorer, lambda name: read_clip(name, with_text=False)):
+            with pytest.raises(BadInputError, match="the name of the model is empty"):
+                take(name)
+
+
 def test_no_argument_downloads_a_name_without_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object, **__: object) -> str:
         raise AssertionError("asked the Hub")

@@ -18,7 +18,7 @@ from zoo.files.writing import MANIFEST, write_file
 
 def is_bundle(source: str | Path) -> bool:
     """Whether this is the folder of an exported bundle, rather than a release or a name: it has a manifest."""
-    return (Path(source) / MANIFEST).is_file()
+    return source != "" and (Path(source) / MANIFEST).is_file()  # an empty path is the current folder
 
 
 def sha256(path: Path) -> str:

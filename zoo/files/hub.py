@@ -23,6 +23,7 @@ def model_folder(source: str | Path, known: Iterable[str] = ()) -> tuple[Path, s
     anything else, with the close match among the `known` names and the folders beside it.
     """
     name = str(source)
+    check_named(name)
     if Path(source).is_dir() or name.startswith(HUB):
         folder, place = (Path(source), name) if Path(source).is_dir() else _fetched(name)
         if (folder / "adapter_config.json").is_file():  # transformers would download what it names
@@ -37,6 +38,12 @@ def model_folder(source: str | Path, known: Iterable[str] = ()) -> tuple[Path, s
     raise BadArgumentError(
         f"{name}: no such directory" + close_match(name, difflib.get_close_matches(name, [*known, *folders])) + hint
     )
+
+
+def check_named(name: str) -> None:
+    """Raise BadArgumentError for an empty name: as a path it is the current folder, whatever lies there."""
+    if not name.strip():
+        raise BadArgumentError("the name of the model is empty; give a folder, a registered name or hf-hub:ORG/NAME")
 
 
 def _fetched(name: str) -> tuple[Path, str]:

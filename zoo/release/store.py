@@ -18,7 +18,7 @@ from zoo.errors import (
     named_as,
 )
 from zoo.files.held import HeldFiles, hashes, is_bundle
-from zoo.files.hub import HUB, model_folder
+from zoo.files.hub import HUB, check_named, model_folder
 from zoo.files.writing import native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
@@ -154,6 +154,7 @@ def load_model(source: str | Path) -> ZooModel:
 def _find(source: str | Path) -> tuple[Path, str] | ModelEntry:
     """The folder of a release, fetched from the Hub if need be, and its name; or the entry of a registered model."""
     path, name = Path(source), str(source)
+    check_named(name)
     if is_bundle(path) and not (path / WEIGHTS).is_file():
         raise BadArgumentError(
             f"{name}: is a bundle, which holds engines and not the model itself; give the release that it was exported "
