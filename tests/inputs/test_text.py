@@ -112,6 +112,17 @@ def test_ligatures_that_stand_for_many_letters_are_bounded() -> None:
         clean("\ufdfa" * 16_000)
 
 
+def test_a_tokenizer_without_the_id_of_padding_is_refused() -> None:
+    content = json.loads(BYTES)
+    vocabulary = content["model"]["vocab"]
+    (first,) = [token for token, number in vocabulary.items() if number == 0]
+    vocabulary[first] = 1_000
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["id"]]
+    content["post_processor"] = None
+    with pytest.raises(BadDataError, match="has no token of the id 0"):
+        TextCodec(json.dumps(content), TextInput(24))
+
+
 def _codec(length: int = 24, **options: Any) -> TextCodec:
     return TextCodec(BYTES, TextInput(length, **options))
 

@@ -186,7 +186,10 @@ class TextCodec:
         tokenizer.encode_special_tokens = True
         tokenizer.enable_truncation(spec.context_length)
         # CLIP pools at the first end token and masks the rest, so the padding id cannot matter.
-        tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=tokenizer.id_to_token(0))
+        padding = tokenizer.id_to_token(0)
+        if padding is None:
+            raise BadDataError("tokenizer.json has no token of the id 0, which ends are filled with")
+        tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=padding)
         model = json.loads(tokenizer_json)["model"]
         unknown, number = model.get("unk_token"), model.get("unk_id")
         #: The id of what is not in the vocabulary, -1 where there is no such token.
