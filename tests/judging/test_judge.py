@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from zoo.contract.card import ModelCard, panel_card
 from zoo.contract.policy import Category, Policy, Threshold, panel_policy, read_policy
-from zoo.contract.schema import read_json, read_yaml
+from zoo.contract.schema import load_yaml, read_json, read_yaml
 from zoo.contract.verdict import Unseen
 from zoo.errors import BadInputError, BadPolicyError
 from zoo.judging.judge import Judge, bind
@@ -286,6 +287,18 @@ def test_a_panel_that_never_flags_is_named(combine: Any, never: bool, caplog: py
     bind(card, panel_policy(policies, combine))
     assert '"inappropriate" is never flagged: its threshold is 1' in caplog.text
     assert ("2 heads must agree, and these alone can flag: test_laion_nsfw.random" in caplog.text) == never
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused() -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    with pytest.raises(yaml.YAMLError, match="aliases stand for more than 1,000,000 values"):
+        load_yaml("\n".join(lines))
+    assert load_yaml("a: &a [x, y]\nb: [*a, *a]\nc: {<<: {d: 1}}") == {
+        "a": ["x", "y"],
+        "b": [["x", "y"]] * 2,
+        "c": {"d": 1},
+    }
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

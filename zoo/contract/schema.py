@@ -54,8 +54,33 @@ class _RepeatedKeyError(yaml.MarkedYAMLError, ValueError):
         super().__init__(problem=f"the key {told} stands there twice", problem_mark=mark)
 
 
+#: The most values of a YAML file, each alias counted as what it stands for.
+MAX_VALUES = 1_000_000
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values in a node, each alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = 0  # of a list in itself
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in pairs for one in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
 class _OneOfEachKey(yaml.SafeLoader):
-    """YAML in which no mapping has a key twice: PyYAML would let the last one win without a word."""
+    """YAML in which no mapping has a key twice: PyYAML would let the last one win without a word.
+
+    Aliases of aliases, of which a few lines can stand for billions of values, are bounded.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(
+                None, None, f"aliases stand for more than {MAX_VALUES:,} values", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         # As they are read: `yes` and `true` are one key.
