@@ -63,6 +63,28 @@ def test_what_is_no_larger_than_the_overlap_is_whole_in_a_tile_wherever_it_is(ra
     assert (plan(long, short, CROP, fewer)[1] > 0) == (len(views) > 1), "one less would not do"
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "count"), [(32, 32, 1), (100, 33, 8), (20, 90, 5), (1024, 768, 0), (33, 32, 2)]
+)
+def test_native_tiles_are_as_large_as_the_model_and_cover_a_picture_with_their_overlap(
+    width: int, height: int, count: int
+) -> None:
+    policy = _policy(views="tiles", scale="native", max_views=10_000)
+    views, left_out = plan(width, height, CROP, policy)
+    side, whole = min(width, 32), int(OVERLAP * min(width, 32))
+    assert left_out == 0
+    assert len({view.name for view in views}) == len(views) == (count or len(views))
+    assert {view.box[2] - view.box[0] for view in views} | {view.box[3] - view.box[1] for view in views} == {side}
+    for axis, length in ((0, width), (1, height)):
+        spans = {(view.box[axis], view.box[axis + 2]) for view in views}
+        assert all(any(a <= at and at + whole <= b for a, b in spans) for at in range(length - whole + 1))
+    if len(views) > 1:
+        few = replace(policy, max_views=len(views) - 1)
+        fewer, said = plan(width, height, CROP, few)
+        assert len(fewer) < len(views)
+        assert said > 0
+
+
 @pytest.mark.parametrize(("ratio", "squares", "left_out"), [(10, 4, 0.66), (10, 1, 0.9), (3, 2, 0.4), (8, 8, 0.175)])
 def test_more_squares_than_the_policy_allows_leave_the_rest_and_the_seams_unseen(
     ratio: int, squares: int, left_out: float

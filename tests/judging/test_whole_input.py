@@ -104,6 +104,36 @@ def test_no_seam_cuts_a_sign_of_a_fifth_of_the_short_side(ratio: float) -> None:
         assert all(verdict.decision == "unsafe" for verdict in scorer.verdicts(pictures))
 
 
+@pytest.mark.parametrize("form", ["array", "JPEG", "PNG"])
+def test_native_tiles_find_what_shrinking_blurs_away(form: str) -> None:
+    """A sign of three pixels in a picture of sixteen times the size of the model."""
+    picture = np.full((256, 320, 3), 128, np.uint8)
+    plain = picture.copy()
+    picture[200:203, 300:303] = (255, 0, 0)
+
+    def given(pixels: NDArray[np.uint8]) -> Any:
+        stream = io.BytesIO()
+        if form != "array":
+            Image.fromarray(pixels).save(stream, form, **({"quality": 100, "subsampling": 0} if form == "JPEG" else {}))
+        return stream.getvalue() or pixels
+
+    with _scorer(replace(POLICY, views="tiles"), batch_size=64) as scorer:
+        assert scorer.verdict(given(picture)).is_safe
+    native = replace(POLICY, views="tiles", scale="native", max_views=1000)
+    with _scorer(native, batch_size=64) as scorer:
+        found, safe = scorer.verdicts([given(picture), given(plain)])
+    assert (found.decision, safe.decision) == ("unsafe", "safe")
+    assert found.place is not None
+    left, top, right, bottom = found.place.box or (0, 0, 0, 0)
+    assert (right - left, bottom - top) == (SIZE, SIZE)
+    assert left <= 300 < right
+    assert top <= 200 < bottom
+    with _scorer(replace(native, max_views=8), batch_size=64) as scorer:
+        assert scorer.verdict(given(plain)).decision == "review"
+    with pytest.raises(BadPolicyError, match="scale: native is of tiles, and the views are auto"):
+        Policy.from_dict(POLICY.to_dict() | {"scale": "native"})
+
+
 def test_a_picture_that_was_seen_whole_is_safe_and_its_margin_is_tolerated() -> None:
     with _scorer() as scorer:
         assert all(scorer.verdict(_signed(ratio, "none")).is_safe for ratio in (1, 1.1, 1.5, 3))
@@ -433,6 +463,7 @@ def test_reading_and_tolerance_change_the_id_of_a_policy() -> None:
     changed: list[dict[str, Any]] = [
         {"views": "tiles"},
         {"max_views": 4},
+        {"views": "tiles", "scale": "native"},
         {"windows": 2},
         {"pool": "mean"},
         {"unseen": "allow"},

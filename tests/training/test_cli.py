@@ -177,11 +177,12 @@ def test_an_option_of_callbacks_is_matched_with_the_arguments_of_the_last(
         ({"model__init_args__policy": "configs/policy/quickstar.yaml"}, "configs/policy/quickstart.yaml"),
         ({}, "none.csv: no such manifest file"),
         ({"trainer__strategy": "ddb"}, "an invalid strategy name: `strategy='ddb'`"),
+        ({"trainer__accumulate_grad_batches": 0}, "--trainer.accumulate_grad_batches is at least 1, got 0"),
         ({"trainer__devices": "-7"}, "`devices` selected with `CPUAccelerator` should be an int > 0"),
     ],
 )
 def test_what_the_zoo_refuses_ends_with_status_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:

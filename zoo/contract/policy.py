@@ -103,7 +103,8 @@ class PolicyFile(schema.YamlData):
     `views` says how a picture is brought to the model's square: `centre` as the model's card says (CLIP crops the
     centre), `squash` without regard to the aspect ratio, `pad` with bars of the model's mean colour, `tiles` as
     squares of the short side along the long one that overlap by a fifth of it, and `auto` as the card says where that
-    leaves out no more than the tolerated `border`, else as tiles. A picture has at most `max_views`; an animation or
+    leaves out no more than the tolerated `border`, else as tiles. With `scale` `native` tiles are as large as the
+    model's square, in rows and columns, so that nothing is shrunk. A picture has at most `max_views`; an animation or
     video at most `frames`, the first, the last and evenly spaced ones; a text at most `windows`, which overlap and
     begin and end at words. The most severe of them decides (`pool` `max`), or their mean logit (`mean`).
 
@@ -125,6 +126,7 @@ class PolicyFile(schema.YamlData):
     summary: str
     views: Views = field(default="auto", kw_only=True)
     max_views: PositiveInt = field(default=8, kw_only=True)
+    scale: Literal["short", "native"] = field(default="short", kw_only=True)
     frames: PositiveInt = field(default=1, kw_only=True)
     frames_per_second: Annotated[float, Field(gt=0, le=1000)] | None = field(default=None, kw_only=True)
     scenes: bool = field(default=False, kw_only=True)
@@ -135,6 +137,8 @@ class PolicyFile(schema.YamlData):
     )
 
     def __post_init__(self) -> None:
+        if self.scale == "native" and self.views != "tiles":
+            raise ValueError(f"scale: native is of tiles, and the views are {self.views}: say views: tiles, too")
         if self.frames == 1 and (self.frames_per_second or self.scenes):
             asked = "scenes" if self.scenes else f"frames_per_second: {self.frames_per_second:g}"
             raise ValueError(f"{asked} with frames: 1 has one frame judged: say how many at most, as frames: 64")
@@ -154,7 +158,7 @@ class PolicyFile(schema.YamlData):
     def looks(self) -> tuple[object, ...]:
         """What decides which parts of an input a model is shown: policies alike in it may share what was read."""
         chosen = self.frames, self.frames_per_second, self.scenes
-        return self.views, self.max_views, *chosen, self.windows, self.tolerated("border")
+        return self.views, self.max_views, self.scale, *chosen, self.windows, self.tolerated("border")
 
     def tolerated(self, cause: Cause) -> float:
         """The share in [0, 1] of an input that may go unseen for this cause."""
@@ -181,6 +185,7 @@ class PolicyFile(schema.YamlData):
 ADDED: dict[str, tuple[Any, ...]] = {
     "views": ("auto", ""),
     "max_views": (8,),
+    "scale": ("short",),
     "frames": (1,),
     "frames_per_second": (None,),
     "scenes": (False,),
@@ -301,7 +306,7 @@ class PanelPolicy(PolicyFile):
 
 
 #: The fields of `PolicyFile` that say how an input is read.
-_READING = ("views", "max_views", "frames", "frames_per_second", "scenes", "windows", "pool", "unseen")
+_READING = ("views", "max_views", "scale", "frames", "frames_per_second", "scenes", "windows", "pool", "unseen")
 _DEFAULT_READING = {name: ADDED[name][0] for name in _READING}
 
 

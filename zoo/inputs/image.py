@@ -231,14 +231,15 @@ def frames_for(source: ImageSource, spec: ImageInput, limits: ImageLimits, polic
     iterated.
     """
     check_source(source)
+    need = needed(spec) if policy.scale == "short" else None
     if isinstance(source, (Decoded, Image.Image)) or is_pixels(source):
-        return Stills(decode_for(source, spec, limits))
+        return Stills(_decoded(source, limits, need, watched=True))
     file = _file(source, limits)
     if isinstance(file, Video):
-        return file.film(limits, needed(spec), policy)
-    first = from_bytes(*file, limits, needed(spec), watched=True)
+        return file.film(limits, need, policy)
+    first = from_bytes(*file, limits, need, watched=True)
     more = policy.frames > 1 and first.frames > 1
-    return Stills(first, later_frames(file[0], limits, needed(spec), policy.frames) if more else ())
+    return Stills(first, later_frames(file[0], limits, need, policy.frames) if more else ())
 
 
 def needed(spec: ImageInput) -> int | None:

@@ -124,7 +124,8 @@ def unseen_of(picture: Decoded, left_out: float, grounds: int = 1) -> dict[Cause
 def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple[list[View], float]:
     """The views of a picture of this size under a policy, and the share of its area that they leave out.
 
-    Tiles are the fewest that overlap by `OVERLAP`. Where `max_views` allows fewer, they are spread over it, and
+    Tiles are the fewest that overlap by `OVERLAP`: of the short side, or with `scale` `native` of the model's own size,
+    in rows. Where `max_views` allows fewer, they are spread over the picture, and
     the share is of what so many cannot cover with that overlap: what lies on their seams is not seen whole.
 
     >>> from zoo.registry import model_card
@@ -139,12 +140,18 @@ def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple
     left_out = border(width, height, spec)
     if policy.views == "centre" or (policy.views == "auto" and left_out <= policy.tolerated("border")):
         return [View("centre", own_box(width, height, spec))], left_out
-    short, long = sorted((width, height))
-    step = short - int(OVERLAP * short)
-    needed = 1 - (short - long) // step
-    count = min(needed, policy.max_views)
-    starts = np.linspace(0, long - short, count).round() if count > 1 else [(long - short) // 2]
-    squares = [(float(start), 0.0, float(start + short), float(short)) for start in starts]
-    boxes = squares if width >= height else [(top, left, bottom, right) for left, top, right, bottom in squares]
-    views = [View(f"tile {number} of {count}", box) for number, box in enumerate(boxes, 1)]
-    return views, max(0.0, 1 - (short + (count - 1) * step) / long)
+    side = min(width, height, *([spec.size] if policy.scale == "native" else []))
+    step = side - int(OVERLAP * side)
+    counts = [1 - (side - length) // step for length in (width, height)]
+    while counts[0] * counts[1] > policy.max_views:
+        counts[counts.index(max(counts))] -= 1
+    lefts, tops = (_starts(length - side, count) for length, count in zip((width, height), counts, strict=True))
+    boxes = [(left, top, left + side, top + side) for top in tops for left in lefts]
+    views = [View(f"tile {number} of {len(boxes)}", box) for number, box in enumerate(boxes, 1)]
+    across, down = (side + (count - 1) * step for count in counts)
+    return views, 1 - min(width, across) * min(height, down) / (width * height)
+
+
+def _starts(room: int, count: int) -> list[float]:
+    """Where so many squares begin that share out a side, of which one leaves that much room."""
+    return np.linspace(0, room, count).round().tolist() if count > 1 else [float(room // 2)]

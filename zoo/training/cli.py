@@ -21,7 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from zoo.errors import close_match, quoted, refusal
+from zoo.errors import BadArgumentError, close_match, quoted, refusal
 from zoo.files.writing import set_aside, write_file
 from zoo.release.checkpoint import check_checkpoint
 
@@ -89,6 +89,9 @@ class ZooCLI(LightningCLI):
             check_checkpoint(path)
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True
+        steps = config.trainer.accumulate_grad_batches
+        if steps < 1:  # Lightning takes it, and divides by it
+            raise BadArgumentError(f"--trainer.accumulate_grad_batches is at least 1, got {steps}")
         arguments = config.model.init_args
         if "recipe" in arguments and not arguments.recipe:
             arguments.recipe = _recipe(self._words)
