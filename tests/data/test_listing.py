@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zoo.data.listing import Item, list_items
+from zoo.data.listing import Input, list_items
 from zoo.errors import BadArgumentError, BadDataError
 
 
@@ -64,8 +64,8 @@ def test_rows_of_a_manifest_have_images_texts_or_both(photos: Path) -> None:
     (photos / "rows.csv").write_text("picture,text\nphotos/b.jpg,a dog\nphotos/a.PNG,\n,a cat\n", encoding="utf-8")
     found = list_items(["rows.csv"], columns={"image": "picture"}).items
     assert found[1:] == (
-        Item(str(Path("photos/a.PNG")), None, "rows.csv line 3", row=True),
-        Item(None, "a cat", "rows.csv line 4", row=True),
+        Input(str(Path("photos/a.PNG")), None, "rows.csv line 3", row=True),
+        Input(None, "a cat", "rows.csv line 4", row=True),
     )
     assert found[0].text == "a dog"
 

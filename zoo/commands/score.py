@@ -15,7 +15,7 @@ from typing import Any
 
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, renamed
 from zoo.contract.verdict import Verdict
-from zoo.data.listing import Item, Listing, list_items
+from zoo.data.listing import Input, Listing, list_items
 from zoo.data.manifest import pyarrow_for, write_rows
 from zoo.errors import BadArgumentError
 from zoo.files.resume import kept_lines
@@ -103,7 +103,7 @@ def _listing(options: argparse.Namespace) -> Listing:
     listing = list_items(options.inputs, lines, columns=renamed(options.columns), image_root=options.image_root)
     if not texts:
         return listing
-    items = listing.items or tuple(Item(None, None, "") for _ in texts)
+    items = listing.items or tuple(Input(None, None, "") for _ in texts)
     if any(item.text is not None for item in items):
         raise BadArgumentError("--text: the manifest has texts of its own; give one or the other")
     if len(texts) == 1:
@@ -114,7 +114,7 @@ def _listing(options: argparse.Namespace) -> Listing:
     return replace(listing, items=tuple(replace(item, text=text) for item, text in paired))
 
 
-def _read_by(scorer: Scorer, items: Sequence[Item]) -> Sequence[Item]:
+def _read_by(scorer: Scorer, items: Sequence[Input]) -> Sequence[Input]:
     """The items without what this model never reads in rows of a manifest, which is said on standard error."""
     for kind, reads in (("image", scorer.card.image is not None), ("text", scorer.card.reads_text)):
         rows = 0 if reads else sum(item.row and getattr(item, kind) is not None for item in items)
@@ -125,7 +125,7 @@ def _read_by(scorer: Scorer, items: Sequence[Item]) -> Sequence[Item]:
     return items
 
 
-def _judged(scorer: Scorer, items: Sequence[Item], done: int = 0) -> Iterator[list[Verdict]]:
+def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0) -> Iterator[list[Verdict]]:
     """The verdicts of the items that are not done, a batch at a time, with a bar of progress on standard error."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -141,7 +141,7 @@ def _judged(scorer: Scorer, items: Sequence[Item], done: int = 0) -> Iterator[li
                 progress.advance(task, len(batch))
 
 
-def _printed(scorer: Scorer, items: Sequence[Item]) -> Iterator[Verdict]:
+def _printed(scorer: Scorer, items: Sequence[Input]) -> Iterator[Verdict]:
     for batch in _judged(scorer, items):
         for verdict in batch:
             print(_line(verdict), flush=True)
@@ -153,7 +153,7 @@ def _line(verdict: Verdict) -> str:
     return json.dumps(verdict.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def _written(scorer: Scorer, items: Sequence[Item], out: Path) -> Iterator[Verdict]:
+def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verdict]:
     """Write the verdicts; those that an earlier run with the same model, policy and items left are taken over."""
     listed = hashlib.sha256(repr(items).encode(errors="surrogateescape"))
     setting = {

@@ -19,7 +19,7 @@ _ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
 
 
 @dataclass(frozen=True)
-class Item:
+class Input:
     """An image or video, a text, or both together; `source` names its verdict, `row` says that a manifest has it."""
 
     image: str | None
@@ -32,7 +32,7 @@ class Item:
 class Listing:
     """Items in order, and the files of folders that are no pictures or videos by their first bytes and their name."""
 
-    items: tuple[Item, ...]
+    items: tuple[Input, ...]
     passed_over: tuple[str, ...] = ()
 
 
@@ -51,12 +51,12 @@ def list_items(
     `image_root`; or `-`, which stands for `lines` of paths. A file that does not exist is an item: its verdict says so.
 
     >>> list_items(["a.jpg", "-"], ["b.jpg"]).items[1]
-    Item(image='b.jpg', text=None, source='b.jpg', row=False)
+    Input(image='b.jpg', text=None, source='b.jpg', row=False)
 
     Raises BadDataError for a folder without pictures, a pattern that nothing matches and an empty list, and what
     `read_manifest` raises.
     """
-    items: list[Item] = []
+    items: list[Input] = []
     passed_over: list[str] = []
     for word in inputs:
         suffix = Path(word).suffix.lower()
@@ -80,16 +80,16 @@ def list_items(
     return Listing(tuple(items), tuple(passed_over))
 
 
-def _file(path: str) -> Item:
-    return Item(path, None, path)
+def _file(path: str) -> Input:
+    return Input(path, None, path)
 
 
-def _rows(word: str, columns: Mapping[str, str] | None, image_root: Path | None) -> Iterator[Item]:
+def _rows(word: str, columns: Mapping[str, str] | None, image_root: Path | None) -> Iterator[Input]:
     for row in read_manifest(Path(word), image_root, columns):
-        yield Item(None if row.image is None else str(row.image), row.text, f"{word} line {row.line}", row=True)
+        yield Input(None if row.image is None else str(row.image), row.text, f"{word} line {row.line}", row=True)
 
 
-def _read_list(word: str) -> list[Item]:
+def _read_list(word: str) -> list[Input]:
     try:
         with open(word, encoding="utf-8-sig") as stream:
             return _listed(stream, word)
@@ -99,8 +99,8 @@ def _read_list(word: str) -> list[Item]:
         raise BadDataError(f"{word}: a list of paths is UTF-8 text: {problem}") from None
 
 
-def _listed(lines: Iterable[str], where: str) -> list[Item]:
-    items: list[Item] = []
+def _listed(lines: Iterable[str], where: str) -> list[Input]:
+    items: list[Input] = []
     for number, line in enumerate(lines, start=1):
         path = line.rstrip("\r\n")
         if "\0" in path:
