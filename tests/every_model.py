@@ -6,7 +6,7 @@ import pytest
 
 from zoo.registry import list_models
 
-#: The panel holds the first four heads; the rest have the towers of other models.
+#: The panel holds the first four heads; the rest have the towers of other models, or convolutions as others have.
 ALIKE = (
     "test_laion_nsfw.random",
     "test_multihead.random",
@@ -14,6 +14,8 @@ ALIKE = (
     "test_safety_checker.random",
     "test_multimodal_nsfw.as_released",
     "test_clip_mobilenet_v1.random",
+    "test_clip_resnet.random",
+    "test_vision_regnet.random",
 )
 #: Two towers with the phrases of a policy, convolutions and a fusion of both inputs, texts alone, a classifier.
 KINDS = ("test_safeclip.random", "test_multimodal_conv.fusion", "test_prompt_bert.random", "test_nsfwjs.random")

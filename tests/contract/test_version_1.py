@@ -16,7 +16,7 @@ from zoo.contract.card import Measurement, ModelCard
 from zoo.contract.policy import Policy, read_policy
 from zoo.contract.verdict import Unseen, Verdict
 from zoo.errors import BadCardError, BadPolicyError
-from zoo.inputs.image import Pixels
+from zoo.inputs.image import Pixels, resizer
 from zoo.judging.judge import bind
 from zoo.release.store import load_scorer
 
@@ -45,7 +45,8 @@ def test_the_decisions_are_those_of_then(name: str, tmp_path: Path) -> None:
     for verdict, old in zip(verdicts, then, strict=True):
         assert (verdict.status, verdict.decision, verdict.category) == (old.status, old.decision, old.category)
         assert (load_scorer(folder).judge.policy_id, verdict.model) == (old.policy, old.model)
-        assert verdict.scores == pytest.approx(old.scores, abs=1e-5)
+        # The extra "fast" may differ from Pillow by one grey level.
+        assert verdict.scores == pytest.approx(old.scores, abs=1e-5 if resizer().startswith("pillow") else 1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(POLICY_IDS))
