@@ -185,7 +185,13 @@ def test_commands_run_outside_the_repository(environment: Environment, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("extra", USES)
+#: What these import compiles for half a minute, and all tests need it anyway.
+SLOW_EXTRAS = ("finetune", "peers")
+
+
+@pytest.mark.parametrize(
+    "extra", [pytest.param(extra, marks=[pytest.mark.slow] * (extra in SLOW_EXTRAS)) for extra in USES]
+)
 def test_each_extra_alone_brings_what_it_is_for(environment: Environment, extra: str, tmp_path: Path) -> None:
     _run(environment(extra) / "python", "-c", USES[extra], cwd=tmp_path)
 

@@ -94,6 +94,7 @@ def test_a_second_run_makes_only_what_is_missing_or_of_another_making(tmp_path: 
     assert dynamic.startswith("exported ")
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_kept_with_its_error_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,13 +85,11 @@ def _large(mode: str) -> bytes:
     return encoded(image.convert(mode), compress_level=1)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "RGB", "RGBA", "L", "LA", "P", "P, clear", "I;16", "CMYK", "CMYK TIFF", "turned JPEG", "turned PNG", "JPEG",
-        "GIF",
-    ],
-)  # fmt: skip
+ALIKE = ("L", "LA", "P, clear", "CMYK TIFF", "turned PNG", "JPEG")
+MODES = ["RGB", "RGBA", "P", "I;16", "CMYK", "turned JPEG", "GIF"]
+
+
+@pytest.mark.parametrize("mode", MODES + [pytest.param(mode, marks=pytest.mark.slow) for mode in ALIKE])
 def test_four_bytes_a_pixel(mode: str) -> None:
     data = _large(mode)
     pixels = SIZE[0] * SIZE[1]

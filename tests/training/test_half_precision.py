@@ -108,7 +108,7 @@ def test_the_loss_counts_every_row_in_half_precision() -> None:
     [
         "test_clip_resnet.random",
         pytest.param("test_clip_mobilenet_v1.random", marks=pytest.mark.slow),
-        "test_nsfwjs.random",
+        pytest.param("test_nsfwjs.random", marks=pytest.mark.slow),
     ],
 )
 def test_convolutions_run_in_half_precision_with_nearly_the_same_ranking(tmp_path: Path, model: str) -> None:
