@@ -83,10 +83,10 @@ class BundleScorer(Scorer):
         super().__init__(judge, codec, bound, limits=limits, batch_size=batch_size, threads=threads or 2)
         self.bundle, self._threads = bundle, threads
 
-    def same_model(self, other: Scorer) -> bool:
-        """Whether both answer by the same card and the same weights."""
-        weights = other.bundle.manifest.weights if isinstance(other, BundleScorer) else None
-        return super().same_model(other) and weights == self.bundle.manifest.weights
+    @property
+    def weights(self) -> str:
+        """The hash of the weights that all engines of the bundle were made of."""
+        return self.bundle.manifest.weights
 
     def with_policy(self, policy: AnyPolicy) -> Self:
         """A scorer that judges by another policy, on the same loaded engine and the same decoding threads.

@@ -45,7 +45,7 @@ def test_every_form_of_output_holds_the_same_verdicts(command: list[str], capsys
         assert said.out == ""
         assert "6 items: " in said.err
         assert "1 unreadable" in said.err
-        assert f"1 files are no pictures or videos and were not judged: {Path('in/notes.md')}" in said.err
+        assert f"1 files are not pictures or videos and were not judged: {Path('in/notes.md')}" in said.err
     assert _read("v.jsonl") == printed
     with open("v.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -87,6 +87,10 @@ def test_a_part_of_another_run_is_not_taken_over(command: list[str], capsys: pyt
     Path("v.jsonl.part").write_text('{"model": "another"}\n', encoding="utf-8")
     assert run([*command, "--out", "v.jsonl"]) == 1
     assert "is not what a run leaves" in capsys.readouterr().err
+    from zoo.release.store import load_scorer
+
+    with load_scorer(command[2]) as scorer:
+        assert len(scorer.weights) == 64  # a bundle's, too: a part of the model before it was trained again is refused
     setting = {"model": "another", "weights": "", "policy": "", "number of items": 6, "list of items": ""}
     Path("v.jsonl.part").write_text(json.dumps(setting) + "\n", encoding="utf-8")
     assert run([*command, "--out", "v.jsonl"]) == 1

@@ -125,14 +125,14 @@ def _read_by(scorer: Scorer, items: Sequence[Input]) -> Sequence[Input]:
     return items
 
 
-def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0) -> Iterator[list[Verdict]]:
+def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0, *, quiet: bool = False) -> Iterator[list[Verdict]]:
     """The verdicts of the items that are not done, a batch at a time, with a bar of progress on standard error."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     left = iter(items[done:])
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
         task = progress.add_task("Judging", total=len(items), completed=done)
         images, texts = ([getattr(item, kind) for item in items[done:]] for kind in ("image", "text"))
         if images:
@@ -142,14 +142,14 @@ def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0) -> Iterator[l
 
 
 def _printed(scorer: Scorer, items: Sequence[Input]) -> Iterator[Verdict]:
-    for batch in _judged(scorer, items):
+    for batch in _judged(scorer, items, quiet=True):
         for verdict in batch:
             print(_line(verdict), flush=True)
             yield verdict
 
 
 def _line(verdict: Verdict) -> str:
-    """A verdict as JSON; bytes of a path that are no UTF-8 are escaped."""
+    """A verdict as JSON; bytes of a path that are not UTF-8 are escaped."""
     return json.dumps(verdict.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
@@ -158,7 +158,7 @@ def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verd
     listed = hashlib.sha256(repr(items).encode(errors="surrogateescape"))
     setting = {
         "model": scorer.card.name,
-        "weights": str(getattr(scorer.engine, "weights", "")),
+        "weights": scorer.weights,
         "policy": scorer.judge.policy_id,
         "number of items": len(items),
         "list of items": listed.hexdigest(),
@@ -208,7 +208,7 @@ def _print_summary(counts: Counter[str], listing: Listing, out: Path | None) -> 
     if listing.passed_over:
         named = ", ".join(listing.passed_over[:3]) + (", ..." if len(listing.passed_over) > 3 else "")
         print(
-            f"{len(listing.passed_over)} files are no pictures or videos and were not judged: {named}", file=sys.stderr
+            f"{len(listing.passed_over)} files are not pictures or videos and were not judged: {named}", file=sys.stderr
         )
 
 

@@ -30,7 +30,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Listing:
-    """Items in order, and the files of folders that are no pictures or videos by their first bytes and their name."""
+    """Items in order, and the files of folders that are not pictures or videos by their first bytes and their name."""
 
     items: tuple[Input, ...]
     passed_over: tuple[str, ...] = ()

@@ -9,7 +9,6 @@ import io
 import logging
 import mmap
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import Colours
+from zoo.inputs.formats import module_of_extra
 
 Box = tuple[int, int, int, int]
 log = logging.getLogger("zoo.inputs.pixels")
@@ -332,7 +332,7 @@ def avif_reduced(data: bytes, size: tuple[int, int], scale: int) -> Image.Image 
     "video", and for what FFmpeg does not decode as Pillow does: grids, rare layouts and matrices of colours, damage.
     """
     try:
-        av: Any = import_module("av")
+        av = module_of_extra("video", "av")
         with av.open(io.BytesIO(data), format="mov") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1  # each takes a picture of its own

@@ -102,10 +102,14 @@ class Scorer:
         """Which engine runs, where, and why that one; "" where the engine does not say."""
         return str(getattr(self.engine, "why", ""))
 
+    @property
+    def weights(self) -> str:
+        """A hash of the weights that judge; "" where the engine does not say."""
+        return str(getattr(self.engine, "weights", ""))
+
     def same_model(self, other: Scorer) -> bool:
         """Whether one scorer can judge what the other prepared: both have the same card and the same weights."""
-        ours, theirs = (getattr(scorer.engine, "weights", None) for scorer in (self, other))
-        return self.card == other.card and bool(ours == theirs)
+        return type(self) is type(other) and self.card == other.card and self.weights == other.weights
 
     def verdict(self, image: ImageSource | None = None, text: str | None = None) -> Verdict:
         """Judge one item: an image (whatever `zoo.inputs.image.decode` takes), a text, or both together.

@@ -34,7 +34,7 @@ from zoo.registry import create_model, model_entry
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.store import load_model
 from zoo.training.callbacks import WholeAverages
-from zoo.training.data import Batch, ManifestData
+from zoo.training.data import Batch, ManifestData, need_inputs
 from zoo.training.optimizer import (
     GRADIENTS_KEY,
     MASTERS_KEY,
@@ -276,9 +276,7 @@ class Base(Trainable):
         if "images" not in batch:
             raise BadArgumentError("predict: the batches name no images; give those of ManifestData.predict_dataloader")
         card, texts = self.model.card, batch.get("texts") or [None] * len(batch["lines"])
-        for kind, what, given in (("image", "an image", batch["images"]), ("text", "a text", texts)):
-            if kind in card.requires and None in given:
-                raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
+        need_inputs(card, *(torch.tensor([one is not None for one in given]) for given in (batch["images"], texts)))
         judged = self._scorer.verdicts(batch["images"] if card.image else None, texts if card.reads_text else None)
         named = zip(batch["lines"], judged, strict=True)
         verdicts = [dataclasses.replace(verdict, source=f"line {line}").to_dict() for line, verdict in named]

@@ -16,7 +16,7 @@ from zoo.models.lora import add_adapters
 from zoo.release.checkpoint import CHECKPOINT_KEY
 from zoo.release.imports import read_clip
 from zoo.training.base import Base
-from zoo.training.data import Batch
+from zoo.training.data import Batch, need_inputs
 from zoo.training.freeze import checkpoint_gradients, freeze_norms, freeze_parts
 from zoo.training.ranking import Mean, UnsafeRanking
 
@@ -134,9 +134,7 @@ class Classification(Base):
         image_there = batch.get("image_present", torch.zeros(count, dtype=torch.bool)).to(self.device)
         texts = batch.get("texts") or [None] * count
         text_there = torch.tensor([text is not None for text in texts], device=self.device)
-        for kind, what, there in (("image", "an image", image_there), ("text", "a text", text_there)):
-            if kind in card.requires and not there.all():
-                raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
+        need_inputs(card, image_there, text_there)
         if drop:
             chance = torch.rand(count, device=self.device, dtype=torch.float32)
             both = image_there & text_there

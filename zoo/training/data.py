@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.contract.card import ImageInput, SplitRule
+from zoo.contract.card import ImageInput, ModelCard, SplitRule
 from zoo.data.manifest import Row, Split, read_manifest
 from zoo.data.splits import fingerprints, groups_of
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
@@ -263,6 +263,13 @@ def _described(rows: list[Row]) -> dict[str, Any]:
     if any(row.text for row in rows):
         batch["texts"] = [row.text for row in rows]
     return batch
+
+
+def need_inputs(card: ModelCard, images: Tensor, texts: Tensor) -> None:
+    """Raise BadDataError where a row lacks an input that the model requires; bool `[B]`: which rows have one."""
+    for kind, what, there in (("image", "an image", images), ("text", "a text", texts)):
+        if kind in card.requires and not there.all():
+            raise BadDataError(f"{card.name} needs {what} in every row of the manifest")
 
 
 class RandomView(nn.Module):
