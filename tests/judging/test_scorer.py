@@ -62,7 +62,9 @@ def test_broken_items_among_good_ones(name: str, scorers: dict[str, Scorer], tmp
 
 @pytest.mark.parametrize("name", [EITHER, IMAGES])
 @pytest.mark.parametrize(
-    "no_image", [5, [[1, 2], [3, 4]], {"image": b""}, io.StringIO("text")], ids=["number", "list", "dict", "text"]
+    "no_image",
+    [5, [[1, 2], [3, 4]], {"image": b""}, io.StringIO("text"), np.zeros((9, 9, 3), np.int64), torch.zeros(3, 9, 9) > 0],
+    ids=["number", "list", "dict", "text", "int64", "bool"],
 )
 def test_what_is_no_image_is_an_error_of_the_caller(name: str, no_image: Any, scorers: dict[str, Scorer]) -> None:
     scorer, judged = scorers[name], list[Feeds]()
@@ -90,6 +92,17 @@ def test_pillow_images_tensors_and_streams_are_judged_as_their_files(scorers: di
     wanted = scorers[IMAGES].verdict(pixels)
     for verdict in scorers[IMAGES].verdicts([image, stream, tensor, tensor / 255, pixels / 255]):
         assert same_verdict(verdict, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_pillow_image_without_a_range_is_unreadable_as_its_file(mode: str, scorers: dict[str, Scorer]) -> None:
+    """Its type is taken: what it holds comes from a file as a rule."""
+    image, stream = Image.new(mode, (9, 9)), io.BytesIO()
+    image.save(stream, "TIFF")
+    for source in (image, stream.getvalue()):
+        verdict = scorers[IMAGES].verdict(source)
+        assert verdict.status == "unreadable"
+        assert "no defined" in verdict.detail
 
 
 @pytest.mark.parametrize("name", [EITHER, TEXTS])

@@ -95,12 +95,25 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def check_source(source: object) -> None:
-    """Raise BadTypeError if a value has none of the types that an image is given as."""
+    """Raise BadTypeError if a value has none of the types that an image is given as, or pixels of another type."""
     if isinstance(source, io.TextIOBase):
         raise BadTypeError(f'{_TAKEN}; this file is open for text: open it with "rb"')
     by_class = isinstance(source, (str, os.PathLike, Image.Image, Decoded)) or is_bytes(source) or is_pixels(source)
     if not by_class and not callable(getattr(source, "read", None)):
         raise BadTypeError(f"{_TAKEN}, got {type(source).__name__}")
+    if is_pixels(source) and (what := _without_range(source)):
+        raise BadTypeError(f"{_TAKEN}; pixels are uint8 in [0, 255] or floats in [0, 1], got {what}")
+
+
+def _without_range(source: NDArray[np.generic] | Tensor) -> str:
+    """What the pixels are instead of uint8 or floats, which have a known range, in memory; "" for these."""
+    if isinstance(source, np.ndarray):
+        known = source.dtype == np.uint8 or np.issubdtype(source.dtype, np.floating)
+        return "" if known else f"an array of {source.dtype}"
+    tensor: Any = source
+    if str(tensor.layout) != "torch.strided" or tensor.is_meta:
+        return f"a tensor of {tensor.layout} on {tensor.device}"
+    return "" if tensor.is_floating_point() or str(tensor.dtype) == "torch.uint8" else f"a tensor of {tensor.dtype}"
 
 
 def is_bytes(source: object) -> TypeGuard[bytes | bytearray | memoryview]:
@@ -198,8 +211,10 @@ def pixels_of(source: NDArray[np.generic] | Tensor) -> Pixels:
     """An array or a tensor as uint8 `[H, W, 3]`, the same memory where it is that already.
 
     Arrays are `[H, W, 3]`, `[H, W, 1]` or `[H, W]`, tensors `[3, H, W]` or `[1, H, W]`; uint8 in [0, 255] or floats in
-    [0, 1]. Raises BadInputError saying what it is instead, with the range of values that was found.
+    [0, 1]. Raises BadTypeError for values of another type, and BadInputError for another shape or range, saying what it
+    is instead.
     """
+    check_source(source)
     if isinstance(source, np.ndarray):
         given = f"image array must be [H, W, 3] RGB or [H, W] grey, got {source.dtype} {list(source.shape)}"
         _refuse_both_ways(source.shape, given)
@@ -221,8 +236,6 @@ def _refuse_both_ways(shape: tuple[int, ...], given: str) -> None:
 
 
 def _rgb(array: NDArray[np.generic], given: str) -> Pixels:
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise BadArgumentError(f"{given}; uint8 in [0, 255] and floats in [0, 1] have a known range")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3):

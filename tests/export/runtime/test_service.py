@@ -427,7 +427,7 @@ def test_streams_tensors_and_pillow_images_are_free_as_soon_as_they_are_submitte
 
 
 def test_what_is_no_image_is_an_error_of_the_caller(gated: tuple[Scorer, Gate]) -> None:
-    nothing: list[Any] = [5, [PICTURE], io.StringIO("text")]
+    nothing: list[Any] = [5, [PICTURE], io.StringIO("text"), PICTURE.astype(np.int64), torch.zeros(3, 9, 9) > 0]
     with Service(gated[0]) as service:
         for no_image in nothing:
             for ask in (service.submit, service.verdict):
