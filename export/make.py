@@ -16,20 +16,20 @@ import torch
 
 import zoo
 from export.bundle.manifest import (
-    POLICY,
+    BATCHES,
     TEXT_ENCODER,
-    TOKENIZER,
     Engine,
     Kind,
     Manifest,
     Precision,
     Profile,
     Range,
+    contract,
     given,
     signature_path,
 )
 from export.bundle.store import Bundle, read_bundle, read_manifest
-from export.onnx.graph import contract, text_encoder_graph
+from export.onnx.graph import text_encoder_graph
 from export.precision.nodes import save
 from export.source import load, weights_hash
 from export.verify.compare import verify_engine
@@ -38,14 +38,12 @@ from export.verify.threshold import Reference
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files.held import hashes, is_bundle
 from zoo.files.hub import HUB, model_folder
-from zoo.files.writing import MANIFEST, edited_directory, new_directory, write_file
+from zoo.files.writing import MANIFEST, POLICY, TOKENIZER, edited_directory, new_directory, write_file
 from zoo.models.clip import PhraseEncoder
 from zoo.release.store import Release, write_card
 
 #: Why some kinds of engine have no `int8`.
 NO_INT8 = {"openvino": "OpenVINO is slow at", "tensorrt": "TensorRT does not read"}
-#: The usual batches of a profile.
-BATCHES: dict[Profile, Range] = {"latency": (1, 8, 64), "throughput": (1, 32, 256)}
 #: An engine, but for what only its writer knows.
 Entry = Callable[..., Engine]
 #: Writes the files of an engine for these batches, each named STEM.ENDING, and completes its entry in the manifest.

@@ -11,11 +11,11 @@ from typing import Unpack
 import onnx
 from onnx import numpy_helper
 
-from export.bundle.manifest import Engine, Manifest, Precision, Range, Shapes
+from export.bundle.manifest import OPSET, Engine, Manifest, Precision, Range, Shapes
 from export.bundle.store import write_banks
 from export.make import EngineOptions, Entry, add_engine
 from export.onnx.export import scales_from
-from export.onnx.graph import OPSET, served_graph
+from export.onnx.graph import served_graph
 from export.precision.nodes import check_products, save, skip_resize
 from export.runtime.onnx import onnxruntime
 from export.runtime.openvino import compile_graph, openvino

@@ -21,14 +21,14 @@ from typing import Any, TypeAlias
 import onnx
 from onnx import numpy_helper
 
-from export.bundle.manifest import CARD, POLICY, TOKENIZER, Device, Engine, TensorSpec
+from export.bundle.manifest import Device, Engine, TensorSpec
 from export.bundle.rebuild import runs_anywhere
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
 from export.runtime.tensorrt import read_report
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
-from zoo.files.writing import MANIFEST, new_directory, write_file
+from zoo.files.writing import CARD, MANIFEST, POLICY, TOKENIZER, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 
 #: Fields by name, in order. A string that starts with "@" is the name of an enumeration's value.

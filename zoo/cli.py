@@ -25,7 +25,7 @@ TRAINING = {
 
 #: The module of each command: of a command that is known, its parser alone is built.
 COMMANDS = {
-    **dict.fromkeys(("list", "show", "recipes", "threats", "budgets"), catalogue),
+    **dict.fromkeys(("list", "show", "pull", "recipes", "threats", "budgets"), catalogue),
     "data": data,
     **dict.fromkeys(("release", "import", "panel"), release),
     "score": score,

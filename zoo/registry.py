@@ -19,6 +19,7 @@ from zoo.contract.policy import AnyPolicy, Policy, panel_policy
 from zoo.errors import BadArgumentError, UnknownModelError, close_match
 
 if TYPE_CHECKING:
+    from zoo.archives.archive import Archived
     from zoo.models.base import ZooModel
 
 Builder = Callable[[ModelCard], "ZooModel"]
@@ -36,14 +37,15 @@ class ModelEntry:
     """One registered model: its card (without files), its builder, and the source of its weights.
 
     `builder` is a callable from card to module, or its "module:name", which is imported when it is first built.
-    `pretrained` is the Hugging Face Hub id of a CLIP, `random`, or None without downloadable weights. `policy` is the
-    path of the policy that judges the model unless another is given; it is empty for a panel, whose heads have theirs.
+    `pretrained` is the Hugging Face Hub id of a CLIP, `random`, an `Archived`, or None without downloadable weights.
+    `policy` is the path of the policy that judges the model unless another is given; it is empty for a panel, whose
+    heads have theirs.
     """
 
     card: ModelCard
     builder: str | Builder
     policy: str
-    pretrained: str | None = None
+    pretrained: str | Archived | None = None
 
 
 #: What a score means where a recipe chooses it.
@@ -57,7 +59,7 @@ _loaded = False
 
 
 def register_model(
-    card: ModelCard, *, policy: str, builder: str | Builder | None = None, pretrained: str | None = None
+    card: ModelCard, *, policy: str, builder: str | Builder | None = None, pretrained: str | Archived | None = None
 ) -> Callable[[Builder], Builder]:
     """Register a model under `card.name`: at once with `builder`, otherwise as a decorator of the builder.
 
@@ -98,7 +100,7 @@ _USUAL: dict[str, Any] = {
 }
 
 
-def register(name: str, *, builder: str, policy: str, pretrained: str | None = None, **card: Any) -> None:
+def register(name: str, *, builder: str, policy: str, pretrained: str | Archived | None = None, **card: Any) -> None:
     """Register a model by its builder and the fields of its card, as far as they are not the usual ones."""
     register_model(ModelCard(name=name, **_USUAL | card), builder=builder, policy=policy, pretrained=pretrained)
 
@@ -185,9 +187,20 @@ def model_table(names: list[str]) -> str:
     for name in names:
         entry = model_entry(name)
         side = f"{entry.card.image.size} px" if entry.card.image else "-"
-        weights = {None: "train or import", RANDOM: "random"}.get(entry.pretrained, f"`{entry.pretrained}`")
+        weights = _weights(entry)
         rows.append(f"| `{name}` | {entry.card.task} | {side} | {weights} | {entry.card.summary} |")
     return "\n".join(rows)
+
+
+def _weights(entry: ModelEntry) -> str:
+    """Where the weights of a model come from, in Markdown."""
+    if entry.pretrained is None or entry.pretrained == RANDOM:
+        return entry.pretrained or "train or import"
+    return (
+        f"`{entry.pretrained}`"
+        if isinstance(entry.pretrained, str)
+        else " and ".join(map(str, entry.pretrained.archives))
+    )
 
 
 def import_models(module: str) -> None:

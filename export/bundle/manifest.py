@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from zoo.assets import find_asset
 from zoo.contract import schema
+from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, close_match
 from zoo.files.writing import MANIFEST, write_file
 
@@ -63,8 +64,12 @@ def budget_of(precision: Precision) -> Budget:
 
 log = logging.getLogger("export.bundle.manifest")
 
+#: 20 is what TensorRT for RTX builds in every precision; 23 (`Attention`) it refuses in float32.
+OPSET = 20
+#: The first in which a convolution may be bfloat16.
+OPSET_BF16 = 22
+
 TEXT_ENCODER = "text_encoder.onnx"
-CARD, POLICY, TOKENIZER = "card.json", "policy.yaml", "tokenizer.json"
 
 Kind = Literal["onnx", "openvino", "tensorrt"]
 Profile = Literal["latency", "throughput"]
@@ -73,6 +78,8 @@ Device = Literal["cpu", "cuda"]
 Given: TypeAlias = dict[str, bool | str | tuple[str, ...]]
 #: Least, usual and largest number, such as of a batch.
 Range: TypeAlias = tuple[int, int, int]
+#: The usual batches of a profile.
+BATCHES: dict[Profile, Range] = {"latency": (1, 8, 64), "throughput": (1, 32, 256)}
 #: Least, usual and largest shape of an input. An engine is fastest at the usual one and takes no other than between.
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -85,6 +92,28 @@ class TensorSpec:
     dtype: Literal["uint8", "int64", "bool", "float32"]
     shape: tuple[int | str, ...]
     optional: bool = False
+
+
+def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs of the graph that a card implies."""
+    specs = {"image": TensorSpec("image", "uint8", ("batch", "height", "width", 3))}
+    if card.text is not None:
+        for name in ("input_ids", "attention_mask"):
+            specs[name] = TensorSpec(name, "int64", ("batch", card.text.context_length))
+    specs["image_present"] = TensorSpec("image_present", "bool", ("batch",))
+    inputs = [specs[name] for name in card.input_names]
+    columns: int | str = len(card.labels)
+    if card.bank_names:
+        width = card.hparams.get("embedding_dim", "width")
+        # Each bank has a length of its own; the outputs are as wide as all heads together.
+        lengths = ["phrases" if len(card.bank_names) == 1 else f"phrases_{n}" for n in range(len(card.bank_names))]
+        banks = zip(card.bank_names, lengths, strict=True)
+        inputs += [TensorSpec(name, "float32", (length, width), optional=True) for name, length in banks]
+        columns = "phrases"
+    if card.task == "panel":
+        columns = "outputs"
+    outputs = tuple(TensorSpec(name, "float32", ("batch", columns)) for name in ("logits", "scores"))
+    return tuple(inputs), outputs
 
 
 @dataclass(frozen=True, config=schema.STRICT)

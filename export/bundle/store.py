@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.manifest import CARD, POLICY, TOKENIZER, Manifest, signature_path
+from export.bundle.manifest import Manifest, signature_path
 from export.bundle.rebuild import policy_command, rebuild, rebuild_all
 from zoo.contract import schema
 from zoo.contract.card import ModelCard
@@ -28,7 +28,7 @@ from zoo.errors import (
     near_match,
 )
 from zoo.files.held import HeldFiles, is_bundle, sha256
-from zoo.files.writing import MANIFEST, edited_directory, new_file, write_file
+from zoo.files.writing import CARD, MANIFEST, POLICY, TOKENIZER, edited_directory, new_file, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.keys import configured_key
 

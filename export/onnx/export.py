@@ -8,9 +8,9 @@ from typing import Unpack
 
 import onnx
 
-from export.bundle.manifest import Device, Engine, Manifest, Precision, Range
+from export.bundle.manifest import OPSET, OPSET_BF16, Device, Engine, Manifest, Precision, Range
 from export.make import EngineOptions, Entry, add_engine
-from export.onnx.graph import OPSET, OPSET_BF16, served_graph
+from export.onnx.graph import served_graph
 from export.precision.half import HALVES, in_half
 from export.precision.nodes import check_products, count_products, patches_as_products, save, skip_resize
 from export.runtime.onnx import installed_version

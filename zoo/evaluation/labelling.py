@@ -16,8 +16,9 @@ from zoo.data.manifest import SPLITS, Row, need_label, read_manifest
 from zoo.data.splits import apply_rule
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.hub import HUB
+from zoo.files.writing import CARD
 from zoo.keys import refuse_unsigned
-from zoo.release.store import CARD, load_release
+from zoo.release.store import load_release
 
 T = TypeVar("T")
 

@@ -17,9 +17,10 @@ import zoo
 from zoo.contract import schema
 from zoo.contract.card import Measurement, ModelCard
 from zoo.errors import BadCardError
+from zoo.files.writing import CARD
 from zoo.inputs.image import resizer
 from zoo.metrics import Estimate
-from zoo.release.store import CARD, write_card
+from zoo.release.store import write_card
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,8 @@ except ImportError:  # Windows: what a killed run left is not cleaned there
 
 #: What a bundle has and a release does not: the file by which all others are judged.
 MANIFEST = "manifest.json"
+#: The other files of a release and of a bundle; a bundle has no weights, and engines.
+WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
 
 _PARTIAL, _OLD = ".zoo-partial", ".zoo-old"
 

@@ -12,9 +12,10 @@ from zoo.contract.card import ModelCard
 from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.held import is_bundle
+from zoo.files.writing import CARD
 from zoo.models.lora import merge_adapters
 from zoo.registry import build
-from zoo.release.store import CARD, write_release
+from zoo.release.store import write_release
 
 #: The key of what the zoo adds to Lightning's checkpoints, all plain data: card, policy, tokenizer, and the options of
 #: low-rank adapters if it has any.

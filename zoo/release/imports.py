@@ -25,7 +25,7 @@ from zoo.contract.policy import Policy
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, ZooError, close_match, named_as
 from zoo.files.held import hashes
 from zoo.files.hub import HUB, model_folder
-from zoo.files.writing import refuse_input
+from zoo.files.writing import CARD, refuse_input
 from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
@@ -33,7 +33,7 @@ from zoo.models.mobilenet import NSFWJS, nsfwjs_state
 from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry
-from zoo.release.store import CARD, load_release, write_release
+from zoo.release.store import load_release, write_release
 
 log = logging.getLogger("zoo.release")
 

@@ -19,16 +19,15 @@ from zoo.errors import (
 )
 from zoo.files.held import HeldFiles, hashes, is_bundle
 from zoo.files.hub import HUB, check_named, model_folder
-from zoo.files.writing import native_writer, new_directory, write_file
+from zoo.files.writing import CARD, POLICY, TOKENIZER, WEIGHTS, native_writer, new_directory, write_file
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.keys import refuse_unsigned
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
+from zoo.release.pull import BUNDLE, RELEASE, archived_entry, pull
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
-
-WEIGHTS, CARD, POLICY, TOKENIZER = "model.safetensors", "card.json", "policy.yaml", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ def write_card(card: ModelCard, folder: Path) -> None:
 def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | None = None, **options: Any) -> Scorer:
     """Load a bundle, a release, a Hub release or a registered model, ready to judge; or take a release in memory.
 
+    A model whose weights lie in an archive (`zoo pull`) is fetched once, and its bundle runs.
     `policy`, or the file of one as given or as shipped, replaces its own. A bundle runs in its runtime, without torch.
     With a key configured (`SAFETY_ZOO_PUBLIC_KEY`) it must be a signed bundle.
     `options` are those of `export.runtime.load` for a bundle, else `device` (default: where the model is) and those of
@@ -92,6 +92,8 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
     """
     if isinstance(policy, (str, Path)):
         policy = read_policy(policy)
+    if not isinstance(source, Release) and (archived := archived_entry(source)) is not None:
+        source = pull(archived.card.name) / BUNDLE
     if not isinstance(source, Release) and is_bundle(source):
         # The zoo never imports the export package: the runtime announces itself.
         runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
@@ -169,7 +171,7 @@ def _find(source: str | Path) -> tuple[Path, str] | ModelEntry:
             f"{name}: {missing}a checkpoint of a training is not a release; make one: zoo release {name} --out DIR"
         )
     if name in list_models():
-        return model_entry(name)
+        return model_entry(name) if archived_entry(name) is None else (pull(name) / RELEASE, name)
     if path.is_file():
         raise BadArgumentError(f"{name}: is a file, and a release is a directory (made by `zoo release`); give that")
     if name.startswith(HUB) or "/" in name:
@@ -218,7 +220,7 @@ def _published(entry: ModelEntry) -> ZooModel:
             "train it (`zoo recipes`), and load the release directory; the untrained model is "
             f'zoo.create_model("{name}")'
         )
-    if entry.pretrained != RANDOM:
+    if isinstance(entry.pretrained, str) and entry.pretrained != RANDOM:
         return load_clip(name, HUB + entry.pretrained)
     import torch
 

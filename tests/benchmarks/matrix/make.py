@@ -18,11 +18,10 @@ from pathlib import Path
 import onnx
 
 import zoo
-from export.bundle.manifest import Engine, Kind, Manifest, Precision
+from export.bundle.manifest import BATCHES, Engine, Kind, Manifest, Precision, contract
 from export.bundle.store import Bundle
-from export.make import BATCHES, engine_name
+from export.make import engine_name
 from export.onnx.export import RUNS_ON, opset_of, write_onnx
-from export.onnx.graph import contract
 from export.openvino import image_shapes, write_openvino
 from export.precision.nodes import check_products
 from export.runtime.engine import module_of, obstacle

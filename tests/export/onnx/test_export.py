@@ -15,10 +15,9 @@ from onnx import numpy_helper
 import export.make
 import export.onnx.export
 import export.onnx.graph
-from export.bundle.manifest import TEXT_ENCODER
+from export.bundle.manifest import OPSET, TEXT_ENCODER, contract
 from export.bundle.store import read_bundle
 from export.onnx.export import export_onnx
-from export.onnx.graph import OPSET, contract
 from export.runtime.engine import open_best
 from tests.every_model import EVERY_MODEL
 from zoo.contract.card import ModelCard

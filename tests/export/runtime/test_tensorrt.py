@@ -148,7 +148,7 @@ def test_a_refitted_bank_keeps_its_shape() -> None:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the tiny SafeCLIP, with what lies beside it."""
-    from export.make import BATCHES
+    from export.bundle.manifest import BATCHES
     from export.onnx.export import write_onnx
     from export.tensorrt.build import PlanOptions
     from export.tensorrt.export import build_graph, write_plan

@@ -29,8 +29,8 @@ from zoo.evaluation.robustness.report import (
 )
 from zoo.evaluation.robustness.victim import AttackedPoint, Items, Selection, Victim, read_items
 from zoo.files.held import sha256
+from zoo.files.writing import WEIGHTS
 from zoo.metrics import Draws, Estimate
-from zoo.release.store import WEIGHTS
 
 #: A curve excludes these attacks by default: they cost many times what the others do.
 SLOW = ("fab-t", "square")

@@ -37,8 +37,9 @@ from zoo.evaluation.text.report import (
     TextReport,
 )
 from zoo.files.held import sha256
+from zoo.files.writing import WEIGHTS
 from zoo.metrics import Draws
-from zoo.release.store import WEIGHTS, load_scorer
+from zoo.release.store import load_scorer
 
 #: Below every logit: the search never succeeds, so it continues while the score falls.
 _NEVER = -1e9
