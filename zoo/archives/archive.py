@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import html
@@ -153,9 +154,14 @@ def _download(address: str, path: Path, size: int) -> None:
 
 def _read(address: str, out: Any, most: int, accept: str = "*/*") -> str:
     """Copy what lies at an address, of at most so many bytes, and return its content type."""
-    shown = re.sub(r"//[^/@]*@", "//", address)  # without a password
+    who, at, rest = urllib.parse.urlsplit(address).netloc.rpartition("@")
+    shown = urllib.parse.urlsplit(address)._replace(netloc=rest).geturl()  # urllib takes no password in an address
+    headers = {"Accept": accept, "User-Agent": "safety-zoo"}
+    if at:
+        secret = base64.b64encode(urllib.parse.unquote(who).encode()).decode()
+        headers["Authorization"] = f"Basic {secret}"
     try:
-        request = urllib.request.Request(address, headers={"Accept": accept, "User-Agent": "safety-zoo"})
+        request = urllib.request.Request(shown, headers=headers)
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
             left = most
             while block := answer.read(min(left + 1, 1 << 20)):

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import zoo
 from zoo.archives.archive import Archived, Weights
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
-from zoo.errors import BadArgumentError, MissingDependencyError, NoWeightsError
+from zoo.errors import BadArgumentError, MissingDependencyError, NoWeightsError, TamperedFileError, named_as
 from zoo.files.held import hashes, is_bundle
 from zoo.files.hub import HUB
 from zoo.files.writing import CARD, POLICY, TOKENIZER, WEIGHTS, new_directory, write_file
@@ -44,6 +45,18 @@ def place(entry: ModelEntry) -> Path:
     made_of = [entry.card.to_dict(), default_policy(entry).to_yaml(), zoo.__version__, entry.pretrained.converter]
     digest = hashlib.sha256(json.dumps([*made_of, *(one.sha256 for one in entry.pretrained.archives)]).encode())
     return cache_folder() / "models" / f"{entry.card.name}-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def naming(name: str, folder: Path) -> Iterator[None]:
+    """Let errors about a file of a folder call it by its model's name, and name the command that fetches it again."""
+    try:
+        with named_as(name, folder):
+            yield
+    except TamperedFileError as problem:
+        if archived_entry(name) is None:
+            raise
+        raise TamperedFileError(f"{problem}; fetch it again: zoo pull {name} --overwrite") from None
 
 
 def availability(entry: ModelEntry) -> tuple[str, str]:

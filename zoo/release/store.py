@@ -15,7 +15,6 @@ from zoo.errors import (
     BadDataError,
     MissingDependencyError,
     NoWeightsError,
-    named_as,
 )
 from zoo.files.held import HeldFiles, hashes, is_bundle
 from zoo.files.hub import HUB, check_named, model_folder
@@ -24,7 +23,7 @@ from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
 from zoo.keys import refuse_unsigned
 from zoo.registry import RANDOM, ModelEntry, build, default_policy, list_models, model_card, model_entry
-from zoo.release.pull import BUNDLE, RELEASE, archived_entry, pull
+from zoo.release.pull import BUNDLE, RELEASE, archived_entry, naming, pull
 
 if TYPE_CHECKING:
     from zoo.models.base import ZooModel
@@ -92,8 +91,10 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
     """
     if isinstance(policy, (str, Path)):
         policy = read_policy(policy)
-    if not isinstance(source, Release) and (archived := archived_entry(source)) is not None:
-        source = pull(archived.card.name) / BUNDLE
+    if not isinstance(source, Release) and archived_entry(source) is not None:
+        folder = pull(str(source)) / BUNDLE
+        with naming(str(source), folder):
+            return load_scorer(folder, policy, **options)
     if not isinstance(source, Release) and is_bundle(source):
         # The zoo never imports the export package: the runtime announces itself.
         runtimes = entry_points(group="safety_zoo.runtimes", name="bundle")
@@ -134,7 +135,7 @@ def load_release(source: str | Path) -> Release:
         model = _published(found)
         return Release(model, model.card, default_policy(found))
     place, name = found
-    with named_as(name, place):
+    with naming(name, place):
         card, files = _open(place)
         return Release(_read_model(card, files), card, read_policy(place / POLICY, files.read(POLICY)))
 
@@ -149,7 +150,7 @@ def load_model(source: str | Path) -> ZooModel:
     found = _find(source)
     if isinstance(found, ModelEntry):
         return _published(found)
-    with named_as(found[1], found[0]):
+    with naming(found[1], found[0]):
         return _read_model(*_open(found[0]))
 
 
