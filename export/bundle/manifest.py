@@ -96,7 +96,10 @@ class TensorSpec:
 
 def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The inputs and outputs of the graph that a card implies."""
-    specs = {"image": TensorSpec("image", "uint8", ("batch", "height", "width", 3))}
+    sides: tuple[int | str, ...] = ("height", "width")
+    if card.image is not None and card.image.recompress is not None:
+        sides = (card.image.size, card.image.size)  # no graph saves a JPEG of what it resized
+    specs = {"image": TensorSpec("image", "uint8", ("batch", *sides, 3))}
     if card.text is not None:
         for name in ("input_ids", "attention_mask"):
             specs[name] = TensorSpec(name, "int64", ("batch", card.text.context_length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from zoo.contract.card import ImageInput
 from zoo.contract.policy import Category, Policy, Threshold
 from zoo.inputs.image import fit
-from zoo.inputs.views import OVERLAP, border, plan
+from zoo.inputs.views import OVERLAP, border, plan, shown
 
 CROP = ImageInput(32, "shortest_edge_crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SQUASH = replace(CROP, resize="squash")
@@ -131,3 +132,37 @@ def test_a_tile_is_what_its_box_shows(interpolation: Any) -> None:
     for view in plan(100, 40, spec, _policy(views="tiles"))[0]:
         alone = fit(picture.crop(view.place().box), spec)
         assert np.abs(view.cut(picture, spec).astype(int) - alone).max() <= (24 if interpolation == "bicubic" else 2)
+
+
+MARGIN = replace(SQUASH, margin=1 / 16)
+
+
+@pytest.mark.parametrize("unseen", [{}, "allow"])
+@pytest.mark.parametrize("views", ["auto", "centre"])
+def test_a_margin_is_told_and_tolerated_and_makes_no_tiles(views: str, unseen: Any) -> None:
+    policy = _policy(views=views, unseen=unseen)
+    (view,), left_out = plan(320, 160, MARGIN, policy)
+    assert view.box == (20, 10, 300, 150)
+    assert left_out == pytest.approx(1 - (7 / 8) ** 2)
+    rows = shown(Image.new("RGB", (320, 160)), MARGIN, policy)
+    weighed = policy.weigh(rows.unseen)
+    assert weighed["border"].tolerated
+    assert weighed["border"].share == pytest.approx(left_out)
+
+
+def test_pad_squash_and_tiles_show_what_the_margin_leaves_out() -> None:
+    for views, count in (("pad", 1), ("squash", 1), ("tiles", 3)):
+        found, uncovered, said = _uncovered(320, 160, MARGIN, _policy(views=views))
+        assert (found, uncovered, said) == (count, 0, 0), views
+    fewer = _policy(views="tiles", max_views=1)
+    rows = shown(Image.new("RGB", (320, 160)), MARGIN, fewer)
+    assert not fewer.weigh(rows.unseen)["border"].tolerated, "tiles that are too few are no margin"
+
+
+def test_the_square_that_is_padded_is_recompressed_as_a_whole() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
+    ((view,), _) = plan(90, 40, replace(MARGIN, recompress=30), _policy(views="pad"))
+    plain = Image.fromarray(view.cut(image, MARGIN))
+    stream = io.BytesIO()
+    plain.save(stream, "JPEG", quality=30)
+    np.testing.assert_array_equal(view.cut(image, replace(MARGIN, recompress=30)), np.asarray(Image.open(stream)))

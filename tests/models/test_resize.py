@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from zoo.contract.card import ImageInput
 from zoo.inputs import image as images
-from zoo.inputs.image import Pixels, decode, fit, resizer
+from zoo.inputs.image import Pixels, decode, fit, load, resizer
 from zoo.models.base import Normalise, Resize
 from zoo.registry import list_models, model_entry
 
@@ -28,7 +30,15 @@ def _specs() -> list[ImageInput]:
     found = {(s.resize, s.interpolation) for s in (model_entry(n).card.image for n in list_models()) if s is not None}
     found |= {("shortest_edge_crop", "bilinear"), ("squash", "bilinear"), ("squash", "bicubic")}
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    return [ImageInput(side, *how, mean, std) for how in sorted(found) for side in (64, 97)]
+    ways = [ImageInput(side, *how, mean, std) for how in sorted(found) for side in (64, 97)]
+    return ways + [replace(spec, margin=1 / 16) for spec in ways if (spec.resize, spec.interpolation) in MARGINS]
+
+
+MARGINS = {("squash", "bicubic"), ("squash", "bilinear")}
+
+
+def _named(spec: ImageInput) -> str:
+    return f"{spec.resize}-{spec.interpolation}-{spec.size}" + "-margin" * (spec.margin > 0)
 
 
 def _drawn(width: int, height: int) -> Image.Image:
@@ -73,18 +83,71 @@ def test_resizing_the_crop_is_cropping_the_resized(spec: ImageInput, size: tuple
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+@pytest.mark.parametrize("spec", _specs(), ids=_named)
 def test_torch_equals_pillow_on_drawn_images(spec: ImageInput, size: tuple[int, int]) -> None:
     image = _drawn(*size)
     assert np.abs(_by_torch(image, spec) - fit(image, spec)).max() <= 1.1
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+@pytest.mark.parametrize("spec", _specs(), ids=_named)
 def test_torch_equals_pillow_on_photos(spec: ImageInput, shared: Path) -> None:
     for path in sorted((shared / "flickr8k_small" / "images").glob("*.jpg"))[:12]:
         image = decode(path)
         assert np.abs(_by_torch(image, spec) - fit(image, spec)).max() <= 1.1, path.name
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_margin_is_a_larger_resize_whose_edges_are_cut_off(
+    size: tuple[int, int], chosen_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    image = _drawn(*size)
+    spec = ImageInput(224, "squash", "bilinear", (0.0,) * 3, (1.0,) * 3, margin=1 / 16)
+    whole = image.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    np.testing.assert_array_equal(fit(image, spec), np.asarray(whole))
+
+
+def test_pixels_of_the_models_own_size_are_what_it_reads() -> None:
+    spec = ImageInput(64, "squash", "bilinear", (0.0,) * 3, (1.0,) * 3, margin=1 / 16, recompress=75)
+    image = _drawn(64, 64)
+    np.testing.assert_array_equal(load(np.asarray(image), spec), np.asarray(image))
+    assert np.abs(_by_torch(image, spec) - np.asarray(image)).max() <= 0.1
+    assert np.abs(fit(image, spec).astype(int) - np.asarray(image)).max() > 3, "a file of that size is cut"
+
+
+def test_recompressed_pixels_are_those_of_a_jpeg() -> None:
+    image = _drawn(97, 61)
+    spec = ImageInput(64, "squash", "bilinear", (0.0,) * 3, (1.0,) * 3)
+    stream = io.BytesIO()
+    Image.fromarray(fit(image, spec)).save(stream, "JPEG", quality=40)
+    found = fit(image, replace(spec, recompress=40))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(stream)))
+    assert found.flags.writeable
+    assert np.abs(found.astype(int) - fit(image, spec)).max() > 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"margin": 0.5},
+        {"margin": -0.1},
+        {"recompress": 0},
+        {"recompress": 101},
+        {"margin": 0.1, "resize": "shortest_edge_crop"},
+        {"margin": 0.1, "interpolation": "bilinear_align_corners"},
+    ],
+)
+def test_a_margin_or_a_quality_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {
+        "size": 8,
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+    }
+    with pytest.raises(ValueError, match=r"margin|recompress"):
+        ImageInput(**fields | changes)
 
 
 @pytest.fixture
@@ -141,7 +204,7 @@ def test_align_corners_is_tensorflows() -> None:
     assert _by_torch(Image.fromarray(ramp), spec)[0, :, 0].round().tolist() == [0, 50, 100, 150, 200]
 
 
-@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: f"{spec.resize}-{spec.interpolation}-{spec.size}")
+@pytest.mark.parametrize("spec", _specs(), ids=_named)
 def test_a_gradient_reaches_every_pixel_that_counts(spec: ImageInput) -> None:
     pixels = (0.2 + 0.6 * torch.rand(1, 3, 80, 120, generator=torch.Generator().manual_seed(0))).requires_grad_()
     Normalise(spec)(Resize(spec)(pixels)).square().sum().backward()
@@ -149,6 +212,8 @@ def test_a_gradient_reaches_every_pixel_that_counts(spec: ImageInput) -> None:
     hit = pixels.grad.abs().sum(dim=(0, 1)) > 0
     if spec.resize == "shortest_edge_crop":
         hit = hit[:, 22:98]
+    if spec.margin:
+        hit = hit[5:-5, 8:-8]
     # Without antialiasing a few source pixels may fall between the samples.
     assert hit.float().mean() > (0.6 if spec.interpolation == "bilinear_align_corners" else 0.99)
 

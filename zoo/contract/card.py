@@ -26,6 +26,10 @@ class ImageInput:
 
     `shortest_edge_crop` scales the short side to `size` and crops the centre (CLIP); `squash` ignores the
     aspect ratio (NSFWJS). `mean` and `std` are per channel, on pixels in [0, 1].
+
+    `margin` is the share of the width on the left and right, and of the height above and below, that is cut off before
+    a `squash`: 1/16 is what resizing to 256 and cropping the centre 224 leaves out. `recompress` is the quality of a
+    JPEG that the resized pixels are saved as and read back from, None for none.
     """
 
     size: PositiveInt
@@ -33,6 +37,12 @@ class ImageInput:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    recompress: Annotated[int, Field(ge=1, le=100)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin and (self.resize != "squash" or self.interpolation == "bilinear_align_corners"):
+            raise ValueError(f"margin is for squash, bicubic or bilinear; got {self.resize}, {self.interpolation}")
 
 
 @dataclass(frozen=True, config=schema.STRICT)

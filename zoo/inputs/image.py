@@ -5,6 +5,7 @@ Training, prediction and exported bundles all decode here, so that they see the 
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import random
@@ -98,18 +99,38 @@ def decode_with_notes(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS,
     return _decoded(source, limits, need, watched=True)
 
 
-def fit(image: Image.Image | Decoded, spec: ImageInput) -> Pixels:
-    """Resize an RGB image to the model's `[size, size, 3]` uint8, as `spec` says.
+def fit(image: Image.Image | Decoded, spec: ImageInput, box: Box | None = None, *, pad: bool = False) -> Pixels:
+    """Resize an RGB image, or the part of it in `box`, to the model's `[size, size, 3]` uint8, as `spec` says.
+
+    Without a box it is the part that the card's own view shows. With `pad` the aspect ratio is kept by bars. Of a
+    `Decoded` that is reduced the same part is taken as of the whole picture.
 
     Pillow's antialiased filters are CLIP's definition of the resize; `zoo.models.base.Resize` is the same in torch, and
-    the extra "fast" the same in less time (`resizer`), each within one grey level. Of a `Decoded` that is reduced the
-    same part is taken as of the whole picture.
+    the extra "fast" the same in less time (`resizer`), each within one grey level.
     """
-    return resize(image, spec, (spec.size, spec.size), own_box(*image.size, spec))
+    box = box or own_box(*image.size, spec)
+    if not pad:
+        return _recompressed(resize(image, spec, (spec.size, spec.size), box), spec)
+    scale = spec.size / max(image.size)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    left, top = (spec.size - width) // 2, (spec.size - height) // 2
+    pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+    pixels[:] = np.round(255 * np.array(spec.mean).clip(0, 1))
+    pixels[top : top + height, left : left + width] = resize(image, spec, (width, height), box)
+    return _recompressed(pixels, spec)
+
+
+def _recompressed(pixels: Pixels, spec: ImageInput) -> Pixels:
+    """The pixels after the JPEG round trip that the card asks for, by Pillow with its default options."""
+    if spec.recompress is None:
+        return pixels
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=spec.recompress)
+    return np.array(Image.open(stream))
 
 
 def resize(image: Image.Image | Decoded, spec: ImageInput, size: tuple[int, int], box: Box) -> Pixels:
-    """The part of an RGB image in `box`, as `[height, width, 3]` uint8 of this size.
+    """The part of an RGB image in `box`, as `[height, width, 3]` uint8 of this size, by the interpolation of `spec`.
 
     The box of a `Decoded` is in pixels of the whole picture, however much it is reduced.
     """
@@ -190,7 +211,10 @@ def _one_pass() -> _Resize | None:
 
 
 def load(source: ImageSource, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
-    """Decode and fit in one go: any image source to `[size, size, 3]` uint8. Raises what `decode` raises."""
+    """Decode and fit in one go: any image source to `[size, size, 3]` uint8. Raises what `decode` raises.
+
+    Pixels of that shape are what the model reads: neither `margin` nor `recompress` changes them.
+    """
     if is_pixels(source):
         pixels = pixels_of(source)
         if pixels.shape == (spec.size, spec.size, 3):
@@ -285,7 +309,8 @@ def _file(source: ImageSource, limits: ImageLimits) -> tuple[bytes, str] | Video
 def own_box(width: int, height: int, spec: ImageInput) -> Box:
     """The part of the source that the card's own view keeps, so that only that part is resized."""
     if spec.resize == "squash":
-        return 0.0, 0.0, float(width), float(height)
+        left, top = width * spec.margin, height * spec.margin
+        return left, top, width - left, height - top
     size, short = spec.size, min(width, height)
     full_width, full_height = size * width // short, size * height // short
     left, top = (full_width - size) // 2, (full_height - size) // 2

@@ -18,15 +18,18 @@ from zoo.inputs.image import (
     ImageLimits,
     ImageSource,
     Pixels,
+    fit,
     frames_for,
     load,
     own_box,
-    resize,
 )
 
 #: The share of the short side by which tiles overlap at least: what is no larger lies whole in one of them, wherever it
 #: is. With a fifth, 4:3 and 16:9 still take two tiles; with a quarter, 16:9 would take three.
 OVERLAP = 0.2
+
+#: The name of the view that the card describes.
+_OWN = "centre"
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,7 @@ class View:
 
     def cut(self, image: Image.Image | Decoded, spec: ImageInput) -> Pixels:
         """The `[size, size, 3]` uint8 of an upright RGB picture."""
-        if not self.pad:
-            return resize(image, spec, (spec.size, spec.size), self.box)
-        scale = spec.size / max(image.size)
-        width, height = (max(1, round(edge * scale)) for edge in image.size)
-        left, top = (spec.size - width) // 2, (spec.size - height) // 2
-        pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-        pixels[:] = np.round(255 * np.array(spec.mean).clip(0, 1))
-        pixels[top : top + height, left : left + width] = resize(image, spec, (width, height), self.box)
-        return pixels
+        return fit(image, spec, self.box, pad=self.pad)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,8 @@ def shown(image: ImageSource, spec: ImageInput, policy: PolicyFile, limits: Imag
         for ground, laid in grounds:
             pixels += [view.cut(laid, spec) for view in views]
             rows += [(view, (ground, number, seconds)) for view in views]
-        for cause, one in unseen_of(picture, left_out, len(grounds)).items():
+        counted = spec.margin > 0 and views[0].name == _OWN
+        for cause, one in unseen_of(picture, left_out, len(grounds), counted=counted).items():
             if cause not in unseen or one.share > unseen[cause].share:
                 unseen[cause] = one
         judged += 1
@@ -108,9 +104,12 @@ def shown_on(picture: Decoded, policy: PolicyFile) -> list[tuple[str, Decoded]]:
     return [("on white", picture), *others]
 
 
-def unseen_of(picture: Decoded, left_out: float, grounds: int = 1) -> dict[Cause, Unseen]:
-    """What no model looks at of a picture, of whose area its views leave out a share, on so many grounds."""
-    unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1)} if left_out else {}
+def unseen_of(picture: Decoded, left_out: float, grounds: int = 1, *, counted: bool = False) -> dict[Cause, Unseen]:
+    """What no model looks at of a picture, of whose area its views leave out a share, on so many grounds.
+
+    What is left out is tolerated where it is `counted`: a margin, which no figure of the model was measured without.
+    """
+    unseen: dict[Cause, Unseen] = {"border": Unseen(left_out, 1, tolerated=counted)} if left_out else {}
     if picture.transparent and grounds == 1:
         unseen["hidden"] = Unseen(picture.transparent, 1)
     if picture.frames > 1:
@@ -138,8 +137,10 @@ def plan(width: int, height: int, spec: ImageInput, policy: PolicyFile) -> tuple
     if policy.views == "pad" or policy.views == "squash":
         return [View(policy.views, whole, pad=policy.views == "pad")], 0.0
     left_out = border(width, height, spec)
-    if policy.views == "centre" or (policy.views == "auto" and left_out <= policy.tolerated("border")):
-        return [View("centre", own_box(width, height, spec))], left_out
+    # A squash leaves out no more than its margin, which belongs to the model.
+    enough = spec.resize == "squash" or left_out <= policy.tolerated("border")
+    if policy.views == "centre" or (policy.views == "auto" and enough):
+        return [View(_OWN, own_box(width, height, spec))], left_out
     side = min(width, height, *([spec.size] if policy.scale == "native" else []))
     step = side - int(OVERLAP * side)
     counts = [1 - (side - length) // step for length in (width, height)]

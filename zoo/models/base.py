@@ -126,7 +126,10 @@ class ZooModel(nn.Module):
 
 
 class Resize(nn.Module):
-    """`[B, 3, H, W]` in [0, 1], any H and W, to `[B, 3, size, size]` in [0, 1], as `spec` says."""
+    """`[B, 3, H, W]` in [0, 1], any H and W, to `[B, 3, size, size]` in [0, 1], as `spec` says.
+
+    Pixels of `size` by `size` are what the model reads, and stay as they are: a margin is cut off others alone.
+    """
 
     def __init__(self, spec: ImageInput) -> None:
         super().__init__()
@@ -139,13 +142,17 @@ class Resize(nn.Module):
         # Lengths as tensors, not Python numbers: they stay symbolic in the exported graph.
         height, width = rows[-1] + 1, columns[-1] + 1
         short = torch.minimum(height, width) if self.spec.resize == "shortest_edge_crop" else None
-        down = self._weights(rows, height, short).to(pixels.dtype)
-        across = self._weights(columns, width, short).to(pixels.dtype)
+        margin = None
+        if self.spec.margin:
+            fits = (height == self.spec.size) & (width == self.spec.size)
+            margin = torch.where(fits, 0.0, self.spec.margin)
+        down = self._weights(rows, height, short, margin).to(pixels.dtype)
+        across = self._weights(columns, width, short, margin).to(pixels.dtype)
         # Across first, and clamped in between: Pillow keeps 8 bits between its two passes.
         narrow = torch.matmul(pixels, across.transpose(0, 1)).clamp(0.0, 1.0)
         return torch.matmul(down, narrow).clamp(0.0, 1.0)
 
-    def _weights(self, positions: Tensor, length: Tensor, short: Tensor | None) -> Tensor:
+    def _weights(self, positions: Tensor, length: Tensor, short: Tensor | None, margin: Tensor | None) -> Tensor:
         """The `[size, length]` matrix of one axis; each row sums to 1 (Pillow's `precompute_coeffs`)."""
         size = self.spec.size
         targets = torch.arange(size, device=positions.device)
@@ -156,7 +163,11 @@ class Resize(nn.Module):
         full = torch.full_like(length, size) if short is None else (length * size) // short
         offset = (full - size) // 2
         scale = length.float() / full.float()
+        if margin is not None:
+            scale = scale * (1.0 - 2.0 * margin)
         centres = (targets + offset).float().add(0.5) * scale
+        if margin is not None:
+            centres = centres + length.float() * margin  # kernels reach beyond the edge, as Pillow's do
         stretch = scale.clamp(min=1.0)  # antialias: the kernel widens when shrinking, never narrows
         distance = ((positions.float()[None, :] + 0.5 - centres[:, None]) / stretch).abs()
         weights = _cubic(distance) if self.spec.interpolation == "bicubic" else (1.0 - distance).clamp(min=0.0)

@@ -23,13 +23,17 @@ class ServedModel(nn.Module):
 
     Inputs are those of `card.input_names`: `image` uint8 `[B, H, W, 3]`, `input_ids` and `attention_mask` int64
     `[B, T]`, `image_present` bool `[B]`; and the embedded phrases of the policies, one float32 `[P, D]` for each of
-    `card.bank_names`. Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
+    `card.bank_names`. With `recompress` H and W are the model's size: that step is for whoever resizes, before this.
+    Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
     """
 
     def __init__(self, model: ZooModel) -> None:
         super().__init__()
         self.model = model
-        self.resize = Resize(model.card.image) if model.card.image is not None else None
+        image = model.card.image
+        self.resize: nn.Module | None = None
+        if image is not None:
+            self.resize = Resize(image) if image.recompress is None else nn.Identity()
 
     def forward(
         self,
