@@ -50,5 +50,5 @@ def test_the_example_of_the_guard_calls_what_there_is() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", inspect.getdoc(zoo.Guard) or "", re.DOTALL)
     ast.parse(code)
     called = re.findall(r"\b(zoo|guard)\.(\w+)", code)
-    assert called == [("zoo", "Guard"), ("guard", "generate")]
+    assert called == [("zoo", "Guard"), ("guard", "inputs"), ("guard", "generate")]
     assert all(hasattr({"zoo": zoo, "guard": zoo.Guard}[owner], name) for owner, name in called)

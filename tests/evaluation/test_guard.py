@@ -140,6 +140,7 @@ def test_the_figures_agree_with_a_count_by_hand(
     counts = found["figures"]["counts"]
     assert (counts["queries"], counts["answered"], counts["unreadable"]) == (13, 11, 2)
     assert (counts["unsafe"], counts["neutral"], counts["flagged"], counts["corrected"]) == (5, 6, 6, 6)
+    assert counts["unseen"] == 1  # green5.png, of 45 x 40 pixels
     (rules,) = found["figures"]["refusals"]
     assert [rules["dsr"][side]["successes"] for side in ("off", "on")] == [0, 4]
     assert [rules["fpr"][side]["successes"] for side in ("off", "on")] == [0, 2]

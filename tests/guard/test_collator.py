@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def _verdict(decision: Any, category: str = "forbidden_signs") -> Verdict:
 
 
 SAFE, UNSAFE = _verdict("safe", "neutral"), _verdict("unsafe")
+#: For review because of what was not given to the tower, which the answer is not about.
+UNSEEN = replace(SAFE, decision="review", category=None)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +111,9 @@ def test_a_flagged_prompt_has_the_guards_own_ids(clip: DualEncoder, processor: A
 def test_only_flagged_conversations_change(collator: GuardedCollator) -> None:
     turns = [(PROMPT, "a red octagon"), (NEXT, "at the top left")]
     plain = collator([Example(turns, [16])])
-    safe = collator([Example(turns, [16], [SAFE])])
-    assert all(torch.equal(plain[key], safe[key]) for key in plain)
+    for harmless in (SAFE, UNSEEN):
+        same = collator([Example(turns, [16], [harmless])])
+        assert all(torch.equal(plain[key], same[key]) for key in plain)
     batch = collator([Example(turns, [16], [_verdict("review", "a_third_thing")]), Example(turns, [16], [SAFE])])
     refused = " " + REFUSAL.format(categories="a third thing") + "</s>"
     assert _learnt(collator, batch, 0) == refused  # and there the conversation ends

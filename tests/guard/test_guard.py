@@ -567,10 +567,9 @@ def test_a_processor_that_does_not_expand_image_tokens(tiny: Setup) -> None:
 @pytest.mark.parametrize("name", ["past_key_values", "prefix_allowed_tokens_fn", "negative_prompt_ids", "streamer"])
 def test_a_batch_that_cannot_be_refused_in_part(tiny: Setup, name: str) -> None:
     calls = Calls(tiny.model)
+    whole: dict[str, Any] = {name: _Whatever()}
     with pytest.raises(GuardError, match=f"rows \\[0\\] are refused, but a batch with {name}"):
-        tiny.guard(correction="refuse").generate(
-            **tiny.inputs([tiny.red, tiny.green], [PROMPT, SHORT]), **{name: _Whatever()}
-        )
+        tiny.guard(correction="refuse").generate(**tiny.inputs([tiny.red, tiny.green], [PROMPT, SHORT]), **whole)
     assert calls.language == 0
 
 

@@ -32,8 +32,8 @@ class Screening:
 
     @property
     def flagged(self) -> list[bool]:
-        """Whether any verdict of a row is `unsafe` or `review`, for each row."""
-        return [any(not verdict.is_safe for verdict in row) for row in self.verdicts]
+        """Whether a category was flagged in any verdict of a row, for each row: what is unseen alone flags nothing."""
+        return [any(verdict.is_flagged for verdict in row) for row in self.verdicts]
 
     @property
     def flagged_rows(self) -> list[int]:

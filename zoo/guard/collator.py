@@ -83,9 +83,9 @@ class GuardedCollator:
         for prompt, answer in example.turns:
             new = example.verdicts[len(seen) : len(seen) + prompt.count(self.image_token)]
             seen += new
-            if any(not verdict.is_safe for verdict in new):
-                prompt = self.instruct(prompt, [not verdict.is_safe for verdict in new])
-            refuse = any(not verdict.is_safe for verdict in seen)
+            if any(verdict.is_flagged for verdict in new):
+                prompt = self.instruct(prompt, [verdict.is_flagged for verdict in new])
+            refuse = any(verdict.is_flagged for verdict in seen)
             turns.append((prompt, refusal_for(seen, self.refusal) if refuse else answer))
             if refuse and len(seen) == images:
                 break

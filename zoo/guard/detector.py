@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo.contract.policy import AnyPolicy, Policy, read_policy
 from zoo.contract.verdict import Verdict
 from zoo.errors import BadArgumentError, GuardError
+from zoo.judging.base import Seen
 from zoo.judging.judge import Judge
 from zoo.keys import refuse_unsigned
 from zoo.models.base import ZooModel
@@ -113,27 +114,30 @@ class Detector(nn.Module):
             embedding = self.visual_projection(self.post_layernorm(cls.float()))
             return (nn.functional.normalize(embedding, dim=-1) @ self.text_bank.T).softmax(dim=-1)
 
-    def verdicts(self, scores: Tensor, tiles: list[int]) -> list[Verdict]:
-        """The verdict on each image, from the phrase scores of its tiles. Raises GuardError if one cannot be judged."""
+    def verdicts(self, scores: Tensor, tiles: list[int], unseen: Sequence[Seen] | None = None) -> list[Verdict]:
+        """The verdict on each image, from the phrase scores of its tiles; `unseen` by image, None: not known.
+
+        Raises GuardError if one cannot be judged.
+        """
         table = scores.cpu().numpy()
         if not np.isfinite(table).all():
             rows = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
             raise GuardError(
                 f"the detector's scores of tiles {rows} are NaN: the vision tower gave no finite CLS token"
             )
-        ends = np.cumsum(tiles)
-        return [self._image(table[end - count : end]) for end, count in zip(ends, tiles, strict=True)]
+        ends, gaps = np.cumsum(tiles), unseen or [None] * len(tiles)
+        return [self._image(table[end - count : end], gap) for end, count, gap in zip(ends, tiles, gaps, strict=True)]
 
-    def _image(self, table: NDArray[np.float32]) -> Verdict:
+    def _image(self, table: NDArray[np.float32], unseen: Seen) -> Verdict:
         if self.tiles == "mean":
             table = table.mean(axis=0, keepdims=True)
         elif self.tiles == "base":
             table = table[:1]
-        verdicts = self.judge.verdicts(table)
+        verdicts = self.judge.verdicts(table, unseen=[unseen] * len(table))
         for verdict in verdicts:
             if verdict.status != "ok":
                 raise GuardError(f"an image could not be judged: {verdict.detail}")
-        return max(verdicts, key=lambda verdict: (_SEVERITY[verdict.decision], self.judge.rank(verdict)))
+        return max(verdicts, key=lambda one: (_SEVERITY[one.decision] if one.is_flagged else 0, self.judge.rank(one)))
 
 
 #: Up to this relative difference weights count as the same: a half unit in bfloat16's last place, and some room.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from zoo.contract.policy import Policy
@@ -16,9 +15,10 @@ from zoo.errors import BadArgumentError, GuardError
 from zoo.guard.answers import Answer, Corrected, GuardedOutput, Screening, control_tokens, generate_or_refuse
 from zoo.guard.detector import Detector, clip_tower, encode, load_detector, same_tower, tower_sample, unwrap
 from zoo.guard.insertion import INSTRUCTION, Inserter, Splice, image_spans, insertion_point, layout, splice_batch
-from zoo.guard.lvlm import chat_prompt
+from zoo.guard.lvlm import chat_prompt, unseen_by_tower
 from zoo.guard.refusals import REFUSAL, refusal_for
-from zoo.inputs.image import LARGEST, ImageSource, decode
+from zoo.inputs.image import LARGEST, Decoded, ImageSource, decode_with_notes
+from zoo.judging.base import Seen
 
 Correction = Literal["instruct", "refuse", "flag"]
 Picture = ImageSource
@@ -43,7 +43,7 @@ class Guard:
     model = LlavaForConditionalGeneration.from_pretrained("llava-hf/llava-1.5-7b-hf")
     processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
     guard = zoo.Guard(model, processor, "safeclip_vit_l14_336.zeroshot")
-    inputs = processor(images=[image], text=["USER: <image>\\nWhat is this? ASSISTANT:"], return_tensors="pt")
+    inputs = guard.inputs(["photo.jpg"], ["USER: <image>\\nWhat is this? ASSISTANT:"])
     output = guard.generate(**inputs, max_new_tokens=100)
     print(output.text[0], output.flagged[0], output.verdicts[0])
     ```
@@ -53,10 +53,11 @@ class Guard:
     with the text bank for each image (each tile, where a model cuts images up). The vision tower runs once, the text
     tower at construction alone. Where no image is flagged the model answers bit for bit as without a guard.
 
-    `correction` says what happens to a row with an image whose verdict is `unsafe` or `review`:
+    `correction` says what happens to a row with an image in which a category that blocks or asks for review is flagged:
     `instruct` inserts `instruction` as a line of its own after the run of adjacent images with the row's last flagged
     image, keeping the user's words, and the language model decides; `refuse` answers `refusal` without running the
-    language model on that row; `flag` answers as usual and reports. A prompt that grows counts against `max_length`
+    language model on that row; `flag` answers as usual and reports. A verdict that is `review` for what is unseen alone
+    changes no answer: the language model is not given that either. A prompt that grows counts against `max_length`
     (use `max_new_tokens`), and a refusal is never cut short.
 
     It fails closed: what cannot be judged raises, and nothing is answered. `model` may be any transformers model with
@@ -112,8 +113,11 @@ class Guard:
                 type(self._inner).__name__,
             )
 
-    def screen(self, **inputs: Any) -> Screening:
+    def screen(self, *, unseen: Sequence[Seen] | None = None, **inputs: Any) -> Screening:
         """Run the vision tower on `pixel_values` and judge every image; other inputs as the processor gives them.
+
+        `unseen` says of each image, in the order of the prompts, what the tower is not given (`inputs` knows); pixels
+        do not tell that, so without it the verdicts' `unseen` is None.
 
         Raises BadInputError for inputs whose images could not be seen, GuardError when an image cannot be judged.
         """
@@ -127,7 +131,9 @@ class Guard:
             return Screening(nothing, None, nothing, cached)
         features = encode(self._inner, inputs, self.detector.index)
         spans = image_spans(is_image, [len(image) for image in features.pooled])
-        judged = iter(self.detector.verdicts(self.detector(features.cls), features.tiles))
+        if unseen is not None and len(unseen) != len(features.tiles):
+            raise BadArgumentError(f"`unseen` is of {len(unseen)} images, and pixel_values of {len(features.tiles)}")
+        judged = iter(self.detector.verdicts(self.detector(features.cls), features.tiles, unseen))
         verdicts = [[next(judged) for _ in row] for row in spans]
         return Screening(verdicts, features, spans, cached)
 
@@ -139,6 +145,7 @@ class Guard:
         pixels are replaced by their features. Under `refuse` a flagged row raises GuardError: it has no inputs.
         """
         screening = self.screen(**inputs) if screening is None else screening
+        inputs = {key: value for key, value in inputs.items() if key != "unseen"}
         rows = screening.flagged_rows
         if self.correction == "refuse" and rows:
             raise GuardError(f"rows {rows} are refused: only Guard.generate can answer them")
@@ -158,20 +165,22 @@ class Guard:
         for row in screening.flagged_rows:
             stop = plan.content[row][1]
             known = None if labels is None else labels[row, -plan.width :].tolist()
-            at = insertion_point(screening.spans[row], [not verdict.is_safe for verdict in screening.verdicts[row]])
+            at = insertion_point(screening.spans[row], [verdict.is_flagged for verdict in screening.verdicts[row]])
             splices[row] = self.inserter.splice(body[row, :stop].tolist(), at, known)
         return splice_batch(inputs, splices, plan, pad)
 
     @torch.no_grad()
-    def generate(self, **inputs: Any) -> GuardedOutput:
+    def generate(self, *, unseen: Sequence[Seen] | None = None, **inputs: Any) -> GuardedOutput:
         """The model's own `generate` (inputs of the processor and any generation argument), guarded.
+
+        `unseen` is as of `screen`.
 
         A streamer also gets a refusal. If the guard fails, the streamer is ended before the error is raised, so that
         its readers do not wait. Raises what `screen` raises; GuardError for a batch that cannot be refused in part.
         """
         streamer = inputs.get("streamer")
         try:
-            screening = self.screen(**inputs)
+            screening = self.screen(unseen=unseen, **inputs)
             if self.correction == "refuse" and any(screening.flagged):
                 return self._refuse(inputs, screening)
             corrected = self.correct(inputs, screening)
@@ -201,24 +210,36 @@ class Guard:
     def answer(
         self, images: Sequence[Picture | Sequence[Picture] | None], prompts: Sequence[str], **options: Any
     ) -> list[Answer]:
-        """Answer prompts about images, one or several or none (None) for each; `options` go to `generate`.
+        """Answer prompts about images, as `inputs` takes them; `options` go to `generate`.
 
-        An image is whatever `zoo.inputs.image.decode` takes. A prompt without the image
-        token is put into the processor's chat template. Raises BadInputError, GuardError.
+        Raises BadInputError, GuardError.
+        """
+        if options.get("num_return_sequences", 1) != 1:
+            raise BadArgumentError("answer gives one answer a prompt; use generate for num_return_sequences")
+        output = self.generate(**self.inputs(images, prompts), **options)
+        rows = zip(output.text, output.verdicts, output.flagged, output.corrected, strict=True)
+        return [Answer(text.strip(), verdicts, flagged, changed) for text, verdicts, flagged, changed in rows]
+
+    def inputs(self, images: Sequence[Picture | Sequence[Picture] | None], prompts: Sequence[str]) -> dict[str, Any]:
+        """The processor's tensors of a left-padded batch, and `unseen`: what of each image the tower is not given.
+
+        They are for `generate`, `correct` and `screen`. Images are one or several or none (None) for each prompt, each
+        whatever `zoo.inputs.image.decode` takes. A prompt without the image token is put into the processor's chat
+        template. Raises BadInputError.
         """
         if len(images) != len(prompts):
             raise BadArgumentError(f"{len(images)} images (or groups of images) for {len(prompts)} prompts")
-        if options.get("num_return_sequences", 1) != 1:
-            raise BadArgumentError("answer gives one answer a prompt; use generate for num_return_sequences")
         groups = [_group(group) for group in images]
         texts = [self._prompt(prompt, len(group)) for prompt, group in zip(prompts, groups, strict=True)]
         pictures = [picture for group in groups for picture in group]
-        inputs = self.processor(
-            images=pictures or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
+        tensors = self.processor(
+            images=[picture.image for picture in pictures] or None,
+            text=texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
         ).to(self._inner.device)
-        output = self.generate(**inputs, **options)
-        rows = zip(output.text, output.verdicts, output.flagged, output.corrected, strict=True)
-        return [Answer(text.strip(), verdicts, flagged, changed) for text, verdicts, flagged, changed in rows]
+        return {**tensors, "unseen": [unseen_by_tower(self.processor.image_processor, one) for one in pictures]}
 
     def _prompt(self, prompt: str, images: int) -> str:
         token = self.processor.tokenizer.convert_ids_to_tokens(self._image_token_id)
@@ -266,8 +287,8 @@ def _cached(inputs: Mapping[str, Any]) -> int:
     return int(cache.get_seq_length())
 
 
-def _group(group: Picture | Sequence[Picture] | None) -> list[Image.Image]:
+def _group(group: Picture | Sequence[Picture] | None) -> list[Decoded]:
     if group is None:
         return []
     several: Sequence[Any] = group if isinstance(group, (list, tuple)) else [group]
-    return [decode(one, need=LARGEST) for one in several]
+    return [decode_with_notes(one, need=LARGEST) for one in several]

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from zoo.contract.verdict import Cause, Unseen
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.hub import model_folder
+from zoo.inputs.image import Decoded
+from zoo.inputs.views import unseen_of
 
 #: LLaVA-1.5's, for processors without a chat template.
 TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
@@ -21,6 +24,48 @@ def chat_prompt(processor: Any, question: str, images: int = 1) -> str:
     content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}]
     return str(processor.apply_chat_template(turns, add_generation_prompt=True))
+
+
+#: Image processors of which it is known what they leave out, whatever their back end.
+_PROCESSORS = {"CLIPImageProcessor", "LlavaImageProcessor", "LlavaNextImageProcessor"}
+
+
+def unseen_by_tower(image_processor: Any, picture: Decoded) -> dict[Cause, Unseen]:
+    """What of a picture the vision tower is not given where this processor of transformers prepares `picture.image`.
+
+    The border is what its centre crop leaves out; a processor that is not known may leave out everything. The rest is
+    what `picture` says: other frames, damage, what is hidden on white, colours.
+    """
+    left_out = _border(image_processor, *picture.size)
+    if left_out is None:
+        note = f"what {type(image_processor).__name__} crops is not known"
+        return unseen_of(picture, 0.0) | {"border": Unseen(1, note=note)}
+    return unseen_of(picture, left_out)
+
+
+def _border(image_processor: Any, width: int, height: int) -> float | None:
+    """The share of a picture's area that no pixel of the processor shows; None where that is not known."""
+    names = {kind.__name__.removesuffix("Pil").removesuffix("Fast") for kind in type(image_processor).__mro__}
+    size = {key: value for key, value in dict(image_processor.size).items() if value} if names & _PROCESSORS else {}
+    if size.keys() not in ({"shortest_edge"}, {"height", "width"}):
+        return None
+    if getattr(image_processor, "image_grid_pinpoints", None):
+        width = height = 1  # tiles of any resolution are squares that show it all: a crop is of each
+    padded = getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square")
+    canvas = (max(width, height),) * 2 if padded else (width, height)
+    resized = canvas
+    if image_processor.do_resize:
+        short = size.get("shortest_edge")
+        scaled = [short * side // min(canvas) for side in canvas] if short else [size["width"], size["height"]]
+        resized = (scaled[0], scaled[1])
+    shown = 1.0
+    if image_processor.do_center_crop:
+        crop = dict(image_processor.crop_size)
+        for kept, whole, side, own in zip(
+            (crop["width"], crop["height"]), resized, canvas, (width, height), strict=True
+        ):
+            shown *= min(1.0, min(kept, whole) * side / (whole * own))
+    return 1 - shown if 1 - shown > 1e-9 else 0.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ REFUSAL = "I'm sorry, but I can't help with this image, because it appears to sh
 
 def refusal_for(verdicts: Iterable[Verdict], refusal: str = REFUSAL) -> str:
     """The refusal that names the flagged categories of these verdicts, each once; raises BadInputError if it cannot."""
-    names = [verdict.category.replace("_", " ") for verdict in verdicts if not verdict.is_safe and verdict.category]
+    names = [verdict.category.replace("_", " ") for verdict in verdicts if verdict.is_flagged and verdict.category]
     try:
         return refusal.format(categories=", ".join(dict.fromkeys(names)))
     except (KeyError, IndexError, ValueError, AttributeError) as problem:

@@ -231,7 +231,7 @@ class VisionLanguage(Trainable):
         if verdict is not None:
             drawn = random.random() < (GUARD | self.hparams["guard"])["instructed"]
             # The collator instructs what is flagged.
-            row = row._replace(instructed=verdict.is_safe and (row.instructed or drawn))
+            row = row._replace(instructed=not verdict.is_flagged and (row.instructed or drawn))
         turns = tuple(zip(self.prompts(row), row.answers, strict=True))
         return Example(turns, (self.features.tokens,), () if verdict is None else (verdict,))
 

@@ -70,10 +70,10 @@ class DetectorFigures:
 class GuardFigures:
     """All figures of a report.
 
-    `counts` are of queries and images (`silent`: the answer has no words); `refusals` by the rules and, if asked, a
-    judge. `unchanged` counts the unflagged queries whose two answers are the same to the letter, of `unflagged` ones:
-    the guard promises that all are. `overhead` is on neutral images that were not flagged, where both sides do the
-    same work.
+    `counts` are of queries and images (`silent`: the answer has no words; `unseen`: for review because of what the
+    vision tower was not given alone); `refusals` by the rules and, if asked, a judge. `unchanged` counts the unflagged
+    queries whose two answers are the same to the letter, of `unflagged` ones: the guard promises that all are.
+    `overhead` is on neutral images that were not flagged, where both sides do the same work.
     """
 
     counts: dict[str, int]
@@ -192,6 +192,7 @@ def _counts(outcomes: Sequence[GuardOutcome]) -> dict[str, int]:
         "neutral": labels[0],
         "unlabelled": labels[None],
         "flagged": sum(outcome.flagged for outcome in answered),
+        "unseen": sum(not (o.flagged or o.verdict is None or o.verdict.is_safe) for o in answered),
         "corrected": sum(outcome.corrected for outcome in answered),
         "blocked": sum(outcome.blocked for outcome in answered),
         "silent_off": sum(outcome.off is not None and not outcome.off.text for outcome in answered),

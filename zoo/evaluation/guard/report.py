@@ -102,6 +102,8 @@ def _notes(report: GuardReport) -> list[str]:
         notes.append(f"Rules and judge agree on {share}, Cohen's kappa {kappa}.")
     if counts["silent_off"] or counts["silent_on"]:
         notes.append(f"Answers without words, no refusals: {counts['silent_off']} off, {counts['silent_on']} on.")
+    if counts["unseen"]:
+        notes.append(f"{counts['unseen']} queries are for review because the model was not given the whole image.")
     notes.append(f"{figures.unchanged} of {figures.unflagged} unflagged queries were answered the same to the letter.")
     lost = {"unreadable": "could not be read", "guard_failed": "made the guard fail, so nothing was answered"}
     for status, text in lost.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,9 +25,9 @@ from zoo.data.manifest import Row
 from zoo.errors import BadArgumentError, BadDataError, BadInputError, GuardError
 from zoo.evaluation.labelling import Labelling, limited
 from zoo.guard.guard import Guard
-from zoo.guard.lvlm import VisionLanguageModel, load_pretrained
+from zoo.guard.lvlm import VisionLanguageModel, load_pretrained, unseen_by_tower
 from zoo.guard.refusals import is_refusal
-from zoo.inputs.image import LARGEST, decode
+from zoo.inputs.image import LARGEST, decode_with_notes
 
 T = TypeVar("T")
 
@@ -235,16 +235,18 @@ def _answer(
     try:
         if query.image is None:
             raise BadDataError("the row names no image")
-        inputs = {**lvlm.inputs(decode(query.image, need=LARGEST), query.question), **options}
+        picture = decode_with_notes(query.image, need=LARGEST)
+        inputs = {**lvlm.inputs(picture.image, query.question), **options}
     except BadInputError as problem:
         return GuardOutcome(query, "unreadable", str(problem))
+    guarded = partial(guard.generate, unseen=[unseen_by_tower(lvlm.processor.image_processor, picture)])
     try:
         if guarded_first:
-            output, on = timed(guard.generate, lvlm.device, inputs)
+            output, on = timed(guarded, lvlm.device, inputs)
             text, off = unguarded(lvlm.model, lvlm.processor, inputs)
         else:
             text, off = unguarded(lvlm.model, lvlm.processor, inputs)
-            output, on = timed(guard.generate, lvlm.device, inputs)
+            output, on = timed(guarded, lvlm.device, inputs)
     except GuardError as problem:
         return GuardOutcome(query, "guard_failed", str(problem))
     verdict = output.verdicts[0][0]
