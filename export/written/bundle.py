@@ -25,7 +25,7 @@ from zoo.files.writing import CARD, POLICY, TOKENIZER, write_file
 from zoo.judging.scorer import feeds
 
 #: What writes the graph of each architecture, from the card and the arrays of `Weights`.
-WRITERS: dict[str, str] = {}
+WRITERS: dict[str, str] = {"opennsfw": "export.written.opennsfw:write"}
 
 #: How far a converted model may lie from its package: on another processor the same sums are rounded otherwise.
 TOLERANCE = 1e-3

@@ -68,6 +68,15 @@ class Graph:
         channels_first = self.add("Transpose", self.add("Cast", "image", to=TensorProto.FLOAT), perm=(0, 3, 1, 2))
         return self.add("Div", channels_first, np.array(255.0, dtype=np.float32))
 
+    def normalised(self) -> str:
+        """The image as the card's mean and standard deviations normalise it."""
+        spec, pixels = self.card.image, self.image()
+        assert spec is not None  # `image` would be no input of the graph
+        mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
+        if mean.any():
+            pixels = self.add("Sub", pixels, mean)
+        return pixels if (std == 1).all() else self.add("Div", pixels, std)
+
     def conv(
         self,
         of: str,

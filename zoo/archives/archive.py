@@ -200,6 +200,22 @@ class Weights:
         return digest.hexdigest()
 
 
+def checked(name: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """The arrays of a model of that name, which have these shapes.
+
+    Raises BadDataError naming every weight that is missing, left over or of another shape.
+    """
+    if missing := sorted(shapes.keys() - arrays.keys()):
+        raise BadDataError(f"{name}: weights missing: {', '.join(missing)}")
+    if left_over := sorted(arrays.keys() - shapes.keys()):
+        raise BadDataError(f"{name}: weights left over: {', '.join(left_over)}; no known layer has them")
+    wrong = {key: one.shape for key, one in arrays.items() if one.shape != shapes[key]}
+    if wrong:
+        told = [f"{key} is {list(shape)}, expected {list(shapes[key])}" for key, shape in wrong.items()]
+        raise BadDataError(f"{name}: weights of another shape: {'; '.join(told)}")
+    return arrays
+
+
 #: A converter takes the card and the members by path, all of whose hashes are right.
 Converter = Callable[[ModelCard, Mapping[str, bytes]], Weights]
 

@@ -3,6 +3,6 @@
 Names are written out, so that a text search for a name of `zoo list` finds the place that registers it.
 """
 
-from zoo.models.catalogue import classifiers, clip, hardened, heads, multimodal
+from zoo.models.catalogue import archived, classifiers, clip, hardened, heads, multimodal
 
-__all__ = ["classifiers", "clip", "hardened", "heads", "multimodal"]
+__all__ = ["archived", "classifiers", "clip", "hardened", "heads", "multimodal"]
