@@ -3,11 +3,11 @@
 # make test-slow    the tests that are left out there
 # make clean        remove what quickstart and test made (not .venv)
 #
-# PYTHON=python3.12 picks the interpreter, EXTRA=gpu installs onnxruntime-gpu in place of onnxruntime.
+# PYTHON=python3.12 picks the interpreter, EXTRA=gpu,train installs onnxruntime-gpu in place of onnxruntime.
 # TEST_EXTRAS=dev leaves TensorRT for RTX out (95 MB, proprietary licence): the tests that build engines are skipped then.
 
 PYTHON ?= python3
-EXTRA ?= cpu
+EXTRA ?= cpu,train
 TEST_EXTRAS ?= dev,tensorrt-rtx
 VENV := .venv
 BIN := $(VENV)/bin

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 #: What an extra is for, as Python that works with it. Extras that only collect others are left out.
 USES = {
+    "train": "import zoo.training.contrastive, zoo.evaluation.run, zoo.models.clip, export.onnx.export",
     "cpu": "import export.runtime, onnxruntime",
     "gpu": "import export.runtime, onnxruntime",
     "cuda": "import export.runtime.cuda, cuda.bindings.runtime",
@@ -164,7 +165,7 @@ def test_every_extra_is_tried(published: tuple[Path, Path]) -> None:
 
 
 def test_commands_run_outside_the_repository(environment: Environment, tmp_path: Path) -> None:
-    scripts = environment("")
+    scripts = environment("train")
     code = "import zoo, export; from zoo.assets import shipped; print(zoo.__file__, export.__file__, sep='\\n')"
     code += "\nprint(*shipped('recipe').values(), sep='\\n')"
     paths = [Path(line) for line in _run(scripts / "python", "-c", code, cwd=tmp_path).split("\n") if line]
@@ -186,7 +187,7 @@ def test_commands_run_outside_the_repository(environment: Environment, tmp_path:
 
 
 #: What these import compiles for half a minute, and all tests need it anyway.
-SLOW_EXTRAS = ("finetune", "peers")
+SLOW_EXTRAS = ("finetune", "peers", "train")
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,20 @@ def test_a_bundle_is_judged_with_the_extra_cpu_alone(
     bundle = shutil.copytree(bundles["test_safeclip.random"], tmp_path / "bundle")
     Image.new("RGB", (90, 70), (200, 30, 30)).save(tmp_path / "red.png")
     command = ("score", "--model", bundle, "red.png", "--json")
-    printed = _run(environment("cpu") / "zoo", *command, cwd=tmp_path, statuses=(0, 3))
+    light = environment("cpu")
+    printed = _run(light / "zoo", *command, cwd=tmp_path, statuses=(0, 3))
     verdict = json.loads(printed.splitlines()[0])
     assert verdict["status"] == "ok"
     assert verdict["decision"] in ("safe", "review", "unsafe")
+    told = "judging by a bundle does not: pip install 'safety-zoo[train]'"
+    for words in (("fit", "--config", "quickstart"), ("verify", bundle), ("score", "--model", "test", "red.png")):
+        said = _run(light / "zoo", *words, cwd=tmp_path, statuses=(1,))
+        assert (told in said) == (words[0] != "score")
+        assert "Traceback" not in said
+    code = "import zoo; zoo.create_model('safeclip_tiny.zeroshot')"
+    assert f"MissingDependencyError: this needs torch, which {told}" in _run(
+        light / "python", "-c", code, cwd=tmp_path, statuses=(1,)
+    )
     refused = _run(environment("") / "zoo", *command, cwd=tmp_path, statuses=(1,))
     assert "[cpu]" in refused
     assert "Traceback" not in refused

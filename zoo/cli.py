@@ -13,7 +13,7 @@ from zoo.assets import find_asset, shipped
 from zoo.commands import catalogue, data, evaluate, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
 from zoo.contract.schema import read_yaml
-from zoo.errors import BadInputError, close_match, refusal
+from zoo.errors import BadInputError, MissingDependencyError, close_match, refusal, training_needed
 from zoo.registry import import_models, load_plugins
 
 TRAINING = {
@@ -95,8 +95,12 @@ def run(args: list[str]) -> int:
         print(f"zoo: {problem}", file=sys.stderr)
         return 1
     if trains:
-        from zoo.training import cli as training
-
+        try:
+            with training_needed():
+                from zoo.training import cli as training
+        except MissingDependencyError as problem:
+            print(f"zoo: {problem}", file=sys.stderr)
+            return 1
         training.run(words)
         return 0
     options = build_parser(words[0] if words else "").parse_args(words)

@@ -99,8 +99,33 @@ def refusal(problem: BaseException | None) -> str | None:
     if isinstance(problem, OSError) and problem.strerror:
         return ": ".join([*(str(name) for name in [problem.filename] if name is not None), problem.strerror])
     if isinstance(problem, ModuleNotFoundError) and (problem.name or "zoo").split(".")[0] not in ("zoo", "export"):
-        return f'the package "{problem.name}" is not installed; pip install --upgrade safety-zoo brings what it needs'
+        return _not_installed(problem)
     return "the input is nested too deeply" if isinstance(problem, RecursionError) else None
+
+
+#: The packages of the extra `train`, by the names that are imported.
+TRAINING = frozenset(
+    {"torch", "lightning", "transformers", "torchmetrics", "onnxscript", "omegaconf", "jsonargparse", "scipy", "jinja2"}
+    | {"matplotlib"}
+)
+
+
+def _not_installed(problem: ModuleNotFoundError) -> str:
+    name = (problem.name or "").split(".")[0]
+    if name in TRAINING:
+        return f"this needs {name}, which judging by a bundle does not: pip install 'safety-zoo[train]'"
+    return f'the package "{problem.name}" is not installed; pip install --upgrade safety-zoo brings what it needs'
+
+
+@contextmanager
+def training_needed() -> Iterator[None]:
+    """Raise MissingDependencyError, which names the extra, for a package of `train` that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").split(".")[0] not in TRAINING:
+            raise
+        raise MissingDependencyError(_not_installed(problem)) from None
 
 
 def quoted(value: object) -> str:

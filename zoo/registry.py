@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, Policy, panel_policy
-from zoo.errors import BadArgumentError, UnknownModelError, close_match
+from zoo.errors import BadArgumentError, UnknownModelError, close_match, training_needed
 
 if TYPE_CHECKING:
     from zoo.archives.archive import Archived
@@ -165,8 +165,9 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
 def build(card: ModelCard) -> ZooModel:
     """Build the untrained module that a card describes. Raises UnknownModelError for an unregistered name."""
     builder = model_entry(card.name).builder
-    made: Builder = pkgutil.resolve_name(builder) if isinstance(builder, str) else builder
-    return made(card)
+    with training_needed():
+        made: Builder = pkgutil.resolve_name(builder) if isinstance(builder, str) else builder
+        return made(card)
 
 
 def create_model(name: str, **hparams: Any) -> ZooModel:

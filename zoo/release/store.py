@@ -15,6 +15,7 @@ from zoo.errors import (
     BadDataError,
     MissingDependencyError,
     NoWeightsError,
+    training_needed,
 )
 from zoo.files.held import HeldFiles, hashes, is_bundle
 from zoo.files.hub import HUB, check_named, model_folder
@@ -75,6 +76,7 @@ def write_card(card: ModelCard, folder: Path) -> None:
     card.write_json(folder / CARD, indent=2)
 
 
+@training_needed()
 def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | None = None, **options: Any) -> Scorer:
     """Load a bundle, a release, a Hub release or a registered model, ready to judge; or take a release in memory.
 
@@ -102,11 +104,11 @@ def load_scorer(source: str | Path | Release, policy: AnyPolicy | str | Path | N
             raise MissingDependencyError("no bundle runtime is installed: pip install safety-zoo again")
         scorer: Scorer = next(iter(runtimes)).load()(source, policy, **options)
         return scorer
+    refuse_unsigned(source.card.name if isinstance(source, Release) else source)
+    release = source if isinstance(source, Release) else load_release(source)
     from zoo.models.base import check_finite
     from zoo.models.served import ServedRun, text_banks
 
-    refuse_unsigned(source.card.name if isinstance(source, Release) else source)
-    release = source if isinstance(source, Release) else load_release(source)
     if release is source:  # what was read is checked already
         check_finite(release.model, "the model in memory")
     judge = release.judge if policy is None else bind(release.card, policy)
@@ -120,6 +122,7 @@ def model_scorer(model: ZooModel, policy: AnyPolicy, **options: Any) -> Scorer:
     return load_scorer(Release(model, model.card, policy), **options)
 
 
+@training_needed()
 def load_release(source: str | Path) -> Release:
     """Load a model with its policy from a release, the Hub (`hf-hub:ORG/NAME[@REVISION]`), or by registry name.
 
@@ -140,6 +143,7 @@ def load_release(source: str | Path) -> Release:
         return Release(_read_model(card, files), card, read_policy(place / POLICY, files.read(POLICY)))
 
 
+@training_needed()
 def load_model(source: str | Path) -> ZooModel:
     """The module of `load_release`, in evaluation mode. Its policy is not read.
 
