@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import training_needed
-
 if TYPE_CHECKING:
     from zoo.contract.card import ModelCard as ModelCard
     from zoo.contract.policy import Policy as Policy
@@ -43,6 +41,8 @@ __all__ = [*_PUBLIC, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module zoo has no attribute {name!r}; public are {', '.join(sorted(_PUBLIC))}")
+    from zoo.errors import training_needed
+
     with training_needed():
         return getattr(importlib.import_module(_PUBLIC[name]), name)
 
