@@ -72,6 +72,7 @@ KINDS: tuple[tuple[str, str, dict[str, object], Callable[[Image.Image], Image.Im
     ("PNG, palette", "PNG", {"compress_level": 1}, lambda image: image.quantize(16, method=Image.Quantize.FASTOCTREE)),
     ("GIF", "GIF", {}, lambda image: image.quantize(16, method=Image.Quantize.FASTOCTREE)),
     ("TIFF, LZW", "TIFF", {"compression": "tiff_lzw"}, None),
+    ("TIFF, on its side", "TIFF", {"compression": "tiff_lzw", "tiffinfo": SIDEWAYS}, None),
     ("TIFF, RGBA", "TIFF", {"compression": "tiff_lzw"}, _clear),
     ("WebP", "WEBP", {"method": 0}, None),
     ("WebP, RGBA", "WEBP", {"method": 0}, _clear),

@@ -76,6 +76,8 @@ def _large(mode: str) -> bytes:
             return encoded(image.convert("CMYK"), "TIFF", compression="tiff_lzw")
         case "turned JPEG":
             return encoded(image, "JPEG", exif=turned)
+        case "turned TIFF":
+            return encoded(image, "TIFF", compression="tiff_lzw", tiffinfo=turned)
         case "turned PNG":
             return encoded(image, exif=turned, compress_level=1)
         case "JPEG":
@@ -85,7 +87,7 @@ def _large(mode: str) -> bytes:
     return encoded(image.convert(mode), compress_level=1)
 
 
-ALIKE = ("L", "LA", "P, clear", "CMYK TIFF", "turned PNG", "JPEG")
+ALIKE = ("L", "LA", "P, clear", "CMYK TIFF", "turned PNG", "turned TIFF", "JPEG")
 MODES = ["RGB", "RGBA", "P", "I;16", "CMYK", "turned JPEG", "GIF"]
 
 
@@ -230,7 +232,28 @@ def test_large_pictures_are_turned_in_blocks_as_small_ones(
     exif = Image.Exif()
     exif[0x0112] = orientation
     kind, options = ("JPEG", {}) if mode == "CMYK" else ("PNG", {"compress_level": 1})
-    data = encoded(image, kind, exif=exif, **options)
+    _is_turned(encoded(image, kind, exif=exif, **options))
+
+
+@pytest.mark.parametrize("orientation", [4, 6, 7])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "YCbCr", "I;16"])
+def test_large_tiffs_are_turned_as_pillow_turns_them(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = _detailed(520, 1100)
+    image = image.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 251)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "TIFF", compression="raw" if mode == "LA" else "tiff_lzw", tiffinfo=exif)
+    wanted, small = decode_with_notes(data, need=32), decode(data)
+    monkeypatch.setattr("zoo.inputs.picture._SMALL", 0)
+    found = decode_with_notes(data, need=32)
+    assert (found.size, found.scale, found.transparent) == (wanted.size, 4, wanted.transparent)
+    assert np.array_equal(np.asarray(found.image), np.asarray(wanted.image))
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(small))
+
+
+def _is_turned(data: bytes) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         wanted = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     assert np.array_equal(np.asarray(decode(data)), wanted)

@@ -30,6 +30,7 @@ from zoo.inputs.pixels import (
     decode_to_mapped,
     has_16_bit_key,
     in_colours_of_file,
+    keep_as_stored,
     read_low_bytes,
     rendered,
     take_key,
@@ -153,6 +154,8 @@ def current(
     """
     about = about or image
     frames = len(_shown(about, data))
+    turned_by_pillow = image.format == "TIFF" and image.width * image.height >= _SMALL
+    stored = keep_as_stored(image, orientation(image)) if ours and turned_by_pillow else None
     size, scale = image.size, scale_for(image.size, need)
     jpeg = image if ours and isinstance(image, JpegImagePlugin.JpegImageFile) else None
     check_pixels(size, limits, image.format, _scale_in_decoder(image, data, scale, limits) if jpeg else 1)
@@ -164,14 +167,14 @@ def current(
     reduction = 1 if jpeg else scale
     take_key(image)
     colours, samples = Colours(about, data), SampleFormat.of(image, _low_bytes(image, data))
-    lent = _lent(image, reduction) if ours else None
+    lent = _lent(image, reduction, stored) if ours else None
     if watch and jpeg:
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
     reduced = _avif_reduced(image, data, scale) if ours and image is about else None
     if reduced is not None:
         image, reduction = reduced, 1
     image.load()
-    turn = TURNS.get(orientation(about))
+    turn = TURNS.get(stored or orientation(about))
     upright = size[::-1] if turn in QUARTER_TURNS else size
     grounds = Grounds((-(-upright[0] // scale), -(-upright[1] // scale))) if watched else None
     if _is_plain(image) and reduction == 1:
@@ -262,14 +265,14 @@ def _scale_in_decoder(image: Image.Image, data: bytes, scale: int, limits: Image
     return scale
 
 
-def _lent(image: Image.Image, reduction: int) -> Lent | None:
-    """Memory for an opened image that is large and will be converted."""
+def _lent(image: Image.Image, reduction: int, stored: int | None) -> Lent | None:
+    """Memory for an opened image that is large and will be converted; `stored` is the orientation of a TIFF."""
     if image._im is not None:  # it is loaded: a JPEG XL
         return None
-    turned_by_pillow = image.format == "TIFF" and orientation(image) != 1
-    if image.width * image.height < _SMALL or turned_by_pillow:
+    if image.width * image.height < _SMALL:
         return None
-    if _is_plain(image) and reduction == 1 and ("exif" not in image.info or orientation(image) not in TURNS):
+    turned = stored in TURNS or ("exif" in image.info and orientation(image) in TURNS)
+    if _is_plain(image) and reduction == 1 and not turned:
         return None
     decode_to_mapped(image)
     return Lent(image)

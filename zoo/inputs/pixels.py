@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import Colours
@@ -300,6 +300,14 @@ def read_low_bytes(image: Image.Image) -> None:
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
 
 
+def keep_as_stored(image: Image.Image, orientation: int) -> int:
+    """Make an opened TIFF of this orientation decode as it is stored: Pillow would hold it twice to turn it."""
+    if orientation in TURNS and isinstance(image, TiffImagePlugin.TiffImageFile):
+        image._size = image._tile_size
+        del image.getexif()[ExifTags.Base.Orientation]
+    return orientation
+
+
 def decode_into(image: Image.Image, canvas: Image.Image) -> None:
     """Make an opened image decode into the memory of a canvas. Raises BadDataError for a file without picture data.
 
@@ -311,12 +319,14 @@ def decode_into(image: Image.Image, canvas: Image.Image) -> None:
 
 
 def decode_to_mapped(image: Image.Image) -> None:
-    """Make an opened JPEG or PNG of RGB or LA decode to a mode of four bytes that can be mapped."""
+    """Make an opened JPEG or TIFF of RGB, or a PNG of RGB or LA, decode to a mode of four bytes that can be mapped."""
     if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB":
         image._mode = "RGBX"
         image.tile = [tile._replace(args=("RGBX", "")) for tile in image.tile]
     elif image.format == "PNG" and _raw_mode(image) in ("RGB", "LA"):
         image._mode = "RGBX" if image.mode == "RGB" else "RGBA"
+    elif image.format == "TIFF" and {tile[3][0] for tile in image.tile} == {"RGB"}:  # type: ignore[attr-defined]
+        image._mode = "RGBX" if image.mode == "RGB" else image.mode
 
 
 def _raw_mode(image: Image.Image) -> str:

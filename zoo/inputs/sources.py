@@ -82,7 +82,7 @@ class ImageLimits:
     Decoding takes about 4 bytes a pixel, 256 MB with the defaults. It takes more where the decoder does: WebP 16 bytes
     (libwebp's decoder of animations holds two canvases), AVIF 10 (libavif's planes and its copy; 3 where the extra
     "video" reduces it), progressive JPEG 2 to 6 more (libjpeg's coefficients of the whole picture, which `max_pixels`
-    bounds where it is decoded at a smaller scale), TIFF that Pillow turns upright 8.
+    bounds where it is decoded at a smaller scale).
     """
 
     max_bytes: int = 64 * 1024 * 1024
