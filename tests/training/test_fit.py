@@ -194,6 +194,25 @@ def test_a_fusion_model_predicts_with_either_input_missing_throughout(tmp_path: 
     assert [verdict.status for verdict in _verdicts(tmp_path)] == ["ok"] * 6
 
 
+def test_to_predict_only_what_is_predicted_is_decoded(tmp_path: Path) -> None:
+    """Images of training are not even there; a broken one of the test has a verdict. To train, all are read."""
+    manifest = _data(tmp_path, ("unsafe", "safe"), blank=("text",))
+    rows = list(csv.DictReader(manifest.open(encoding="utf-8")))
+    broken, *_ = [manifest.parent / row["image"] for row in rows if row["split"] == "test"]
+    broken.write_bytes(b"no picture")
+    for row in rows:
+        if row["split"] == "train":
+            (manifest.parent / row["image"]).unlink()
+    module, data = _trained(Classification(FUSION)), ManifestData(str(manifest), batch_size=8)
+    _trainer(tmp_path).predict(module, data)
+    assert [verdict.status for verdict in _verdicts(tmp_path)] == ["unreadable"] + ["ok"] * 5
+    assert data.unreadable == []
+    _trainer(tmp_path).test(module, data, verbose=False)
+    assert len(data.by_split["test"]) == 5
+    with pytest.raises(BadInputError, match='none of the rows is readable for the split "train"'):
+        data.train_dataloader()
+
+
 @pytest.mark.parametrize("missing", ["once", "throughout"])
 def test_a_zero_shot_model_judges_no_row_without_image(tmp_path: Path, missing: str) -> None:
     manifest = _data(tmp_path, ("1", "0"), blank=("image",) if missing == "throughout" else ())

@@ -94,22 +94,31 @@ class ManifestData(SplitData[Row]):
         #: False once a locked tower has computed its features: then training needs no pixels.
         self.pixels_in_training = True
         self.rows: list[Row] = []
+        #: Whether `setup` decoded the images: to predict it need not.
+        self.images_read = False
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the manifest, decode every image once, set aside what cannot be read, assign the splits."""
+        """Read the manifest, decode every image once, set aside what cannot be read, assign the splits.
+
+        To predict, no image is decoded where the manifest names the split of all rows: the policy says what is shown of
+        those that are predicted, so they are decoded then, and one that cannot be read has a verdict that says so.
+        """
         if stage == "fit" and self.batch_size < 2:
             raise BadArgumentError("batch_size must be at least 2 in training, got 1")
-        if self.rows:
+        predicting = stage == "predict"
+        if self.rows and (self.images_read or predicting):
             return
+        self.unreadable = []
         rows = read_manifest(Path(self.manifest), self.image_root, self.columns)
-        mixed = [row for path in self.mix for row in _train_rows(Path(path))]
+        mixed = [row for path in self.mix for row in _train_rows(Path(path))] if not predicting else []
         if self.trainer is None:
             raise BadArgumentError("ManifestData takes the image size from the model: use it with a Trainer")
         model: Any = self.trainer.lightning_module.model
         spec: ImageInput | None = model.card.image
-        paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec})
         # Where the manifest names the split of all rows, nothing is compared.
         compare = bool(mixed) or any(row.split is None for row in rows)
+        self.images_read = compare or not predicting
+        paths = sorted({row.image for row in [*rows, *mixed] if row.image and spec and self.images_read})
         self.images = ImageStore(paths, spec, self.max_cache_gb, compare=compare)
         total = len(rows) + len(mixed)
         readable, mixed = ([row for row in part if self._readable(row)] for part in (rows, mixed))
