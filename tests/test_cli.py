@@ -183,7 +183,7 @@ def test_one_text_goes_with_every_image_or_each_with_its_own(capsys: pytest.Capt
         (["--model", NSFWJS, "a.jpg", "--text", "a dog"], "judges images only, so the text would be ignored"),
         (["--model", FUSION, "a.jpg", "b.jpg", "c.jpg", "--text", "a", "--text", "b"], "3 images and 2 texts"),
         (["--model", NSFWJS, "a.jpg", "--policy", "configs/policy/unsaef.yaml"], 'mean "configs/policy/unsafe.yaml"'),
-        (["--model", "nsfwjs_mobilenet_v2.gantman", "a.jpg"], "no downloadable weights are registered"),
+        (["--model", "laion_nsfw_vit_b32.published", "a.jpg"], "no downloadable weights are registered"),
         (["--model", "./none", "a.jpg"], "no such directory"),
     ],
 )

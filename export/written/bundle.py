@@ -25,7 +25,11 @@ from zoo.files.writing import CARD, POLICY, TOKENIZER, write_file
 from zoo.judging.scorer import feeds
 
 #: What writes the graph of each architecture, from the card and the arrays of `Weights`.
-WRITERS: dict[str, str] = {"opennsfw": "export.written.opennsfw:write"}
+WRITERS: dict[str, str] = {
+    "nsfwjs_inception_v3": "export.written.nsfwjs:write_inception",
+    "nsfwjs_mobilenet_v2": "export.written.nsfwjs:write_mobilenet",
+    "opennsfw": "export.written.opennsfw:write",
+}
 
 #: How far a converted model may lie from its package: on another processor the same sums are rounded otherwise.
 TOLERANCE = 1e-3
@@ -74,7 +78,7 @@ def _compare(folder: Path, archived: Archived) -> None:
         return
     with load(folder, device="cpu", threads=1) as scorer:
         card = scorer.card
-        image = golden_picture() if card.image is not None else None
+        image = golden_picture(*archived.size) if card.image is not None else None
         ready = scorer.prepare(image, GOLDEN_TEXT if card.reads_text else None)
         scores = scorer.engine(feeds(card, [ready]))[0]
     for label, wanted in archived.golden.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.runtime.scorer import load
+from export.verify.inputs import drawn_images
 from export.written.bundle import WRITERS, write_bundle
-from zoo.archives import opennsfw
+from zoo.archives import inception, nsfwjs, opennsfw
 from zoo.archives.archive import Archived, Weights, golden_picture
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
@@ -27,9 +31,18 @@ from zoo.models.served import ServedRun
 from zoo.registry import build, default_policy, model_card, model_entry
 
 #: What the packages answer for the picture of ramps at the size that the model reads, and at 320 by 240.
+#: NSFWJS resizes to fractions of grey levels, and the zoo to 8 bits: only through `Resize` are the answers the same.
 GOLDEN: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     "opennsfw.yahoo": ({"nsfw": 0.0138852}, {"nsfw": 0.00250017}),
     "opennsfw.yahoo_plain": ({"nsfw": 0.0138852}, {"nsfw": 0.01238578}),
+    "nsfwjs_mobilenet_v2.gantman": (
+        {"drawing": 0.8848746, "hentai": 0.0189882, "neutral": 0.0915848, "porn": 0.0036434, "sexy": 0.0009091},
+        {"drawing": 0.8790774, "hentai": 0.0193756, "neutral": 0.0967999, "porn": 0.0037931, "sexy": 0.0009539},
+    ),
+    "nsfwjs_inception_v3.gantman": (
+        {"drawing": 0.4218878, "hentai": 0.0532030, "neutral": 0.5001327, "porn": 0.0181660, "sexy": 0.0066105},
+        {"drawing": 0.4103473, "hentai": 0.0535253, "neutral": 0.5125332, "porn": 0.0174317, "sexy": 0.0061624},
+    ),
 }
 
 
@@ -51,14 +64,21 @@ def test_published_weights_answer_as_their_package(
     eager = ServedRun(model, ())
     write_bundle(entry.card, default_policy(entry), weights, entry.pretrained, tmp_path)
     own, whole = GOLDEN[name]
-    assert entry.card.image is not None
-    side = entry.card.image.size
+    spec = entry.card.image
+    assert spec is not None
+
+    def answers(scores: NDArray[np.floating], wanted: dict[str, float], tolerance: float) -> None:
+        found = {label: float(scores[0, entry.card.labels.index(label)]) for label in wanted}
+        assert found == pytest.approx(wanted, abs=tolerance)
+
+    eight_bits = 5e-3 if spec.interpolation == "bilinear_align_corners" else 1e-4
     with load(tmp_path, device="cpu", threads=1) as scorer:
-        for wanted, picture in ((own, golden_picture(side, side)), (whole, golden_picture())):
-            fed = feeds(entry.card, [scorer.prepare(picture)])
-            for scores in (scorer.engine(fed)[0], eager(fed)[0]):
-                found = {label: float(scores[entry.card.labels.index(label)]) for label in wanted}
-                assert found == pytest.approx(wanted, abs=1e-4)
+        for wanted, size, tolerance in ((own, (spec.size, spec.size), 1e-4), (whole, (240, 320), eight_bits)):
+            fed = feeds(entry.card, [scorer.prepare(golden_picture(*size))])
+            answers(scorer.engine(fed), wanted, tolerance)
+            answers(eager(fed), wanted, tolerance)
+    if eight_bits > 1e-4:
+        answers(eager({"image": golden_picture()[None]}), whole, 1e-4)
 
 
 def _tiny(name: str, side: int, **hparams: Any) -> ModelCard:
@@ -67,7 +87,12 @@ def _tiny(name: str, side: int, **hparams: Any) -> ModelCard:
     return card.replace(image=replace(card.image, size=side))
 
 
-TINY = {"opennsfw": _tiny("opennsfw.yahoo", 64, stem=8, stages=[[4, 2], [6, 1], [8, 1]])}
+TINY = {
+    "opennsfw": _tiny("opennsfw.yahoo", 64, stem=8, stages=[[4, 2], [6, 1], [8, 1]]),
+    # 75 leaves odd sides to pad.
+    "nsfwjs_mobilenet_v2": _tiny("nsfwjs_mobilenet_v2.gantman", 75, depth_multiplier=0.05, hidden=[16, 8]),
+    "nsfwjs_inception_v3": _tiny("nsfwjs_inception_v3.gantman", 107, width=0.04, hidden=[16, 8]),
+}
 
 
 def _drawn(card: ModelCard) -> ZooModel:
@@ -77,8 +102,8 @@ def _drawn(card: ModelCard) -> ZooModel:
     for name, value in model.state_dict().items():
         if name.endswith(("running_mean", "bias")):
             value.normal_(0, 0.1)
-        elif value.is_floating_point():
-            value.mul_(1.5) if value.ndim > 1 else value.uniform_(0.5, 1.5)
+        elif value.is_floating_point() and value.ndim == 1:
+            value.uniform_(0.5, 1.5)
     return model
 
 
@@ -94,7 +119,7 @@ def test_the_written_graph_is_the_module(architecture: str) -> None:
     module, _, write = WRITERS[card.architecture].partition(":")
     proto = getattr(__import__(module, fromlist=[write]), write)(card, _arrays(model))
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    pixels = np.random.default_rng(0).integers(0, 256, (3, card.image.size, card.image.size, 3), dtype=np.uint8)
+    pixels = np.stack(drawn_images(3, card.image.size))
     logits, scores = ServedRun(model, ()).run({"image": pixels})
     found = session.run(None, {"image": pixels})
     assert logits.std(axis=0).min() > 1e-3, "the pictures do not tell"
@@ -158,3 +183,103 @@ def test_another_file_than_opennsfw_is_refused() -> None:
     more = onnx.ModelProto.FromString(whole.SerializeToString())
     more.graph.node.append(helper.make_node("Conv", ["x", "stem.weight", "stem.bias"], ["more/x"]))
     assert "weights left over: more.bias, more.weight" in refused(more)
+
+
+def _script(exported: str) -> bytes:
+    """A minified script around what it exports."""
+    before, after = "!function(a){module.exports=a()}(({1:[function(a,n,i){n.exports=", "},{}]},{},[1])(1));"
+    return f"{before}{exported}{after}".encode()
+
+
+def _literal(value: Any) -> str:
+    """A value as minifiers write it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_literal(one)}' for key, one in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_literal, value))}]"
+    words = {True: "!0", False: "!1", None: "null"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return json.dumps(value) if isinstance(value, str) else re.sub(r"^(-?)0\.", r"\1.", repr(value))
+
+
+def _package(card: ModelCard, arrays: Mapping[str, NDArray[Any]], table: Mapping[str, str]) -> dict[str, bytes]:
+    """The scripts of a package with these weights, in two shards that are cut in the middle of a number."""
+    weights, blob = [], b""
+    for ours, theirs in table.items():
+        one = arrays[ours]
+        if one.ndim == 4:
+            one = one.transpose((2, 3, 0, 1) if theirs.endswith("depthwise_kernel") else (2, 3, 1, 0))
+        one = one.T if one.ndim == 2 else one
+        weights.append({"name": theirs, "shape": list(one.shape), "dtype": "float32"})
+        blob += np.ascontiguousarray(one).tobytes()
+    model = {
+        "modelTopology": {
+            "model_config": {"class_name": "Model", "config": {"sparse": False, "seed": None, "a": -0.25}}
+        },
+        "weightsManifest": [{"paths": ["group1-shard1of2", "group1-shard2of2"], "weights": weights}],
+    }
+    shards = [base64.b64encode(part).decode() for part in (blob[:1001], blob[1001:])]
+    folder = f"package/dist/models/{nsfwjs.FOLDERS[card.architecture]}"
+    return {
+        f"{folder}/model.min.js": _script(_literal(model)),
+        f"{folder}/group1-shard1of2.min.js": _script(f'"{shards[0]}"'),
+        f"{folder}/group1-shard2of2.min.js": _script(f'"{shards[1]}"'),
+    }
+
+
+def _of_package(architecture: str) -> tuple[ModelCard, dict[str, NDArray[Any]], dict[str, bytes]]:
+    card = TINY[architecture]
+    model = _drawn(card)
+    table = nsfwjs.mobilenet_table() if architecture == "nsfwjs_mobilenet_v2" else nsfwjs.inception_table()
+    for name, value in model.state_dict().items():
+        if name.endswith("normalization.weight") and name not in table:
+            value.fill_(1)
+    arrays = _arrays(model)
+    return card, arrays, _package(card, arrays, table)
+
+
+@pytest.mark.parametrize("architecture", ["nsfwjs_mobilenet_v2", "nsfwjs_inception_v3"])
+def test_weights_of_nsfwjs_find_their_places(architecture: str) -> None:
+    card, arrays, members = _of_package(architecture)
+    found = nsfwjs.convert(card, members).arrays
+    assert found.keys() == arrays.keys()
+    for name, one in arrays.items():
+        np.testing.assert_array_equal(found[name], one)
+        assert found[name].dtype == one.dtype
+
+
+def test_the_blocks_have_as_many_convolutions_as_are_named() -> None:
+    assert len(build(TINY["nsfwjs_inception_v3"]).convolutions) == inception.COUNT  # type: ignore[arg-type]
+
+
+SHARD = "group1-shard1of2.min.js"
+#: What a script may be instead, and the part of the message that says so.
+BAD_SCRIPTS: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("model.min.js", lambda _: b"", r"model\.min\.js exports 0 object literals"),
+    ("model.min.js", lambda one: one + one, r"exports 2 object literals"),
+    ("model.min.js", lambda one: one[:300], r"model\.min\.js is no object literal of plain values at character 300"),
+    ("model.min.js", lambda _: _script("{a:run()}"), r"no object literal of plain values at character \d+: 'run"),
+    ("model.min.js", lambda _: _script("{a:1,}"), "no object literal of plain values"),
+    ("model.min.js", lambda _: _script("{a:[1}]"), "no object literal of plain values"),
+    ("model.min.js", lambda _: _script("{a:1}"), r"model\.min\.js is not a TensorFlow\.js layers model"),
+    (SHARD, lambda _: _script("{a:1}"), r"shard1of2\.min\.js exports 0 strings of base64"),
+    (SHARD, lambda _: _script('"abc"'), r"shard1of2\.min\.js is no base64"),
+    (SHARD, lambda one: one.replace(b'="', b'="AAAA'), r"group1-shard2of2 holds \d+ bytes; the weights"),
+    (SHARD, lambda one: re.sub(rb'="....', b'="', one), r"group1-shard2of2 holds \d+ bytes; 'dense_3/bias' ends at"),
+]
+
+
+@pytest.mark.parametrize(("script", "change", "message"), BAD_SCRIPTS)
+def test_another_package_than_nsfwjs_is_refused(script: str, change: Callable[[bytes], bytes], message: str) -> None:
+    card, _, members = _of_package("nsfwjs_mobilenet_v2")
+    path = f"package/dist/models/mobilenet_v2/{script}"
+    with pytest.raises(BadDataError, match=message):
+        nsfwjs.convert(card, members | {path: change(members[path])})
+
+
+def test_a_shard_that_the_archive_lacks_is_named() -> None:
+    card, _, members = _of_package("nsfwjs_mobilenet_v2")
+    del members[f"package/dist/models/mobilenet_v2/{SHARD}"]
+    with pytest.raises(BadDataError, match=r"mobilenet_v2/group1-shard1of2\.min\.js is missing; .*model\.min\.js"):
+        nsfwjs.convert(card, members)

@@ -19,9 +19,10 @@ import torch
 from torch.nn import functional
 from transformers import MobileNetV1ForImageClassification, MobileNetV1Model
 
+from zoo.archives.keras import KerasWeights
+from zoo.archives.tfjs import read_tfjs
 from zoo.errors import BadInputError
-from zoo.models.mobilenet import NSFWJS, Nsfwjs, Weights, mobilenet_v1_config, mobilenet_v1_state, nsfwjs_state
-from zoo.models.tfjs import read_tfjs
+from zoo.models.mobilenet import NSFWJS, Nsfwjs, mobilenet_v1_config, mobilenet_v1_state, nsfwjs_state
 from zoo.registry import model_card
 
 TOLERANCE = 1e-4
@@ -63,7 +64,7 @@ def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
     return known[name]()
 
 
-def _keras_layer(kind: str, config: dict[str, Any], inputs: list[torch.Tensor], weights: Weights) -> torch.Tensor:
+def _keras_layer(kind: str, config: dict[str, Any], inputs: list[torch.Tensor], weights: KerasWeights) -> torch.Tensor:
     """Compute one Keras layer in channels-first order; an unknown kind fails with a KeyError."""
 
     def weight(name: str) -> torch.Tensor:

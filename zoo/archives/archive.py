@@ -225,12 +225,13 @@ class Archived:
     """The `pretrained` of a model whose weights lie in archives; `converter` ("module:function") makes them `Weights`.
 
     `golden` is what the package itself answers: labels with their scores, for `GOLDEN_TEXT`, for the picture that
-    `golden_picture` draws, or for both.
+    `golden_picture` draws, or for both. `size` is the height and width of that picture.
     """
 
     archives: tuple[Archive, ...]
     converter: str
     golden: Mapping[str, float] = field(default_factory=dict)
+    size: tuple[int, int] = (240, 320)
 
     def weights(self, card: ModelCard, given: Sequence[Path] = ()) -> Weights:
         """Fetch what is not `given` as a file, check it, convert it.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, MobileNetV1Model, ResNetConfig, ResNetModel
 
+from zoo.archives.tfjs import read_tfjs
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.hub import HUB, model_folder
 from zoo.models.base import Normalise, ZooModel, image_of, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
-from zoo.models.tfjs import read_tfjs
 
 
 class Projection(nn.Module):

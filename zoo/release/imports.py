@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from zoo.archives.tfjs import read_tfjs
 from zoo.assets import find_asset
 from zoo.contract.card import QUICK_GELU, ModelCard
 from zoo.contract.policy import Policy
@@ -30,7 +31,6 @@ from zoo.models.base import ZooModel
 from zoo.models.clip_weights import ClipWeights, clip_of, fill_image_tower, fill_zero_shot, published_clip
 from zoo.models.heads import EmbeddingClassifier
 from zoo.models.mobilenet import NSFWJS, nsfwjs_state
-from zoo.models.tfjs import read_tfjs
 from zoo.models.upstream import KINDS, UPSTREAM, Upstream
 from zoo.registry import build, create_model, list_models, model_card, model_entry
 from zoo.release.store import load_release, write_release

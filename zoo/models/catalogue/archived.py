@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from zoo.archives.archive import Archive, Archived
 from zoo.contract.card import ImageInput, Measurement
@@ -72,4 +73,85 @@ _opennsfw(
     replace(_OPENNSFW_IMAGE, recompress=None),
     0.01238578,
     0.030,
+)
+
+
+#: The hashes of the scripts of each model of NSFWJS, by their names without `.min.js`.
+_NSFWJS_SCRIPTS = {
+    "mobilenet_v2": {
+        "group1-shard1of1": "ef2e0a63f7d2c4960b37b024b669313f65d3c45cd59e9042636c55b39de53517",
+        "model": "c32f104fd562b08cdff5ed69dfe1209643afa47e792fb12751d2949aa61a397a",
+    },
+    "inception_v3": {
+        "group1-shard1of6": "e9316ac20ff634f990e483062050afe9a4826885c3a212d676ce2cfda93a4884",
+        "group1-shard2of6": "467b33d62b4c470edf8acd3da554e331f2d49f3f93ddd718f944f595c516cd82",
+        "group1-shard3of6": "075300e057ca7e9fd2e282afbc3a6596a0404288c94bf781e9b20658cbeee664",
+        "group1-shard4of6": "b51ee46e062e752e81c28761a56369432671bfb3d59f4f062f5bd4dd58ff5303",
+        "group1-shard5of6": "d4149969b3c61e0d4dde1d4f555f5b00f4fc87f6bab1a4cd4967b24f62725de6",
+        "group1-shard6of6": "b684762a7d7c39b80183d260bdab6f072321349300f9f2ff144a085a382acfc4",
+        "model": "8c2b793b9d277840fc757725bf3b135c96d5a54ec020e2b4ab569fc3df6b3848",
+    },
+}
+
+
+def _nsfwjs(
+    name: str, folder: str, summary: str, size: int, hparams: dict[str, Any], golden: tuple[float, ...], flagged: float
+) -> None:
+    labels = ("drawing", "hentai", "neutral", "porn", "sexy")
+    archive = Archive(
+        "npm",
+        "nsfwjs",
+        "4.4.0",
+        "nsfwjs-4.4.0.tgz",
+        "585cd178f3b994337c4d10a87b080d342fc52f8b9bf0085c4d1f345a3a1c5382",
+        24_973_068,
+        {f"package/dist/models/{folder}/{script}.min.js": sha for script, sha in _NSFWJS_SCRIPTS[folder].items()},
+        "MIT by its author's word; trained on scraped pictures: do not pass on",
+    )
+    register(
+        name,
+        builder="zoo.models.mobilenet:Nsfwjs" if folder == "mobilenet_v2" else "zoo.models.inception:NsfwjsInception",
+        policy="configs/policy/nsfwjs.yaml",
+        pretrained=Archived(
+            (archive,),
+            "zoo.archives.nsfwjs:convert",
+            dict(zip(labels, golden, strict=True)),
+            (size, size),  # the package resizes to fractions of grey levels, which pixels of 8 bits lack
+        ),
+        summary=summary,
+        score="softmax",
+        score_meaning="probability of each of the five classes; they add up to 1",
+        # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
+        image=ImageInput(size, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        labels=labels,
+        licence="MIT",
+        source="https://github.com/infinitered/nsfwjs",
+        hparams=hparams | {"hidden": [256, 128]},
+        limits=(
+            "Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",
+            "Sees nudity and pornography, in photographs and drawings. Violence, hate, weapons, drugs, and texts in "
+            "pictures mean nothing to it.",
+            "Trained on pictures that were scraped from the web; nobody says which.",
+        ),
+        measurements=(_flagged(name, flagged),),
+    )
+
+
+_nsfwjs(
+    "nsfwjs_mobilenet_v2.gantman",
+    "mobilenet_v2",
+    "NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
+    224,
+    {"depth_multiplier": 1.0, "channel_step": 8},
+    (0.88487464, 0.01898823, 0.09158479, 0.00364341, 0.00090909),
+    0.012,
+)
+_nsfwjs(
+    "nsfwjs_inception_v3.gantman",
+    "inception_v3",
+    "NSFWJS (GantMan): InceptionV3 over drawing, hentai, neutral, porn, sexy",
+    299,
+    {"width": 1.0},
+    (0.42188775, 0.05320304, 0.50013268, 0.01816597, 0.00661054),
+    0.008,
 )

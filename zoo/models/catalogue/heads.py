@@ -1,30 +1,14 @@
-"""Classifiers that others published, NSFWJS and heads on CLIP, and panels of them on one tower, as data."""
+"""Classifiers that others published, heads on CLIP, and panels of them on one tower, as data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.contract.card import ImageInput, panel_card
+from zoo.contract.card import panel_card
 from zoo.models.catalogue.clip import VIT_B16, VIT_B32, VIT_L14, ClipSize, clip_image
 from zoo.models.upstream import UPSTREAM
 from zoo.registry import model_card, register, register_model
-
-register(
-    "nsfwjs_mobilenet_v2.gantman",
-    builder="zoo.models.mobilenet:Nsfwjs",
-    policy="configs/policy/nsfwjs.yaml",
-    summary="NSFWJS (GantMan): MobileNetV2 over drawing, hentai, neutral, porn, sexy",
-    score="softmax",
-    score_meaning="probability of each of the five classes; they add up to 1",
-    # tf.image.resizeBilinear with align_corners on the whole image, as nsfwjs does it.
-    image=ImageInput(224, "squash", "bilinear_align_corners", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    labels=("drawing", "hentai", "neutral", "porn", "sexy"),
-    licence="MIT",
-    source="https://github.com/infinitered/nsfwjs",
-    hparams={"depth_multiplier": 1.0, "channel_step": 8, "hidden": [256, 128]},
-    limits=("Upstream documents no threshold; 0.5 on hentai + porn + sexy is common practice.",),
-)
 
 _CONCEPTS = (*(f"concept_{number:02}" for number in range(17)), *(f"special_care_{number}" for number in range(3)))
 

@@ -6,7 +6,7 @@ numpy and json are needed: published weights can be converted on a machine witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,9 @@ QUANTISED_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16":
 
 
 def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Read the weights, by name, of the TensorFlow.js layers model in `folder`.
+    """Read the weights, by name, of the TensorFlow.js layers model in `folder`; see `layers_model`.
 
-    They are float32 in the Keras layout: convolution [height, width, in, out], depthwise [height, width,
-    channels, 1], dense [in, out]. Quantised weights are returned as stored value * scale + min.
-
-    Raises `BadInputError` for a missing folder, `model.json` or shard, a shard of the wrong size, and a dtype
-    or structure that is not a layers model's.
+    Raises `BadInputError` for a missing folder, `model.json` or shard too.
     """
     manifest_file = folder / "model.json"
     if not folder.is_dir():
@@ -38,25 +34,37 @@ def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
         model = schema.load_json(manifest_file.read_bytes())
     except ValueError as error:
         raise BadDataError(f"{manifest_file} is not JSON: {error}") from error
+    return layers_model(model, lambda name: _read_shard(folder, name), str(manifest_file))
+
+
+def layers_model(model: Any, shard: Callable[[str], bytes], where: str) -> dict[str, NDArray[np.float32]]:
+    """The weights, by name, of a layers model: what its `model.json` holds, and its shards by their names in it.
+
+    They are float32 in the Keras layout: convolution [height, width, in, out], depthwise [height, width,
+    channels, 1], dense [in, out]. Quantised weights are returned as stored value * scale + min. `where` names the model
+    in errors.
+
+    Raises BadDataError for a shard of the wrong size, and a dtype or structure that is not a layers model's.
+    """
     try:
         topology = model["modelTopology"]
         if "config" not in topology.get("model_config", topology):
             raise KeyError("config")  # a graph model has none
         weights: dict[str, NDArray[np.float32]] = {}
         for group in model["weightsManifest"]:
-            for name, array in _read_group(folder, group):
+            for name, array in _read_group(shard, group):
                 if name in weights:
-                    raise BadDataError(f"{manifest_file} lists the weight {name!r} twice; expected it once")
+                    raise BadDataError(f"{where} lists the weight {name!r} twice; expected it once")
                 weights[name] = array
     except (KeyError, TypeError, AttributeError) as error:
-        message = f"{manifest_file} is not a TensorFlow.js layers model: {type(error).__name__} {error}"
+        message = f"{where} is not a TensorFlow.js layers model: {type(error).__name__} {error}"
         raise BadDataError(f"{message}; expected modelTopology and weightsManifest") from error
     return weights
 
 
-def _read_group(folder: Path, group: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _read_group(shard: Callable[[str], bytes], group: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Cut a manifest group into its weights: its shards form one run of bytes, in which the weights follow in order."""
-    blob = b"".join(_read_shard(folder, name) for name in group["paths"])
+    blob = b"".join(shard(name) for name in group["paths"])
     shards = ", ".join(group["paths"])
     start = 0
     for spec in group["weights"]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zoo.archives.tfjs import read_tfjs
 from zoo.errors import BadInputError
-from zoo.models.tfjs import read_tfjs
 
 KERNEL = np.arange(6, dtype="<f4").reshape(2, 3) - 2.5
 CODES = np.array([0, 1, 255], dtype=np.uint8)
