@@ -36,6 +36,7 @@ from zoo.inputs.pixels import (
     take_key,
 )
 from zoo.inputs.sources import Decoded, ImageLimits
+from zoo.inputs.webp import RowsError, WebpRows, webp_rows
 
 #: EXIF's number of the orientation.
 ORIENTATION = 0x0112
@@ -44,7 +45,7 @@ ORIENTATION = 0x0112
 BYTES_A_PIXEL = {"WEBP": 16, "AVIF": 10, "HEIF": 12, "JXL": 16}
 #: Up to so many pixels it does not pay to care for memory.
 _SMALL = 2_000_000
-#: An AVIF that takes more bytes is decoded in another way, where there is one.
+#: An AVIF or WebP that takes more bytes is decoded in another way, where there is one.
 _MUCH = 300_000_000
 log = logging.getLogger("zoo.inputs.picture")
 
@@ -167,26 +168,36 @@ def current(
     reduction = 1 if jpeg else scale
     take_key(image)
     colours, samples = Colours(about, data), SampleFormat.of(image, _low_bytes(image, data))
-    lent = _lent(image, reduction, stored) if ours else None
+    rows = _webp_rows(image, data) if ours and image is about else None
+    lent = _lent(image, reduction, stored) if ours and rows is None else None
     if watch and jpeg:
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
     reduced = _avif_reduced(image, data, scale) if ours and image is about else None
     if reduced is not None:
         image, reduction = reduced, 1
+
+    def upright(source: Image.Image | WebpRows) -> Decoded:
+        turn = TURNS.get(stored or orientation(about))
+        shown = size[::-1] if turn in QUARTER_TURNS else size
+        grounds = Grounds((-(-shown[0] // scale), -(-shown[1] // scale))) if watched else None
+        if isinstance(source, Image.Image) and _is_plain(source) and reduction == 1:
+            picture = source if ours and not source.readonly else source.copy()
+            picture = picture if colours.same else colours.srgb(picture)
+            picture = picture if turn is None else picture.transpose(turn)
+        else:
+            picture = rendered(source, colours, samples, scale=reduction, turn=turn, lent=lent, grounds=grounds)
+        picture.info = {"frames": frames}  # the rest speaks of other colours, and of another orientation
+        notes = (*(watch.causes() if watch else ()), *((colours.note,) if colours.note else ()))
+        more = (grounds.transparent, grounds.pictures()) if grounds else ()
+        return Decoded(picture, shown, scale, notes, frames, *more)
+
+    if rows is not None:
+        try:
+            return upright(rows)
+        except RowsError as problem:
+            log.debug("Pillow decodes a WebP: %s", problem)
     image.load()
-    turn = TURNS.get(stored or orientation(about))
-    upright = size[::-1] if turn in QUARTER_TURNS else size
-    grounds = Grounds((-(-upright[0] // scale), -(-upright[1] // scale))) if watched else None
-    if _is_plain(image) and reduction == 1:
-        picture = image if ours and not image.readonly else image.copy()
-        picture = picture if colours.same else colours.srgb(picture)
-        picture = picture if turn is None else picture.transpose(turn)
-    else:
-        picture = rendered(image, colours, samples, scale=reduction, turn=turn, lent=lent, grounds=grounds)
-    picture.info = {"frames": frames}  # the rest speaks of other colours, and of another orientation
-    notes = (*(watch.causes() if watch else ()), *((colours.note,) if colours.note else ()))
-    more = (grounds.transparent, grounds.pictures()) if grounds else ()
-    return Decoded(picture, upright, scale, notes, frames, *more)
+    return upright(image)
 
 
 def scale_for(size: tuple[int, int], need: int | None) -> int:
@@ -301,6 +312,13 @@ def _avif_reduced(image: Image.Image, data: bytes, scale: int) -> Image.Image | 
     too_much = image.width * image.height * BYTES_A_PIXEL["AVIF"] > _MUCH
     plain = image.format == "AVIF" and image.mode in ("RGB", "L") and len(_shown(image, data)) == 1
     return avif_reduced(data, image.size, scale) if plain and too_much and scale > 1 else None
+
+
+def _webp_rows(image: Image.Image, data: bytes) -> WebpRows | None:
+    """The rows of an opened WebP for which Pillow's decoder would take too much memory, if it is no animation."""
+    too_much = image.width * image.height * BYTES_A_PIXEL["WEBP"] > _MUCH
+    still = image.format == "WEBP" and len(_shown(image, data)) == 1
+    return webp_rows(data, image.size, image.mode) if still and too_much else None
 
 
 def _is_plain(image: Image.Image) -> bool:

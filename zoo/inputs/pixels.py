@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 from zoo.errors import BadDataError
 from zoo.inputs.colour import Colours
 from zoo.inputs.formats import module_of_extra
+from zoo.inputs.webp import WebpRows
 
 Box = tuple[int, int, int, int]
 log = logging.getLogger("zoo.inputs.pixels")
@@ -177,7 +178,7 @@ def laid_on(ground: str, strip: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def rendered(
-    image: Image.Image,
+    image: Image.Image | WebpRows,
     colours: Colours,
     samples: SampleFormat,
     *,
@@ -186,7 +187,7 @@ def rendered(
     lent: Lent | None = None,
     grounds: Grounds | None = None,
 ) -> Image.Image:
-    """A loaded image as a new RGB image: in sRGB, on white, reduced by a whole number, turned.
+    """A loaded image, or the rows of one, as a new RGB image: in sRGB, on white, reduced by a whole number, turned.
 
     `grounds` take what else a transparent picture shows.
     """
@@ -208,7 +209,7 @@ def rendered(
                     grounds.paste(name, block, place)
                 else:
                     result.paste(block, place)
-        if lent is not None:
+        if lent is not None and isinstance(image, Image.Image):
             lent.give_back(image, bottom)
     return result
 

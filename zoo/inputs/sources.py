@@ -79,10 +79,10 @@ class ImageLimits:
     Of a video `max_pixels` bounds one frame, and `max_video_pixels` all that are decoded: an hour of 1920 x 1080 at 30
     frames a second by default. `max_bytes` bounds its bytes or stream, and no path: it is read piece by piece.
 
-    Decoding takes about 4 bytes a pixel, 256 MB with the defaults. It takes more where the decoder does: WebP 16 bytes
-    (libwebp's decoder of animations holds two canvases), AVIF 10 (libavif's planes and its copy; 3 where the extra
-    "video" reduces it), progressive JPEG 2 to 6 more (libjpeg's coefficients of the whole picture, which `max_pixels`
-    bounds where it is decoded at a smaller scale).
+    Decoding takes about 4 bytes a pixel, 256 MB with the defaults. It takes more where the decoder does: animated
+    WebP 16 bytes (libwebp's decoder of animations holds two canvases; any WebP where Pillow has libwebp built in),
+    AVIF 10 (libavif's planes and its copy; 3 where the extra "video" reduces it), progressive JPEG 2 to 6 more
+    (libjpeg's coefficients of the whole picture, which `max_pixels` bounds where it is decoded at a smaller scale).
     """
 
     max_bytes: int = 64 * 1024 * 1024
