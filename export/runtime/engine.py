@@ -45,6 +45,11 @@ class RunningEngine(ABC):
         """Scores `[B, N]` of one batch."""
         return self.run(feeds)[1]
 
+    @property
+    def name(self) -> str:
+        """Which engine it is and where it runs, as verdicts say it."""
+        return f"{self.spec.name} on {self.device}"
+
     @abstractmethod
     def run(self, feeds: Feeds) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and scores `[B, N]` of one batch."""

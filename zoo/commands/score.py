@@ -25,7 +25,10 @@ from zoo.release.store import load_scorer
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 #: The columns of a table of verdicts; a score of each category follows.
-COLUMNS = ("source", "status", "decision", "category", "score", "detail", "unseen", "place", "model", "policy")
+COLUMNS = (
+    *("source", "status", "decision", "category", "score", "detail", "unseen", "place", "model", "policy", "weights"),
+    "engine",
+)
 
 
 def add(commands: Commands) -> None:
@@ -185,7 +188,7 @@ def _cells(verdict: Verdict, categories: Iterable[str]) -> list[str | float | No
     unseen = ", ".join(f"{cause} {one}" for cause, one in (verdict.unseen or {}).items())
     place = json.dumps(verdict.to_dict()["place"]) if verdict.place else ""
     told = (source, verdict.status, verdict.decision, verdict.category or "", score, verdict.detail, unseen, place)
-    return [*told, verdict.model, verdict.policy, *map(verdict.scores.get, categories)]
+    return [*told, verdict.model, verdict.policy, verdict.weights, verdict.engine, *map(verdict.scores.get, categories)]
 
 
 def _counted(verdicts: Iterable[Verdict], counts: Counter[str]) -> Iterator[Verdict]:

@@ -81,7 +81,9 @@ class Verdict(schema.PlainData):
     of each, and `disagreement` lies between 0 (all heads agree) and 1 (half of them flag the item).
     `unseen` says by cause what no model looked at; an item with more of it than the policy tolerates is never safe.
     None means that this was not measured, as for scores that were computed elsewhere. `place` is the part of the input
-    that decided, None when the model saw all that it saw at once.
+    that decided, None when the model saw all that it saw at once. `weights` is the sha256 of the weights and the
+    tokenizer that judged, `engine` what ran them and where, such as `onnx-int8 on cpu`; both are empty for scores that
+    were computed elsewhere. Two verdicts that say the same are equal, whatever engine gave them.
 
     >>> verdict = Verdict("ok", "safe", "neutral", {"neutral": 0.9}, "mine@1#0a1b2c3d", "safeclip_tiny.zeroshot")
     >>> verdict.is_safe
@@ -103,6 +105,8 @@ class Verdict(schema.PlainData):
     disagreement: float | None = None
     unseen: dict[Cause, Unseen] | None = None
     place: Place | None = None
+    weights: str = field(default="", compare=False)
+    engine: str = field(default="", compare=False)
     schema_version: schema.VersionTwo = 2
 
     def __post_init__(self) -> None:

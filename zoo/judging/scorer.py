@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -196,7 +197,12 @@ class Scorer:
             verdicts = self.judge.verdicts(self._scores(readable), sources, unseen, places)
             for row, verdict in zip(rows, verdicts, strict=True):
                 answers[row] = verdict
-        return [answer for answer in answers if answer is not None]
+        return [replace(answer, weights=self._by[0], engine=self._by[1]) for answer in answers if answer is not None]
+
+    @cached_property
+    def _by(self) -> tuple[str, str]:
+        """Weights and engine, as verdicts name them; hashing those of a model in memory takes a moment."""
+        return self.weights, str(getattr(self.engine, "name", ""))
 
     def _scores(self, items: Sequence[Ready]) -> NDArray[np.floating]:
         """Scores `[R, N]` of all rows of the items, in calls of no more rows than the largest batch."""

@@ -63,6 +63,7 @@ class ServedRun:
     def __init__(self, model: ZooModel, text_banks: tuple[Tensor, ...]) -> None:
         self.served, self.text_banks = ServedModel(model).eval(), text_banks
         self.device = next(model.parameters()).device
+        self.name = f"eager on {self.device}"
         self.why = f"eager torch {torch.__version__} on {self.device}: the model itself, not an exported engine"
 
     @property
