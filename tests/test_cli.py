@@ -52,7 +52,14 @@ def _verdicts(out: str) -> list[Verdict]:
 
 def test_list_prints_the_names_that_match(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "test_*", "--task", "zero_shot"]) == 0
-    assert capsys.readouterr().out.splitlines() == list_models("test_*", task="zero_shot")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[0] for line in lines] == list_models("test_*", task="zero_shot")
+    assert all(line.endswith(" random (for tests)") for line in lines)
+    assert run(["list", "*vit_l14.*", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["q16_vit_l14.prompts"]["weights"] == "train"
+    clip = rows["safeclip_vit_l14.zeroshot"]
+    assert (clip["weights"], clip["weights_from"]) == ("pull", "hf-hub:openai/clip-vit-large-patch14")
     assert run(["list", "nothing*"]) == 1
     assert 'no model matches "nothing*"' in capsys.readouterr().out
 
@@ -106,7 +113,7 @@ def test_published_nsfwjs_weights_become_a_release(
 
 
 def test_wrong_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for args in (["scroe"], ["score"], ["list", "--task", "guessing"]):
+    for args in (["scroe"], ["show"], ["list", "--task", "guessing"]):
         with pytest.raises(SystemExit) as caught:
             run(args)
         assert caught.value.code == 2

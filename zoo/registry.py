@@ -32,6 +32,10 @@ log = logging.getLogger("zoo.registry")
 RANDOM = "random"
 
 
+#: What judges pictures where no model is named.
+DEFAULT_MODEL = "opennsfw.yahoo"
+
+
 @dataclass(frozen=True)
 class ModelEntry:
     """One registered model: its card (without files), its builder, and the source of its weights.

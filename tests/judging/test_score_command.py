@@ -83,6 +83,55 @@ def test_a_run_that_was_cut_goes_on_and_judges_nothing_twice(
     assert not part.exists()
 
 
+def test_parts_of_a_folder_hold_all_verdicts_and_a_run_that_was_cut_goes_on(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow.parquet
+
+    from zoo.commands import score
+
+    monkeypatch.setattr(score, "PART_ROWS", 4)
+    assert run([*command, "--out", "v.parquet"]) == 4
+    assert run([*command, "--out-dir", "parts"]) == 4
+    assert "6 items: " in (whole := capsys.readouterr().err)
+    names = sorted(path.name for path in Path("parts").iterdir())
+    assert names == ["part-00000.parquet", "part-00001.parquet", "run.json"]
+    parts = [pyarrow.parquet.read_table(Path("parts") / name) for name in names[:2]]
+    assert [part.num_rows for part in parts] == [4, 2]
+    rows = [row for part in parts for row in part.to_pylist()]
+    assert rows == pyarrow.parquet.read_table("v.parquet").to_pylist()
+    assert {len(row["weights"]) for row in rows} == {64}
+    assert {row["engine"] for row in rows} == {"onnx-fp32 on cpu"}
+
+    Path("parts/part-00001.parquet").unlink()
+    first = Path("parts/part-00000.parquet").read_bytes()
+    assert run([*command, "--out-dir", "parts"]) == 4
+    said = capsys.readouterr().err
+    assert "4 of 6 items were judged by a run before this one" in said
+    assert said.splitlines()[-2].partition(";")[0] == whole.splitlines()[-2].partition(";")[0]
+    assert Path("parts/part-00000.parquet").read_bytes() == first
+    assert [row for name in names[:2] for row in pyarrow.parquet.read_table(f"parts/{name}").to_pylist()] == rows
+    assert run([*command, "--out-dir", "parts"]) == 4  # nothing is left to judge
+    assert "6 of 6 items were judged by a run before this one" in capsys.readouterr().err
+
+    assert run([*command[:-1], "in/0.png", "--out-dir", "parts"]) == 1
+    assert "parts/run.json: was left by a run with another number of items" in capsys.readouterr().err
+    assert run([*command[:-1], "in/0.png", "--out-dir", "parts", "--overwrite"]) in (0, 3)
+    assert sorted(path.name for path in Path("parts").glob("part-*")) == names[:1]
+    assert run([*command, "--out-dir", "in"]) == 1
+    assert "in: holds 0.png, and no run.json says what it is" in capsys.readouterr().err
+    assert run([*command, "--out-dir", "parts", "--json"]) == 1
+    assert "give no --out and no --json" in capsys.readouterr().err
+
+
+def test_without_a_model_texts_are_refused_with_the_names_of_those_that_read_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["score", "--text", "a dog"]) == 1
+    said = capsys.readouterr().err
+    assert "texts have no default model: name one as --model, such as " in said
+
+
 def test_a_part_of_another_run_is_not_taken_over(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("v.jsonl.part").write_text('{"model": "another"}\n', encoding="utf-8")
     assert run([*command, "--out", "v.jsonl"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -18,12 +19,15 @@ from zoo.contract.verdict import Verdict
 from zoo.data.listing import Input, Listing, list_items
 from zoo.data.manifest import pyarrow_for, write_rows
 from zoo.errors import BadArgumentError
-from zoo.files.resume import kept_lines
+from zoo.files.resume import kept_lines, kept_parts
 from zoo.files.writing import new_file, refuse_input
 from zoo.judging.scorer import Scorer
+from zoo.registry import DEFAULT_MODEL, RANDOM, list_models, model_entry
 from zoo.release.store import load_scorer
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
+#: The rows of a part of `--out-dir`.
+PART_ROWS = 10_000
 #: The columns of a table of verdicts; a score of each category follows.
 COLUMNS = (
     *("source", "status", "decision", "category", "score", "detail", "unseen", "place", "model", "policy", "weights"),
@@ -40,13 +44,16 @@ def add(commands: Commands) -> None:
         help="image or video; folder, with all folders in it; 'pattern/**/*.jpg'; list of paths (.txt, .lst), from the "
         "current folder on; manifest of images and texts (.csv, .tsv, .jsonl, .parquet); - for paths on standard input",
     )
-    add_flag(parser, "--model", "bundle or release directory, hf-hub:ORG/NAME, or registry name", required=True)
+    text = f"bundle or release directory, hf-hub:ORG/NAME, or registry name (default for pictures: {DEFAULT_MODEL})"
+    add_flag(parser, "--model", text)
     text = "prompt; one for all images, or one for each; repeatable; - for one on each line of standard input"
     parser.add_argument("--text", action="append", metavar="TEXT", help=text)
     add_flag(parser, "--policy", "it judges in place of the model's own")
     add_flags(parser, "--columns", "--image-root")
     add_flag(parser, "--json", "one object a line, in place of the table")
     add_flag(parser, "--out", "verdicts as .jsonl, .csv or .parquet; a run that was cut goes on", metavar="FILE")
+    text = "verdicts as Parquet files of 10,000 rows, for millions of items; a run that was cut goes on"
+    add_flag(parser, "--out-dir", text, metavar="DIR")
     add_flag(parser, "--overwrite")
     parser.add_argument("--verbose", action="store_true", help="say which engine runs and why, on standard error")
 
@@ -54,19 +61,25 @@ def add(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> int:
     """Judge images, videos and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
 
+    Without --model, pictures are judged by a published model that is fetched once (22 MB): it knows nudity and
+    pornography in photographs, and nothing else.
+
     zoo score --model releases/signs photos/ extra.jpg --out verdicts.csv
     """
     _check_out(options)
     listing = _listing(options)
+    model = options.model or _default_model(listing.items)
     if options.out is not None:
         refuse_input(options.out, *(item.image for item in listing.items if item.image), *options.inputs)
-    with load_scorer(options.model, options.policy) as scorer:
+    with load_scorer(model, options.policy) as scorer:
         if options.verbose:
             print(scorer.why, file=sys.stderr)
         items = _read_by(scorer, listing.items)
         counts: Counter[str] = Counter()
         if options.out is not None:
             verdicts = _written(scorer, items, options.out)
+        elif options.out_dir is not None:
+            verdicts = _written_in_parts(scorer, items, options.out_dir, options.overwrite)
         elif options.json:
             verdicts = _printed(scorer, items)
         else:
@@ -74,12 +87,33 @@ def _score(options: argparse.Namespace) -> int:
             _print_table(scorer, found, [item.text for item in items])
             verdicts = iter(found)
         status = exit_status(_counted(verdicts, counts))
-    if options.out is not None or listing.passed_over:
-        _print_summary(counts, listing, options.out)
+    out = options.out or options.out_dir
+    if out is not None or listing.passed_over:
+        _print_summary(counts, listing, out)
     return status
 
 
+def _default_model(items: Sequence[Input]) -> str:
+    """The model that judges where none is named. Raises BadArgumentError for texts, which have none yet."""
+    if not any(item.text is not None for item in items):
+        return DEFAULT_MODEL
+    reads = sorted(name for name in list_models(task="classification") if _reads_alone(name))
+    raise BadArgumentError(
+        "texts have no default model: name one as `model`, such as " + (", ".join(reads) or "a release of yours")
+    )
+
+
+def _reads_alone(name: str) -> bool:
+    """Whether published weights judge texts without a picture."""
+    entry = model_entry(name)
+    return entry.card.requires == ("text",) and entry.pretrained not in (None, RANDOM)
+
+
 def _check_out(options: argparse.Namespace) -> None:
+    if options.out_dir is not None:
+        if options.out is not None or options.json:
+            raise BadArgumentError("--out-dir writes verdicts: give no --out and no --json beside it")
+        pyarrow_for(options.out_dir)
     if options.out is None:
         return
     if options.json:
@@ -158,15 +192,7 @@ def _line(verdict: Verdict) -> str:
 
 def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verdict]:
     """Write the verdicts; those that an earlier run with the same model, policy and items left are taken over."""
-    listed = hashlib.sha256(repr(items).encode(errors="surrogateescape"))
-    setting = {
-        "model": scorer.card.name,
-        "weights": scorer.weights,
-        "policy": scorer.judge.policy_id,
-        "number of items": len(items),
-        "list of items": listed.hexdigest(),
-    }
-    with kept_lines(out, setting) as kept:
+    with kept_lines(out, _setting(scorer, items)) as kept:
         if kept.done:
             print(f"{kept.done} of {len(items)} items were judged by a run before this one", file=sys.stderr)
         for batch in _judged(scorer, items, kept.done):
@@ -175,10 +201,50 @@ def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verd
             with new_file(out) as stream:
                 stream.writelines(f"{line}\n" for line in kept)
         else:
-            categories = dict.fromkeys(name for line in kept for name in json.loads(line)["scores"])
-            columns = (*COLUMNS, *(f"score of {name}" for name in categories))
-            write_rows(out, columns, (_cells(Verdict.from_dict(json.loads(line)), categories) for line in kept))
+            _write_table(scorer, out, (Verdict.from_dict(json.loads(line)) for line in kept))
         yield from (Verdict.from_dict(json.loads(line)) for line in kept)
+
+
+def _setting(scorer: Scorer, items: Sequence[Input]) -> dict[str, object]:
+    """What a run must have in common with one that it goes on with."""
+    return {
+        "model": scorer.card.name,
+        "weights": scorer.weights,
+        "policy": scorer.judge.policy_id,
+        "number of items": len(items),
+        "list of items": hashlib.sha256(repr(items).encode(errors="surrogateescape")).hexdigest(),
+    }
+
+
+def _written_in_parts(scorer: Scorer, items: Sequence[Input], folder: Path, overwrite: bool) -> Iterator[Verdict]:
+    """Write the verdicts as numbered files, each whole or not at all; those of an earlier run are taken over."""
+    setting = _setting(scorer, items) | {"rows of a part": PART_ROWS}
+    with kept_parts(folder, setting, "part-*.parquet", overwrite=overwrite):
+        paths = [folder / f"part-{number:05}.parquet" for number in range(-(-len(items) // PART_ROWS))]
+        done = next((number for number, path in enumerate(paths) if not path.exists()), len(paths))
+        if done:
+            judged = min(done * PART_ROWS, len(items))
+            print(f"{judged} of {len(items)} items were judged by a run before this one", file=sys.stderr)
+        for path in paths[:done]:
+            yield from _read_part(path)
+        judged_now = (verdict for batch in _judged(scorer, items, done * PART_ROWS) for verdict in batch)
+        for path in paths[done:]:
+            part = list(itertools.islice(judged_now, PART_ROWS))
+            _write_table(scorer, path, part)
+            yield from part
+
+
+def _read_part(path: Path) -> Iterator[Verdict]:
+    """What counts of the verdicts in a part: their status, decision and category."""
+    columns = pyarrow_for(path).parquet.read_table(path, columns=["status", "decision", "category"]).to_pydict()
+    for status, decision, category in zip(*columns.values(), strict=True):
+        yield Verdict(status, decision, category or None, {}, policy="", model="")
+
+
+def _write_table(scorer: Scorer, path: Path, verdicts: Iterable[Verdict]) -> None:
+    categories = scorer.judge.score_names
+    columns = (*COLUMNS, *(f"score of {name}" for name in categories))
+    write_rows(path, columns, (_cells(verdict, categories) for verdict in verdicts))
 
 
 def _cells(verdict: Verdict, categories: Iterable[str]) -> list[str | float | None]:

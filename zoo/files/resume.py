@@ -12,6 +12,9 @@ from typing import IO
 from zoo.errors import BadArgumentError, quoted
 from zoo.files.writing import lock
 
+#: What says of which run the parts in a folder are.
+RUN = "run.json"
+
 
 class KeptLines:
     """Lines beside a file that is not yet whole. `done` is how many there are."""
@@ -61,6 +64,35 @@ def kept_lines(out: Path, setting: Mapping[str, object]) -> Iterator[KeptLines]:
     os.unlink(path)
 
 
+@contextmanager
+def kept_parts(folder: Path, setting: Mapping[str, object], pattern: str, *, overwrite: bool) -> Iterator[None]:
+    """Hold a folder whose files of a pattern are the parts of one run; `run.json` in it says of which, and stays.
+
+    `overwrite` removes those of a run before.
+
+    Raises BadArgumentError where they are of a run with another setting, or one that is going on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN
+    with path.open("ab+") as stream:
+        if not lock(stream.fileno()):
+            raise BadArgumentError(f"{path}: another run is writing into this folder")
+        if overwrite:
+            stream.truncate(0)
+            for old in folder.glob(pattern):
+                old.unlink()
+        stream.seek(0)
+        if (first := stream.readline()).endswith(b"\n"):
+            _refuse_other(path, first, setting)
+        elif others := sorted(one.name for one in folder.iterdir() if one != path):
+            raise BadArgumentError(f"{folder}: holds {others[0]}, and no {RUN} says what it is; name another folder")
+        else:
+            stream.truncate(0)
+            stream.write(json.dumps(setting).encode() + b"\n")
+            stream.flush()
+        yield
+
+
 def _refuse_other(path: Path, first: bytes, setting: Mapping[str, object]) -> None:
     try:
         found = json.loads(first)
@@ -72,5 +104,5 @@ def _refuse_other(path: Path, first: bytes, setting: Mapping[str, object]) -> No
         was, now = (quoted(str(values[key])) for values in (found, setting))
         raise BadArgumentError(
             f"{path}: was left by a run with another {key} ({was}, now {now}); "
-            "give another file, or remove that one to judge all again"
+            "name another one, or remove it to judge all again"
         )

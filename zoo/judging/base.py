@@ -28,13 +28,14 @@ class BaseJudge(ABC):
 
     `outputs` are the N names that the model scores, in order. `threshold` is the one threshold on `unsafe_score`,
     None if there are several. `zero_shot_policies` are the policies whose phrases are embedded, in the order of
-    `card.bank_names`.
+    `card.bank_names`. `score_names` are the keys of a verdict's scores.
     """
 
     policy: AnyPolicy
     outputs: tuple[str, ...]
     threshold: float | None
     zero_shot_policies: list[Policy]
+    score_names: tuple[str, ...]
 
     def __init__(self, card: ModelCard, policy: AnyPolicy) -> None:
         self.card, self.policy, self.policy_id = card, policy, policy.id

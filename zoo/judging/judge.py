@@ -72,6 +72,7 @@ class Judge(BaseJudge):
                 f"and {card.name} is a classifier"
             )
         self.outputs = policy.phrases if zero_shot else card.labels
+        self.score_names = tuple(category.name for category in policy.categories)
         self.zero_shot_policies = [policy] if zero_shot else []
         #: Which outputs make up each category, in the policy's order.
         self.members: list[list[int]] = []
@@ -269,6 +270,7 @@ class PanelJudge(BaseJudge):
         if lacking:
             raise BadPolicyError(f'policy "{policy.name}" says nothing of the heads {lacking}')
         self.judges = {name: Judge(head, policies[name], warn=warn) for name, head in heads.items()}
+        self.score_names = tuple(self.judges)
         self.outputs = tuple(f"{name}: {output}" for name, judge in self.judges.items() for output in judge.outputs)
         self.zero_shot_policies = [one for judge in self.judges.values() for one in judge.zero_shot_policies]
         self.threshold = None if policy.combine == "majority" else 0.5
