@@ -15,6 +15,7 @@ ALIKE = (
     "test_multimodal_nsfw.as_released",
     "test_clip_mobilenet_v1.random",
     "test_clip_resnet.random",
+    "test_opennsfw.random",
     "test_vision_regnet.random",
 )
 #: Two towers with the phrases of a policy, convolutions and a fusion of both inputs, texts alone, a classifier.

@@ -86,6 +86,7 @@ _tiny(
     **_PROJECTION,
 )
 _tiny("test_nsfwjs.random", "nsfwjs_mobilenet_v2.gantman", side=64, depth_multiplier=0.05, hidden=[16, 8])
+_tiny("test_opennsfw.random", "opennsfw.yahoo", side=64, stem=8, stages=[[4, 2], [6, 1], [8, 1]])
 _tiny("test_prompt_bert.random", "prompt_minilm.multilabel", **_BERT)
 _tiny("test_vision_regnet.random", "vision_regnet_tiny.plain", widths=[8, 16], depths=[1, 1], group_width=8)
 

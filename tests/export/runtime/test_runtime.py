@@ -170,6 +170,11 @@ def test_the_graph_resizes_as_eager_does(bundles: dict[str, Path], name: str, si
     release = load_release(name)
     noise = np.random.default_rng(0).integers(0, 256, (3, *size, 3))
     feeds = _feeds(release.card, noise.astype(np.uint8))
+    if release.card.image is not None and release.card.image.recompress is not None:
+        assert size != (release.card.image.size,) * 2
+        with pytest.raises(Exception, match="image"):  # onnxruntime's own
+            open_best(read_bundle(bundles[name]), threads=1).run(feeds)
+        return
     logits, scores = open_best(read_bundle(bundles[name]), threads=1).run(feeds)
     wanted = ServedRun(release.model, text_banks(release.model, release.judge)).run(feeds)
     assert np.abs(logits - wanted[0]).max() < 1e-4
