@@ -18,8 +18,8 @@ from PIL import Image, ImageOps, features
 from tests.inputs.files import encoded
 from zoo.contract.card import ImageInput
 from zoo.errors import BadDataError
+from zoo.inputs.avif import avif_rows
 from zoo.inputs.image import ImageLimits, decode, decode_for, decode_with_notes, fit, load
-from zoo.inputs.pixels import avif_reduced
 
 SIZE = (4000, 3000)
 SPEC = ImageInput(224, "shortest_edge_crop", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -150,24 +150,40 @@ def _detailed(width: int, height: int) -> Image.Image:
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"subsampling": "4:2:2"}, {"subsampling": "4:4:4"}, {"subsampling": "4:0:0"}, {"range": "limited"}],
+    [
+        {},
+        {"alpha": True},
+        {"subsampling": "4:2:2"},
+        {"subsampling": "4:4:4"},
+        {"subsampling": "4:0:0"},
+        {"range": "limited"},
+    ],
     ids=str,
 )
-def test_a_large_avif_is_reduced_plane_by_plane(options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_large_avif_is_converted_strip_by_strip(
+    options: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("av", reason='the extra "video" is not installed')
     exif = Image.Exif()
     exif[0x0112] = 6
     image = _detailed(259, 227)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
     data = encoded(image, "AVIF", quality=90, speed=10, exif=exif, **options)
     wanted = decode_with_notes(data, need=16)
     monkeypatch.setattr("zoo.inputs.picture._MUCH", 0)
+    monkeypatch.setattr("zoo.inputs.pixels._STRIP", 16 * 259)
     monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", None)  # which is not asked
     found = decode_with_notes(data, need=16)
     assert (found.size, found.scale, found.image.size) == (wanted.size, wanted.scale, wanted.image.size)
     assert (found.size, found.scale) == ((227, 259), 2)
-    difference = np.abs(np.asarray(found.image).astype(int) - np.asarray(wanted.image))
-    assert difference.mean() <= 3
-    assert difference.max() <= 25
+    assert (found.transparent, list(found.grounds)) == (wanted.transparent, list(wanted.grounds))
+    pictures = [(found.image, wanted.image), *((found.grounds[name], wanted.grounds[name]) for name in wanted.grounds)]
+    for one, other in pictures:
+        difference = np.abs(np.asarray(one).astype(int) - np.asarray(other))
+        assert difference.mean() <= 3
+        assert difference.max() <= 25
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
@@ -175,10 +191,9 @@ def test_what_ffmpeg_cannot_reduce_is_left_to_pillow(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("zoo.inputs.picture._MUCH", 0)
     image = _detailed(160, 128)
     data = encoded(image, "AVIF", speed=10)
-    assert avif_reduced(data, (128, 160), 2) is None
-    assert avif_reduced(data[: len(data) // 2], (160, 128), 2) is None
-    image.putalpha(128)
-    assert decode_with_notes(encoded(image, "AVIF", speed=10), need=16).transparent == 1
+    assert avif_rows(data, (128, 160), "RGB") is None
+    assert avif_rows(data, (160, 128), "RGBA") is None
+    assert avif_rows(data[: len(data) // 2], (160, 128), "RGB") is None
     with pytest.raises(BadDataError, match="not an image"):
         load(data[: len(data) // 2], SPEC)
 

@@ -15,6 +15,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from zoo.errors import BadDataError, BadInputError
 from zoo.inputs.animation import apng_animation, composed, gif_animation
+from zoo.inputs.avif import AvifRows, avif_rows
 from zoo.inputs.colour import Colours
 from zoo.inputs.containers import gif_blocks, index_of_pictures, is_gain_map, jpeg_head
 from zoo.inputs.damage import Watch, damage_of
@@ -25,7 +26,6 @@ from zoo.inputs.pixels import (
     Grounds,
     Lent,
     SampleFormat,
-    avif_reduced,
     decode_into,
     decode_to_mapped,
     has_16_bit_key,
@@ -168,15 +168,12 @@ def current(
     reduction = 1 if jpeg else scale
     take_key(image)
     colours, samples = Colours(about, data), SampleFormat.of(image, _low_bytes(image, data))
-    rows = _webp_rows(image, data) if ours and image is about else None
+    rows = _rows(image, data, scale) if ours and image is about else None
     lent = _lent(image, reduction, stored) if ours and rows is None else None
     if watch and jpeg:
         watch.begin(jpeg, (lent and lent.canvas) or _canvas(jpeg))
-    reduced = _avif_reduced(image, data, scale) if ours and image is about else None
-    if reduced is not None:
-        image, reduction = reduced, 1
 
-    def upright(source: Image.Image | WebpRows) -> Decoded:
+    def upright(source: Image.Image | AvifRows | WebpRows) -> Decoded:
         turn = TURNS.get(stored or orientation(about))
         shown = size[::-1] if turn in QUARTER_TURNS else size
         grounds = Grounds((-(-shown[0] // scale), -(-shown[1] // scale))) if watched else None
@@ -307,18 +304,18 @@ def _shown(image: Image.Image, data: bytes) -> Sequence[int]:
     return range(int(getattr(image, "default_image", False) and frames > 1), frames)
 
 
-def _avif_reduced(image: Image.Image, data: bytes, scale: int) -> Image.Image | None:
-    """The reduced picture of an opened AVIF for which Pillow's decoder would take too much memory."""
-    too_much = image.width * image.height * BYTES_A_PIXEL["AVIF"] > _MUCH
-    plain = image.format == "AVIF" and image.mode in ("RGB", "L") and len(_shown(image, data)) == 1
-    return avif_reduced(data, image.size, scale) if plain and too_much and scale > 1 else None
+def _rows(image: Image.Image, data: bytes, scale: int) -> AvifRows | WebpRows | None:
+    """The rows of an opened AVIF or WebP for which Pillow's decoder would take too much memory, if it is one picture.
 
-
-def _webp_rows(image: Image.Image, data: bytes) -> WebpRows | None:
-    """The rows of an opened WebP for which Pillow's decoder would take too much memory, if it is no animation."""
-    too_much = image.width * image.height * BYTES_A_PIXEL["WEBP"] > _MUCH
-    still = image.format == "WEBP" and len(_shown(image, data)) == 1
-    return webp_rows(data, image.size, image.mode) if still and too_much else None
+    Those of an AVIF are for a picture that is reduced.
+    """
+    kind = image.format or ""
+    too_much = image.width * image.height * BYTES_A_PIXEL.get(kind, 4) > _MUCH
+    if kind not in ("WEBP", "AVIF") or not too_much or len(_shown(image, data)) > 1:
+        return None
+    if kind == "WEBP":
+        return webp_rows(data, image.size, image.mode)
+    return avif_rows(data, image.size, image.mode) if scale > 1 else None
 
 
 def _is_plain(image: Image.Image) -> bool:

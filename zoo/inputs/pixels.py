@@ -5,8 +5,6 @@ Beside that, what else people may see of a transparent picture: on black, and wi
 
 from __future__ import annotations
 
-import io
-import logging
 import mmap
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,12 +13,11 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from zoo.errors import BadDataError
+from zoo.inputs.avif import AvifRows
 from zoo.inputs.colour import Colours
-from zoo.inputs.formats import module_of_extra
 from zoo.inputs.webp import WebpRows
 
 Box = tuple[int, int, int, int]
-log = logging.getLogger("zoo.inputs.pixels")
 
 _Turn = Image.Transpose
 #: What makes a picture upright, by its EXIF orientation.
@@ -178,7 +175,7 @@ def laid_on(ground: str, strip: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def rendered(
-    image: Image.Image | WebpRows,
+    image: Image.Image | AvifRows | WebpRows,
     colours: Colours,
     samples: SampleFormat,
     *,
@@ -334,56 +331,3 @@ def _raw_mode(image: Image.Image) -> str:
     """How the pixels of an opened file are stored, in Pillow's words; empty where it is not one word."""
     tiles = getattr(image, "tile", [])
     return tiles[0][3] if tiles and isinstance(tiles[0][3], str) else ""  # a plain tuple in some plugins
-
-
-def avif_reduced(data: bytes, size: tuple[int, int], scale: int) -> Image.Image | None:
-    """The picture of an opaque AVIF of 8 bits, in the RGB of its file, reduced by 2, 4 or 8.
-
-    It takes 2 bytes a pixel, of which Pillow takes 10, as only the reduced picture is converted. None without the extra
-    "video", and for what FFmpeg does not decode as Pillow does: grids, rare layouts and matrices of colours, damage.
-    """
-    try:
-        av = module_of_extra("video", "av")
-        with av.open(io.BytesIO(data), format="mov") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1  # each takes a picture of its own
-            stream.codec_context.options = {"err_detect": "explode"}
-            frame = next(container.decode(stream))
-        if (frame.width, frame.height) != size:
-            return None
-        planes = zip(frame.planes, _HALVES[frame.format.name], strict=True)
-        layers = [_reduced_plane(plane, scale, *halves) for plane, halves in planes]
-        layers += [Image.new("L", layers[0].size, 128)] * (3 - len(layers))
-        small = av.VideoFrame.from_ndarray(np.stack([np.asarray(layer) for layer in layers]), "yuv444p")
-        matrix, levels = _yuv(frame, data)
-        shown = small.reformat(format="rgb24", src_colorspace=matrix, src_color_range=levels, dst_color_range=2)
-        return Image.fromarray(shown.to_ndarray())
-    except Exception as problem:  # of many classes; Pillow says what is wrong with a file
-        log.debug("Pillow decodes what FFmpeg does not: %s", problem)
-        return None
-
-
-#: How often the planes of a layout are halved, across and down, by FFmpeg's name of it.
-_HALVES = {
-    "gray": [(0, 0)],
-    "yuv444p": [(0, 0)] * 3,
-    "yuv422p": [(0, 0), (1, 0), (1, 0)],
-    "yuv420p": [(0, 0), (1, 1), (1, 1)],
-}
-
-
-def _reduced_plane(plane: Any, scale: int, across: int, down: int) -> Image.Image:
-    whole = Image.frombuffer("L", (plane.width, plane.height), plane, "raw", "L", plane.line_size, 1)
-    return whole.reduce((scale >> across, scale >> down))
-
-
-def _yuv(frame: Any, data: bytes) -> tuple[int, int]:
-    """The matrix of a frame of an AVIF, as swscale takes it, and 1 where white is 235, 2 where it is 255.
-
-    The file's `nclx` box counts before the coded data, and BT.601 where neither says one, as in libavif.
-    """
-    matrix, levels = frame.colorspace, frame.color_range
-    place = data.find(b"colrnclx", 0, 65536)
-    if 0 < place <= len(data) - 15:
-        matrix, levels = int.from_bytes(data[place + 12 : place + 14]), 1 + (data[place + 14] >> 7)
-    return {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}[matrix], levels

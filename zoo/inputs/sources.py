@@ -81,7 +81,7 @@ class ImageLimits:
 
     Decoding takes about 4 bytes a pixel, 256 MB with the defaults. It takes more where the decoder does: animated
     WebP 16 bytes (libwebp's decoder of animations holds two canvases; any WebP where Pillow has libwebp built in),
-    AVIF 10 (libavif's planes and its copy; 3 where the extra "video" reduces it), progressive JPEG 2 to 6 more
+    AVIF 10 (libavif's planes and its copy; 2 to 5 where the extra "video" converts it), progressive JPEG 2 to 6 more
     (libjpeg's coefficients of the whole picture, which `max_pixels` bounds where it is decoded at a smaller scale).
     """
 
