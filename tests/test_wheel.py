@@ -46,10 +46,10 @@ USES = {
 Environment = Callable[[str], Path]
 
 
-def _run(*command: str | Path, cwd: Path, statuses: tuple[int, ...] = (0,)) -> str:
+def _run(*command: str | Path, cwd: Path, statuses: tuple[int, ...] = (0,), **variables: str) -> str:
     """Standard output, then standard error, of a command that ends with one of these statuses."""
     foreign = ("PYTHONPATH", "VIRTUAL_ENV")
-    environment = {key: value for key, value in os.environ.items() if key not in foreign}
+    environment = {key: value for key, value in os.environ.items() if key not in foreign} | variables
     words = [str(part) for part in command]
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in statuses, f"{' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -222,3 +222,32 @@ def test_a_bundle_is_judged_with_the_extra_cpu_alone(
     refused = _run(environment("") / "zoo", *command, cwd=tmp_path, statuses=(1,))
     assert "[cpu]" in refused
     assert "Traceback" not in refused
+
+
+@pytest.mark.network
+def test_published_models_answer_by_name_without_torch(environment: Environment, tmp_path: Path) -> None:
+    """With the extra cpu alone, each model whose weights lie in an archive; the README shows the first of them."""
+    from zoo.archives.archive import Archived
+    from zoo.registry import list_models, model_entry
+
+    scripts = environment("cpu")
+    assert "No module named 'torch'" in _run(scripts / "python", "-c", "import torch", cwd=tmp_path, statuses=(1,))
+    cache = {"SAFETY_ZOO_CACHE": str(tmp_path / "cache")}
+    photo = REPOSITORY / ".github" / "cat.jpg"
+    shown = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("zoo score .github/cat.jpg\n```")[2]
+    folder = shutil.copytree(photo.parent, tmp_path / ".github", ignore=shutil.ignore_patterns("figures"))
+    said = _run(scripts / "zoo", "score", ".github/cat.jpg", cwd=tmp_path, statuses=(0, 1), **cache)
+    if "cannot be fetched" in said:
+        pytest.skip(said.strip())
+    assert (
+        said.partition("opennsfw.yahoo, policy")[2].splitlines()[:7]
+        == shown.partition("opennsfw.yahoo, policy")[2].splitlines()[:7]
+    )
+    for name in list_models():
+        entry = model_entry(name)
+        if isinstance(entry.pretrained, Archived):
+            words = [str(folder / "cat.jpg")] if entry.card.image else ["--text", "a cat looks up"]
+            printed = _run(
+                scripts / "zoo", "score", "--model", name, *words, "--json", cwd=tmp_path, statuses=(0, 3), **cache
+            )
+            assert json.loads(printed.splitlines()[0])["status"] == "ok", name
