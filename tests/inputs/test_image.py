@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from zoo.contract.card import ImageInput
-from zoo.errors import BadInputError
+from zoo.errors import BadInputError, BadTypeError
 from zoo.inputs.image import ImageLimits, decode, fit, load
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -79,7 +79,7 @@ def test_an_array_that_fits_is_what_resizing_it_would_give_and_a_copy(resize: An
     assert np.array_equal(found, array)
     array[:] = 0  # a caller may use its buffer again before the engine has run
     assert found.any()
-    with pytest.raises(BadInputError, match="int64"):
+    with pytest.raises(BadTypeError, match="int64"):
         load(array.astype(np.int64), spec)
 
 
