@@ -55,12 +55,14 @@ JUDGE = {
     "bundle info": "bundle",
     "export triton": "--model bundle --out out",
     "policy embed": "dogs --model bundle",
+    "pull": "opennsfw.yahoo",
 }
 #: The same commands on other sources.
 MORE = (
     f"score --model {CLIP} photo.png",
     "score --model hf-hub:some/release photo.png",
     "score --model bundle photo.png",
+    "score photo.png",
     "evaluate --model bundle --data data.csv",
     "evaluate --model hf-hub:some/release --data data.csv",
     f"evaluate robustness --model {CLIP} --data data.csv --threat linf4 --out out",
