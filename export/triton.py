@@ -26,6 +26,7 @@ from export.bundle.rebuild import runs_anywhere
 from export.bundle.store import Bundle, read_bundle
 from export.runtime import text_bank
 from export.runtime.tensorrt import read_report
+from zoo.contract.card import TextInput
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files.writing import CARD, MANIFEST, POLICY, TOKENIZER, new_directory, write_file
@@ -184,7 +185,7 @@ class _Config:
         side = self.bundle.card.image.size if self.bundle.card.image else 1
         inputs: list[Message] = []
         for spec in self.inputs:
-            dims = self._dims(spec.shape, batch=1, height=side, width=side) or [1]
+            dims = self._dims(spec.shape, batch=1, height=side, width=side, tokens=1) or [1]
             value = {"data_type": _TYPES[spec.dtype], "dims": dims, "zero_data": True}
             inputs.append({"key": spec.name, "value": value})
         return {"name": f"batch of {batch}", "batch_size": batch, "inputs": inputs}
@@ -254,6 +255,23 @@ def _write_with_banks(bundle: Bundle, engine: Engine, judge: AnyJudge, path: Pat
     onnx.save(graph, path)
 
 
+def _texts(text: TextInput) -> list[str]:
+    """What clients send of texts."""
+    length = "T" if text.variable_length else str(text.context_length)
+    shared = [f"  Only requests of one T share a batch; fill up to one of a few, at most {text.context_length}."]
+    if text.features == "tfidf":
+        return [
+            f"input_ids, term_weights: int64 and float32 [B, {length}], by `zoo.inputs.terms.codec_of` with",
+            f"  VERSION/{TOKENIZER}. Zeros for no text, and behind the terms.",
+            *shared,
+        ]
+    return [
+        f"input_ids, attention_mask: int64 [B, {length}], by VERSION/{TOKENIZER} after",
+        "  `zoo.inputs.text.clean`; control tokens that a user typed are ordinary characters. Zeros for no text.",
+        *(shared if text.variable_length else []),
+    ]
+
+
 def _contract(config: _Config) -> str:
     """The inputs and outputs as comments for clients: Triton's inputs do not tell colour, order or cleaning."""
     card = config.bundle.card
@@ -266,10 +284,7 @@ def _contract(config: _Config) -> str:
             f"  share a batch, so send [{size}, {size}] (`zoo.inputs.image.load`) where you can.",
         ]
     if card.reads_text and card.text is not None:
-        lines += [
-            f"input_ids, attention_mask: int64 [B, {card.text.context_length}], by VERSION/{TOKENIZER} after",
-            "  `zoo.inputs.text.clean`; control tokens that a user typed are ordinary characters. Zeros for no text.",
-        ]
+        lines += _texts(card.text)
     if "image_present" in card.input_names:
         lines.append(
             f"image_present: bool [B{', 1' if config.max_batch else ''}]; false, with a blank image, for no image."

@@ -10,6 +10,7 @@ from zoo.registry import list_models
 ALIKE = (
     "test_laion_nsfw.random",
     "test_multihead.random",
+    "test_sentence_bert.random",
     "test_q16.random",
     "test_safety_checker.random",
     "test_multimodal_nsfw.as_released",
@@ -19,7 +20,13 @@ ALIKE = (
     "test_vision_regnet.random",
 )
 #: Two towers with the phrases of a policy, convolutions and a fusion of both inputs, texts alone, a classifier.
-KINDS = ("test_safeclip.random", "test_multimodal_conv.fusion", "test_prompt_bert.random", "test_nsfwjs.random")
+KINDS = (
+    "test_safeclip.random",
+    "test_multimodal_conv.fusion",
+    "test_prompt_bert.random",
+    "test_terms.random",
+    "test_nsfwjs.random",
+)
 EVERY_MODEL = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE), id=name) for name in list_models("test_*")
 ]

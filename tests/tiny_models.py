@@ -40,6 +40,32 @@ _BERT: dict[str, Any] = {
 _PROJECTION: dict[str, Any] = {"embedding_dim": 16, "head_width": 16, "dropout": 0.1, "mirror": True}
 
 
+#: The vocabulary of the tiny model of terms.
+WORDS = ("cat", "dog", "dogs", "dog runs", "mat", "photo", "runs", "two")
+
+
+def _terms(card: ModelCard) -> ZooModel:
+    import json
+
+    from zoo.inputs.terms import Terms
+    from zoo.models.classifiers import TermClassifier
+
+    model = TermClassifier(card)
+    idf = tuple(1 + number / 8 for number in range(len(WORDS)))
+    terms = Terms(WORDS, idf, pairs=True, ascii_words=False, left_out=("a", "on", "the"))
+    model.tokenizer_json = json.dumps(terms.to_dict())
+    return model
+
+
+def _sentence(card: ModelCard) -> ZooModel:
+    from zoo.models.classifiers import EmbeddingClassifier
+
+    model = EmbeddingClassifier(card)
+    for weight in model.layers.parameters():
+        weight.data *= 6  # as drawn, three layers make nearly one answer of all texts
+    return model
+
+
 def _tiny(name: str, like: str, side: int = 0, **hparams: Any) -> None:
     """Register `name`: the model `like` with other hyperparameters, and images of `side` pixels."""
     card = model_card(like, **hparams)
@@ -88,6 +114,19 @@ _tiny(
 _tiny("test_nsfwjs.random", "nsfwjs_mobilenet_v2.gantman", side=64, depth_multiplier=0.05, hidden=[16, 8])
 _tiny("test_opennsfw.random", "opennsfw.yahoo", side=64, stem=8, stages=[[4, 2], [6, 1], [8, 1]])
 _tiny("test_prompt_bert.random", "prompt_minilm.multilabel", **_BERT)
+_register(
+    model_card("prompt_injection_minilm.jailguard", **_BERT, hidden=[8, 4]),
+    "test_sentence_bert.random",
+    "prompt_injection_minilm.jailguard",
+    _sentence,
+)
+_words = {"context_length": len(WORDS), "vocabulary_size": len(WORDS), "folds": 2}
+_register(
+    model_card("profanity_tfidf.alt_profanity_check", **_words),
+    "test_terms.random",
+    "profanity_tfidf.alt_profanity_check",
+    _terms,
+)
 _tiny("test_vision_regnet.random", "vision_regnet_tiny.plain", widths=[8, 16], depths=[1, 1], group_width=8)
 
 _fusion = model_card("multimodal_nsfw_mobilenet.fusion", context_length=24)

@@ -101,8 +101,10 @@ def contract(card: ModelCard) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
         sides = (card.image.size, card.image.size)  # no graph saves a JPEG of what it resized
     specs = {"image": TensorSpec("image", "uint8", ("batch", *sides, 3))}
     if card.text is not None:
+        length = "tokens" if card.text.variable_length else card.text.context_length
         for name in ("input_ids", "attention_mask"):
-            specs[name] = TensorSpec(name, "int64", ("batch", card.text.context_length))
+            specs[name] = TensorSpec(name, "int64", ("batch", length))
+        specs["term_weights"] = TensorSpec("term_weights", "float32", ("batch", length))
     specs["image_present"] = TensorSpec("image_present", "bool", ("batch",))
     inputs = [specs[name] for name in card.input_names]
     columns: int | str = len(card.labels)

@@ -35,15 +35,15 @@ def served_graph(model: ZooModel, banks: tuple[Tensor, ...], *, opset: int = OPS
     examples: dict[str, Tensor] = {}
     for spec in inputs:
         # A batch of one would silently freeze the batch dimension; height and width differ, so neither ties.
-        sizes = {"batch": 2, "height": 48, "width": 80}
+        sizes = {"batch": 2, "height": 48, "width": 80, "tokens": 6}
         shape = [sizes.get(side, 0) if isinstance(side, str) else side for side in spec.shape]
         if spec.name == "image":
             examples["image"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         elif spec.name in names:
             bank = banks[names.index(spec.name)]
             examples[spec.name] = torch.cat([bank, bank])[: max(2, len(bank))]
-        elif spec.name == "image_present":
-            examples["image_present"] = torch.ones(2, dtype=torch.bool)
+        elif spec.name in ("image_present", "term_weights"):
+            examples[spec.name] = torch.ones(shape, dtype=torch.bool if spec.name == "image_present" else torch.float32)
         else:
             end = model.card.hparams.get("end_token", 1)
             examples[spec.name] = torch.full(shape, end if spec.name == "input_ids" else 1, dtype=torch.int64)

@@ -68,6 +68,8 @@ def open_engine(bundle: Bundle, spec: Engine, device: Device, threads: int | Non
     for batch in sorted(set(spec.batch[:2])):
         sides = {"batch": batch, "height": size, "width": size}
         fed = [one for one in bundle.manifest.inputs if not one.optional]  # a bank is as long as the policy says
+        if any("tokens" in one.shape for one in fed):
+            break  # each batch of texts has a length of its own
         exact.append({one.name: tuple(sides[n] if isinstance(n, str) else n for n in one.shape) for one in fed})
     return OpenVINOEngine(bundle.files, spec, exact, threads)
 

@@ -18,6 +18,7 @@ from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files.writing import TOKENIZER
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
+from zoo.inputs.terms import codec_of
 from zoo.inputs.text import TextCodec
 from zoo.judging.banks import policy_bank
 from zoo.judging.judge import AnyJudge, bind
@@ -152,4 +153,4 @@ def read_codec(bundle: Bundle) -> TextCodec:
     """
     if bundle.card.text is None:
         raise BadArgumentError(f"{bundle.card.name} reads no text")
-    return TextCodec(bundle.files.read(TOKENIZER).decode("utf-8"), bundle.card.text)
+    return codec_of(bundle.files.read(TOKENIZER).decode("utf-8"), bundle.card.text)

@@ -213,7 +213,7 @@ def check_shape(name: str, shape: tuple[int, ...], profiles: Mapping[str, Shapes
 def _wider(name: str, shape: tuple[int, ...], built: Shapes) -> dict[str, tuple[int, int, int]]:
     """The options of a plan that takes this shape too; empty if neither batch nor image size is the reason."""
     least, usual, largest = built
-    if name not in ("image", "input_ids", "attention_mask", "image_present") or shape[3:] != least[3:]:
+    if name not in ("image", "input_ids", "attention_mask", "term_weights", "image_present") or shape[3:] != least[3:]:
         return {}
     options = {"batch": (min(least[0], shape[0]), usual[0], max(largest[0], shape[0]))}
     if name == "image":

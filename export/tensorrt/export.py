@@ -23,6 +23,8 @@ from zoo.release.store import Release
 
 #: Largest side of the images that an engine resizes by itself, unless another is asked for.
 LARGEST_IMAGE = 1024
+#: The length of texts, in tokens, that an engine is fastest at where it varies.
+_USUAL_LENGTH = 32
 #: As many phrases as a policy may have where the text bank is an input.
 MOST_PHRASES = 256
 
@@ -69,7 +71,9 @@ def build_graph(graph: Path, card: ModelCard, batch: Range, plan: PlanOptions) -
     """Build the plan of a model's graph as the options say."""
     side = card.image.size if card.image else 1
     image = plan.image or (max(1, side // 2), side, max(side, LARGEST_IMAGE))
-    return build(graph, profiles_of(graph, batch=batch, image=image), plan, card.bank_names)
+    length = card.text.context_length if card.text else 1
+    profiles = profiles_of(graph, batch=batch, image=image, tokens=(1, min(_USUAL_LENGTH, length), length))
+    return build(graph, profiles, plan, card.bank_names)
 
 
 def write_plan(built: Built, graph: Path, card: ModelCard, stem: Path) -> tuple[str, ...]:
@@ -91,15 +95,16 @@ def write_plan(built: Built, graph: Path, card: ModelCard, stem: Path) -> tuple[
     return tuple(files)
 
 
-def profiles_of(graph: Path, *, batch: Range, image: Range) -> dict[str, Shapes]:
+def profiles_of(graph: Path, *, batch: Range, image: Range, tokens: Range = (1, 1, 1)) -> dict[str, Shapes]:
     """The shapes of every input of an ONNX file, from ranges least:usual:largest for its symbolic dimensions.
 
-    `batch` counts rows, `image` is the side in pixels. A text bank has from 1 to `MOST_PHRASES` rows, usually those of
+    `batch` counts rows, `image` is the side in pixels, `tokens` is the
+    length of texts where it varies. A text bank has from 1 to `MOST_PHRASES` rows, usually those of
     its default. Raises BadInputError for a range that does not rise from 1.
     """
     proto = load_graph(graph).graph
     defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
-    ranges = {"batch": batch, "height": image, "width": image}
+    ranges = {"batch": batch, "height": image, "width": image, "tokens": tokens}
     for what, (least, usual, largest) in (("batch", batch), ("image", image)):
         if not 1 <= least <= usual <= largest:
             raise BadArgumentError(f"{what}: least, usual and largest must rise from 1, got {least}:{usual}:{largest}")

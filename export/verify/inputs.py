@@ -172,13 +172,14 @@ class Inputs:
         """
         rows = len(pixels)
         feeds: Feeds = {"image": pixels} if self.card.image else {}
-        if self.codec is not None:
+        if self.codec is not None and self.card.text is not None:
             given = self.texts[:rows]
             tokens = self.codec.encode(texts or given + text_probes(rows - len(given)))
             there = np.ones((rows, 1), dtype=np.int64)
             if gaps and "text" not in self.card.requires:
                 there[3::8] = 0
-            feeds |= {"input_ids": tokens.ids * there, "attention_mask": tokens.mask * there}
+            mask = tokens.mask * there.astype(tokens.mask.dtype)
+            feeds |= {"input_ids": tokens.ids * there, self.card.text.mask_name: mask}
         if "image_present" in self.card.input_names:
             feeds["image_present"] = (np.arange(rows) % 8 != 5) | (not gaps)
         return feeds

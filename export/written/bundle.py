@@ -29,6 +29,9 @@ WRITERS: dict[str, str] = {
     "nsfwjs_inception_v3": "export.written.nsfwjs:write_inception",
     "nsfwjs_mobilenet_v2": "export.written.nsfwjs:write_mobilenet",
     "opennsfw": "export.written.opennsfw:write",
+    "prompt_injection_minilm": "export.written.bert:write",
+    "prompt_injection_tfidf": "export.written.tfidf:write",
+    "profanity_tfidf": "export.written.tfidf:write",
 }
 
 #: How far a converted model may lie from its package: on another processor the same sums are rounded otherwise.

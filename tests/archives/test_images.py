@@ -46,7 +46,7 @@ GOLDEN: dict[str, tuple[dict[str, float], dict[str, float]]] = {
 }
 
 
-def _filled(card: ModelCard, weights: Weights) -> ZooModel:
+def filled(card: ModelCard, weights: Weights) -> ZooModel:
     model = build(card)
     model.load_state_dict({name: torch.from_numpy(one) for name, one in weights.arrays.items()})
     return model.eval()
@@ -59,7 +59,7 @@ def test_published_weights_answer_as_their_package(
 ) -> None:
     weights, entry = published(name), model_entry(name)
     assert isinstance(entry.pretrained, Archived)
-    model = _filled(entry.card, weights)
+    model = filled(entry.card, weights)
     assert weights.sha256 == weights_sha256(model, sorted(model.state_dict().items()))
     eager = ServedRun(model, ())
     write_bundle(entry.card, default_policy(entry), weights, entry.pretrained, tmp_path)

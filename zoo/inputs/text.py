@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -44,10 +45,10 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` and `mask` int64 `[B, T]`, mask 1 for a token, 0 for padding."""
+    """`ids` and `mask` int64 `[B, T]`, mask 1 for a token, 0 for padding; of terms their weights, float32."""
 
     ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
+    mask: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ def _typed_errors(what: str) -> Iterator[None]:
 class TextCodec:
     """A release's tokenizer.json, applied to cleaned text, cut and padded to `[B, context_length]`.
 
+    With `variable_length` to `[B, T]`, T the tokens of the longest text.
+
     Control tokens that a user types (`<|endoftext|>`) are encoded as ordinary characters: else they would end
     the prompt early and hide the rest of it. Raises BadInputError for a file that holds no usable tokenizer.
     """
@@ -189,7 +192,8 @@ class TextCodec:
         padding = tokenizer.id_to_token(0)
         if padding is None:
             raise BadDataError("tokenizer.json has no token of the id 0, which ends are filled with")
-        tokenizer.enable_padding(length=spec.context_length, pad_id=0, pad_token=padding)
+        length = None if spec.variable_length else spec.context_length
+        tokenizer.enable_padding(length=length, pad_id=0, pad_token=padding)
         model = json.loads(tokenizer_json)["model"]
         unknown, number = model.get("unk_token"), model.get("unk_id")
         #: The id of what is not in the vocabulary, -1 where there is no such token.
@@ -247,7 +251,8 @@ class TextCodec:
             return list(self._tokenizer.encode_batch(cleaned))
 
     def _tokens(self, encodings: list[Encoding]) -> Tokens:
-        shape = (len(encodings), self.spec.context_length)
+        variable = self.spec.variable_length and encodings
+        shape = (len(encodings), len(encodings[0].ids) if variable else self.spec.context_length)
         return Tokens(
             np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape),
             np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64).reshape(shape),

@@ -38,14 +38,15 @@ class Ready:
     """One item prepared for the engine, or the verdict on why it cannot be judged. `source` is its name in verdicts.
 
     The engine judges R rows of it, one for each view of the picture with each window of the text: `pixels` uint8
-    `[R, size, size, 3]`, `ids` and `mask` int64 `[R, T]`. `places` names the rows; `unseen` is what no row shows.
+    `[R, size, size, 3]`, `ids` and `mask` (see `Tokens`) `[R, T]`. `places` names the rows; `unseen` is what no row
+    shows.
     """
 
     source: str
     refusal: Verdict | None = None
     pixels: NDArray[np.uint8] | None = None
     ids: NDArray[np.int64] | None = None
-    mask: NDArray[np.int64] | None = None
+    mask: NDArray[Any] | None = None
     places: tuple[Place, ...] = (Place(),)
     unseen: dict[Cause, Unseen] = field(default_factory=dict)
 
@@ -57,24 +58,32 @@ def feeds(card: ModelCard, items: Sequence[Ready]) -> Feeds:
         shape = (card.image.size, card.image.size, 3)
         arrays["image"] = _rows(items, [item.pixels for item in items], shape, np.uint8)
     if card.reads_text and card.text is not None:
-        length = (card.text.context_length,)
-        arrays["input_ids"] = _rows(items, [item.ids for item in items], length, np.int64)
-        arrays["attention_mask"] = _rows(items, [item.mask for item in items], length, np.int64)
+        length = card.text.context_length
+        if card.text.variable_length:
+            length = max((item.ids.shape[1] for item in items if item.ids is not None), default=1)
+        dtype = np.int64 if card.text.features == "tokens" else np.float32
+        arrays["input_ids"] = _rows(items, [item.ids for item in items], (length,), np.int64)
+        arrays[card.text.mask_name] = _rows(items, [item.mask for item in items], (length,), dtype)
     if "image_present" in card.input_names:
         arrays["image_present"] = np.array([item.pixels is not None for item in items for _ in item.places])
     return arrays
 
 
 def _rows(
-    items: Sequence[Ready], parts: Sequence[NDArray[Any] | None], shape: tuple[int, ...], dtype: type[np.integer[Any]]
+    items: Sequence[Ready], parts: Sequence[NDArray[Any] | None], shape: tuple[int, ...], dtype: type[np.number[Any]]
 ) -> NDArray[Any]:
-    """The rows of all items one after the other; those of an item without this input are zeros."""
-    return np.concatenate(
-        [
-            np.zeros((len(item.places), *shape), dtype=dtype) if part is None else part
-            for item, part in zip(items, parts, strict=True)
-        ]
-    )
+    """The rows of all items one after the other; those of an item without this input, and ends, are zeros."""
+    whole = [
+        np.zeros((len(item.places), *shape), dtype=dtype) if part is None else _filled(part, shape[0])
+        for item, part in zip(items, parts, strict=True)
+    ]
+    return whole[0] if len(whole) == 1 else np.concatenate(whole)
+
+
+def _filled(rows: NDArray[Any], length: int) -> NDArray[Any]:
+    """Rows `[R, T, ...]` with zeros behind them, `[R, length, ...]`."""
+    missing = length - rows.shape[1]
+    return rows if missing <= 0 else np.pad(rows, [(0, 0), (0, missing)])
 
 
 class Scorer:

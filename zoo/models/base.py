@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.contract.card import ImageInput, ModelCard
 from zoo.errors import BadArgumentError, BadDataError
+from zoo.inputs.terms import codec_of
 from zoo.inputs.text import TextCodec, train_tokenizer
 
 
@@ -111,7 +112,7 @@ class ZooModel(nn.Module):
         """The text codec of this model. Raises BadInputError when it reads no text."""
         if self.card.text is None or self.tokenizer_json is None:
             raise BadArgumentError(f"{self.card.name} reads no text")
-        codec = TextCodec(self.tokenizer_json, self.card.text)
+        codec = codec_of(self.tokenizer_json, self.card.text)
         room = self.card.hparams.get("vocabulary_size")
         if isinstance(room, int) and codec.vocabulary_size > room:
             raise BadArgumentError(

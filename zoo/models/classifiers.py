@@ -1,13 +1,18 @@
-"""Classifiers of one input: small images by the RegNet of transformers, and prompts by a BERT."""
+"""Classifiers of one input: small images by the RegNet of transformers, texts by a BERT or by their terms."""
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import RegNetConfig, RegNetModel
 
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError
+from zoo.inputs.terms import Terms
 from zoo.models.base import Normalise, ZooModel, image_of
 from zoo.models.conv_clip import BertTextTower
 
@@ -66,3 +71,51 @@ class PromptClassifier(ZooModel):
         """Logits `[B, L]` of token ids and their mask, both int64 `[B, T]`."""
         logits: Tensor = self.classifier(self.dropout(self.text_tower(input_ids, attention_mask).embedding))
         return logits
+
+
+class EmbeddingClassifier(ZooModel):
+    """Judges texts by a small network on a sentence's embedding of unit length; logits `[B, len(card.labels)]`.
+
+    `card.hparams`: those of `BertTextTower`, and the widths `hidden` of the layers between, with a ReLU behind each.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.text_tower = BertTextTower(card, project=False)
+        widths = [self.text_tower.width, *card.hparams["hidden"], len(card.labels)]
+        layers = [part for before, after in pairwise(widths) for part in (nn.Linear(before, after), nn.ReLU())]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, L]` of token ids and their mask, both int64 `[B, T]`."""
+        embedding = self.text_tower(input_ids, attention_mask).embedding
+        logits: Tensor = self.layers(functional.normalize(embedding, dim=-1))
+        return logits
+
+
+class TermClassifier(ZooModel):
+    """Judges texts by a linear layer on their TF-IDF features; logits `[B, len(card.labels)]`.
+
+    With the hyperparameter `folds` F there are F layers, and the score is the mean of their probabilities (as that of
+    scikit-learn's CalibratedClassifierCV). `vocabulary_size` counts the terms.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        size, self.folds = card.hparams["vocabulary_size"], card.hparams["folds"]
+        columns = len(card.labels) * self.folds
+        self.weight = nn.Parameter(torch.empty(size, columns).normal_())
+        self.bias = nn.Parameter(torch.zeros(columns))
+        # A model that was not trained has no words.
+        terms = Terms(tuple(f"word_{number}" for number in range(size)), (1.0,) * size, pairs=False, ascii_words=False)
+        self.tokenizer_json = json.dumps(terms.to_dict())
+
+    def forward(self, input_ids: Tensor, term_weights: Tensor) -> Tensor:
+        """Logits `[B, L]` of terms, int64 `[B, T]`, and their weights, float32 `[B, T]`, 0 where there is no term."""
+        rows = functional.embedding(input_ids, self.weight)
+        total = (term_weights.to(rows.dtype)[:, None] @ rows)[:, 0] + self.bias
+        if self.folds == 1:
+            return total
+        folds = total.reshape(-1, len(self.card.labels), self.folds)
+        # The logit of a mean of probabilities, by logarithms: neither may become 0.
+        return functional.logsigmoid(folds).logsumexp(dim=2) - functional.logsigmoid(-folds).logsumexp(dim=2)

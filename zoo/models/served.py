@@ -22,8 +22,9 @@ class ServedModel(nn.Module):
     """Wraps a `ZooModel` with resize, normalisation and score function.
 
     Inputs are those of `card.input_names`: `image` uint8 `[B, H, W, 3]`, `input_ids` and `attention_mask` int64
-    `[B, T]`, `image_present` bool `[B]`; and the embedded phrases of the policies, one float32 `[P, D]` for each of
-    `card.bank_names`. With `recompress` H and W are the model's size: that step is for whoever resizes, before this.
+    `[B, T]` or in place of the mask `term_weights` float32, `image_present` bool `[B]`; and the embedded phrases of the
+    policies, one float32 `[P, D]` for each of `card.bank_names`. With `recompress` H and W are the model's size: that
+    step is for whoever resizes, before this.
     Returns `logits` and `scores`, both `[B, N]`, N phrases or labels.
     """
 
@@ -40,6 +41,7 @@ class ServedModel(nn.Module):
         image: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        term_weights: Tensor | None = None,
         image_present: Tensor | None = None,
         text_banks: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
@@ -47,7 +49,7 @@ class ServedModel(nn.Module):
         given: list[Tensor] = []
         if image is not None:
             given.append(self.pixels(image))
-        given += [tensor for tensor in (input_ids, attention_mask, image_present) if tensor is not None]
+        given += [tensor for tensor in (input_ids, attention_mask, term_weights, image_present) if tensor is not None]
         return self.model.answer(*given, *text_banks)
 
     def pixels(self, image: Tensor) -> Tensor:

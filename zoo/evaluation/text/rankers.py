@@ -134,7 +134,7 @@ class ReleaseRanker:
         refuse_unsigned(source)
         self.model: ZooModel = load_release(source).model
         card = self.model.card
-        if card.input_names != ("input_ids", "attention_mask"):
+        if not card.reads_text or card.image is not None:
             raise BadArgumentError(f"{source} is a {card.name}, which does not judge texts alone")
         self.name, self.labels = card.name, card.labels
         self.columns = list(range(len(card.labels)))
@@ -192,7 +192,7 @@ def encode_texts(
 ) -> NDArray[np.float64]:
     """The outputs `[N, D]` of a module for texts, in batches of similar length, without padding past the longest."""
     tokens = codec.encode(texts)
-    lengths = tokens.mask.sum(axis=1)
+    lengths = (tokens.mask != 0).sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     parts = []
     starts = range(0, len(order), batch_size)

