@@ -26,6 +26,40 @@ def models() -> str:
     return model_table([name for name in list_models() if not name.startswith("test_")])
 
 
+def published() -> str:
+    """The models whose weights come by name from an archive, with what was measured of each."""
+    from zoo.archives.archive import Archived
+    from zoo.registry import list_models, model_entry
+
+    rows = []
+    for entry in map(model_entry, list_models()):
+        if isinstance(entry.pretrained, Archived):
+            size = f"{sum(one.size for one in entry.pretrained.archives) / 1e6:.1f}"
+            came = " and ".join(map(str, entry.pretrained.archives))
+            found = {one.metric: one for one in entry.card.measurements}
+            cells = [f"{found[metric].value:{form}}" if metric in found else "-" for metric, form in MEASURED.values()]
+            rows.append(
+                (f"`{entry.card.name}`", " and ".join(entry.card.requires), entry.card.licence, came, size, *cells)
+            )
+    head = table(("model", "reads", "licence", "weights from", "MB", *MEASURED), rows)
+    names = {metric: column for column, (metric, _) in MEASURED.items()}
+    cards = [entry.card for entry in map(model_entry, list_models()) if isinstance(entry.pretrained, Archived)]
+    measured = [(card.name, one) for card in cards for one in card.measurements if one.metric in names]
+    told = dict.fromkeys(
+        f"- {names[one.metric]}: {one.data}; `{one.command.replace(name, 'NAME')}`" for name, one in measured
+    )
+    return "\n".join([head, "", *told])
+
+
+#: The columns of figures, each with its metric in cards and how it is printed.
+MEASURED = {
+    "flagged": ("flagged_share", ".1%"),
+    "AUROC": ("auroc", ".3f"),
+    "AUPRC": ("auprc", ".3f"),
+    "ms": ("ms", ".2f"),
+}
+
+
 def attacks() -> str:
     """The attacks, as `zoo attacks list` knows them."""
     from zoo.adversary.threat import SOURCES
@@ -116,6 +150,7 @@ def wrapped(command: str) -> str:
 
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("zoo/models/README.md", "models"): models,
+    ("zoo/models/README.md", "published"): published,
     ("zoo/adversary/README.md", "attacks"): attacks,
     ("recipes/README.md", "recipes"): recipes,
     ("configs/README.md", "policies"): policies,
