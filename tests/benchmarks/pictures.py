@@ -79,8 +79,8 @@ def bench_resizers(photos: Sequence[Path], count: int, rounds: int) -> str:
             plain, fast = [], []
             for _ in range(rounds):
                 with by_pillow():
-                    plain += [_cpu(prepare, files)]
-                fast += [_cpu(prepare, files)]
+                    plain += [cpu_ms(prepare, files)]
+                fast += [cpu_ms(prepare, files)]
             ratios = np.divide(plain, fast)
             lines += [
                 f"| {size} | {name} | {np.median(plain):.2f} | {np.median(fast):.2f} | {np.median(ratios):.2f} "
@@ -123,7 +123,7 @@ def bench_tiles(folder: Path, engine: str, photos: Sequence[Path], count: int, r
             for views, found in times.items():
                 scorer.judge.policy = replace(policy, views=views, unseen={})
                 timed.seconds = timed.cpu = timed.rows = 0
-                whole = _cpu(scorer.verdict, files)
+                whole = cpu_ms(scorer.verdict, files)
                 inside = 1000 * timed.cpu / count
                 found += [(inside, whole - inside)][: number > 0]
     (one, beside), (three, around) = (np.median(found, axis=0) for found in times.values())
@@ -133,7 +133,7 @@ def bench_tiles(folder: Path, engine: str, photos: Sequence[Path], count: int, r
     )
 
 
-def _cpu(prepare: Callable[[bytes], object], files: Sequence[bytes]) -> float:
+def cpu_ms(prepare: Callable[[bytes], object], files: Sequence[bytes]) -> float:
     """Milliseconds of CPU time for one file."""
     start = time.process_time()
     for data in files:
