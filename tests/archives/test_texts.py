@@ -40,6 +40,7 @@ PROFANITY = "profanity_tfidf.alt_profanity_check"
 GOLDEN = {
     JAILGUARD: {"a dog runs on the beach": 0.000306, "hello world": 0.391478},
     GUARDRAIL: {"a dog runs on the beach": 0.0888938, "hello world": 0.0414462},
+    f"{GUARDRAIL}_jailbreak": {"a dog runs on the beach": 0.2214047, "hello world": 0.3528453},
     PROFANITY: {"a dog runs on the beach": 0.0459464, "hello world": 0.0261677},
 }
 TINY = {
@@ -122,7 +123,7 @@ GUARDRAIL_JSON: dict[str, Any] = {
 
 def _converted(changes: dict[str, Any] | bytes) -> Weights:
     content = changes if isinstance(changes, bytes) else json.dumps(GUARDRAIL_JSON | changes).encode()
-    return tfidf.guardrail(TINY[GUARDRAIL], {tfidf.GUARDRAIL_MEMBER: content})
+    return tfidf.guardrail(TINY[GUARDRAIL], {"package/model/prompt_injection_model.json": content})
 
 
 def test_words_and_pairs_of_words_are_weighed_by_hand() -> None:

@@ -17,7 +17,6 @@ from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
 from zoo.inputs.terms import Terms
 
-GUARDRAIL_MEMBER = "package/model/prompt_injection_model.json"
 PROFANITY_MODEL = "profanity_check/data/model.joblib"
 PROFANITY_VECTORIZER = "profanity_check/data/vectorizer.joblib"
 
@@ -60,8 +59,9 @@ _GRAMMAR = (
 
 
 def guardrail(card: ModelCard, members: Mapping[str, bytes]) -> Weights:
-    """The weights of `prompt_injection_tfidf.llm_guardrail`: one linear layer on words and pairs of words."""
-    content = json_of(members[GUARDRAIL_MEMBER], GUARDRAIL_MEMBER)
+    """The weights of `prompt_injection_tfidf.*`: one linear layer on words and pairs of words, from the one member."""
+    ((name, raw),) = members.items()
+    content = json_of(raw, name)
     try:
         terms, idf = _ordered(content["vocabulary"], content["idf"])
         (coefficients,), (intercept,) = content["coefficients"], content["intercept"]
@@ -71,7 +71,7 @@ def guardrail(card: ModelCard, members: Mapping[str, bytes]) -> Weights:
         known = Terms(terms, idf, pairs=True, ascii_words=True, left_out=_left_out(terms))
         return _weights(known, weight, np.array([float(intercept)]))
     except (KeyError, TypeError, ValueError) as problem:
-        raise BadDataError(f"{GUARDRAIL_MEMBER} holds no model of TF-IDF features: {problem}") from None
+        raise BadDataError(f"{name} holds no model of TF-IDF features: {problem}") from None
 
 
 def profanity(card: ModelCard, members: Mapping[str, bytes]) -> Weights:

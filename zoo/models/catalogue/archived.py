@@ -220,45 +220,57 @@ register(
     ),
 )
 
-register(
-    "prompt_injection_tfidf.llm_guardrail",
-    builder="zoo.models.classifiers:TermClassifier",
-    policy="configs/policy/prompt_injection_tfidf.yaml",
-    pretrained=Archived(
-        (
-            Archive(
-                "npm",
-                "llm_guardrail",
-                "2.1.2",
-                "llm_guardrail-2.1.2.tgz",
-                "dc3637d70004cf1d9b84aac872d7182e6d62681e30b5af8f00861341e8554c01",
-                797_090,
-                {
-                    "package/model/prompt_injection_model.json": (
-                        "25a77b6692bd090ea2d2ff8962fa8b80fa86a661c1a2c4160f43bbd6fccee45e"
-                    )
-                },
-                "ISC",
-            ),
+
+def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golden: float) -> None:
+    archive = Archive(
+        "npm",
+        "llm_guardrail",
+        "2.1.2",
+        "llm_guardrail-2.1.2.tgz",
+        "dc3637d70004cf1d9b84aac872d7182e6d62681e30b5af8f00861341e8554c01",
+        797_090,
+        {f"package/model/{member}_model.json": sha256},
+        "ISC",
+    )
+    register(
+        name,
+        builder="zoo.models.classifiers:TermClassifier",
+        policy=f"configs/policy/{label}_tfidf.yaml",
+        pretrained=Archived((archive,), "zoo.archives.tfidf:guardrail", {label: golden}),
+        summary=f"llm_guardrail: {what}s, a linear layer on the TF-IDF of words and pairs of words",
+        score="sigmoid",
+        score_meaning=f"{what}: {_ONE}",
+        text=TextInput(20_000, features="tfidf", variable_length=True),
+        labels=(label,),
+        requires=("text",),
+        licence="ISC",
+        source="https://www.npmjs.com/package/llm_guardrail/v/2.1.2",
+        hparams={"vocabulary_size": 20_000, "folds": 1},
+        limits=(
+            "It knows words, not what they say together: misspelt or spaced-out words are unknown to it, and counted "
+            "so.",
+            "Its training data are not published, so ToxicChat may be among them: its figures there may flatter it.",
+            f"{what.capitalize()}s alone: neither hate nor sexual or violent content.",
+            _ENGLISH,
         ),
-        "zoo.archives.tfidf:guardrail",
-        {"injection": 0.08889381112015116},
-    ),
-    summary="llm_guardrail: prompt injections, a linear layer on the TF-IDF of words and pairs of words",
-    score="sigmoid",
-    score_meaning=f"prompt injection: {_ONE}",
-    text=TextInput(20_000, features="tfidf", variable_length=True),
-    labels=("injection",),
-    requires=("text",),
-    licence="ISC",
-    source="https://www.npmjs.com/package/llm_guardrail/v/2.1.2",
-    hparams={"vocabulary_size": 20_000, "folds": 1},
-    limits=(
-        "It knows words, not what they say together: misspelt or spaced-out words are unknown to it, and counted so.",
-        "Its training data are not published, so ToxicChat may be among them: its figures there may flatter it.",
-        "Prompt injections alone: neither hate nor sexual or violent content.",
-        _ENGLISH,
-    ),
+    )
+
+
+_guardrail(
+    "prompt_injection_tfidf.llm_guardrail",
+    "prompt_injection",
+    "25a77b6692bd090ea2d2ff8962fa8b80fa86a661c1a2c4160f43bbd6fccee45e",
+    "injection",
+    "prompt injection",
+    0.08889381112015116,
+)
+_guardrail(
+    "prompt_injection_tfidf.llm_guardrail_jailbreak",
+    "jailbreak",
+    "5222af21b03d32ec394abffd41b24a4592303a86e39e0b51072093378a72cf74",
+    "jailbreak",
+    "jailbreak",
+    0.2214047110632231,
 )
 
 register(
