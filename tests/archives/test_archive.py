@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import zoo
 from export.written import bundle as written
 from export.written.graph import Graph
-from zoo.archives.archive import Archive, Archived, Weights, golden_picture
+from zoo.archives.archive import Archive, Archived, Weights, _reason, golden_picture
 from zoo.cli import run
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError, NoWeightsError, TamperedFileError
@@ -332,6 +332,28 @@ def test_a_model_without_an_archive(index: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(NoWeightsError, match=rf"clip_mobilenet_v1\.lit: no archive .*{NAME}"):
         pull("clip_mobilenet_v1.lit")
     assert availability(model_entry("clip_mobilenet_v1.lit")) == ("train", "(or import)")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "ERROR: Could not find it\nERROR: No matching distribution found for a==1\n",
+            "No matching distribution found for a==1",
+        ),
+        (
+            "ERROR: Exception:\nTraceback (most recent call last):\n  File\nOSError: [Errno 28] No space left\n",
+            "OSError: [Errno 28] No space left",
+        ),
+        (
+            "WARNING: Retrying after connection broken by 'X'\nERROR: No match\n",
+            "the index cannot be reached; No match",
+        ),
+        ("", "no reason given"),
+    ],
+)
+def test_why_pip_failed_is_told_in_a_line(said: str, reason: str) -> None:
+    assert _reason(said) == reason
 
 
 def test_the_platform_of_a_wheel_is_that_of_the_file_and_not_of_this_machine() -> None:

@@ -107,11 +107,19 @@ class Archive:
         words += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(path.parent)]
         done = subprocess.run([*words, *_platform(self.file), self._pinned], capture_output=True, text=True)
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
-            raise BadArgumentError(f"pip: {lines[-1].removeprefix('ERROR: ').strip()[:300] if lines else 'no reason'}")
+            raise BadArgumentError(f"pip: {_reason(done.stderr)}")
         if not path.is_file():
             other = ", ".join(sorted(one.name for one in path.parent.iterdir())) or "nothing"
             raise BadArgumentError(f"the index serves {other} in place of {self.file}")
+
+
+def _reason(said: str) -> str:
+    """Why pip failed, of what it said on standard error: its last error, or the last line of a traceback."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    reason = errors[-1] if errors and errors[-1] != "Exception:" else lines[-1] if lines else "no reason given"
+    broken = "the index cannot be reached; " if "connection broken by" in said else ""
+    return broken + reason[:300]
 
 
 def _platform(wheel: str) -> list[str]:
