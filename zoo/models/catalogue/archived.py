@@ -161,6 +161,13 @@ _nsfwjs(
 _ONE = "probability that a text is one, by itself"
 _ENGLISH = "English only: a text in another language is said to be unseen, where that can be told."
 
+
+def _flagged_captions(name: str, share: float) -> Measurement:
+    """The share of 5,000 harmless captions that a model flags."""
+    command = f"zoo evaluate --model {name} --data $FLICKR8K/captions.csv --columns text=caption --split val"
+    return Measurement("flagged_share", share, "5,000 harmless captions (Flickr8k, dev)", 5000, command, split="val")
+
+
 register(
     "prompt_injection_minilm.jailguard",
     builder="zoo.models.classifiers:EmbeddingClassifier",
@@ -221,7 +228,7 @@ register(
 )
 
 
-def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golden: float) -> None:
+def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golden: float, flagged: float) -> None:
     archive = Archive(
         "npm",
         "llm_guardrail",
@@ -253,6 +260,7 @@ def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golde
             f"{what.capitalize()}s alone: neither hate nor sexual or violent content.",
             _ENGLISH,
         ),
+        measurements=(_flagged_captions(name, flagged),),
     )
 
 
@@ -263,6 +271,7 @@ _guardrail(
     "injection",
     "prompt injection",
     0.08889381112015116,
+    0.0114,
 )
 _guardrail(
     "prompt_injection_tfidf.llm_guardrail_jailbreak",
@@ -271,6 +280,7 @@ _guardrail(
     "jailbreak",
     "jailbreak",
     0.2214047110632231,
+    0.0054,
 )
 
 register(
@@ -315,4 +325,5 @@ register(
         "Hate in polite words, injections and threats without profanity are not seen.",
         _ENGLISH,
     ),
+    measurements=(_flagged_captions("profanity_tfidf.alt_profanity_check", 0.0608),),
 )
