@@ -66,7 +66,7 @@ def test_the_example_of_the_guide_works_from_the_list_to_the_bundle(
         args = [path for word in words for path in (map(str, home.glob(word)) if word.endswith(".ckpt") else [word])]
         assert (program, run(args)) in (("zoo", 0), ("zoo", 3)), (args, capfd.readouterr().err)
         assert ("--import" in args) == ("my_net.small" in list_models())
-    assert "my_net.small\n" in capfd.readouterr().out
+    assert "my_net.small  " in capfd.readouterr().out
     assert "--import my_models" in (home / "my_report" / "report.html").read_text(encoding="utf-8")
 
 
@@ -112,7 +112,7 @@ def test_the_import_may_stand_anywhere_be_repeated_and_be_abbreviated(
         registry._entries.pop("my_net.small", None)
         _forget()
         assert run(args) == 0
-        assert capsys.readouterr().out == "my_net.small\n"
+        assert capsys.readouterr().out.split()[0] == "my_net.small"
     assert run(["--import", "my_models", "attacks", "bench"]) == 2  # an old command still names the new one
     assert "tests.benchmarks.attacks" in capsys.readouterr().err
 
@@ -185,7 +185,7 @@ def test_plugins_are_listed_and_a_broken_one_is_named_and_skipped(home: Path, tm
         cwd=tmp_path / "elsewhere",
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(home), str(REPOSITORY)])},
     )
-    assert done.stdout == "my_net.small\n"
+    assert done.stdout.split() == ["my_net.small", "train", "(or", "import)"]
     assert done.stderr.splitlines() == [
         'the plugin "absent" of absent (safety_zoo.commands) is skipped: '
         "ModuleNotFoundError: No module named 'absent'",

@@ -43,10 +43,7 @@ def mean_of_tokens(graph: Graph, states: str, mask: str) -> str:
 
 
 def encoder(graph: Graph, arrays: Arrays, prefix: str, mask: str) -> str:
-    """The last states `[B, T, W]` of transformers' `BertModel` with these arrays, for a float mask `[B, T]`.
-
-    Written as early exporters wrote it: onnxruntime knows that pattern, and makes one node of each attention.
-    """
+    """The last states `[B, T, W]` of transformers' `BertModel` with these arrays, for a float mask `[B, T]`."""
     table = arrays[f"{prefix}embeddings.position_embeddings.weight"]
     table = table + arrays[f"{prefix}embeddings.token_type_embeddings.weight"][0]  # one sentence
     length = graph.add("Shape", "input_ids", start=1, end=2)
