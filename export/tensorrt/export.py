@@ -98,9 +98,9 @@ def write_plan(built: Built, graph: Path, card: ModelCard, stem: Path) -> tuple[
 def profiles_of(graph: Path, *, batch: Range, image: Range, tokens: Range = (1, 1, 1)) -> dict[str, Shapes]:
     """The shapes of every input of an ONNX file, from ranges least:usual:largest for its symbolic dimensions.
 
-    `batch` counts rows, `image` is the side in pixels, `tokens` is the
-    length of texts where it varies. A text bank has from 1 to `MOST_PHRASES` rows, usually those of
-    its default. Raises BadInputError for a range that does not rise from 1.
+    `batch` counts rows, `image` is the side in pixels, `tokens` is the length of texts where it varies. A text bank has
+    from 1 to `MOST_PHRASES` rows, usually those of its default. Raises BadInputError for a range that does not rise
+    from 1.
     """
     proto = load_graph(graph).graph
     defaults = {weight.name: tuple(weight.dims) for weight in proto.initializer}
