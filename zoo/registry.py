@@ -141,15 +141,16 @@ def model_card(name: str, **hparams: Any) -> ModelCard:
     """The card of a registered model with some hyperparameters changed.
 
     `image_size`, `context_length`, `labels` and `score` (softmax, or sigmoid for labels that do not exclude each
-    other) change the card's inputs and outputs. Every other name must be in the card's `hparams`. Raises
-    UnknownModelError, BadArgumentError naming the unknown hyperparameter, or BadCardError naming the value that a card
-    does not allow.
+    other) change the card's inputs and outputs. Every other name must be in the card's `hparams`. Measurements, which
+    are of published weights, are left out. Raises UnknownModelError, BadArgumentError naming the unknown
+    hyperparameter, or BadCardError naming the value that a card does not allow.
 
     >>> card = zoo.model_card("vision_regnet_tiny.plain", image_size=64, labels=("cat", "dog"))
     >>> card.image.size, card.labels, card.licence
     (64, ('cat', 'dog'), 'Apache-2.0')
     """
     data = model_entry(name).card.to_dict()
+    data["measurements"] = []
     if "image_size" in hparams and data["image"]:
         data["image"]["size"] = hparams.pop("image_size")
     if "context_length" in hparams and data["text"]:

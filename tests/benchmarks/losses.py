@@ -53,6 +53,7 @@ READERS = {
     *("list", "show", "recipes", "recipes list", "recipes check", "threats", "threats list", "budgets", "budgets list"),
     *("data", "data list", "score", "guard", "attacks", "attacks list", "export", "bundle", "bundle info", "policy"),
     *("policy list", "validate", "test"),
+    "pull",  # writes into the cache alone, a folder as a whole; it needs an index of packages
 }
 
 
