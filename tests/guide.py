@@ -31,23 +31,19 @@ def published() -> str:
     from zoo.archives.archive import Archived
     from zoo.registry import list_models, model_entry
 
-    rows = []
-    for entry in map(model_entry, list_models()):
-        if isinstance(entry.pretrained, Archived):
-            size = f"{sum(one.size for one in entry.pretrained.archives) / 1e6:.1f}"
-            came = " and ".join(map(str, entry.pretrained.archives))
-            found = {one.metric: one for one in entry.card.measurements}
-            cells = [f"{found[metric].value:{form}}" if metric in found else "-" for metric, form in MEASURED.values()]
-            rows.append(
-                (f"`{entry.card.name}`", " and ".join(entry.card.requires), entry.card.licence, came, size, *cells)
-            )
-    head = table(("model", "reads", "licence", "weights from", "MB", *MEASURED), rows)
     names = {metric: column for column, (metric, _) in MEASURED.items()}
-    cards = [entry.card for entry in map(model_entry, list_models()) if isinstance(entry.pretrained, Archived)]
-    measured = [(card.name, one) for card in cards for one in card.measurements if one.metric in names]
-    told = dict.fromkeys(
-        f"- {names[one.metric]}: {one.data}; `{one.command.replace(name, 'NAME')}`" for name, one in measured
-    )
+    rows, told = [], dict[str, None]()
+    for entry in map(model_entry, list_models()):
+        card, archived = entry.card, entry.pretrained
+        if not isinstance(archived, Archived):
+            continue
+        found = {one.metric: one for one in card.measurements if one.metric in names}
+        cells = [f"{found[metric].value:{form}}" if metric in found else "-" for metric, form in MEASURED.values()]
+        came = (" and ".join(card.requires), card.licence, str(archived), archived.megabytes)
+        rows.append((f"`{card.name}`", *came, *cells))
+        for one in found.values():
+            told[f"- {names[one.metric]}: {one.data}; `{one.command.replace(card.name, 'NAME')}`"] = None
+    head = table(("model", "reads", "licence", "weights from", "MB", *MEASURED), rows)
     return "\n".join([head, "", *told])
 
 

@@ -58,9 +58,9 @@ def _terms(card: ModelCard) -> ZooModel:
 
 
 def _sentence(card: ModelCard) -> ZooModel:
-    from zoo.models.classifiers import EmbeddingClassifier
+    from zoo.models.classifiers import SentenceClassifier
 
-    model = EmbeddingClassifier(card)
+    model = SentenceClassifier(card)
     for weight in model.layers.parameters():
         weight.data *= 6  # as drawn, three layers make nearly one answer of all texts
     return model

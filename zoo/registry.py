@@ -202,11 +202,7 @@ def _weights(entry: ModelEntry) -> str:
     """Where the weights of a model come from, in Markdown."""
     if entry.pretrained is None or entry.pretrained == RANDOM:
         return entry.pretrained or "train or import"
-    return (
-        f"`{entry.pretrained}`"
-        if isinstance(entry.pretrained, str)
-        else " and ".join(map(str, entry.pretrained.archives))
-    )
+    return f"`{entry.pretrained}`" if isinstance(entry.pretrained, str) else str(entry.pretrained)
 
 
 def import_models(module: str) -> None:

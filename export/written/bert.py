@@ -1,4 +1,4 @@
-"""The graph of `EmbeddingClassifier`: a BERT on texts of any length, its states averaged, and layers on that."""
+"""The graph of `SentenceClassifier`: a BERT on texts of any length, its states averaged, and layers on that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HIDDEN = -10_000.0
 
 
 def write(card: ModelCard, arrays: Arrays) -> onnx.ModelProto:
-    """The graph of an `EmbeddingClassifier` with these arrays."""
+    """The graph of an `SentenceClassifier` with these arrays."""
     graph = Graph(card)
     mask = graph.add("Cast", "attention_mask", to=TensorProto.FLOAT)
     states = encoder(graph, arrays, "text_tower.bert.", mask)

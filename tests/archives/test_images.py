@@ -20,15 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.runtime.scorer import load
 from export.verify.inputs import drawn_images
-from export.written.bundle import WRITERS, write_bundle
+from export.written.bundle import WRITERS
 from zoo.archives import inception, nsfwjs, opennsfw
-from zoo.archives.archive import Archived, Weights, golden_picture
+from zoo.archives.archive import golden_picture
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
 from zoo.judging.scorer import feeds
-from zoo.models.base import ZooModel, weights_sha256
+from zoo.models.base import ZooModel
 from zoo.models.served import ServedRun
-from zoo.registry import build, default_policy, model_card, model_entry
+from zoo.registry import ModelEntry, build, model_card
 
 #: What the packages answer for the picture of ramps at the size that the model reads, and at 320 by 240.
 #: NSFWJS resizes to fractions of grey levels, and the zoo to 8 bits: only through `Resize` are the answers the same.
@@ -46,23 +46,12 @@ GOLDEN: dict[str, tuple[dict[str, float], dict[str, float]]] = {
 }
 
 
-def filled(card: ModelCard, weights: Weights) -> ZooModel:
-    model = build(card)
-    model.load_state_dict({name: torch.from_numpy(one) for name, one in weights.arrays.items()})
-    return model.eval()
-
-
 @pytest.mark.network
 @pytest.mark.parametrize("name", GOLDEN)
 def test_published_weights_answer_as_their_package(
-    name: str, published: Callable[[str], Weights], tmp_path: Path
+    name: str, converted: Callable[[str], tuple[ModelEntry, ServedRun]], tmp_path: Path
 ) -> None:
-    weights, entry = published(name), model_entry(name)
-    assert isinstance(entry.pretrained, Archived)
-    model = filled(entry.card, weights)
-    assert weights.sha256 == weights_sha256(model, sorted(model.state_dict().items()))
-    eager = ServedRun(model, ())
-    write_bundle(entry.card, default_policy(entry), weights, entry.pretrained, tmp_path)
+    entry, eager = converted(name)
     own, whole = GOLDEN[name]
     spec = entry.card.image
     assert spec is not None

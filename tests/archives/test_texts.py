@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from export.runtime.scorer import load
-from export.written.bundle import WRITERS, write_bundle
-from tests.archives.test_images import filled
+from export.written.bundle import WRITERS
+from tests.archives.conftest import filled
 from zoo.archives import jailguard, tfidf
 from zoo.archives.archive import Archive, Archived, Slice, Weights
 from zoo.archives.pickles import Held, unpickle
@@ -29,7 +29,7 @@ from zoo.errors import BadDataError, TamperedFileError
 from zoo.inputs.terms import Terms, codec_of
 from zoo.judging.scorer import feeds
 from zoo.models.served import ServedRun
-from zoo.registry import build, default_policy, model_card, model_entry
+from zoo.registry import ModelEntry, build, model_card
 
 joblib = pytest.importorskip("joblib")
 
@@ -53,14 +53,9 @@ TINY = {
 @pytest.mark.network
 @pytest.mark.parametrize("name", GOLDEN)
 def test_published_weights_answer_as_their_package(
-    name: str, published: Callable[[str], Weights], tmp_path: Path
+    name: str, converted: Callable[[str], tuple[ModelEntry, ServedRun]], tmp_path: Path
 ) -> None:
-    weights, entry = published(name), model_entry(name)
-    assert isinstance(entry.pretrained, Archived)
-    model = filled(entry.card, weights)
-    eager = ServedRun(model, ())
-    assert weights.sha256 == _sha256(model, weights)
-    write_bundle(entry.card, default_policy(entry), weights, entry.pretrained, tmp_path)
+    entry, eager = converted(name)
     with load(tmp_path, device="cpu", threads=1) as scorer:
         together = feeds(entry.card, [scorer.prepare(text=text) for text in GOLDEN[name]])
         for row, (text, wanted) in enumerate(GOLDEN[name].items()):
@@ -76,11 +71,6 @@ def test_published_weights_answer_as_their_package(
             ]
             assert found == pytest.approx([wanted] * 4, abs=1e-4)
             assert list(scorer.verdict(text=text).scores.values()) == pytest.approx([wanted], abs=1e-4)
-
-
-def _sha256(model: Any, weights: Weights) -> str:
-    model.tokenizer_json = weights.tokenizer
-    return ServedRun(model, ()).weights
 
 
 def _arrays(card: ModelCard) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.errors import BadArgumentError, BadDataError, TamperedFileError, close_match
 from zoo.files.writing import new_file
@@ -218,15 +219,29 @@ class Weights:
         return digest.hexdigest()
 
 
+def same_names(found: Iterable[str], wanted: Iterable[str], where: str = "") -> None:
+    """Raise BadDataError, which begins with `where`, naming every weight that is missing or left over."""
+    have, need = set(found), set(wanted)
+    if missing := sorted(need - have):
+        raise BadDataError(f"{where}weights missing: {', '.join(missing)}")
+    if left_over := sorted(have - need):
+        raise BadDataError(f"{where}weights left over: {', '.join(left_over)}; no known layer has them")
+
+
+def json_of(content: bytes, name: str) -> Any:
+    """What a JSON file of this name holds. Raises BadDataError for what is not JSON, or has a key twice."""
+    try:
+        return schema.load_json(content)
+    except ValueError as problem:
+        raise BadDataError(f"{name} is not JSON: {problem}") from None
+
+
 def checked(name: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
     """The arrays of a model of that name, which have these shapes.
 
     Raises BadDataError naming every weight that is missing, left over or of another shape.
     """
-    if missing := sorted(shapes.keys() - arrays.keys()):
-        raise BadDataError(f"{name}: weights missing: {', '.join(missing)}")
-    if left_over := sorted(arrays.keys() - shapes.keys()):
-        raise BadDataError(f"{name}: weights left over: {', '.join(left_over)}; no known layer has them")
+    same_names(arrays, shapes, f"{name}: ")
     wrong = {key: one.shape for key, one in arrays.items() if one.shape != shapes[key]}
     if wrong:
         told = [f"{key} is {list(shape)}, expected {list(shapes[key])}" for key, shape in wrong.items()]
@@ -250,6 +265,14 @@ class Archived:
     converter: str
     golden: Mapping[str, float] = field(default_factory=dict)
     size: tuple[int, int] = (240, 320)
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.archives))
+
+    @property
+    def megabytes(self) -> str:
+        """The size of all archives, with one decimal."""
+        return f"{sum(one.size for one in self.archives) / 1e6:.1f}"
 
     def weights(self, card: ModelCard, given: Sequence[Path] = ()) -> Weights:
         """Fetch what is not `given` as a file, check it, convert it.

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.archives.archive import Arrays, Weights
-from zoo.archives.tfidf import json_of
+from zoo.archives.archive import Arrays, Weights, json_of
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError, close_match
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.archives.archive import Arrays
+from zoo.archives.archive import Arrays, same_names
 from zoo.errors import BadDataError
 
 KerasWeights = Mapping[str, NDArray[np.float32]]
@@ -42,9 +42,7 @@ def renamed(weights: KerasWeights, table: Mapping[str, str]) -> Arrays:
 
     Raises BadDataError naming every weight that is missing or left over.
     """
-    require(weights, table.values())
-    if left_over := sorted(set(weights) - set(table.values())):
-        raise BadDataError(f"weights left over: {', '.join(left_over)}; no known layer has them")
+    same_names(weights, table.values())
     arrays: Arrays = {}
     for ours, theirs in table.items():
         arrays[ours] = _laid_out(weights[theirs], depthwise=theirs.endswith("/depthwise_kernel"))

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.archives.archive import Weights
+from zoo.archives.archive import Weights, json_of
 from zoo.archives.pickles import Held, unpickle
-from zoo.contract import schema
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
 from zoo.inputs.terms import Terms
@@ -86,14 +85,6 @@ def profanity(card: ModelCard, members: Mapping[str, bytes]) -> Weights:
         raise BadDataError(f"{PROFANITY_MODEL} holds {len(folds)} folds, expected {card.hparams['folds']}")
     weight, bias = np.stack([weight for weight, _ in folds], axis=1), np.array([bias for _, bias in folds])
     return _weights(Terms(terms, idf, pairs=False, ascii_words=False, left_out=_left_out(terms)), weight, bias)
-
-
-def json_of(content: bytes, name: str) -> Any:
-    """What a JSON member holds. Raises BadDataError."""
-    try:
-        return schema.load_json(content)
-    except ValueError as problem:
-        raise BadDataError(f"{name} is not JSON: {problem}") from None
 
 
 def _unpickled(members: Mapping[str, bytes], name: str) -> Held:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.contract import schema
+from zoo.archives.archive import json_of
 from zoo.errors import BadArgumentError, BadDataError
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4")}
@@ -30,10 +30,7 @@ def read_tfjs(folder: Path) -> dict[str, NDArray[np.float32]]:
         raise BadArgumentError(f"no folder {folder}; expected a folder with model.json and its weight shards")
     if not manifest_file.is_file():
         raise BadArgumentError(f"no model.json in {folder}; expected a TensorFlow.js layers model")
-    try:
-        model = schema.load_json(manifest_file.read_bytes())
-    except ValueError as error:
-        raise BadDataError(f"{manifest_file} is not JSON: {error}") from error
+    model = json_of(manifest_file.read_bytes(), str(manifest_file))
     return layers_model(model, lambda name: _read_shard(folder, name), str(manifest_file))
 
 

@@ -73,7 +73,7 @@ class PromptClassifier(ZooModel):
         return logits
 
 
-class EmbeddingClassifier(ZooModel):
+class SentenceClassifier(ZooModel):
     """Judges texts by a small network on a sentence's embedding of unit length; logits `[B, len(card.labels)]`.
 
     `card.hparams`: those of `BertTextTower`, and the widths `hidden` of the layers between, with a ReLU behind each.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import zoo
 from zoo.archives.archive import Archived, Weights
+from zoo.assets import find_asset
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy
 from zoo.errors import BadArgumentError, MissingDependencyError, NoWeightsError, TamperedFileError, named_as
@@ -42,7 +43,8 @@ def place(entry: ModelEntry) -> Path:
     Raises RuntimeError where nothing can be kept (see `cache_folder`).
     """
     assert isinstance(entry.pretrained, Archived)
-    made_of = [entry.card.to_dict(), default_policy(entry).to_yaml(), zoo.__version__, entry.pretrained.converter]
+    policy = find_asset(entry.policy).read_text(encoding="utf-8")
+    made_of = [entry.card.to_dict(), policy, zoo.__version__, entry.pretrained.converter]
     digest = hashlib.sha256(json.dumps([*made_of, *(one.sha256 for one in entry.pretrained.archives)]).encode())
     return cache_folder() / "models" / f"{entry.card.name}-{digest.hexdigest()[:16]}"
 
@@ -65,8 +67,7 @@ def availability(entry: ModelEntry) -> tuple[str, str]:
     `here` (in the cache), `pull` (fetched by name, from an archive or the Hub), `random`, or `train` (or imported).
     """
     if isinstance(entry.pretrained, Archived):
-        megabytes = sum(one.size for one in entry.pretrained.archives) / 1e6
-        came = f"({megabytes:.1f} MB, {' and '.join(map(str, entry.pretrained.archives))})"
+        came = f"({entry.pretrained.megabytes} MB, {entry.pretrained})"
         try:
             return "here" if is_bundle(place(entry) / BUNDLE) else "pull", came
         except RuntimeError:  # no home, or a key that nothing in the cache is signed with
@@ -79,9 +80,9 @@ def availability(entry: ModelEntry) -> tuple[str, str]:
 def pull(name: str, given: Sequence[Path] = (), *, again: bool = False) -> Path:
     """The folder with the `release` and the `bundle` of a model whose weights lie in archives, made if it is not there.
 
-    `given` are archives that were fetched by other means, under their own names. `again` makes it anew. It is written
-    whole or not at all. Raises UnknownModelError, NoWeightsError for a model without archives, what `Archived.weights`
-    raises, and TamperedFileError with a key configured: nobody signed what is fetched.
+    `given` are archives that were fetched by other means, under their own names. `again` fetches and converts them
+    again. It is written whole or not at all. Raises UnknownModelError, NoWeightsError for a model without archives,
+    what `Archived.weights` raises, and TamperedFileError with a key configured: nobody signed what is fetched.
 
     >>> sorted(path.name for path in pull("profanity_tfidf.alt_profanity_check").iterdir())
     ['bundle', 'release']
@@ -89,14 +90,14 @@ def pull(name: str, given: Sequence[Path] = (), *, again: bool = False) -> Path:
     entry = model_entry(name)
     archived = entry.pretrained
     if not isinstance(archived, Archived):
-        others = [one for one in list_models() if isinstance(model_entry(one).pretrained, Archived)]
+        others = filter(archived_entry, list_models())
         raise NoWeightsError(f"{name}: no archive with its weights is known; there is one for {', '.join(others)}")
     refuse_unsigned(name)
     try:
         folder = place(entry)
     except RuntimeError as problem:
         raise BadArgumentError(
-            f"{name}: there is no place to keep it ({problem}); name one: SAFETY_ZOO_CACHE"
+            f"{name}: cannot be kept anywhere ({problem}); name a folder: SAFETY_ZOO_CACHE"
         ) from None
     if is_bundle(folder / BUNDLE) and not again:
         return folder

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.archives.archive import Archived
 from zoo.contract.card import ModelCard
 from zoo.contract.policy import AnyPolicy, read_policy
 from zoo.errors import (
@@ -176,7 +177,8 @@ def _find(source: str | Path) -> tuple[Path, str] | ModelEntry:
             f"{name}: {missing}a checkpoint of a training is not a release; make one: zoo release {name} --out DIR"
         )
     if name in list_models():
-        return model_entry(name) if archived_entry(name) is None else (pull(name) / RELEASE, name)
+        entry = model_entry(name)
+        return (pull(name) / RELEASE, name) if isinstance(entry.pretrained, Archived) else entry
     if path.is_file():
         raise BadArgumentError(f"{name}: is a file, and a release is a directory (made by `zoo release`); give that")
     if name.startswith(HUB) or "/" in name:

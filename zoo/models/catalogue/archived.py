@@ -11,10 +11,11 @@ from zoo.models.catalogue.clip import MINILM
 from zoo.registry import register
 
 
-def _flagged(name: str, share: float) -> Measurement:
-    """The share of 1,000 harmless photos that a model flags."""
+def _flagged(name: str, share: float, count: int = 1000, what: str = "photos") -> Measurement:
+    """The share of harmless photos, or of their captions, that a model flags."""
     command = f"zoo evaluate --model {name} --data $FLICKR8K/captions.csv --columns text=caption --split val"
-    return Measurement("flagged_share", share, "1,000 harmless photos (Flickr8k, dev)", 1000, command, split="val")
+    data = f"{count:,} harmless {what} (Flickr8k, dev)"
+    return Measurement("flagged_share", share, data, count, command, split="val")
 
 
 _OPENNSFW = Archive(
@@ -156,21 +157,16 @@ _nsfwjs(
     (0.42188775, 0.05320304, 0.50013268, 0.01816597, 0.00661054),
     0.008,
 )
+
 # Texts.
 
 _ONE = "probability that a text is one, by itself"
 _ENGLISH = "English only: a text in another language is said to be unseen, where that can be told."
 
 
-def _flagged_captions(name: str, share: float) -> Measurement:
-    """The share of 5,000 harmless captions that a model flags."""
-    command = f"zoo evaluate --model {name} --data $FLICKR8K/captions.csv --columns text=caption --split val"
-    return Measurement("flagged_share", share, "5,000 harmless captions (Flickr8k, dev)", 5000, command, split="val")
-
-
 register(
     "prompt_injection_minilm.jailguard",
-    builder="zoo.models.classifiers:EmbeddingClassifier",
+    builder="zoo.models.classifiers:SentenceClassifier",
     policy="configs/policy/prompt_injection_jailguard.yaml",
     pretrained=Archived(
         (
@@ -260,7 +256,7 @@ def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golde
             f"{what.capitalize()}s alone: neither hate nor sexual or violent content.",
             _ENGLISH,
         ),
-        measurements=(_flagged_captions(name, flagged),),
+        measurements=(_flagged(name, flagged, 5000, "captions"),),
     )
 
 
@@ -325,5 +321,5 @@ register(
         "Hate in polite words, injections and threats without profanity are not seen.",
         _ENGLISH,
     ),
-    measurements=(_flagged_captions("profanity_tfidf.alt_profanity_check", 0.0608),),
+    measurements=(_flagged("profanity_tfidf.alt_profanity_check", 0.0608, 5000, "captions"),),
 )
