@@ -185,8 +185,9 @@ class Engine:
     are the devices that it is meant for. `matmuls` counts the matrix products and convolutions by their precision, as
     read from the finished graph or plan. Its text banks are those of the policy `embedded` (the policy's id) until
     others are fed. `options` are what it was exported with beside precision and profile, for the command that makes it
-    again. `shapes` are those that a plan was built for, by input. `budget` is what was asked when it was verified, None
-    until then. `verification` is the latest one, `elsewhere` the latest on each other kind of device.
+    again. `shapes` are those that a plan was built for, by input. With `unclamped`, 8-bit sums fit the 16 bits that an
+    x86 without VNNI has for them. `budget` is what was asked when it was verified, None until then. `verification` is
+    the latest one, `elsewhere` the latest on each other kind of device.
     """
 
     name: str
@@ -206,6 +207,7 @@ class Engine:
     budget: Budget | None = None
     verification: Verification | None = None
     elsewhere: tuple[Verification, ...] = ()
+    unclamped: bool = False
 
     def __post_init__(self) -> None:
         if not self.files:

@@ -43,7 +43,12 @@ def export_onnx(
         files, counts = write_onnx(release, precision, stem.with_suffix(".onnx"), options.get("calibrate"))
         versions = {package: version(package) for package in ("onnx", "onnxscript")} | installed_version()
         return entry(
-            files=files, matmuls=counts, runs_on=RUNS_ON[precision], opset=opset_of(precision), versions=versions
+            files=files,
+            matmuls=counts,
+            runs_on=RUNS_ON[precision],
+            opset=opset_of(precision),
+            versions=versions,
+            unclamped=precision == "int8",
         )
 
     return add_engine(source, out, "onnx", precision, build, options)

@@ -70,8 +70,14 @@ _ORT = "com.microsoft"
 
 
 def _add_columns(graph: onnx.GraphProto, name: str, weight: NDArray[np.float32]) -> None:
-    """Add a weight `[K, N]` in int8 and its N scales; the names of both begin with `name`."""
-    largest = np.abs(weight).max(axis=0)
+    """Add a weight `[K, N]` in int8 and its N scales; the names of both begin with `name`.
+
+    An x86 without VNNI sums the products of two neighbouring rows in 16 bits, and clamps the sum. So the codes of two
+    such rows sum to at most 128, which 255 times over still fits: every processor has the same answer.
+    """
+    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+    sums = [np.maximum(sign * pairs, 0).sum(axis=1).max(axis=0) for sign in (1, -1)]  # of two of one sign
+    largest = np.max([np.abs(weight).max(axis=0), *sums], axis=0)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     codes = np.ascontiguousarray((weight / scales).round().clip(-127, 127).astype(np.int8))
     graph.initializer.append(numpy_helper.from_array(codes, f"{name}_int8"))

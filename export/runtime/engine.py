@@ -104,9 +104,10 @@ def open_best(bundle: Bundle, *, device: str = "auto", engine: str | None = None
     """Load the engine of that name, or else the first of `PREFERENCE` that this machine can run and that was verified.
 
     `device` is `auto` (CUDA where it is, else the CPU), `cpu` or `cuda`: what was asked for is what runs. An engine of
-    fewer bits is taken by itself only when its verification passed on that kind of device (8 bits on a CPU without VNNI
-    never), an fp32 one unless it failed there. Raises IncompatibleBundleError with the reason for each engine when none
-    is left, and the command that adds one, or MissingDependencyError where all that they lack are packages.
+    fewer bits is taken by itself only when its verification passed on that kind of device (never where a CPU without
+    VNNI may clamp its sums), an fp32 one unless it failed there. Raises IncompatibleBundleError with the reason for
+    each engine when none is left, and the command that adds one, or MissingDependencyError where all that they lack are
+    packages.
     """
     devices = devices_of(device)
     wanted = bundle.manifest.engine(engine) if engine is not None else None
@@ -199,7 +200,7 @@ def _mend(bundle: Bundle) -> str:
 
 
 def _distrust(spec: Engine, device: Device) -> str | None:
-    if device == "cpu" and COUNTED_AS[spec.precision] == "int8" and clamps_int8():
+    if device == "cpu" and COUNTED_AS[spec.precision] == "int8" and not spec.unclamped and clamps_int8():
         return f"this CPU has no VNNI, and may clamp its sums: verify it on one, and name it: engine={spec.name}"
     verification = spec.verified_on(device)
     if verification is not None:

@@ -159,7 +159,24 @@ def test_cosines_that_steps_of_0_01_decide_stay_in_float32(pairs: Path, precisio
     assert kept == {(width, 3), (width, 17)}  # special care, and the concepts
 
 
-@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize("rows", [8, 7])
+def test_no_processor_clamps_the_sums_of_rows(rows: int) -> None:
+    """The largest activations and weights of one sign meet: of codes of 127, an x86 without VNNI clamps the sums."""
+    signs = np.where(np.arange(rows) // 2 % 2, -1, 1).astype(np.float32)
+    weight = np.stack([np.ones(rows), signs, np.linspace(-1, 1, rows), np.zeros(rows)], axis=1).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT, ["n", rows])], [value("y", TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph([node], "g", *ends, [numpy_helper.from_array(weight, "w")])
+    found = quantise_rows(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    codes = numpy_helper.to_array(next(one for one in found.graph.initializer if one.name == "w_int8")).astype(np.int64)
+    for start in range(0, rows - 1, 2):
+        assert (np.abs(codes[start : start + 2].sum(axis=0)) <= 128).all()
+    x = np.stack([np.ones(rows), -signs, signs]).astype(np.float32)
+    session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(["y"], {"x": x})[0] - x @ weight).max() < 0.02 * rows
+
+
 def test_a_product_by_rows_keeps_zeros_infinities_and_what_has_no_weight() -> None:
     """A row of zeros gives zeros, an infinity no number; a weight that is used twice is quantised once."""
     rng = np.random.default_rng(0)
