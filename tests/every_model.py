@@ -14,6 +14,7 @@ ALIKE = (
     "test_q16.random",
     "test_safety_checker.random",
     "test_multimodal_nsfw.as_released",
+    "test_clip_efficientnet.random",
     "test_clip_mobilenet_v1.random",
     "test_clip_resnet.random",
     "test_opennsfw.random",

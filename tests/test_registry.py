@@ -140,6 +140,7 @@ def test_overrides_change_the_card_and_the_model() -> None:
 #: Recorded from a run: the first outputs for an image of seeded noise and one that is half red.
 GOLDEN: dict[str, list[list[float]]] = {
     "test_clip.panel": [[0.00094, 0.00014, 8e-05], [0.00385, 0.00046, 9e-05]],
+    "test_clip_efficientnet.random": [[0.01538, 0.02505, 0.10457], [0.01209, 0.02281, 0.0969]],
     "test_clip_mobilenet_v1.random": [[0.01226, 0.0483, 0.03601], [0.01267, 0.04969, 0.03672]],
     "test_clip_resnet.random": [[0.08774, 0.06842, 0.0229], [0.07583, 0.07833, 0.02522]],
     "test_laion_nsfw.random": [[0.50568], [0.52672]],

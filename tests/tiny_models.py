@@ -104,6 +104,16 @@ _tiny(
     **_PROJECTION,
 )
 _tiny(
+    "test_clip_efficientnet.random",
+    "clip_efficientnet_lite2.lit",
+    side=65,
+    stem=8,
+    head=32,
+    stages=[[1, 3, 1, 1, 8], [2, 5, 2, 2, 12], [1, 3, 2, 2, 16]],
+    **_BERT,
+    **_PROJECTION,
+)
+_tiny(
     "test_clip_resnet.random",
     "clip_resnet_small.scratch",
     image_size=32,

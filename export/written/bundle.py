@@ -26,6 +26,8 @@ from zoo.judging.scorer import feeds
 
 #: What writes the graph of each architecture, from the card and the arrays of `Weights`.
 WRITERS: dict[str, str] = {
+    "efficientnet_lite0": "export.written.efficientnet:write",
+    "efficientnet_lite2": "export.written.efficientnet:write",
     "nsfwjs_inception_v3": "export.written.nsfwjs:write_inception",
     "nsfwjs_mobilenet_v2": "export.written.nsfwjs:write_mobilenet",
     "opennsfw": "export.written.opennsfw:write",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +24,12 @@ from onnx import TensorProto, helper, numpy_helper
 from export.runtime.scorer import load
 from export.verify.inputs import drawn_images
 from export.written.bundle import WRITERS
-from zoo.archives import inception, nsfwjs, opennsfw
+from zoo.archives import efficientnet, inception, nsfwjs, opennsfw
 from zoo.archives.archive import golden_picture
+from zoo.archives.pickles import tensors
 from zoo.contract.card import ModelCard
 from zoo.errors import BadDataError
-from zoo.judging.scorer import feeds
+from zoo.judging.scorer import Feeds, feeds
 from zoo.models.base import ZooModel
 from zoo.models.served import ServedRun
 from zoo.registry import ModelEntry, build, model_card
@@ -70,6 +74,27 @@ def test_published_weights_answer_as_their_package(
         answers(eager({"image": golden_picture()[None]}), whole, 1e-4)
 
 
+#: The logits of the highest classes for the picture of ramps at the size that the model reads.
+LOGITS = {
+    "efficientnet_lite0.imagenet": {"818": 4.24884, "782": 4.00249, "604": 3.85898},
+    "efficientnet_lite2.imagenet": {"499": 5.30341, "782": 4.46226, "149": 4.30612},
+}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", LOGITS)
+def test_published_weights_have_the_logits_of_their_package(
+    name: str, converted: Callable[[str], tuple[ModelEntry, ServedRun]], tmp_path: Path
+) -> None:
+    entry, eager = converted(name)
+    assert entry.card.image is not None
+    fed: Feeds = {"image": golden_picture(entry.card.image.size, entry.card.image.size)[None]}
+    session = onnxruntime.InferenceSession(tmp_path / "onnx-fp32.onnx")
+    for logits in (eager.run(fed)[0][0], session.run(["logits"], fed)[0][0]):
+        highest = {entry.card.labels[place]: float(logits[place]) for place in np.argsort(-logits)[:3]}
+        assert highest == pytest.approx(LOGITS[name], abs=1e-4)
+
+
 def _tiny(name: str, side: int, **hparams: Any) -> ModelCard:
     card = model_card(name, **hparams)
     assert card.image is not None
@@ -77,6 +102,15 @@ def _tiny(name: str, side: int, **hparams: Any) -> ModelCard:
 
 
 TINY = {
+    # 75 leaves odd sides to pad, with kernels of both sizes; the third block has a shortcut.
+    "efficientnet_lite0": _tiny(
+        "efficientnet_lite0.imagenet",
+        75,
+        stem=4,
+        head=16,
+        stages=[[1, 3, 1, 1, 4], [2, 5, 2, 3, 6], [1, 3, 2, 2, 8], [1, 5, 1, 2, 8]],
+        labels=["0", "1", "2"],
+    ),
     "opennsfw": _tiny("opennsfw.yahoo", 64, stem=8, stages=[[4, 2], [6, 1], [8, 1]]),
     # 75 leaves odd sides to pad.
     "nsfwjs_mobilenet_v2": _tiny("nsfwjs_mobilenet_v2.gantman", 75, depth_multiplier=0.05, hidden=[16, 8]),
@@ -172,6 +206,79 @@ def test_another_file_than_opennsfw_is_refused() -> None:
     more = onnx.ModelProto.FromString(whole.SerializeToString())
     more.graph.node.append(helper.make_node("Conv", ["x", "stem.weight", "stem.bias"], ["more/x"]))
     assert "weights left over: more.bias, more.weight" in refused(more)
+
+
+#: The names of the file's convolutions and norms by those of the module.
+_LITE = {
+    "stem": ("_conv_stem", "_bn0"),
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+    "head": ("_conv_head", "_bn1"),
+}
+
+
+def _lite_state(model: ZooModel) -> dict[str, Any]:
+    """The weights of an EfficientNet-Lite under the names of its file; the first lies as TensorFlow has it."""
+    state = {}
+    for name, value in model.state_dict().items():
+        *path, kind = name.split(".")
+        if path == ["classifier"]:
+            state[f"_fc.{kind}"] = value
+            continue
+        *block, part, layer = path[1:]
+        place = f"_blocks.{block[1]}." if block else ""
+        state[f"{place}{_LITE[part][layer == 'normalization']}.{kind}"] = value
+    state["_conv_stem.weight"] = state["_conv_stem.weight"].permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    return state
+
+
+def _torch_file(state: Any, **options: Any) -> dict[str, bytes]:
+    """What `torch.save` wrote before it wrote zips, by the member's path."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer, **{"_use_new_zipfile_serialization": False} | options)
+    return {"weights.pth": buffer.getvalue()}
+
+
+def test_weights_of_efficientnet_lite_find_their_places() -> None:
+    card = TINY["efficientnet_lite0"]
+    model = _drawn(card)
+    found = efficientnet.convert(card, _torch_file(OrderedDict(_lite_state(model)))).arrays
+    assert found.keys() == model.state_dict().keys()
+    for name, one in _arrays(model).items():
+        np.testing.assert_array_equal(found[name], one)
+        assert (found[name].dtype, found[name].shape) == (one.dtype, one.shape)
+
+
+def test_another_file_than_efficientnet_lite_is_refused() -> None:
+    card = TINY["efficientnet_lite0"]
+    state = OrderedDict(_lite_state(_drawn(card)))
+
+    def refused(members: dict[str, bytes]) -> str:
+        with pytest.raises(BadDataError) as refusal:
+            efficientnet.convert(card, members)
+        return str(refusal.value)
+
+    whole = _torch_file(state)["weights.pth"]
+    assert "efficientnet_lite0.imagenet: weights.pth is no file of torch" in refused({"weights.pth": b"no file"})
+    assert "weights.pth is no file of torch" in refused(_torch_file(state, _use_new_zipfile_serialization=True))
+    assert "is no state dict of torch" in refused({"weights.pth": b"".join(map(pickle.dumps, range(5)))})
+    assert "holds an object of pathlib." in refused(_torch_file(OrderedDict(a=Path("a"))))
+    assert "ends in a tensor of" in refused({"weights.pth": whole[:-10]})
+    assert "holds an object of torch.DoubleStorage" in refused(_torch_file(OrderedDict(a=torch.zeros(2).double())))
+    assert "weights missing: classifier.bias" in refused(_torch_file(OrderedDict(list(state.items())[:-1])))
+    assert "weights left over: more" in refused(_torch_file(OrderedDict(state, more=torch.zeros(2))))
+    wide = OrderedDict(state, **{"_fc.bias": torch.zeros(4)})
+    assert "classifier.bias is [4], expected [3]" in refused(_torch_file(wide))
+
+
+def test_a_tensor_outside_its_storage_is_refused() -> None:
+    content = _torch_file(OrderedDict(a=torch.arange(6.0).reshape(2, 3)[:, 1:]))["weights.pth"]
+    np.testing.assert_array_equal(tensors(content)["a"], [[1, 2], [4, 5]])
+    strides = b"K\x03K\x01\x86"  # the pair (3, 1), as protocol 2 writes it
+    assert content.count(strides) == 1
+    with pytest.raises(BadDataError, match=r"a tensor \[2, 2\] with strides \[9, 1\] outside its storage"):
+        tensors(content.replace(strides, b"K\x09K\x01\x86"))
 
 
 def _script(exported: str) -> bytes:

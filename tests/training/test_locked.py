@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.trainers import quiet_trainer
-from zoo.errors import BadInputError
+from zoo.errors import BadArgumentError, BadDataError, BadInputError
 from zoo.models.conv_clip import ConvImageTower, Projection
+from zoo.registry import build, default_policy, model_card, model_entry
+from zoo.release.store import write_release
 from zoo.training import Contrastive, ManifestData
 
-NAME = "test_clip_resnet.random"
+NAME, LITE = "test_clip_resnet.random", "test_clip_efficientnet.random"
 
 
 @pytest.fixture
@@ -56,6 +59,28 @@ def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(
         known = torch.allclose(module.locked.embed_known(number), module.model.encode_image(pixels), atol=1e-5)
         assert known is not mirror
         assert torch.allclose(module.locked.embed(pixels), module.model.encode_image(pixels), atol=1e-5)
+
+
+def test_an_image_tower_begins_from_a_classifier(tmp_path: Path) -> None:
+    name = "efficientnet_lite0.imagenet"
+    sizes = {size: model_card(LITE).hparams[size] for size in ("stem", "stages", "head")}
+
+    def release(folder: str, **other: object) -> str:
+        classifier = build(model_card(name, **sizes | other))
+        write_release(classifier, default_policy(model_entry(name)).single(), tmp_path / folder)
+        return str(tmp_path / folder)
+
+    model = Contrastive(LITE, image_weights=release("same"), locked_views=1).model
+    tower = model.image_tower
+    assert isinstance(tower, ConvImageTower)
+    stored = load_file(tmp_path / "same" / "model.safetensors")
+    for key, value in tower.backbone.state_dict().items():
+        assert torch.equal(value, stored[f"backbone.{key}"])
+    assert "image tower: efficientnet_lite0.imagenet of https://github.com/tensorflow/tpu" in model.card.source
+    with pytest.raises(BadDataError, match=r"has no image tower like that of test_clip_efficientnet\.random"):
+        Contrastive(LITE, image_weights=release("wider", head=24))
+    with pytest.raises(BadArgumentError, match=r"test_clip_resnet\.random has no MobileNetV1 or EfficientNet-Lite"):
+        Contrastive(NAME, image_weights=str(tmp_path / "same"))
 
 
 def test_only_convolutional_towers_can_be_locked() -> None:

@@ -1,13 +1,15 @@
-"""Pickles of joblib, read without running anything: classes that are listed become plain data, others are refused."""
+"""Pickles of joblib and torch, read without running anything: listed classes become plain data, others are refused."""
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zoo.errors import BadDataError, close_match
 
@@ -137,3 +139,68 @@ class _Reader(_Python):  # type: ignore[misc]
         if wrapper.get("order", str) == "F":
             return np.array(array.reshape(shape[::-1]).T, order="C")
         return array.reshape(shape)
+
+
+#: The number that every file of `torch.save` begins with that is no zip.
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+#: The types of numbers by the class of their storage.
+_STORAGES = {"torch.FloatStorage": "<f4", "torch.LongStorage": "<i8"}
+
+
+class _Tensor(Held):
+    """A tensor before its storage is read: (storage, first number, shape, strides, ...)."""
+
+    name = "torch.Tensor"
+
+
+def tensors(content: bytes) -> dict[str, NDArray[Any]]:
+    """The tensors of a state dict by their names, from a file of `torch.save` as it was before torch 1.6, no zip.
+
+    Arrays are float32 or int64, and C-contiguous. Raises BadDataError for anything else in it, and naming any class
+    that is not one of tensors.
+    """
+    stream = io.BytesIO(content)
+    try:
+        magic, protocol, _, state, keys = (_TorchReader(stream).load() for _ in range(5))
+        if (magic, protocol) != (_MAGIC, 1001) or not isinstance(state, OrderedDict):
+            raise BadDataError("is no state dict of torch in its form without zip")
+        kinds = {one.given[0][2]: _STORAGES[one.given[0][1].name] for one in state.values()}
+        storages = {key: _storage(stream, kinds[key]) for key in keys}
+        return {str(name): _array(one, storages) for name, one in state.items()}
+    except BadDataError:
+        raise
+    except Exception as problem:  # whatever a wrong opcode comes to
+        raise BadDataError(f"is no file of torch that can be read: {type(problem).__name__}: {problem}") from None
+
+
+def _storage(stream: io.BytesIO, kind: str) -> NDArray[Any]:
+    """The numbers of the next storage: their count in eight bytes, then they."""
+    count, size = int.from_bytes(stream.read(8), "little"), np.dtype(kind).itemsize
+    numbers = stream.read(size * count)
+    if len(numbers) != size * count:
+        raise BadDataError(f"ends in a tensor of {size * count:,} bytes, after {len(numbers):,}")
+    return np.frombuffer(numbers, kind)
+
+
+def _array(tensor: _Tensor, storages: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """A tensor's numbers, which may lie in another order than its axes. Raises BadDataError outside its storage."""
+    (_, _, key, *_), first, shape, strides = tensor.given[:4]
+    steps = [(side - 1) * stride for side, stride in zip(shape, strides, strict=True)]
+    last = first + sum(steps) if all(shape) else first
+    if min(first, *shape, *strides, 0) < 0 or last >= len(storages[key]):
+        raise BadDataError(f"holds a tensor {list(shape)} with strides {list(strides)} outside its storage")
+    numbers = storages[key][first:]
+    size = numbers.itemsize
+    return np.array(np.lib.stride_tricks.as_strided(numbers, shape, [size * one for one in strides]), order="C")
+
+
+class _TorchReader(_Reader):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, _STORAGES)
+        self._classes = {name: self._classes[name] for name in _STORAGES}
+        self._classes |= {"collections.OrderedDict": OrderedDict, "torch._utils._rebuild_tensor_v2": _Tensor}
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What a tensor says of its storage: ("storage", class, key, device, count, None)."""
+        return pid

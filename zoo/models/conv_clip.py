@@ -1,11 +1,12 @@
-"""A convolutional image tower and a BERT text tower, both transformers' classes, and CLIPs of them for small data.
+"""A convolutional image tower and a BERT text tower, and CLIPs of them for small data.
 
-`clip_mobilenet_v1.lit`: the published ImageNet MobileNetV1, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and
-MiniLM. `clip_resnet_small.scratch`: a small ResNet and a two-layer BERT from random weights.
+`clip_mobilenet_v1.lit` and `clip_efficientnet_lite2.lit`: a published ImageNet network, locked (LiT, Zhai et al. 2022,
+arXiv 2111.07991), and MiniLM. `clip_resnet_small.scratch`: a small ResNet and a two-layer BERT from random weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from zoo.errors import BadArgumentError, BadDataError
 from zoo.files.hub import HUB, model_folder
 from zoo.models.base import Normalise, ZooModel, image_of, read_transformers
 from zoo.models.clip import DualEncoder, Encoded
+from zoo.models.efficientnet import EfficientNetLite
 from zoo.models.mobilenet import draw_weights, mobilenet_v1_config, mobilenet_v1_state
 
 
@@ -45,7 +47,7 @@ def _projection(card: ModelCard, width: int) -> Projection:
 
 
 class ConvImageTower(nn.Module):
-    """A convolutional backbone of transformers, its pooled features projected: `[B, 3, S, S]` to `Encoded`.
+    """A convolutional backbone, answering as those of transformers, and a projection: `[B, 3, S, S]` to `Encoded`.
 
     With the hyperparameter `mirror`, features are the mean of the image's and its mirror image's in evaluation:
     a little more accurate, at twice the cost. Without `project` the embedding is the features themselves.
@@ -115,6 +117,12 @@ def resnet_tower(card: ModelCard, *, project: bool = True) -> ConvImageTower:
     return ConvImageTower(card, ResNetModel(config), widths[-1], project=project)
 
 
+def build_efficientnet(card: ModelCard) -> DualEncoder:
+    """`clip_efficientnet_lite2.*` with the sizes of `card.hparams`."""
+    backbone = EfficientNetLite(card)
+    return DualEncoder(card, ConvImageTower(card, backbone, backbone.width), BertTextTower(card))
+
+
 def build_mobilenet(card: ModelCard) -> DualEncoder:
     """`clip_mobilenet_v1.*` with the sizes of `card.hparams`."""
     return DualEncoder(card, mobilenet_tower(card), BertTextTower(card))
@@ -125,18 +133,37 @@ def build_resnet(card: ModelCard) -> DualEncoder:
     return DualEncoder(card, resnet_tower(card), BertTextTower(card))
 
 
-def load_pretrained(model: ZooModel, image: str | None, text: str | None) -> None:
-    """Start towers from published weights: `image` is a folder with a TensorFlow.js MobileNetV1, `text` a BERT.
+def load_pretrained(model: ZooModel, image: str | None, text: str | None, load: Callable[[str], ZooModel]) -> None:
+    """Start towers from published weights, `text` from a BERT.
+
+    `image` is a folder with a TensorFlow.js MobileNetV1, or for an EfficientNet-Lite tower what `load` takes: the name
+    of a classifier, whose weights are fetched, or a release of one.
 
     Raises BadInputError when the model has no such tower, or the source holds no such network.
     """
     if image:
         tower = getattr(model, "image_tower", None)
-        if not isinstance(tower, ConvImageTower) or not isinstance(tower.backbone, MobileNetV1Model):
-            raise BadArgumentError(f"{model.card.name} has no MobileNetV1 image tower to read {image} into")
-        tower.backbone.load_state_dict(mobilenet_v1_state(read_tfjs(Path(image))))
+        backbone = tower.backbone if isinstance(tower, ConvImageTower) else None
+        if isinstance(backbone, MobileNetV1Model):
+            backbone.load_state_dict(mobilenet_v1_state(read_tfjs(Path(image))))
+        elif isinstance(backbone, EfficientNetLite):
+            _begin(model, backbone, image, load(image))
+        else:
+            raise BadArgumentError(
+                f"{model.card.name} has no MobileNetV1 or EfficientNet-Lite image tower to read {image} into"
+            )
     if text:
         load_pretrained_text(model, text)
+
+
+def _begin(model: ZooModel, backbone: EfficientNetLite, source: str, classifier: ZooModel) -> None:
+    """Copy the backbone of a classifier."""
+    card, theirs = classifier.card, getattr(classifier, "backbone", None)
+    sizes = {name: card.hparams.get(name) for name in ("stem", "stages", "head")}
+    if not isinstance(theirs, EfficientNetLite) or sizes != {name: model.card.hparams[name] for name in sizes}:
+        raise BadDataError(f"{source}: {card.name} has no image tower like that of {model.card.name}")
+    backbone.load_state_dict(theirs.state_dict())
+    model.begun_from(f"image tower: {card.name} of {card.source}", card.licence)
 
 
 def load_pretrained_text(model: ZooModel, source: str) -> None:

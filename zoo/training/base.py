@@ -206,7 +206,8 @@ class Base(Trainable):
         model_args: hyperparameters to change, see `zoo show NAME`; a release in `init_from` brings its own.
         policy: path of a policy, here or among the files of the package; the model's own when None.
         init_from: a release to start from instead of random weights: the same architecture, under any tag.
-        image_weights: directory of a TensorFlow.js MobileNetV1 to start the image tower from.
+        image_weights: what to start the image tower from: a directory of a TensorFlow.js MobileNetV1, or for an
+            EfficientNet-Lite the name of a classifier (`efficientnet_lite2.imagenet`), which is fetched, or a release.
         text_weights: `hf-hub:ORG/NAME` or directory of a BERT to start the text tower from, tokenizer included.
         kwargs: arguments of `Trainable`.
     """
@@ -236,7 +237,7 @@ class Base(Trainable):
         if image_weights or text_weights:
             from zoo.models.conv_clip import load_pretrained
 
-            load_pretrained(self.model, image_weights, text_weights)
+            load_pretrained(self.model, image_weights, text_weights, load_model)
         has_tokenizer = self.model.card.text is not None and (init_from or text_weights)
         self._codec: TextCodec | None = self.model.codec() if has_tokenizer else None
         self._has_weights = bool(init_from)

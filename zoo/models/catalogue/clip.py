@@ -113,6 +113,35 @@ MINILM: dict[str, Any] = {
     "text_heads": 12,
     "text_positions": 512,
 }
+#: The hyperparameters of EfficientNet-Lite2, as `zoo.archives.efficientnet.blocks` reads them.
+EFFICIENTNET_LITE2: dict[str, Any] = {
+    "stem": 32,
+    "stages": [
+        [1, 3, 1, 1, 16],
+        [3, 3, 2, 6, 24],
+        [3, 5, 2, 6, 48],
+        [4, 3, 2, 6, 88],
+        [4, 5, 1, 6, 120],
+        [5, 5, 2, 6, 208],
+        [1, 3, 1, 6, 352],
+    ],
+    "head": 1280,
+}
+
+
+def efficientnet_lite_image(size: int) -> ImageInput:
+    """The image input of an EfficientNet-Lite: what it was trained with, at `size` pixels."""
+    return ImageInput(size, "shortest_edge_crop", "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
+
+
+_conv_clip(
+    "clip_efficientnet_lite2.lit",
+    "zoo.models.conv_clip:build_efficientnet",
+    "CLIP of a locked ImageNet EfficientNet-Lite2 and a trained MiniLM (LiT, arXiv 2111.07991)",
+    efficientnet_lite_image(260),
+    32,
+    MINILM | EFFICIENTNET_LITE2 | {"embedding_dim": 512, "head_width": 1024, "dropout": 0.2, "mirror": True},
+)
 _conv_clip(
     "clip_mobilenet_v1.lit",
     "zoo.models.conv_clip:build_mobilenet",
