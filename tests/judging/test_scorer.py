@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.verdicts import same_verdict
-from zoo.contract.verdict import Verdict
+from zoo.contract.verdict import Place, Verdict
 from zoo.errors import BadInputError, ServiceError
 from zoo.inputs.image import Pixels
-from zoo.judging.scorer import Feeds, Scorer
-from zoo.registry import list_models, model_card
+from zoo.judging.judge import bind
+from zoo.judging.scorer import Feeds, Ready, Scorer, by_length
+from zoo.registry import default_policy, list_models, model_card, model_entry
 from zoo.release.store import load_release, load_scorer, model_scorer
 
 TEXTS = "test_prompt_bert.random"
@@ -243,3 +245,33 @@ def test_a_forked_process_is_refused_instead_of_waiting_for_threads_it_has_not(s
             finally:
                 os._exit(answer)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_texts_of_much_the_same_length_share_a_call_and_come_back_in_order() -> None:
+    """Items of several windows, too: each row has its own answer, and few tokens are filled up."""
+    entry = model_entry("prompt_injection_minilm.jailguard")
+    shapes: list[tuple[int, ...]] = []
+
+    def engine(fed: Feeds) -> NDArray[np.floating]:
+        shapes.append(fed["input_ids"].shape)
+        assert (fed["attention_mask"].sum(axis=1) == fed["input_ids"].astype(bool).sum(axis=1)).all()
+        return np.asarray(fed["input_ids"].max(axis=1, keepdims=True) / 1000)
+
+    def ready(number: int, length: int, windows: int) -> Ready:
+        ids = np.full((windows, length), number) + np.arange(windows)[:, None]
+        places = tuple(Place(characters=(row, row + 1)) for row in range(windows))
+        return Ready("", None, None, ids, np.ones_like(ids), places)
+
+    lengths, windows = [9, 128, 12, 128, 60, 9], [1, 2, 1, 3, 1, 1]
+    items = [ready(100 * (n + 1), *one) for n, one in enumerate(zip(lengths, windows, strict=True))]
+    with Scorer(bind(entry.card, default_policy(entry)), None, engine, batch_size=4) as scorer:
+        found = [verdict.scores["injection"] for verdict in scorer.judge_ready(items)]
+    assert found == pytest.approx([0.1, 0.201, 0.3, 0.402, 0.5, 0.6])  # of windows the highest
+    assert shapes == [(3, 12), (1, 60), (4, 128), (1, 128)]
+
+
+def test_groups_by_length() -> None:
+    assert by_length([]) == []
+    assert by_length([0, 0]) == [[0, 1]]
+    assert by_length([7, 128, 9, 8]) == [[0, 3, 2], [1]]
+    assert by_length([30, 31, 31]) == [[0, 1, 2]]  # a call of its own costs more than a token
