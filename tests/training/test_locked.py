@@ -12,17 +12,23 @@ from safetensors.torch import load_file
 
 from tests.trainers import quiet_trainer
 from zoo.errors import BadArgumentError, BadDataError, BadInputError
+from zoo.inputs.text import train_tokenizer
 from zoo.models.conv_clip import ConvImageTower, Projection
 from zoo.registry import build, default_policy, model_card, model_entry
 from zoo.release.store import write_release
-from zoo.training import Contrastive, ManifestData
+from zoo.training import Contrastive, ManifestData, contrastive
 
 NAME, LITE = "test_clip_resnet.random", "test_clip_efficientnet.random"
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
+    return drawn(tmp_path, seed=0)
+
+
+def drawn(tmp_path: Path, seed: int) -> Path:
+    """The manifest of 24 pictures of noise in a folder."""
+    rng = np.random.default_rng(seed)
     lines = ["image,text,split"]
     for number in range(24):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
@@ -58,7 +64,30 @@ def test_a_locked_backbone_is_not_trained_and_its_features_are_its_own(
         # min_crop is 1 and flip is off, so that every view is the whole image; it is never mirrored.
         known = torch.allclose(module.locked.embed_known(number), module.model.encode_image(pixels), atol=1e-5)
         assert known is not mirror
-        assert torch.allclose(module.locked.embed(pixels), module.model.encode_image(pixels), atol=1e-5)
+        other = pixels.flip(2)
+        found = module.locked.embed(torch.cat([pixels, other]), [-1, -2])
+        assert torch.allclose(found, module.model.encode_image(torch.cat([pixels, other])), atol=1e-5)
+        again = module.locked.embed(torch.zeros_like(pixels).expand(3, -1, -1, -1), [-2, -1, -2])
+        assert torch.equal(again, found[[1, 0, 1]]), "features are computed once"
+    (tmp_path / "other").mkdir()
+    other_data = ManifestData(str(drawn(tmp_path / "other", seed=1)), batch_size=8)
+    before_other = dict(module.locked.seen)
+    trainer.validate(module, datamodule=other_data, verbose=False)
+    both = module.locked.seen.keys() & before_other.keys()
+    assert both
+    assert not any(torch.equal(module.locked.seen[number], before_other[number]) for number in both)
+
+
+def test_texts_are_embedded_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Contrastive("test_clip_resnet.random").eval()
+    module.model.tokenizer_json = train_tokenizer(["a dog", "two dogs run"], 300)
+    module._codec = module.model.codec()
+    texts = ["two dogs run and run and run", "a", "a dog", "two", "dogs run"]
+    with torch.no_grad():
+        wanted = module.model.encode_text(*module.tokens(texts))
+        monkeypatch.setattr(contrastive, "PART", 2)
+        assert torch.allclose(module._embed_texts(texts), wanted, atol=1e-5)
+    assert (wanted[0] - wanted[2]).abs().max() > 1e-3, "the texts do not tell"
 
 
 def test_an_image_tower_begins_from_a_classifier(tmp_path: Path) -> None:

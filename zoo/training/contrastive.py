@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -62,6 +63,8 @@ class Contrastive(Base):
     def setup(self, stage: str) -> None:
         """Also refuse rows with labels none of which is the positive one."""
         super().setup(stage)
+        if self.locked is not None:
+            self.locked.seen.clear()  # numbers mean other images in other data
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ManifestData):
             data.setup(stage)
@@ -75,8 +78,7 @@ class Contrastive(Base):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on `[B]` pairs."""
         image = self._embed_images(batch) if self.locked is None else self.locked.embed_known(batch["group"])
-        text = self.model.encode_text(*self.tokens(self._captions(batch)))
-        loss = self._loss(image, text, batch)
+        loss = self._loss(image, self._embed_texts(self._captions(batch)), batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
         return loss
 
@@ -95,11 +97,15 @@ class Contrastive(Base):
         if new:  # a photo with five captions comes five times, and is encoded once
             rows = list(new.values())
             images = self._embed_images(
-                {"pixels": batch["pixels"][rows], "image_present": batch["image_present"][rows]}
+                {
+                    "pixels": batch["pixels"][rows],
+                    "image_present": batch["image_present"][rows],
+                    "group": batch["group"][rows],
+                }
             )
             self._images |= dict(zip(new, images, strict=True))
         unsafe = [float("nan") if not row else float(self.positive_label in row) for row in batch["labels"]]
-        texts = self.model.encode_text(*self.tokens(self._captions(batch)))
+        texts = self._embed_texts(self._captions(batch))
         self._texts += zip(batch["lines"], texts, groups, unsafe, strict=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -131,8 +137,18 @@ class Contrastive(Base):
         return policy_bank(self.policy, self.model.embed_phrases)
 
     def _embed_images(self, batch: Batch) -> Tensor:
-        encode = self.model.encode_image if self.locked is None else self.locked.embed
-        return encode(self.pixels(batch))
+        if self.locked is None:
+            return self.model.encode_image(self.pixels(batch))
+        return self.locked.embed(self.pixels(batch), batch["group"].tolist())
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        """Unit embeddings `[B, D]`, on a CPU in parts of similar length: padding takes as long as words do."""
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        size = PART if self.device.type == "cpu" else len(order)
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        encoded = [self.model.encode_text(*self.tokens([texts[row] for row in part])) for part in parts]
+        back = torch.tensor(order, device=self.device).argsort()
+        return torch.cat(encoded)[back]
 
     def _captions(self, batch: Batch) -> list[str]:
         texts = [text for text in batch.get("texts", ()) if text is not None]
@@ -174,6 +190,9 @@ def _smooth(logits: Tensor, twins: Tensor, smoothing: float) -> Tensor:
     return -((1 - smoothing) * hit + smoothing * share).mean()
 
 
+#: Texts at once on a CPU.
+PART = 100
+
 #: Images at once: small, so that the feature maps of a depthwise network stay in the processor's cache.
 CHUNK = 8
 
@@ -191,6 +210,7 @@ class LockedTower:
         freeze_parts(model, ["image_tower.backbone"])
         self._fast: nn.Module | None = None
         self._features = torch.empty(0)
+        self.seen: dict[int, Tensor] = {}
 
     def compute(self, data: ManifestData) -> None:
         """Compute the features `[views, images, width]`; the first view is the whole image."""
@@ -214,13 +234,21 @@ class LockedTower:
         view = torch.randint(self.views, group.shape, device=group.device)
         return unit(self.tower.projection(self._features[view, group]))
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Unit embeddings `[B, D]` of any images `[B, 3, S, S]` in [0, 1]."""
+    def embed(self, pixels: Tensor, group: Sequence[int]) -> Tensor:
+        """Unit embeddings `[B, D]` of images `[B, 3, S, S]` in [0, 1] by their numbers; features are computed once."""
+        new = [row for row, number in enumerate(group) if number not in self.seen]
+        if new:
+            features = self._evaluated(pixels[new])
+            self.seen |= {group[row]: one for row, one in zip(new, features, strict=True)}
+        return unit(self.tower.projection(torch.stack([self.seen[number] for number in group])))
+
+    def _evaluated(self, pixels: Tensor) -> Tensor:
+        """The features `[B, width]` that the tower has in evaluation."""
         parts = torch.split(pixels, CHUNK)
         features = torch.cat([self._run(part) for part in parts])
         if self.tower.mirror:
             features = (features + torch.cat([self._run(part.flip(3)) for part in parts])) / 2
-        return unit(self.tower.projection(features))
+        return features
 
     @torch.no_grad()
     def _run(self, pixels: Tensor) -> Tensor:
