@@ -130,6 +130,7 @@ _register(
     "prompt_injection_minilm.jailguard",
     _sentence,
 )
+_tiny("test_sentence_words.random", "prompt_safety_minilm.zoo", **_BERT)
 _words = {"context_length": len(WORDS), "vocabulary_size": len(WORDS), "folds": 2}
 _register(
     model_card("profanity_tfidf.alt_profanity_check", **_words),

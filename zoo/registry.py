@@ -32,8 +32,8 @@ log = logging.getLogger("zoo.registry")
 RANDOM = "random"
 
 
-#: What judges pictures where no model is named.
-DEFAULT_MODEL = "opennsfw.yahoo"
+#: What judges pictures, and texts, where no model is named.
+DEFAULT_MODEL, DEFAULT_TEXT_MODEL = "opennsfw.yahoo", "prompt_safety_minilm.zoo"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _HIDDEN = -10_000.0
 
 
 def write(card: ModelCard, arrays: Arrays) -> onnx.ModelProto:
-    """The graph of an `SentenceClassifier` with these arrays."""
+    """The graph of a `SentenceClassifier`, or of a `SentenceAndWords`, with these arrays."""
     graph = Graph(card)
     mask = graph.add("Cast", "attention_mask", to=TensorProto.FLOAT)
     states = encoder(graph, arrays, "text_tower.bert.", mask)
@@ -31,15 +31,31 @@ def write(card: ModelCard, arrays: Arrays) -> onnx.ModelProto:
     for number in range(layers + 1):
         hidden = graph.gemm(hidden, arrays[f"layers.{2 * number}.weight"], arrays[f"layers.{2 * number}.bias"])
         hidden = graph.add("Relu", hidden) if number < layers else hidden
+    if "words.weight" in arrays:
+        hidden = graph.add("Add", hidden, _words(graph, arrays["words.weight"], mask))
     return graph.finish(hidden)
+
+
+def _words(graph: Graph, weights: NDArray[Any], mask: str) -> str:
+    """The weights `[V, L]` of a text's tokens, added up over the root of their number: `[B, L]`."""
+    total = sum_of_tokens(graph, graph.add("Gather", weights, "input_ids"), mask)
+    return graph.add("Div", total, graph.add("Sqrt", number_of_tokens(graph, mask)))
 
 
 def mean_of_tokens(graph: Graph, states: str, mask: str) -> str:
     """The mean `[B, W]` of the states `[B, T, W]` of the tokens whose mask `[B, T]` is 1."""
+    return graph.add("Div", sum_of_tokens(graph, states, mask), number_of_tokens(graph, mask))
+
+
+def sum_of_tokens(graph: Graph, states: str, mask: str) -> str:
+    """The sum `[B, W]` of the states `[B, T, W]` of the tokens whose mask `[B, T]` is 1."""
     row = graph.add("Unsqueeze", mask, np.array([1]))
-    total = graph.add("Squeeze", graph.add("MatMul", row, states), np.array([1]))
-    count = graph.add("Max", graph.add("ReduceSum", mask, np.array([1]), keepdims=1), np.array([1], dtype=np.float32))
-    return graph.add("Div", total, count)
+    return graph.add("Squeeze", graph.add("MatMul", row, states), np.array([1]))
+
+
+def number_of_tokens(graph: Graph, mask: str) -> str:
+    """How many tokens there are, `[B, 1]`, at least 1."""
+    return graph.add("Max", graph.add("ReduceSum", mask, np.array([1]), keepdims=1), np.array([1], dtype=np.float32))
 
 
 def encoder(graph: Graph, arrays: Arrays, prefix: str, mask: str) -> str:

@@ -34,6 +34,7 @@ WRITERS: dict[str, str] = {
     "prompt_injection_minilm": "export.written.bert:write",
     "prompt_injection_tfidf": "export.written.tfidf:write",
     "profanity_tfidf": "export.written.tfidf:write",
+    "prompt_safety_minilm": "export.written.bert:write",
 }
 
 #: How far a converted model may lie from its package: on another processor the same sums are rounded otherwise.

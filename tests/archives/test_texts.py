@@ -16,12 +16,12 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save, save_file
 
 from export.runtime.scorer import load
 from export.written.bundle import WRITERS
 from tests.archives.conftest import filled
-from zoo.archives import jailguard, tfidf
+from zoo.archives import jailguard, prompt_safety, tfidf
 from zoo.archives.archive import Archive, Archived, Slice, Weights
 from zoo.archives.pickles import Held, unpickle
 from zoo.contract.card import ModelCard
@@ -34,7 +34,7 @@ from zoo.registry import ModelEntry, build, model_card
 joblib = pytest.importorskip("joblib")
 
 JAILGUARD, GUARDRAIL = "prompt_injection_minilm.jailguard", "prompt_injection_tfidf.llm_guardrail"
-PROFANITY = "profanity_tfidf.alt_profanity_check"
+PROFANITY, SAFETY = "profanity_tfidf.alt_profanity_check", "prompt_safety_minilm.zoo"
 
 #: What the packages answer.
 GOLDEN = {
@@ -42,9 +42,11 @@ GOLDEN = {
     GUARDRAIL: {"a dog runs on the beach": 0.0888938, "hello world": 0.0414462},
     f"{GUARDRAIL}_jailbreak": {"a dog runs on the beach": 0.2214047, "hello world": 0.3528453},
     PROFANITY: {"a dog runs on the beach": 0.0459464, "hello world": 0.0261677},
+    SAFETY: {"a dog runs on the beach": 0.0, "hello world": 0.0},  # ours: in torch, when it was trained
 }
 TINY = {
     JAILGUARD: model_card("test_sentence_bert.random").replace(name=JAILGUARD),
+    SAFETY: model_card("test_sentence_words.random").replace(name=SAFETY),
     GUARDRAIL: model_card(GUARDRAIL, vocabulary_size=4, context_length=4),
     PROFANITY: model_card(PROFANITY, vocabulary_size=4, context_length=4, folds=2),
 }
@@ -282,6 +284,19 @@ def test_weights_of_jailguard_find_their_places() -> None:
     assert found.keys() == wanted.keys()
     for name, one in wanted.items():
         np.testing.assert_array_equal(found[name], one)
+
+
+def test_the_layers_of_the_package_fit_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, layers = model_card(SAFETY), load_file(prompt_safety.LAYERS)
+    assert prompt_safety.LAYERS.stat().st_size < 5_000_000
+    members = {jailguard.MINILM: save({}), jailguard.TOKENIZER: b"{}"}
+    found = prompt_safety.convert(card, members).arrays
+    assert found.keys() == layers.keys()
+    assert all(np.isfinite(one).all() for one in found.values())
+    save_file(layers | {"words.weight": layers["words.weight"][1:]}, tmp_path / "other.safetensors")
+    monkeypatch.setattr(prompt_safety, "LAYERS", tmp_path / "other.safetensors")
+    with pytest.raises(BadDataError, match=r"words.weight is \[30521, 1\], expected \[30522, 1\]"):
+        prompt_safety.convert(card, members)
 
 
 @pytest.mark.parametrize(

