@@ -37,9 +37,15 @@ def write(card: ModelCard, arrays: Arrays) -> onnx.ModelProto:
 
 
 def _words(graph: Graph, weights: NDArray[Any], mask: str) -> str:
-    """The weights `[V, L]` of a text's tokens, added up over the root of their number: `[B, L]`."""
-    total = sum_of_tokens(graph, graph.add("Gather", weights, "input_ids"), mask)
-    return graph.add("Div", total, graph.add("Sqrt", number_of_tokens(graph, mask)))
+    """The weights `[V, L]` of a text's tokens, each once, added up over the root of their number less 2: `[B, L]`."""
+    across, down = (graph.add("Unsqueeze", "input_ids", np.array([axis])) for axis in (1, 2))
+    alike = graph.add("Cast", graph.add("Equal", down, across), to=TensorProto.FLOAT)
+    before = graph.add("Trilu", alike, np.array(-1), upper=0)
+    again = graph.add("ReduceMax", before, np.array([2]), keepdims=0)
+    first = graph.add("Mul", mask, graph.add("Sub", np.array(1, dtype=np.float32), again))
+    total = sum_of_tokens(graph, graph.add("Gather", weights, "input_ids"), first)
+    two = graph.add("Sub", graph.add("ReduceSum", first, np.array([1]), keepdims=1), np.array(2, dtype=np.float32))
+    return graph.add("Div", total, graph.add("Sqrt", graph.add("Max", two, np.array([1], dtype=np.float32))))
 
 
 def mean_of_tokens(graph: Graph, states: str, mask: str) -> str:

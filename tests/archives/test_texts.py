@@ -42,7 +42,7 @@ GOLDEN = {
     GUARDRAIL: {"a dog runs on the beach": 0.0888938, "hello world": 0.0414462},
     f"{GUARDRAIL}_jailbreak": {"a dog runs on the beach": 0.2214047, "hello world": 0.3528453},
     PROFANITY: {"a dog runs on the beach": 0.0459464, "hello world": 0.0261677},
-    SAFETY: {"a dog runs on the beach": 0.0, "hello world": 0.0},  # ours: in torch, when it was trained
+    SAFETY: {"a dog runs on the beach": 0.0020486, "hello world": 0.0642655},  # ours: in torch, when it was trained
 }
 TINY = {
     JAILGUARD: model_card("test_sentence_bert.random").replace(name=JAILGUARD),

@@ -96,8 +96,8 @@ class SentenceClassifier(ZooModel):
 class SentenceAndWords(SentenceClassifier):
     """`SentenceClassifier`, and a weight for each token; logits `[B, len(card.labels)]`.
 
-    The weights of a text's tokens are added up over the root of their number: a slur in a long text still counts,
-    where the mean of the states hides it.
+    The weights of a text's tokens, each counted once, are added up over the root of their number, which leaves out the
+    two that begin and end a text: a slur in a long text still counts, where the mean of the states hides it.
     """
 
     def __init__(self, card: ModelCard) -> None:
@@ -107,8 +107,9 @@ class SentenceAndWords(SentenceClassifier):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits `[B, L]` of token ids and their mask, both int64 `[B, T]`."""
         weights = self.words(input_ids)
-        mask = attention_mask.to(weights.dtype)
-        total: Tensor = (mask[:, None] @ weights)[:, 0] / mask.sum(dim=1, keepdim=True).clamp(min=1.0).sqrt()
+        again = (input_ids[:, :, None] == input_ids[:, None]).tril(-1).any(dim=2)
+        first = attention_mask.to(weights.dtype) * again.logical_not().to(weights.dtype)
+        total: Tensor = (first[:, None] @ weights)[:, 0] / (first.sum(dim=1, keepdim=True) - 2).clamp(min=1.0).sqrt()
         return total + super().forward(input_ids, attention_mask)
 
 

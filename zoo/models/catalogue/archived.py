@@ -322,7 +322,7 @@ register(
     "prompt_safety_minilm.zoo",
     builder="zoo.models.classifiers:SentenceAndWords",
     policy="configs/policy/prompt_safety.yaml",
-    pretrained=Archived((_MINILM_ARCHIVE,), "zoo.archives.prompt_safety:convert", {"offensive": 0.0}),
+    pretrained=Archived((_MINILM_ARCHIVE,), "zoo.archives.prompt_safety:convert", {"offensive": 0.0020486}),
     summary="Ours: offensive and hateful language, a linear layer on MiniLM and a weight for each token",
     score="sigmoid",
     score_meaning="offensive or hateful, by itself; a tenth of harmless tweets with words of hate are above 0.5",
@@ -335,6 +335,12 @@ register(
     limits=(
         "Trained on Davidson's tweets (MIT), I2P (MIT), Nibbler and COCO captions (CC BY 4.0), answers of language "
         "models that people rated (pyrit 1.1.0, MIT), and what alt-profanity-check 1.9.1 (MIT) says of words.",
+        "Finds slurs, insults and hate, of social media above all; jailbreaks, injections, and requests for harm in "
+        "polite words are seldom seen. Of sources that no row was trained on it flags 14 of 100 toxic messages to a chatbot "
+        "(ToxicChat; 1.4 of 100 others), 50 of 100 hateful tweets (HatEval; 29 of 100 others) and 49 of 100 offensive "
+        "ones (OLID; 16 of 100 others); of I2P's and Nibbler's prompts for pictures 3 and 2 of 100, of 3,000 captions "
+        "of COCO none.",
+        "AUPRC and AUROC there: ToxicChat 0.415 and 0.813, HatEval 0.616 and 0.667, OLID 0.621 and 0.728.",
         _ENGLISH,
     ),
 )
