@@ -336,10 +336,11 @@ register(
         "Trained on Davidson's tweets (MIT), I2P (MIT), Nibbler and COCO captions (CC BY 4.0), answers of language "
         "models that people rated (pyrit 1.1.0, MIT), and what alt-profanity-check 1.9.1 (MIT) says of words.",
         "Finds slurs, insults and hate, of social media above all; jailbreaks, injections, and requests for harm in "
-        "polite words are seldom seen. Of sources that no row was trained on it flags 14 of 100 toxic messages to a chatbot "
-        "(ToxicChat; 1.4 of 100 others), 50 of 100 hateful tweets (HatEval; 29 of 100 others) and 49 of 100 offensive "
-        "ones (OLID; 16 of 100 others); of I2P's and Nibbler's prompts for pictures 3 and 2 of 100, of 3,000 captions "
-        "of COCO none.",
+        "polite words are seldom seen.",
+        "Of sources that were held out it flags 14 of 100 toxic messages to a chatbot (ToxicChat; 1.4 of 100 others), "
+        "50 of 100 hateful tweets (HatEval; 29 of 100 others) and 49 of 100 offensive ones (OLID; 16 of 100 others). "
+        "Of those it was trained on, 3 of 100 of I2P's prompts, 2 of 100 of Nibbler's, and none of 3,000 captions of "
+        "COCO.",
         "AUPRC and AUROC there: ToxicChat 0.415 and 0.813, HatEval 0.616 and 0.667, OLID 0.621 and 0.728.",
         _ENGLISH,
     ),
