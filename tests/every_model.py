@@ -11,6 +11,7 @@ ALIKE = (
     "test_laion_nsfw.random",
     "test_multihead.random",
     "test_sentence_bert.random",
+    "test_sentence_words.random",
     "test_q16.random",
     "test_safety_checker.random",
     "test_multimodal_nsfw.as_released",

@@ -155,6 +155,7 @@ GOLDEN: dict[str, list[list[float]]] = {
     "test_safeclip.random": [[0.01565, 0.04167, 0.01358], [0.01593, 0.03364, 0.01409]],
     "test_safety_checker.random": [[0.59387, 0.45199, 0.43392], [0.57131, 0.42096, 0.49021]],
     "test_sentence_bert.random": [[0.93175], [0.93575]],
+    "test_sentence_words.random": [[0.36614], [0.30567]],
     "test_terms.random": [[0.5], [0.6733]],
     "test_vision_regnet.random": [[0.09234, 0.09033, 0.08722], [0.08818, 0.07152, 0.10907]],
 }
