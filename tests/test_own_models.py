@@ -177,17 +177,20 @@ def test_plugins_are_listed_and_a_broken_one_is_named_and_skipped(home: Path, tm
     _install(home, "absent", "safety_zoo.commands", "absent:add")
     (home / "broken.py").write_text("raise RuntimeError('not today')", encoding="utf-8")
     (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", "list", "my_*"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path / "elsewhere",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(home), str(REPOSITORY)])},
+    listed, helped = (
+        subprocess.run(
+            [sys.executable, "-m", "zoo", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path / "elsewhere",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(home), str(REPOSITORY)])},
+        )
+        for words in (["list", "my_*"], ["--help"])
     )
-    assert done.stdout.split() == ["my_net.small", "train", "(or", "import)"]
-    assert done.stderr.splitlines() == [
-        'the plugin "absent" of absent (safety_zoo.commands) is skipped: '
-        "ModuleNotFoundError: No module named 'absent'",
-        'the plugin "broken" of broken (safety_zoo.models) is skipped: RuntimeError: not today',
+    assert listed.stdout.split() == ["my_net.small", "train", "(or", "import)"]
+    assert listed.stderr.splitlines() == [
+        'the plugin "broken" of broken (safety_zoo.models) is skipped: RuntimeError: not today'
     ]
+    said = 'the plugin "absent" of absent (safety_zoo.commands) is skipped: '
+    assert helped.stderr.splitlines() == [said + "ModuleNotFoundError: No module named 'absent'"]

@@ -7,10 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 
 import zoo
 from zoo.assets import find_asset, shipped
-from zoo.commands import catalogue, data, evaluate, release, robustness, score
 from zoo.commands.common import CommandParser, with_flags
 from zoo.contract.schema import read_yaml
 from zoo.errors import BadInputError, MissingDependencyError, close_match, refusal, training_needed
@@ -23,14 +23,14 @@ TRAINING = {
     "predict": "judge the test rows of a recipe, verdicts to predictions.jsonl",
 }
 
-#: The module of each command: of a command that is known, its parser alone is built.
+#: The module of each command, in `zoo.commands`: of a command that is known, its own alone is imported.
 COMMANDS = {
-    **dict.fromkeys(("list", "show", "pull", "recipes", "threats", "budgets"), catalogue),
-    "data": data,
-    **dict.fromkeys(("release", "import", "panel"), release),
-    "score": score,
-    **dict.fromkeys(("evaluate", "guard"), evaluate),
-    **dict.fromkeys(("attacks", "leaderboard"), robustness),
+    **dict.fromkeys(("list", "show", "pull", "recipes", "threats", "budgets"), "catalogue"),
+    "data": "data",
+    **dict.fromkeys(("release", "import", "panel"), "release"),
+    "score": "score",
+    **dict.fromkeys(("evaluate", "guard"), "evaluate"),
+    **dict.fromkeys(("attacks", "leaderboard"), "robustness"),
 }
 
 #: What only maintainers run moved out of the commands: an old call names the new one. Dropped after one release.
@@ -188,6 +188,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # for the list only: run() hands these to Lightning
     for module in dict.fromkeys([COMMANDS[command]] if command in COMMANDS else COMMANDS.values()):
-        module.add(commands)
-    load_plugins("safety_zoo.commands", lambda add: None if command in COMMANDS else add(commands))
+        import_module(f"zoo.commands.{module}").add(commands)
+    if command not in COMMANDS:
+        load_plugins("safety_zoo.commands", lambda add: add(commands))
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from zoo.contract.policy import AnyPolicy, Policy
 from zoo.errors import BadArgumentError, IncompatibleBundleError
 from zoo.files.writing import TOKENIZER
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits
-from zoo.inputs.terms import codec_of
-from zoo.inputs.text import TextCodec
 from zoo.judging.banks import policy_bank
 from zoo.judging.judge import AnyJudge, bind
 from zoo.judging.scorer import Scorer
+
+if TYPE_CHECKING:
+    from zoo.inputs.text import TextCodec
 
 
 def load(
@@ -153,4 +154,6 @@ def read_codec(bundle: Bundle) -> TextCodec:
     """
     if bundle.card.text is None:
         raise BadArgumentError(f"{bundle.card.name} reads no text")
+    from zoo.inputs.terms import codec_of  # with ftfy and tokenizers, 0.1 s that models of pictures do not need
+
     return codec_of(bundle.files.read(TOKENIZER).decode("utf-8"), bundle.card.text)

@@ -16,7 +16,7 @@ CLIP = "test_safeclip.random"
 
 
 def test_startup_table_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(startup, "COMMANDS", {startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
+    monkeypatch.setattr(startup, "commands", lambda: {startup.PEER: ["-c", ""], "other": ["-c", "import json"]})
     table = startup.bench_startup(2)
     assert [line.split(" | ")[0].strip("| `") for line in table.splitlines()[2:]] == [startup.PEER, "other"]
     assert startup.main(["--rounds", "1"]) == 0

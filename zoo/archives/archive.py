@@ -19,9 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,6 +171,9 @@ def _download(address: str, path: Path, size: int) -> None:
 
 def _read(address: str, out: Any, most: int, accept: str = "*/*") -> str:
     """Copy what lies at an address, of at most so many bytes, and return its content type."""
+    from urllib.error import HTTPError, URLError  # with TLS, 50 ms that weights in the cache do not need
+    from urllib.request import Request, urlopen
+
     who, at, rest = urllib.parse.urlsplit(address).netloc.rpartition("@")
     shown = urllib.parse.urlsplit(address)._replace(netloc=rest).geturl()  # urllib takes no password in an address
     headers = {"Accept": accept, "User-Agent": "safety-zoo"}
@@ -180,8 +181,8 @@ def _read(address: str, out: Any, most: int, accept: str = "*/*") -> str:
         secret = base64.b64encode(urllib.parse.unquote(who).encode()).decode()
         headers["Authorization"] = f"Basic {secret}"
     try:
-        request = urllib.request.Request(shown, headers=headers)
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+        request = Request(shown, headers=headers)
+        with urlopen(request, timeout=_PATIENCE) as answer:
             left = most
             while block := answer.read(min(left + 1, 1 << 20)):
                 left -= len(block)
@@ -189,9 +190,9 @@ def _read(address: str, out: Any, most: int, accept: str = "*/*") -> str:
                     raise BadArgumentError(f"{shown} is larger than the {most:,} bytes that it should have")
                 out.write(block)
             return str(answer.headers.get("Content-Type", ""))
-    except urllib.error.HTTPError as problem:
+    except HTTPError as problem:
         raise BadArgumentError(f"{shown}: {problem.code} {problem.reason}") from None
-    except (urllib.error.URLError, TimeoutError, ValueError) as problem:
+    except (URLError, TimeoutError, ValueError) as problem:
         raise BadArgumentError(f"{shown}: {getattr(problem, 'reason', problem)}") from None
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -174,18 +175,28 @@ def _judged(
     scorer: AnyScorer, items: Sequence[Input], done: int = 0, *, quiet: bool = False
 ) -> Iterator[list[Verdict]]:
     """The verdicts of the items that are not done, a batch at a time, with a bar of progress on standard error."""
+    left = iter(items[done:])
+    images, texts = ([getattr(item, kind) for item in items[done:]] for kind in ("image", "text"))
+    with _bar(len(items), done, shown=not quiet and len(images) > 1) as advance:
+        if images:
+            for batch in scorer.stream(images, texts):
+                yield [replace(one, source=item.source or one.source) for one, item in zip(batch, left, strict=False)]
+                advance(len(batch))
+
+
+@contextmanager
+def _bar(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of progress; it is called with the number of items that were just judged."""
+    if not shown:  # rich takes 50 ms to load
+        yield lambda count: None
+        return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    left = iter(items[done:])
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task("Judging", total=len(items), completed=done)
-        images, texts = ([getattr(item, kind) for item in items[done:]] for kind in ("image", "text"))
-        if images:
-            for batch in scorer.stream(images, texts):
-                yield [replace(one, source=item.source or one.source) for one, item in zip(batch, left, strict=False)]
-                progress.advance(task, len(batch))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Judging", total=total, completed=done)
+        yield lambda count: progress.advance(task, count)
 
 
 def _printed(scorer: AnyScorer, items: Sequence[Input]) -> Iterator[Verdict]:

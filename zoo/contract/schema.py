@@ -21,7 +21,7 @@ from zoo.errors import BadArgumentError, BadCardError, BadDataError, close_match
 from zoo.files.writing import write_file
 
 #: For `pydantic.dataclasses.dataclass`: no field that is not declared, and no NaN where a number is wanted.
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 #: `schema_version` of a class whose version 2 adds fields with defaults: version 1 is read and becomes 2, also where
 #: the class is part of another one. Set `_reads = (1,)` on that class.

@@ -10,12 +10,16 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFilter
+from PIL import Image, ImageFilter
 
 from zoo.inputs.containers import png_chunks
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 #: Notes on colours that could not be followed.
 PROFILE_IGNORED = "profile ignored"
@@ -135,6 +139,8 @@ def _mode_for(profile: bytes, mode: str) -> str:
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """What takes pixels through a profile to sRGB; None where that changes nothing that counts."""
+    from PIL import ImageCms  # LittleCMS takes 20 ms to load, and most pictures have no profile
+
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     transform = ImageCms.ImageCmsTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), srgb, mode, "RGB")
     if mode in ("RGB", "L"):
@@ -147,6 +153,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 @lru_cache(maxsize=1)
 def _from_lab() -> ImageCms.ImageCmsTransform:
+    from PIL import ImageCms
+
     lab, srgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(name)) for name in ("LAB", "sRGB"))
     return ImageCms.ImageCmsTransform(lab, srgb, "LAB", "RGB")
 

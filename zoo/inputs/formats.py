@@ -12,7 +12,18 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from zoo.errors import BadDataError
 from zoo.inputs.colour import MOST_BYTES
@@ -21,10 +32,15 @@ from zoo.inputs.containers import EBML, PNG_START, Chunk, checksum_holds, jpeg_s
 #: Raster formats only. Pillow would also hand PostScript to Ghostscript, and read sixty rare formats.
 #: MPO comes with JPEG: naming it here would make Pillow raise KeyError, as it registers no opener of that name.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: They are registered with Pillow when they are imported; `Image.init` would import those of all formats.
+_PLUGINS = (
+    *(AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin),
+    *(PngImagePlugin, TiffImagePlugin, WebPImagePlugin),
+)
 #: Endings of the names of pictures and of videos that are read, in lower case with the dot; those of HEIC and JPEG XL,
 #: and of videos, by extras.
 PICTURE_ENDINGS = frozenset(
-    {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    {suffix for suffix, kind in Image.EXTENSION.items() if kind in (*FORMATS, "MPO")}
     | {".heic", ".heif", ".hif", ".jxl"}
 )
 VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv"})

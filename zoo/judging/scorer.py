@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,11 @@ from zoo.contract.verdict import Cause, Place, Unseen, Verdict
 from zoo.errors import BadArgumentError, BadInputError, ClosedError, ServiceError
 from zoo.inputs import image as image_input
 from zoo.inputs.image import DEFAULT_LIMITS, ImageLimits, ImageSource, Pixels
-from zoo.inputs.text import TextCodec
 from zoo.inputs.views import shown
 from zoo.judging.judge import AnyJudge
+
+if TYPE_CHECKING:
+    from zoo.inputs.text import TextCodec
 
 #: Images and texts of a call. A uint8 `[B, H, W, 3]` array is B images.
 Images: TypeAlias = Sequence[ImageSource | None] | NDArray[np.generic] | None
