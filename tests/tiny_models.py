@@ -108,7 +108,7 @@ _tiny(
     "clip_efficientnet_lite2.lit",
     side=65,
     stem=8,
-    head=32,
+    features=32,
     stages=[[1, 3, 1, 1, 8], [2, 5, 2, 2, 12], [1, 3, 2, 2, 16]],
     **_BERT,
     **_PROJECTION,

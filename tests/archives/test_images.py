@@ -107,7 +107,7 @@ TINY = {
         "efficientnet_lite0.imagenet",
         75,
         stem=4,
-        head=16,
+        features=16,
         stages=[[1, 3, 1, 1, 4], [2, 5, 2, 3, 6], [1, 3, 2, 2, 8], [1, 5, 1, 2, 8]],
         labels=["0", "1", "2"],
     ),

@@ -66,7 +66,7 @@ def test_pictures_are_prepared_by_both_resizers(
     printed = capsys.readouterr().out
     assert printed.count("| all tiles |") == len(pictures.SHAPES)
     assert "0 of 1 verdicts of mosaics differ" in printed
-    assert "three tiles" in printed
+    assert "3 tiles" in printed
     assert answered(pictures.main, [str(tmp_path / "none")]) == 1
 
 

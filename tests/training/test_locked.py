@@ -92,7 +92,7 @@ def test_texts_are_embedded_in_their_order(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_image_tower_begins_from_a_classifier(tmp_path: Path) -> None:
     name = "efficientnet_lite0.imagenet"
-    sizes = {size: model_card(LITE).hparams[size] for size in ("stem", "stages", "head")}
+    sizes = {size: model_card(LITE).hparams[size] for size in ("stem", "stages", "features")}
 
     def release(folder: str, **other: object) -> str:
         classifier = build(model_card(name, **sizes | other))
@@ -107,7 +107,7 @@ def test_an_image_tower_begins_from_a_classifier(tmp_path: Path) -> None:
         assert torch.equal(value, stored[f"backbone.{key}"])
     assert "image tower: efficientnet_lite0.imagenet of https://github.com/tensorflow/tpu" in model.card.source
     with pytest.raises(BadDataError, match=r"has no image tower like that of test_clip_efficientnet\.random"):
-        Contrastive(LITE, image_weights=release("wider", head=24))
+        Contrastive(LITE, image_weights=release("wider", features=24))
     with pytest.raises(BadArgumentError, match=r"test_clip_resnet\.random has no MobileNetV1 or EfficientNet-Lite"):
         Contrastive(NAME, image_weights=str(tmp_path / "same"))
 

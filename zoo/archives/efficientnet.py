@@ -59,10 +59,10 @@ def same(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 def _convolutions(card: ModelCard) -> dict[str, tuple[tuple[int, ...], str, str]]:
     """The shape of each convolution by its name in the module, and the names of it and of its norm in the file."""
-    last, stem, head = blocks(card)[-1].width, card.hparams["stem"], card.hparams["head"]
+    last, stem, features = blocks(card)[-1].width, card.hparams["stem"], card.hparams["features"]
     found: dict[str, tuple[tuple[int, ...], str, str]] = {
         "stem": ((stem, 3, 3, 3), "_conv_stem", "_bn0"),
-        "head": ((head, last, 1, 1), "_conv_head", "_bn1"),
+        "head": ((features, last, 1, 1), "_conv_head", "_bn1"),
     }
     for place, block in enumerate(blocks(card)):
         ours, theirs, wide = f"blocks.{place}", f"_blocks.{place}", block.channels * block.expansion
@@ -86,7 +86,7 @@ def convert(card: ModelCard, members: Mapping[str, bytes]) -> Weights:
         raise BadDataError(f"{card.name}: {member} {problem}") from None
     classes = len(card.labels)
     shapes: dict[str, tuple[int, ...]] = {
-        "classifier.weight": (classes, card.hparams["head"]),
+        "classifier.weight": (classes, card.hparams["features"]),
         "classifier.bias": (classes,),
     }
     names = {"_fc.weight": "classifier.weight", "_fc.bias": "classifier.bias"}

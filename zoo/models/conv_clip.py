@@ -159,7 +159,7 @@ def load_pretrained(model: ZooModel, image: str | None, text: str | None, load: 
 def _begin(model: ZooModel, backbone: EfficientNetLite, source: str, classifier: ZooModel) -> None:
     """Copy the backbone of a classifier."""
     card, theirs = classifier.card, getattr(classifier, "backbone", None)
-    sizes = {name: card.hparams.get(name) for name in ("stem", "stages", "head")}
+    sizes = {name: card.hparams.get(name) for name in ("stem", "stages", "features")}
     if not isinstance(theirs, EfficientNetLite) or sizes != {name: model.card.hparams[name] for name in sizes}:
         raise BadDataError(f"{source}: {card.name} has no image tower like that of {model.card.name}")
     backbone.load_state_dict(theirs.state_dict())

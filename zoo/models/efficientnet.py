@@ -61,12 +61,12 @@ class Features(NamedTuple):
 
 
 class EfficientNetLite(nn.Module):
-    """`[B, 3, S, S]` normalised pixels to `Features`, with the sizes `stem`, `stages` and `head` of `card.hparams`."""
+    """`[B, 3, S, S]` normalised pixels to `Features`, by `stem`, `stages` and `features` of `card.hparams`."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
         parts = blocks(card)
-        self.width: int = card.hparams["head"]
+        self.width: int = card.hparams["features"]
         self.stem = Convolution(3, card.hparams["stem"], 3, 2)
         self.blocks = nn.Sequential(*map(InvertedBottleneck, parts))
         self.head = Convolution(parts[-1].width, self.width)

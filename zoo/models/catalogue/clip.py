@@ -125,7 +125,7 @@ EFFICIENTNET_LITE2: dict[str, Any] = {
         [5, 5, 2, 6, 208],
         [1, 3, 1, 6, 352],
     ],
-    "head": 1280,
+    "features": 1280,
 }
 
 
