@@ -15,8 +15,9 @@ RUN := runs/quickstart
 # Files share exported bundles, so each goes to one process whole; in the order of their names, the last ones are short.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What trains and what is exported, of a CLIP and of a fusion of both inputs with convolutions. Graphs in half precision and
-# frozen sides do not depend on rounding, nor do names of nodes.
-ROUNDED := -k "not (half_precision_keeps or frozen_side or test_nodes or nsfw or bert or panel or regnet or resnet)" \
+# frozen sides do not depend on rounding, nor do names of nodes, the form of graphs, and engines that are made to fail.
+ROUNDED := -k "not (half_precision_keeps or frozen_side or test_nodes or nsfw or bert or panel or regnet or resnet or standard_onnx \
+  or neighbours_in_its_batch or raises_ends_in_the_reason)" \
   tests/training $(patsubst %,--ignore tests/training/test_%.py,cli devices half_precision resume) $(addprefix tests/export/,onnx precision verify)
 export HF_HUB_OFFLINE ?= 1  # neither target downloads anything but packages
 
