@@ -22,7 +22,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
-class Block:
+class InvertedBlock:
     """An inverted bottleneck: 1x1 convolution to `expansion` times the channels, depthwise, 1x1 to `width` channels.
 
     An `expansion` of 1 has no first convolution.
@@ -40,13 +40,13 @@ class Block:
         return self.stride == 1 and self.channels == self.width
 
 
-def blocks(card: ModelCard) -> list[Block]:
+def blocks(card: ModelCard) -> list[InvertedBlock]:
     """The blocks of all stages: `stages` has the number of blocks, kernel, stride, expansion and width of each."""
-    found: list[Block] = []
+    found: list[InvertedBlock] = []
     channels = card.hparams["stem"]
     for count, kernel, stride, expansion, width in card.hparams["stages"]:
         for number in range(count):
-            found.append(Block(channels, kernel, 1 if number else stride, expansion, width))
+            found.append(InvertedBlock(channels, kernel, 1 if number else stride, expansion, width))
             channels = width
     return found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,12 +87,27 @@ def unpickle(content: bytes, classes: Collection[str]) -> Any:
     >>> unpickle(content, ["sklearn.svm._classes.LinearSVC"]).get("coef_", np.ndarray).shape
     (1, 20)
     """
-    try:
+    with _refusing("is no pickle of joblib that can be read"):
         return _Reader(io.BytesIO(content), classes).load()
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Make BadDataError of all that a pickle with a wrong opcode comes to."""
+    try:
+        yield
     except BadDataError:
         raise
-    except Exception as problem:  # whatever a wrong opcode comes to
-        raise BadDataError(f"is no pickle of joblib that can be read: {type(problem).__name__}: {problem}") from None
+    except Exception as problem:
+        raise BadDataError(f"{what}: {type(problem).__name__}: {problem}") from None
+
+
+def _numbers(stream: io.BytesIO, size: int, what: str) -> bytes:
+    """The next bytes of a file, which must not end in them."""
+    numbers = stream.read(size)
+    if len(numbers) != size:
+        raise BadDataError(f"ends in {what} of {size:,} bytes, after {len(numbers):,}")
+    return numbers
 
 
 #: Python's own unpickler in Python: the one in C cannot be told of arrays. It is not in the type stubs.
@@ -132,9 +148,7 @@ class _Reader(_Python):  # type: ignore[misc]
         if wrapper.__dict__.get("numpy_array_alignment_bytes") is not None:
             self._stream.read(self._stream.read(1)[0])
         size = dtype.itemsize * int(np.prod(shape, dtype=object))
-        numbers = self._stream.read(size)
-        if len(numbers) != size:
-            raise BadDataError(f"ends in an array of {size:,} bytes, after {len(numbers):,}")
+        numbers = _numbers(self._stream, size, "an array")
         array = np.frombuffer(numbers, dtype).astype(dtype.newbyteorder("="))
         if wrapper.get("order", str) == "F":
             return np.array(array.reshape(shape[::-1]).T, order="C")
@@ -161,26 +175,19 @@ def tensors(content: bytes) -> dict[str, NDArray[Any]]:
     that is not one of tensors.
     """
     stream = io.BytesIO(content)
-    try:
+    with _refusing("is no file of torch that can be read"):
         magic, protocol, _, state, keys = (_TorchReader(stream).load() for _ in range(5))
         if (magic, protocol) != (_MAGIC, 1001) or not isinstance(state, OrderedDict):
             raise BadDataError("is no state dict of torch in its form without zip")
         kinds = {one.given[0][2]: _STORAGES[one.given[0][1].name] for one in state.values()}
         storages = {key: _storage(stream, kinds[key]) for key in keys}
         return {str(name): _array(one, storages) for name, one in state.items()}
-    except BadDataError:
-        raise
-    except Exception as problem:  # whatever a wrong opcode comes to
-        raise BadDataError(f"is no file of torch that can be read: {type(problem).__name__}: {problem}") from None
 
 
 def _storage(stream: io.BytesIO, kind: str) -> NDArray[Any]:
     """The numbers of the next storage: their count in eight bytes, then they."""
     count, size = int.from_bytes(stream.read(8), "little"), np.dtype(kind).itemsize
-    numbers = stream.read(size * count)
-    if len(numbers) != size * count:
-        raise BadDataError(f"ends in a tensor of {size * count:,} bytes, after {len(numbers):,}")
-    return np.frombuffer(numbers, kind)
+    return np.frombuffer(_numbers(stream, size * count, "a tensor"), kind)
 
 
 def _array(tensor: _Tensor, storages: dict[str, NDArray[Any]]) -> NDArray[Any]:

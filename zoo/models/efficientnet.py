@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.archives.efficientnet import EPS, Block, blocks, same
+from zoo.archives.efficientnet import EPS, InvertedBlock, blocks, same
 from zoo.contract.card import ModelCard
 from zoo.models.base import Normalise, ZooModel, image_of
 
@@ -39,7 +39,7 @@ class Convolution(nn.Module):
 class InvertedBottleneck(nn.Module):
     """`[B, channels, H, W]` to `[B, width, H / stride, W / stride]`."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: InvertedBlock) -> None:
         super().__init__()
         wide = block.channels * block.expansion
         self.expand = Convolution(block.channels, wide) if block.expansion > 1 else None
@@ -53,7 +53,7 @@ class InvertedBottleneck(nn.Module):
         return x + out if self.shortcut else out
 
 
-class Features(NamedTuple):
+class Pooled(NamedTuple):
     """The last feature map `[B, W, h, w]` and its mean `[B, W]`, named as transformers names them."""
 
     last_hidden_state: Tensor
@@ -61,7 +61,7 @@ class Features(NamedTuple):
 
 
 class EfficientNetLite(nn.Module):
-    """`[B, 3, S, S]` normalised pixels to `Features`, by `stem`, `stages` and `features` of `card.hparams`."""
+    """`[B, 3, S, S]` normalised pixels to `Pooled`, by `stem`, `stages` and `features` of `card.hparams`."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(*map(InvertedBottleneck, parts))
         self.head = Convolution(parts[-1].width, self.width)
 
-    def forward(self, pixels: Tensor) -> Features:
+    def forward(self, pixels: Tensor) -> Pooled:
         """The features of a batch."""
         last = self.head(self.blocks(self.stem(pixels)))
-        return Features(last, last.mean((2, 3)))
+        return Pooled(last, last.mean((2, 3)))
 
 
 class ImageNetClassifier(ZooModel):
